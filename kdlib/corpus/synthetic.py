@@ -1,0 +1,212 @@
+"""The embedded corpus: UA-Speech's speakers, sexes, intelligibilities and words, spoken by espeak-ng.
+
+`plan` says who utters what; `make` has them spoken by a fresh process a speaker (`python -m kdlib.corpus.synthetic`), so
+that the bytes do not depend on the order or on the number of processes. The corpus tests the machinery, not clinical benefit.
+"""
+
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import multiprocessing
+import os
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+
+from kdlib.corpus import manifest
+from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.speakers import is_control, table
+from kdlib.errors import UserError, nearest
+from kdlib.params import Params, Synthetic
+from kdlib.stage import produce, writing
+
+CODE = ("corpus/synthetic.py", "corpus/dysarthria.py", "corpus/espeak.py")
+BLOCKS = ("B1", "B2", "B3")
+KINDS = {"D": "digit", "L": "letter", "C": "computer", "CW": "common", "UW": "uncommon"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Prompt:
+    """One word to be said by a speaker."""
+
+    speaker: str
+    block: str
+    code: str
+    word: str
+    repetition: int
+
+    @property
+    def utt_id(self) -> str:
+        """As in UA-Speech, with the repetition in the microphone's place."""
+        return f"{self.speaker}_{self.block}_{self.code.replace('_', '')}_R{self.repetition}"
+
+
+def word_list() -> dict[str, str]:
+    """The 455 codes of UA-Speech and their words; codes of uncommon words begin with their block."""
+    return json.loads(files("kdlib").joinpath("data/uaspeech_words.json").read_text(encoding="utf-8"))
+
+
+def published_durations() -> dict[str, tuple[float, float]]:
+    """Median of a speaker's word durations relative to controls on UA-Speech, and the deviation of its log."""
+    text = files("kdlib").joinpath("data/word_duration_ratios.csv").read_text(encoding="utf-8")
+    rows = csv.DictReader(text.splitlines())
+    return {row["speaker"]: (float(row["word_ratio_median"]), float(row["sd_log_ratio"])) for row in rows}
+
+
+def plan(settings: Synthetic) -> dict[str, list[Prompt]]:
+    """Who says what: every speaker the chosen words by block, every control the whole list and the chosen words."""
+    chosen = list(_chosen(settings))
+    known = [name for name, speaker in table().items() if not speaker.control]
+    speakers = known if settings.speakers == "all" else list(settings.speakers)
+    for name in speakers:
+        if name not in known:
+            raise UserError(f"synthetic.speakers: unknown speaker {name!r}{nearest(name, known)}")
+    prompts = {name: [Prompt(name, block, code, word, repetition) for repetition in range(1, settings.repetitions + 1)
+                      for block, code, word in chosen] for name in speakers}
+    everything = {word: code for code, word in reversed(word_list().items())}  # the first code of a word
+    extra = list(everything.items())
+    if settings.control_words != "all":
+        extra = [extra[index * len(extra) // settings.control_words] for index in range(settings.control_words)]
+    own = {word: everything[word] for _, _, word in chosen}
+    for name in [name for name in table() if is_control(name)][-settings.controls :]:
+        prompts[name] = [Prompt(name, "C", code, word, 1) for word, code in (dict(extra) | own).items()]
+        prompts[name] += [Prompt(name, "C", code, word, 2) for word, code in own.items()]
+    return prompts
+
+
+def make(params: Params) -> Path:
+    """Make the corpus (or find it made) and return its folder: audio, manifest.csv, lexicon.txt."""
+    return produce(params.folder / "corpus", lambda partial: _build(partial, params), what="corpus",
+                   parameters=params.synthetic, seed=params.seed, code=CODE)
+
+
+def _build(partial: Path, params: Params) -> None:
+    from tqdm import tqdm
+
+    prompts = plan(params.synthetic)
+    (partial / "audio").mkdir(exist_ok=True)
+    with tqdm(total=sum(map(len, prompts.values())), desc="corpus", unit="utt", mininterval=1, ascii=True) as bar:
+        for name in _speak(prompts, params, partial):
+            bar.update(len(prompts[name]))
+    rows = [row for name in prompts for row in _rows(partial, name)]
+    utterances = [Utterance(**row | {"wav": partial / row["wav"], "duration_s": float(row["duration_s"])}) for row in rows]
+    manifest.write_speechbrain(utterances, partial / "manifest.csv", partial)
+    words = {prompt.word for todo in prompts.values() for prompt in todo if not is_control(prompt.speaker)}
+    (partial / "lexicon.txt").write_text("\n".join(sorted(words)) + "\n", encoding="utf-8")
+    for name in prompts:
+        (partial / f"{name}.csv").unlink()
+
+
+def _speak(prompts: dict[str, list[Prompt]], params: Params, folder: Path) -> Iterator[str]:
+    """Have every speaker's prompts spoken, yielding the name of each that is ready; what a killed run made is kept."""
+    ready = [name for name in prompts if (folder / f"{name}.csv").is_file()]
+    yield from ready
+    jobs = [{"speaker": name, "gain": params.synthetic.severity_gain, "seed": params.seed, "folder": str(folder),
+             "sample_rate": params.synthetic.sample_rate, "prompts": [dataclasses.asdict(prompt) for prompt in todo]}
+            for name, todo in prompts.items() if name not in ready]
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen([sys.executable, "-m", "kdlib.corpus.synthetic"], env=environment, text=True,
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdin.write(json.dumps(jobs))
+        process.stdin.close()
+        yield from map(str.strip, process.stdout)
+        if process.wait():
+            last = process.stderr.read().strip().splitlines()[-1:] or [f"exit code {process.returncode}"]
+            raise UserError(f"corpus: the voices failed: {last[0]}")
+
+
+def _rows(folder: Path, name: str) -> Iterator[dict]:
+    with (folder / f"{name}.csv").open(newline="", encoding="utf-8") as file:
+        yield from csv.DictReader(file)
+
+
+def _chosen(settings: Synthetic) -> Iterator[tuple[str, str, str]]:
+    """(block, code, word), evenly spread over the list: common words in every block, uncommon ones in one each."""
+    words, counts = word_list(), settings.words
+    for block in BLOCKS:
+        for prefix, count in (("D", counts.digits), ("L", counts.letters), ("C", counts.computer), ("CW", counts.common)):
+            codes = [code for code in words if _kind(code) == KINDS[prefix]]
+            yield from ((block, code, words[code]) for code in _spread(codes, count))
+        codes = [code for code in words if code.startswith(f"{block}_")]
+        yield from ((block, code.removeprefix(f"{block}_"), words[code]) for code in _spread(codes, counts.uncommon_per_block))
+
+
+def _spread(codes: list[str], count: int) -> list[str]:
+    return [codes[index * len(codes) // count] for index in range(count)]
+
+
+def _kind(code: str) -> str:
+    """Which kind of word a code stands for.
+
+    >>> _kind("D3"), _kind("LQ"), _kind("CW12"), _kind("B1_UW7"), _kind("UW7")
+    ('digit', 'letter', 'common', 'uncommon', 'uncommon')
+    """
+    bare = code.split("_")[-1]
+    return KINDS["L"] if bare[0] == "L" else KINDS[bare.rstrip("0123456789")]
+
+
+def _voice(name: str, rng: np.random.Generator) -> tuple[list[str], int]:
+    """Voice lines and pitch: sex gives the range, the generator the person."""
+    female = table()[name].sex == "F"
+    low = rng.uniform(135, 175) if female else rng.uniform(70, 105)
+    tract = rng.uniform(1.08, 1.20) if female else rng.uniform(0.92, 1.05)
+    lines = [f"pitch {low:.0f} {low * 1.45:.0f}", "flutter 0", "roughness 0"]
+    for formant in range(1, 6):
+        lines.append(f"formant {formant} {100 * tract * rng.uniform(0.97, 1.03):.0f} {rng.uniform(85, 115):.0f} "
+                     f"{rng.uniform(90, 115):.0f}")
+    lines.append(f"consonants {rng.uniform(80, 115):.0f} {rng.uniform(85, 110):.0f}")
+    return lines, int(rng.integers(125, 150))
+
+
+def _speak_all(job: dict) -> str:
+    """What a voice's own process does: speak every prompt in order, write the files, then the list of them."""
+    import soundfile
+    from scipy import signal
+
+    from kdlib.corpus import dysarthria
+    from kdlib.corpus.espeak import RATE_HZ, Engine
+
+    name, rate, folder = job["speaker"], job["sample_rate"], Path(job["folder"])
+    rng = np.random.default_rng([job["seed"], zlib.crc32(name.encode())])
+    lines, rate_wpm = _voice(name, rng)
+    durations = published_durations()
+    traits = dysarthria.draw_traits(table()[name].intelligibility_pct, job["gain"], rng, durations.get(name))
+    spread = round(50 * (1 - 0.7 * traits.monotony * traits.severity))
+    engine = Engine(lines, rate_wpm=rate_wpm, pitch=50, pitch_range=spread)
+    (folder / "audio" / name).mkdir(exist_ok=True)
+    up, down = rate // math.gcd(rate, RATE_HZ), RATE_HZ // math.gcd(rate, RATE_HZ)
+    lowpass = signal.firwin(20 * max(up, down) + 1, 1 / max(up, down), window=("kaiser", 5.0))
+    table_ = io.StringIO()
+    writer = csv.DictWriter(table_, [field.name for field in dataclasses.fields(Utterance)], lineterminator="\n")
+    writer.writeheader()
+    for prompt in (Prompt(**fields) for fields in job["prompts"]):
+        rng = np.random.default_rng([job["seed"], zlib.crc32(prompt.utt_id.encode())])
+        phonemes = dysarthria.misarticulate(engine.phonemes(prompt.word.lower()), traits, rng)
+        voice = dysarthria.distort(*engine.say(phonemes), traits, rng)
+        audio = signal.resample_poly(dysarthria.record(voice, rng), up, down, window=lowpass)
+        wav, content = Path("audio") / name / f"{prompt.utt_id}.wav", io.BytesIO()
+        soundfile.write(content, audio, rate, format="WAV", subtype="PCM_16")
+        (folder / wav).write_bytes(content.getvalue())
+        writer.writerow({"utt_id": prompt.utt_id, "speaker": name, "wav": wav, "duration_s": f"{len(audio) / rate:.4f}",
+                         "text": prompt.word, "block": prompt.block, "repetition": prompt.repetition,
+                         "word_type": _kind(prompt.code), "sha256": hashlib.sha256(content.getvalue()).hexdigest()[:16]})
+    with writing(folder / f"{name}.csv") as hidden:
+        hidden.write_text(table_.getvalue(), encoding="utf-8")
+    return name
+
+
+if __name__ == "__main__":
+    import scipy.signal  # noqa: F401 (2 s: imported once, before the voices' processes fork)
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
+    with multiprocessing.get_context("fork").Pool(cores, maxtasksperchild=1) as voices:
+        for done in voices.imap_unordered(_speak_all, json.load(sys.stdin), chunksize=1):
+            print(done, flush=True)

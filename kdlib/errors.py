@@ -1,0 +1,23 @@
+"""The one exception that a user is meant to read: what was expected, what was found, where, and what to do."""
+
+from difflib import get_close_matches
+
+
+class UserError(ValueError):
+    """An error of input, not of the program. Notebooks show its message alone, without a traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        """IPython asks for this instead of a traceback."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+def nearest(name: str, valid: list[str]) -> str:
+    """Say which valid name was probably meant.
+
+    >>> nearest("helt_out", ["held_out", "fold"])
+    "; did you mean 'held_out'?"
+    >>> nearest("M99", ["M08", "M05"])
+    '; expected one of M05, M08'
+    """
+    close = get_close_matches(str(name), valid, n=1, cutoff=0.75)
+    return f"; did you mean {close[0]!r}?" if close else f"; expected one of {', '.join(sorted(valid))}"

@@ -1,0 +1,273 @@
+"""Parameters: recipe YAML + fold YAML + overrides -> one frozen, validated `Params`.
+
+Precedence is base < recipe < fold < overrides. Unknown names, wrong types, impossible values and unknown speakers are
+refused before any work, with the file, the name, what was expected, what was found, and the nearest valid name.
+Paths are relative to the repository's root, which is found from any folder below it.
+"""
+
+import functools
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from kdlib.errors import UserError, nearest
+
+Names = Annotated[tuple[str, ...], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]
+
+
+class Strict(BaseModel):
+    """No unknown names, no silent conversion of types, no change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Fold(Strict):
+    """Who is held out from what. Written in `params/folds/<corpus>/<SPEAKER>.yaml`."""
+
+    dev: str | None = None  # speaker for every choice; never trained on, its teacher is not averaged
+    exclude: Names = ("M01",)  # removed from training; no effect on the held-out one
+    train: Literal["all"] | Names = "all"
+    teachers: Literal["all", "same_level"] | Names = "all"
+    levels: Literal["seed", "published"] = "seed"  # whose level labels `same_level` reads
+
+
+class Blocks(Strict):
+    """Which recording blocks are trained and tested on (the literature's; the original study used B3 for both)."""
+
+    train: Names = Field(("B1", "B3"), min_length=1)
+    test: Names = Field(("B2",), min_length=1)
+
+
+class Words(Strict):
+    """How many words of each kind of the UA-Speech list the embedded corpus speaks."""
+
+    digits: int = Field(10, ge=0, le=10)
+    letters: int = Field(0, ge=0, le=26)
+    computer: int = Field(0, ge=0, le=19)
+    common: int = Field(0, ge=0, le=100)
+    uncommon_per_block: int = Field(0, ge=0, le=100)
+
+
+class Synthetic(Strict):
+    """The embedded corpus: synthetic voices with the UA-Speech speakers' ids, sexes and intelligibilities."""
+
+    speakers: Literal["all"] | Names = "all"
+    words: Words = Words()
+    repetitions: int = Field(2, ge=1, le=7)  # of each word in each block
+    controls: int = Field(13, ge=2, le=13)
+    control_words: int | Literal["all"] = "all"  # of the whole list, beside the words above
+    severity_gain: float = Field(1.0, ge=0, le=3)  # calibrated on the baseline's error, on nothing else
+    sample_rate: int = Field(16_000, ge=8_000, le=48_000)
+
+
+class Pretraining(Strict):
+    """How the small pretrained model is made from control voices (`make pretrained`)."""
+
+    test_controls: int = Field(3, ge=1, le=6)  # voices that are not trained on
+    unseen_words: float = Field(0.1, ge=0, lt=1)  # share of the words beyond the corpus's own that are not trained on
+    pieces: int = Field(64, ge=32, le=1024)
+    d_model: int = Field(96, ge=16)
+    layers: int = Field(4, ge=1)
+    heads: int = Field(4, ge=1)
+    steps: int = Field(3000, ge=1)
+    batch_size: int = Field(32, ge=1)
+    lr: float = Field(2e-3, gt=0)
+    warmup_steps: int = Field(300, ge=0)
+    checkpoint_every: int = Field(200, ge=1)
+
+
+class Scoring(Strict):
+    """How hypotheses are scored."""
+
+    fold_homophones: bool = False  # count TO for TWO, RIGHT for WRITE, ... as correct
+    bootstrap: int = Field(1000, ge=100)
+    batch_size: int = Field(32, ge=1)
+
+
+class Params(Strict):
+    """Everything that a notebook needs to know."""
+
+    name: str  # outputs/<name>/; the recipe's file name
+    held_out: str
+    seed: int = Field(1, ge=0)
+    fold: Fold = Fold()
+    folds: str = "uaspeech"  # params/folds/<folds>/
+    corpus: Literal["synthetic", "manifest"] = "synthetic"
+    manifest: str | None = None  # SpeechBrain CSV or NeMo JSON lines, where corpus: manifest
+    data_folder: str | None = None  # what $data_folder stands for
+    blocks: Blocks = Blocks()
+    synthetic: Synthetic = Synthetic()
+    pretrained: Literal["shipped", "controls", "nemo"] = "shipped"
+    nemo_model: str = "nvidia/stt_en_conformer_ctc_small"  # a model's name, or the path of a .nemo file
+    pretraining: Pretraining = Pretraining()
+    scoring: Scoring = Scoring()
+    outputs: str = "outputs"
+
+    @property
+    def folder(self) -> Path:
+        """Where this recipe's artefacts live."""
+        return root() / self.outputs / self.name
+
+    @property
+    def fold_folder(self) -> Path:
+        """Where the artefacts live that depend on the held-out speaker."""
+        return self.folder / self.held_out
+
+
+def root(start: Path | None = None) -> Path:
+    """The repository's root: the nearest folder upwards that holds `params/base.yaml`."""
+    here = (start or Path.cwd()).resolve()
+    for folder in (here, *here.parents, Path(__file__).resolve().parents[1]):
+        if (folder / "params" / "base.yaml").is_file():
+            return folder
+    raise UserError(f"no params/base.yaml in {here} or above it: start inside the repository")
+
+
+def load(recipe: str | Path, held_out: str, fold: dict | None = None, overrides: dict | None = None) -> Params:
+    """Read, merge and check a recipe, a fold and overrides.
+
+    An empty `fold` reads the fold file of the recipe's corpus: `params/folds/<folds>/<held_out>.yaml`.
+    """
+    path = _inside(recipe)
+    layers = [(_shown(file), _read_yaml(file)) for file in recipe_files(path)]
+    for source, settings in layers:
+        settings.pop("extends", None)
+        _validate(settings, held_out, source)
+    settings = _merged(layers)
+    if not fold:
+        fold, source = _fold_file(str(settings.get("folds", "uaspeech")), held_out)
+        layers.append((source, {"fold": fold}))
+    else:
+        layers.append(("parameter 'fold'", {"fold": fold}))
+    layers.append(("parameter 'overrides'", overrides or {}))
+    for source, settings in layers[-2:]:
+        _validate(settings, held_out, source)
+    params = _validate({"name": path.stem} | _merged(layers), held_out, _shown(path))
+    _check_whole(params, layers[-2][0], _shown(path))
+    return params
+
+
+def recipe_files(recipe: str | Path) -> list[Path]:
+    """The files that a recipe is made of, base first: the base, what it extends, itself."""
+    base, path = (root() / "params" / "base.yaml").resolve(), _inside(recipe)
+    chain: list[Path] = []
+    while path != base:
+        if path in chain:
+            raise UserError(f"{_shown(chain[0])}: its 'extends' leads back to {_shown(path)}")
+        chain.insert(0, path)
+        path = (path.parent / _read_yaml(path).get("extends", base)).resolve()
+    return [base, *chain]
+
+
+def _merged(layers: list[tuple[str, dict]]) -> dict:
+    return functools.reduce(_merge, (settings for _, settings in layers), {})
+
+
+def _check_whole(params: Params, fold_source: str, recipe: str) -> None:
+    """Checks that need more than one value."""
+    fold, held_out = params.fold, params.held_out
+    known = _fold_names(params.folds)
+    for role in ("dev", "exclude", "train", "teachers"):
+        named = getattr(fold, role)
+        for speaker in (named if isinstance(named, tuple) else [named] if role == "dev" and named else []):
+            if known and speaker not in known:
+                raise UserError(f"{fold_source}: fold.{role}: unknown speaker {speaker!r}{nearest(speaker, known)}")
+    if fold.dev == held_out:
+        raise UserError(f"{fold_source}: fold.dev is {held_out}, the held-out speaker itself; name another speaker")
+    for role in ("train", "teachers"):
+        for speaker, what in ((held_out, "held-out"), (fold.dev, "dev")):
+            if isinstance(getattr(fold, role), tuple) and speaker in getattr(fold, role):
+                raise UserError(f"{fold_source}: the {what} speaker {speaker} is also named in fold.{role}; remove it there")
+    if params.pretraining.d_model % params.pretraining.heads:
+        raise UserError(f"{recipe}: pretraining.d_model {params.pretraining.d_model} cannot be divided among "
+                        f"{params.pretraining.heads} heads; choose heads that divide it")
+    if params.corpus == "manifest" and not params.manifest:
+        raise UserError(f"{recipe}: corpus is 'manifest', but no manifest is named; write manifest: path/to/corpus.csv")
+
+
+def _fold_file(folds: str, held_out: str) -> tuple[dict, str]:
+    path = root() / "params" / "folds" / folds / f"{held_out}.yaml"
+    if not path.is_file():
+        hint = nearest(held_out, _fold_names(folds))
+        raise UserError(f"held_out: unknown speaker {held_out!r}: there is no {_shown(path)}{hint}")
+    content = _read_yaml(path)
+    for name in set(content) - {"held_out", "fold"}:
+        raise UserError(f"{_shown(path)}: unknown name {name!r}{nearest(name, ['held_out', 'fold'])}")
+    if content.get("held_out", held_out) != held_out:
+        raise UserError(f"{_shown(path)}: held_out is {content['held_out']!r}, but speaker {held_out!r} was asked for")
+    return content.get("fold") or {}, _shown(path)
+
+
+def _fold_names(folds: str) -> list[str]:
+    return [file.stem for file in (root() / "params" / "folds" / folds).glob("*.yaml")]
+
+
+def _inside(recipe: str | Path) -> Path:
+    path = Path(recipe)
+    return (path if path.is_absolute() else root() / path).resolve()
+
+
+def _read_yaml(path: Path) -> dict:
+    if not path.is_file():
+        there = sorted(file.name for file in path.parent.glob("*.yaml"))
+        hint = f"; recipes there: {', '.join(there)}" if there else ""
+        raise UserError(f"{_shown(path)}: no such file{hint}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{_shown(path)}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content or {}, dict):
+        raise UserError(f"{_shown(path)}: expected names and values, found {type(content).__name__}")
+    return content or {}
+
+
+def _merge(below: dict, above: dict) -> dict:
+    merged = dict(below)
+    for name, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = _merge(merged[name], value) if both else value
+    return merged
+
+
+def _validate(settings: dict, held_out: str, source: str) -> Params:
+    """Check one source alone (all else at its default), so that an error names the file that it stands in."""
+    try:
+        return Params.model_validate({"name": "unnamed", **settings, "held_out": held_out})
+    except ValidationError as error:
+        problems = [_explain(problem, source) for problem in error.errors()]
+    raise UserError("\n".join(dict.fromkeys(problems)))
+
+
+def _explain(problem: dict, source: str) -> str:
+    loc = [str(piece) for piece in problem["loc"] if not _is_branch(piece)]
+    name, found = ".".join(loc), problem["input"]
+    if problem["type"] == "extra_forbidden":
+        return f"{source}: unknown parameter {name!r}{nearest(loc[-1], _names(loc[:-1]))}"
+    message = problem["msg"].replace("a valid tuple", "a list, such as [M04, F03]")
+    hint = ""
+    if isinstance(found, str) and problem["type"] in ("float_type", "int_type"):
+        hint = "; YAML reads 1e-4 as text: write 1.0e-4 or 0.0001" if "e" in found.lower() else "; remove the quotes"
+    return f"{source}: {name or 'recipe'}: {message[0].lower()}{message[1:]}, found {found!r}{hint}"
+
+
+def _is_branch(piece: Any) -> bool:
+    """Pydantic names the branch of a union in a location: not something that the user wrote."""
+    return isinstance(piece, str) and ("[" in piece or piece in ("int", "str", "float"))
+
+
+def _names(loc: list[str]) -> list[str]:
+    model: Any = Params
+    for piece in loc:
+        model = model.model_fields[piece].annotation
+        if get_origin(model) is not None:
+            model = next(arg for arg in get_args(model) if isinstance(arg, type) and issubclass(arg, BaseModel))
+    return list(model.model_fields)
+
+
+def _shown(path: Path) -> str:
+    try:
+        return str(path.relative_to(root()))
+    except ValueError:
+        return str(path)

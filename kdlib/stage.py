@@ -1,0 +1,213 @@
+"""Where artefacts live: atomic folders, provenance, resume, and no work where nothing changed.
+
+`produce(folder, build, ...)` calls `build(partial)` on a hidden sibling and renames it when it is complete, with a
+`run.json` beside the artefacts. A killed run leaves only the hidden sibling; the next one with the same parameters,
+inputs and code finds it and goes on there. `python -m kdlib.stage NOTEBOOK.ipynb` says why an executed notebook failed.
+"""
+
+import ast
+import contextlib
+import datetime
+import fcntl
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from kdlib.errors import UserError
+from kdlib.params import root
+
+PACKAGES = ("torch", "torchaudio", "nemo_toolkit", "speechbrain", "lightning", "numpy", "scipy", "sentencepiece",
+            "espeakng-loader", "jiwer", "pandas")
+
+
+def produce(folder: Path, build: Callable[[Path], None], *, what: str, parameters: Any = None,
+            inputs: Iterable[Path] = (), code: Iterable[str] = (), seed: int | None = None) -> Path:
+    """Make `folder` by `build(partial)`, unless it was made by the same parameters, inputs and code.
+
+    `inputs` are files or stage folders, `code` the source files (relative to kdlib/) whose change asks for a new run.
+    """
+    depends = {"parameters": _plain(parameters), "inputs": {path.name: fingerprint(path) for path in inputs},
+               "code": code_fingerprint(code), "seed": seed}
+    key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
+    if _key(folder) == key:
+        print(f"{what}: up to date ({_shown(folder)})")
+        return folder
+    with _locked(folder, what):
+        if _key(folder) == key:  # another process made it while this one waited
+            return folder
+        partial = _partial(folder, key)
+        started = time.monotonic()
+        build(partial)
+        record = {"what": what, "key": key, **depends, **_provenance(), "wall_s": round(time.monotonic() - started, 2)}
+        write_json(partial / "run.json", record)
+        _replace(partial, folder)
+    print(f"{what}: made in {record['wall_s']:.1f} s ({_shown(folder)})")
+    return folder
+
+
+def fingerprint(path: Path) -> str:
+    """Of a stage folder: its key; of a file: its content."""
+    if path.is_dir():
+        return _key(path) or "none"
+    return sha256(path)[:16] if path.is_file() else "none"
+
+
+def sha256(path: Path) -> str:
+    """The checksum of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def code_fingerprint(files: Iterable[str]) -> str:
+    """Of source files in kdlib/: what they do. Comments, layout and docstrings do not count."""
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        digest.update(_meaning((Path(__file__).parent / name).read_text(encoding="utf-8")).encode())
+    return digest.hexdigest()[:16]
+
+
+def notebook_fingerprint(notebook: Path) -> str:
+    """Of a notebook: its code cells, so that saving it with outputs does not count as a change."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    return hashlib.sha256("\0".join(code).encode()).hexdigest()[:16]
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON by way of a hidden sibling, so that a reader never sees half of it."""
+    with writing(path) as hidden:
+        hidden.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """A hidden name to write to, renamed to `path` if all went well and removed if not."""
+    hidden = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield hidden
+        hidden.replace(path)
+    finally:
+        hidden.unlink(missing_ok=True)
+
+
+def explain(notebook: Path) -> str:
+    """Why an executed notebook failed, in as few lines as possible."""
+    try:
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    except (OSError, json.JSONDecodeError):
+        return f"{_shown(notebook)}: not executed at all"
+    for cell in cells:
+        for output in cell.get("outputs", []):
+            if output.get("output_type") == "error":
+                hint = "" if output["ename"] == "UserError" else f"\n  (the traceback is in {_shown(notebook)})"
+                return f"{output['ename']}: {output['evalue']}{hint}"
+    return f"{_shown(notebook)}: the kernel died or was killed; run the same command again to go on"
+
+
+def _key(folder: Path) -> str | None:
+    try:
+        return json.loads((folder / "run.json").read_text(encoding="utf-8"))["key"]
+    except (OSError, json.JSONDecodeError, KeyError):
+        return None
+
+
+def _partial(folder: Path, key: str) -> Path:
+    """The hidden sibling: what a killed run with the same key left is kept, anything else is removed."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    mark = partial / ".key"
+    if partial.exists() and not (mark.is_file() and mark.read_text() == key):
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True, exist_ok=True)
+    mark.write_text(key)
+    return partial
+
+
+def _replace(partial: Path, folder: Path) -> None:
+    """Put the complete folder in place; executed notebooks of the old one stay."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    (partial / ".key").unlink()
+    if folder.exists():
+        for notebook in folder.glob("*.ipynb"):
+            shutil.copy2(notebook, partial)
+        folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, what: str) -> Iterator[None]:
+    """One process at a time makes a folder; the lock goes with its process, however that ends."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = (folder.parent / f".{folder.name}.lock").open("w")
+    except OSError as error:
+        raise UserError(f"{what}: cannot write to {_shown(folder.parent)} ({error.strerror}); "
+                        "make it writable, or name another folder in the recipe: outputs: /path/to/outputs") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{what}: another process is making {_shown(folder)}; waiting for it", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _provenance() -> dict:
+    usage = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return {"revision": _revision(), "packages": _versions(), "python": platform.python_version(),
+            "platform": platform.platform(), "finished": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),
+            "peak_memory_mb": usage // (1024 if sys.platform == "linux" else 1024 * 1024)}
+
+
+@functools.cache
+def _revision() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+@functools.cache
+def _meaning(source: str) -> str:
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+            body.pop(0)
+    return ast.dump(tree)
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
+
+
+def _shown(path: Path) -> str:
+    with contextlib.suppress(ValueError):
+        return str(path.resolve().relative_to(root()))
+    return str(path)
+
+
+if __name__ == "__main__":
+    sys.exit(explain(Path(sys.argv[1])))

@@ -1,0 +1,129 @@
+"""Text <-> token ids: the one place that knows of normalisation, special tokens and offsets.
+
+In the teachers' space 0 = BOS, 1 = EOS, 2 = blank, and every other id is sentencepiece's own, with no offset anywhere
+(the original study lost its results to one). NeMo keeps its blank last and has neither BOS nor EOS. Whatever is stored
+carries `Tokens.fingerprint`; before anything is scored, `check_round_trip` sends every reference there and back.
+"""
+
+import functools
+import hashlib
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdlib.errors import UserError
+
+BOS, EOS, BLANK = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A sentencepiece model with the contract for its special ids."""
+
+    model: bytes
+    blank: int
+    size: int  # of the output layer, special tokens included
+    bos: int | None = None
+    eos: int | None = None
+
+    @classmethod
+    def for_teachers(cls, path: Path, size: int | None = None) -> "Tokens":
+        """BOS 0, EOS 1, blank 2, over a sentencepiece model; `size` may be larger than its number of pieces."""
+        model = path.read_bytes()
+        pieces = _processor(model).get_piece_size()
+        return cls(model, BLANK, size or pieces, BOS, EOS)
+
+    @classmethod
+    def for_nemo(cls, model: bytes) -> "Tokens":
+        """NeMo's space: sentencepiece's ids, then the blank; no BOS, no EOS."""
+        pieces = _processor(model).get_piece_size()
+        return cls(model, pieces, pieces + 1)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Of the pieces and the special ids: equal only if the same ids mean the same."""
+        contract = f"{self.blank},{self.size},{self.bos},{self.eos}".encode()
+        return hashlib.sha256(self.model + contract).hexdigest()[:16]
+
+    @functools.cached_property
+    def pieces(self) -> list[str]:
+        """What each of sentencepiece's ids stands for."""
+        processor = _processor(self.model)
+        return [processor.id_to_piece(index) for index in range(processor.get_piece_size())]
+
+    @functools.cached_property
+    def _cased(self) -> str:
+        """The case that the pieces are written in: 'upper', 'lower' or 'mixed'."""
+        text = "".join(piece for piece in self.pieces if not piece.startswith("<"))
+        return "upper" if text == text.upper() else "lower" if text == text.lower() else "mixed"
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text; characters that the pieces cannot write are refused."""
+        normal = normalise(text)
+        cased = {"upper": normal.upper(), "lower": normal.lower(), "mixed": normal}[self._cased]
+        ids = _processor(self.model).encode(cased)
+        if self.decode(ids) != normal:
+            bad = sorted({char for char in normal if self.decode(_processor(self.model).encode(self._case(char))) != char})
+            named = ", ".join(f"{char!r} (U+{ord(char):04X})" for char in bad) or f"{text!r} as a whole"
+            raise UserError(f"the tokenizer cannot write {named} of the text {text!r}; correct the transcript, or train "
+                            "a tokenizer on texts that hold it")
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids, normalised; special ids and ids beyond the pieces write nothing."""
+        special = {self.blank, self.bos, self.eos}
+        known = [index for index in map(int, ids) if index not in special and 0 <= index < len(self.pieces)]
+        return normalise(_processor(self.model).decode(known))
+
+    def _case(self, text: str) -> str:
+        return text.lower() if self._cased == "lower" else text.upper() if self._cased == "upper" else text
+
+
+def normalise(text: str) -> str:
+    """One spelling of a text for every comparison: composed characters, upper case, straight quotes, single spaces.
+
+    >>> normalise(" it\u2019s  a CAFE\u0301 ")
+    "IT'S A CAFÉ"
+    """
+    straight = unicodedata.normalize("NFC", text).replace("\u2019", "'").replace("\u2010", "-").replace("\u2011", "-")
+    return " ".join(straight.upper().split())
+
+
+def train(texts: Iterable[str], pieces: int, folder: Path, *, lower: bool = False) -> Path:
+    """Train a byte-pair model on texts; return `folder/tokenizer.model`. Each text counts once."""
+    import io
+
+    import sentencepiece
+
+    sentences = sorted({normalise(text).lower() if lower else normalise(text) for text in texts})
+    folder.mkdir(parents=True, exist_ok=True)
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences), model_writer=model, vocab_size=pieces, model_type="bpe",
+            character_coverage=1.0, hard_vocab_limit=True, minloglevel=2, num_threads=1)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(f"no tokenizer of {pieces} pieces can be trained on these {len(sentences)} texts ({reason}); "
+                        "change the number of pieces in the recipe") from None
+    path = folder / "tokenizer.model"
+    path.write_bytes(model.getvalue())
+    return path
+
+
+def check_round_trip(tokens: Tokens, references: Iterable[str]) -> None:
+    """Text -> ids -> text for every reference, and every id within its range, before anything is scored."""
+    for text in sorted(set(references)):
+        ids = tokens.encode(text)
+        wrong = [index for index in ids if not 0 <= index < tokens.size or index in (tokens.blank, tokens.bos, tokens.eos)]
+        if wrong:
+            raise UserError(f"the reference {text!r} encodes to {ids}: {wrong[0]} is a special id or beyond the "
+                            f"{tokens.size} outputs; this tokenizer does not fit this model")
+
+
+@functools.lru_cache(maxsize=16)
+def _processor(model: bytes):
+    import sentencepiece
+
+    return sentencepiece.SentencePieceProcessor(model_proto=model)
