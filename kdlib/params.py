@@ -71,11 +71,11 @@ class Pretraining(Strict):
     d_model: int = Field(96, ge=16)
     layers: int = Field(4, ge=1)
     heads: int = Field(4, ge=1)
-    steps: int = Field(3000, ge=1)
+    conv_channels: int = Field(32, ge=1)
+    steps: int = Field(2400, ge=1)
     batch_size: int = Field(32, ge=1)
     lr: float = Field(2e-3, gt=0)
     warmup_steps: int = Field(300, ge=0)
-    checkpoint_every: int = Field(200, ge=1)
 
 
 class Scoring(Strict):

@@ -101,6 +101,13 @@ def writing(path: Path) -> Iterator[Path]:
         hidden.unlink(missing_ok=True)
 
 
+def progress(total: int, what: str, unit: str):
+    """A progress bar of plain text that moves in a terminal, in JupyterLab and in the log of a headless run."""
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc=what, unit=unit, ascii=True, mininterval=0.2 if sys.stderr.isatty() else 5, dynamic_ncols=True)
+
+
 def explain(notebook: Path) -> str:
     """Why an executed notebook failed, in as few lines as possible."""
     try:

@@ -64,7 +64,7 @@ class Tokens:
         cased = {"upper": normal.upper(), "lower": normal.lower(), "mixed": normal}[self._cased]
         ids = _processor(self.model).encode(cased)
         if self.decode(ids) != normal:
-            bad = sorted({char for char in normal if self.decode(_processor(self.model).encode(self._case(char))) != char})
+            bad = sorted({char for char in normal if char != " " and self.decode(_processor(self.model).encode(self._case(char))) != char})
             named = ", ".join(f"{char!r} (U+{ord(char):04X})" for char in bad) or f"{text!r} as a whole"
             raise UserError(f"the tokenizer cannot write {named} of the text {text!r}; correct the transcript, or train "
                             "a tokenizer on texts that hold it")

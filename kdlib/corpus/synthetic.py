@@ -1,6 +1,6 @@
 """The embedded corpus: UA-Speech's speakers, sexes, intelligibilities and words, spoken by espeak-ng.
 
-`plan` says who utters what; `make` has them spoken by a fresh process a speaker (`python -m kdlib.corpus.synthetic`), so
+`plan` says who utters what; `speak` has them spoken by a fresh process a speaker (`python -m kdlib.corpus.synthetic`), so
 that the bytes do not depend on the order or on the number of processes. The corpus tests the machinery, not clinical benefit.
 """
 
@@ -21,12 +21,11 @@ from pathlib import Path
 
 import numpy as np
 
-from kdlib.corpus import manifest
-from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.manifest import Corpus, Utterance
 from kdlib.corpus.speakers import is_control, table
 from kdlib.errors import UserError, nearest
 from kdlib.params import Params, Synthetic
-from kdlib.stage import produce, writing
+from kdlib.stage import progress, writing
 
 CODE = ("corpus/synthetic.py", "corpus/dysarthria.py", "corpus/espeak.py")
 BLOCKS = ("B1", "B2", "B3")
@@ -82,31 +81,20 @@ def plan(settings: Synthetic) -> dict[str, list[Prompt]]:
     return prompts
 
 
-def make(params: Params) -> Path:
-    """Make the corpus (or find it made) and return its folder: audio, manifest.csv, lexicon.txt."""
-    return produce(params.folder / "corpus", lambda partial: _build(partial, params), what="corpus",
-                   parameters=params.synthetic, seed=params.seed, code=CODE)
-
-
-def _build(partial: Path, params: Params) -> None:
-    from tqdm import tqdm
-
+def speak(params: Params, folder: Path) -> Corpus:
+    """Have everything of the plan spoken into `folder`/audio; what a killed run made is kept."""
     prompts = plan(params.synthetic)
-    (partial / "audio").mkdir(exist_ok=True)
-    with tqdm(total=sum(map(len, prompts.values())), desc="corpus", unit="utt", mininterval=1, ascii=True) as bar:
-        for name in _speak(prompts, params, partial):
+    (folder / "audio").mkdir(exist_ok=True)
+    with progress(sum(map(len, prompts.values())), "corpus", "utt") as bar:
+        for name in _speak(prompts, params, folder):
             bar.update(len(prompts[name]))
-    rows = [row for name in prompts for row in _rows(partial, name)]
-    utterances = [Utterance(**row | {"wav": partial / row["wav"], "duration_s": float(row["duration_s"])}) for row in rows]
-    manifest.write_speechbrain(utterances, partial / "manifest.csv", partial)
-    words = {prompt.word for todo in prompts.values() for prompt in todo if not is_control(prompt.speaker)}
-    (partial / "lexicon.txt").write_text("\n".join(sorted(words)) + "\n", encoding="utf-8")
-    for name in prompts:
-        (partial / f"{name}.csv").unlink()
+    rows = [row for name in prompts for row in _rows(folder, name)]
+    return Corpus(tuple(Utterance(**row | {"wav": folder / row["wav"], "duration_s": float(row["duration_s"])})
+                        for row in rows), "the embedded corpus")
 
 
 def _speak(prompts: dict[str, list[Prompt]], params: Params, folder: Path) -> Iterator[str]:
-    """Have every speaker's prompts spoken, yielding the name of each that is ready; what a killed run made is kept."""
+    """Speak each speaker's prompts, yielding the name of each that is ready."""
     ready = [name for name in prompts if (folder / f"{name}.csv").is_file()]
     yield from ready
     jobs = [{"speaker": name, "gain": params.synthetic.severity_gain, "seed": params.seed, "folder": str(folder),

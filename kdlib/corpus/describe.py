@@ -1,0 +1,83 @@
+"""The data card: what is in a corpus, as tables."""
+
+import statistics
+from collections import defaultdict
+
+import numpy as np
+import pandas as pd
+
+from kdlib.corpus import audio
+from kdlib.corpus.manifest import Corpus, Utterance
+from kdlib.corpus.speakers import Splits, is_control, level, table
+from kdlib.corpus.synthetic import published_durations
+
+
+def speakers(corpus: Corpus, labels: str = "published") -> pd.DataFrame:
+    """One row a speaker: level, utterances, words, hours, and how long a word takes relative to controls."""
+    spoken = _by_speaker(corpus)
+    ratios, published = duration_ratios(corpus), published_durations()
+    rows = []
+    for name, utterances in spoken.items():
+        known = table().get(name)
+        rows.append({"speaker": name, "level": level(name, labels) or "?", "seed_level": level(name, "seed") or "?",
+                     "intelligibility_pct": known.intelligibility_pct if known else np.nan, "utterances": len(utterances),
+                     "words": len({utt.text for utt in utterances}),
+                     "hours": round(sum(utt.duration_s for utt in utterances) / 3600, 3),
+                     "duration_ratio": ratios.get(name, np.nan), "published_ratio": published.get(name, (np.nan,))[0]})
+    return pd.DataFrame(rows).sort_values(["intelligibility_pct", "speaker"], ignore_index=True)
+
+
+def duration_ratios(corpus: Corpus, each: int = 60) -> dict[str, float]:
+    """Median over words of a speaker's spoken duration relative to the controls' median for the same word.
+
+    Measured between the first and the last 20 ms within 30 dB of the loudest, on up to `each` utterances a speaker.
+    """
+    controls: dict[str, list[float]] = defaultdict(list)
+    spoken = _by_speaker(corpus)
+    words = {utt.text for utt in corpus if not is_control(utt.speaker)}
+    measured = {name: [(utt.text, spoken_s(utt)) for utt in _some([u for u in utterances if u.text in words], each)]
+                for name, utterances in spoken.items()}
+    for name in filter(is_control, measured):
+        for text, seconds in measured[name]:
+            controls[text].append(seconds)
+    medians = {text: statistics.median(seconds) for text, seconds in controls.items()}
+    ratios = {name: [seconds / medians[text] for text, seconds in pairs if text in medians] for name, pairs in measured.items()}
+    return {name: round(statistics.median(values), 3) for name, values in ratios.items() if values}
+
+
+def spoken_s(utt: Utterance) -> float:
+    """Seconds between the first and the last frame of 20 ms that is within 30 dB of the loudest."""
+    samples = audio.load(utt.wav)
+    size = audio.RATE_HZ // 50
+    frames = np.resize(samples, (max(1, len(samples) // size), size))
+    loud = 10 * np.log10((frames**2).mean(1) + 1e-10)
+    above = np.flatnonzero(loud > loud.max() - 30)
+    return (above[-1] - above[0] + 1) / 50
+
+
+def roles(splits: Splits) -> pd.DataFrame:
+    """What a fold does with whom: utterances and words by role."""
+    parts = {"training": splits.train, "dev": splits.dev, "test": splits.test, "controls": splits.controls}
+    return pd.DataFrame([{"role": role, "speakers": len({utt.speaker for utt in part}), "utterances": len(part),
+                          "words": len({utt.text for utt in part}),
+                          "words not trained on": len({utt.text for utt in part if not splits.seen(utt)})}
+                         for role, part in parts.items()])
+
+
+def same_word(corpus: Corpus, names: list[str]) -> list[Utterance]:
+    """One word that all the named speakers say, an utterance each; a word of middling length."""
+    spoken = {name: {utt.text: utt for utt in reversed(corpus.where(lambda utt, name=name: utt.speaker == name))}
+              for name in names}
+    common = sorted(set.intersection(*(set(words) for words in spoken.values())), key=lambda word: (abs(len(word) - 7), word))
+    return [spoken[name][common[0]] for name in names] if common else []
+
+
+def _by_speaker(corpus: Corpus) -> dict[str, list[Utterance]]:
+    spoken: dict[str, list[Utterance]] = defaultdict(list)
+    for utt in corpus:
+        spoken[utt.speaker].append(utt)
+    return dict(sorted(spoken.items()))
+
+
+def _some(utterances: list[Utterance], most: int) -> list[Utterance]:
+    return utterances[:: max(1, len(utterances) // most)]

@@ -1,0 +1,1 @@
+"""The decoders' room: `Outputs` -> hypotheses."""

@@ -1,0 +1,1 @@
+"""The scorers' room: hypotheses -> tables."""

@@ -1,0 +1,52 @@
+"""Any system, any utterances: hear, decode with every decoder that applies, and score.
+
+Before a single score, every reference makes the round trip through the system's own tokenizer.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from kdlib.corpus import audio
+from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.speakers import level
+from kdlib.decode.greedy import blank_share, greedy
+from kdlib.decode.lexicon import Lexicon
+from kdlib.evaluate.score import Hypothesis
+from kdlib.models import Outputs
+from kdlib.stage import progress
+from kdlib.tokens import Tokens, check_round_trip, normalise
+
+CODE = ("evaluate/system.py", "evaluate/score.py", "decode/greedy.py", "decode/lexicon.py", "tokens.py", "corpus/audio.py")
+
+
+class System(Protocol):
+    """What can be evaluated: samples in, `Outputs` out, with the tokens that they mean."""
+
+    path: Path
+    tokens: Tokens
+
+    def __call__(self, samples, lengths) -> Outputs:
+        """Samples [B, N] and their numbers [B] -> `Outputs`."""
+        ...
+
+
+def hear(system: System, utterances: Sequence[Utterance], lexicon: Sequence[str], *, batch_size: int = 32,
+         levels: str = "published", seen: Callable[[Utterance], bool] | None = None, what: str = "evaluation",
+         ) -> list[Hypothesis]:
+    """Decode utterances greedily and over a closed lexicon; rows come back in the order given."""
+    check_round_trip(system.tokens, [utt.text for utt in utterances])
+    closed = Lexicon(lexicon, system.tokens)
+    rows: dict[str, Hypothesis] = {}
+    with progress(len(utterances), what, "utt") as bar:
+        for batch in audio.batches(utterances, batch_size):
+            outputs = system(*audio.collate(batch))
+            parts = (batch, greedy(outputs, system.tokens.blank), closed.best(outputs),
+                     blank_share(outputs, system.tokens.blank).tolist())
+            for utt, ids, word, blanks in zip(*parts, strict=True):
+                rows[utt.utt_id] = Hypothesis(
+                    utt.utt_id, utt.speaker, level(utt.speaker, levels), utt.word_type,
+                    "" if seen is None else "yes" if seen(utt) else "no", normalise(utt.text), system.tokens.decode(ids), word,
+                    n_tokens=len(ids), blank_share=round(blanks, 4), token_ids=" ".join(map(str, ids)))
+            bar.update(len(batch))
+    return [rows[utt.utt_id] for utt in utterances]

@@ -1,0 +1,150 @@
+"""NVIDIA NeMo's Conformer-CTC: building a small one, restoring any `.nemo`, and hearing with it.
+
+`restore` is the one way in for the embedded stand-in, for local files and for NVIDIA's downloads. NeMo takes 6-15 s to
+import, so it is imported inside functions, with its telemetry silenced first.
+"""
+
+import contextlib
+import logging
+import os
+import socket
+import tarfile
+import urllib.parse
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdlib.errors import UserError
+from kdlib.models import Outputs
+from kdlib.params import Params, Pretraining, root
+from kdlib.tokens import Tokens
+
+if TYPE_CHECKING:
+    import torch
+
+CODE = ("models/nemo.py",)
+SHIPPED = Path(__file__).parents[1] / "data" / "standin.nemo"
+
+
+class NeMoCTC:
+    """A pretrained NeMo model as it came, for evaluation: samples in, `Outputs` out, blank last."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.model = restore(path)
+        self.model.eval()
+        self.tokens = Tokens.for_nemo(self.model.tokenizer.tokenizer.serialized_model_proto())
+        self.rate_hz = int(self.model.cfg.preprocessor.sample_rate)
+
+    def __call__(self, samples: "torch.Tensor", lengths: "torch.Tensor") -> Outputs:
+        """Samples [B, N] and their numbers [B] -> log-probabilities over pieces and blank."""
+        import torch
+
+        with torch.inference_mode():
+            features, sizes = self.model.preprocessor(input_signal=samples, length=lengths)
+            encoded, frames = self.model.encoder(audio_signal=features, length=sizes)
+            logits = self.model.decoder(encoder_output=encoded)
+        longest = int(frames.max())  # encodings can be a frame longer than their lengths
+        return Outputs(logits[:, :longest], frames, encoded.transpose(1, 2)[:, :longest])
+
+
+def find(params: Params) -> Path:
+    """The `.nemo` file that a recipe names, where it needs no training."""
+    if params.pretrained == "shipped":
+        return SHIPPED
+    name = params.nemo_model
+    if name.endswith(".nemo"):
+        path = Path(name) if Path(name).is_absolute() else root() / name
+        if not path.is_file():
+            raise UserError(f"nemo_model: there is no file {path}; correct the path in the recipe, name a model of "
+                            "NVIDIA's (nvidia/stt_en_conformer_ctc_small), or write pretrained: shipped")
+        return path
+    return _download(name)
+
+
+def restore(path: Path):
+    """The model in a `.nemo` file, on the CPU."""
+    try:
+        with tarfile.open(path) as archive:
+            members = archive.getnames()
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise UserError(f"{path} is not a complete .nemo file ({error}); download or make it again") from None
+    if not any(name.endswith("model_config.yaml") for name in members):
+        raise UserError(f"{path} holds no model_config.yaml: it is not a .nemo file, or it was cut off; "
+                        "download or make it again")
+    with quiet():
+        from nemo.collections.asr.models import ASRModel
+    try:
+        with quiet():
+            model = ASRModel.restore_from(str(path), map_location="cpu")
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path} could not be restored by NeMo ({reason}); download or make it again") from error
+    if not hasattr(model, "decoder") or not hasattr(model, "encoder") or not hasattr(model, "tokenizer"):
+        raise UserError(f"{path} holds a {type(model).__name__}; expected a CTC model with sentencepiece tokens")
+    return model
+
+
+def build(tokenizer: Path, settings: Pretraining):
+    """A small Conformer-CTC of NeMo's own classes with random weights."""
+    with quiet():
+        from nemo.collections.asr.models import EncDecCTCModelBPE
+        from omegaconf import OmegaConf
+    pieces = Tokens.for_nemo(tokenizer.read_bytes()).pieces
+    (tokenizer.parent / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
+    config = {
+        "sample_rate": 16_000,
+        "tokenizer": {"dir": str(tokenizer.parent), "type": "bpe"},
+        "preprocessor": {"_target_": "nemo.collections.asr.modules.AudioToMelSpectrogramPreprocessor",
+                         "sample_rate": 16_000, "normalize": "per_feature", "window_size": 0.025, "window_stride": 0.01,
+                         "window": "hann", "features": 40, "n_fft": 512, "frame_splicing": 1, "dither": 1e-5, "pad_to": 0},
+        "encoder": {"_target_": "nemo.collections.asr.modules.ConformerEncoder", "feat_in": 40, "feat_out": -1,
+                    "n_layers": settings.layers, "d_model": settings.d_model, "subsampling": "striding",
+                    "subsampling_factor": 4, "subsampling_conv_channels": settings.conv_channels, "ff_expansion_factor": 4,
+                    "self_attention_model": "rel_pos", "n_heads": settings.heads, "att_context_size": [-1, -1],
+                    "xscaling": True, "untie_biases": True, "pos_emb_max_len": 5000, "conv_kernel_size": 15,
+                    "dropout": 0.1, "dropout_pre_encoder": 0.1, "dropout_emb": 0.0, "dropout_att": 0.1},
+        "decoder": {"_target_": "nemo.collections.asr.modules.ConvASRDecoder", "feat_in": settings.d_model,
+                    "num_classes": len(pieces), "vocabulary": pieces},
+    }
+    with quiet():
+        return EncDecCTCModelBPE(cfg=OmegaConf.create(config))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep NeMo's telemetry, its advice and its import warnings off the screen; errors still come."""
+    for name in ("nv_one_logger", "nv_one_logger.training_telemetry", "nv_one_logger.exporter"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    for name in ("nemo_logger", "nemo", "torch.distributed.elastic.multiprocessing.redirects"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("NEMO_LOGGING_LEVEL", "ERROR")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            from nemo.utils import logging as nemo_logging
+
+            nemo_logging.setLevel(logging.ERROR)
+        except ImportError as error:
+            raise UserError(f"NeMo cannot be imported ({error}); set the environment up again with: make .venv/.ready") from error
+        yield
+
+
+def _download(name: str) -> Path:
+    """NVIDIA's model by name, from the Hugging Face hub, which keeps it for the next time."""
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    file = f"{name.split('/')[-1]}.nemo"
+    try:
+        with contextlib.suppress(LocalEntryNotFoundError):
+            return Path(hf_hub_download(name, file, local_files_only=True))
+        address = urllib.parse.urlsplit(constants.ENDPOINT)
+        socket.create_connection((address.hostname, address.port or 443), timeout=5).close()  # fails at once, not after retries
+        return Path(hf_hub_download(name, file))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"nemo_model: {name} is not on this machine, and it cannot be downloaded ({reason}). Two ways "
+                        "out: get its .nemo file where there is a network and write nemo_model: path/to/it.nemo, or "
+                        "write pretrained: shipped for the small stand-in") from None

@@ -1,0 +1,1 @@
+"""The show room: tables -> pictures."""

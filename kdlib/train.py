@@ -1,0 +1,125 @@
+"""The one training loop, on Lightning: deterministic epochs, checkpoints, exact resume, progress.
+
+Every epoch's batches and random numbers follow from the seed and the epoch's number alone, so that a run that was
+killed and goes on from its last checkpoint ends with the same weights as an undisturbed one.
+"""
+
+import logging
+import math
+import random
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+
+from kdlib.errors import UserError
+from kdlib.stage import progress
+
+Step = Callable[[Any], dict[str, torch.Tensor]]  # a batch -> named losses; "loss" is minimised
+
+CODE = ("train.py",)
+CHECKPOINT = "latest.ckpt"
+
+
+class Task(pl.LightningModule):
+    """A model, what a step computes, and its optimiser: AdamW with warm-up and cosine decay."""
+
+    def __init__(self, model: torch.nn.Module, step: Step, *, lr: float, warmup_steps: int, total_steps: int,
+                 weight_decay: float = 1e-3) -> None:
+        super().__init__()
+        self.model, self.step = model, step
+        self.lr, self.warmup_steps, self.total_steps, self.weight_decay = lr, warmup_steps, total_steps, weight_decay
+
+    def training_step(self, batch: Any, _: int) -> torch.Tensor:
+        """One step; every named loss is logged."""
+        losses = self.step(batch)
+        for name, value in losses.items():
+            if not torch.isfinite(value):
+                raise UserError(f"training: {name} is {value.item()} at step {self.global_step}; lower the learning rate "
+                                "or look at the data of this batch")
+            self.log(name, value.detach(), batch_size=1)
+        return losses["loss"]
+
+    def configure_optimizers(self) -> dict:
+        """AdamW; the schedule counts steps."""
+        trained = [weight for weight in self.model.parameters() if weight.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=self.lr, weight_decay=self.weight_decay, betas=(0.9, 0.98))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._scale)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _scale(self, step: int) -> float:
+        """Linear warm-up, then half a cosine down to zero."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        done = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+class Epochs(pl.LightningDataModule):
+    """Each epoch's batches, made anew from its number."""
+
+    def __init__(self, batches: Callable[[int], Iterable[Any]], load: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.batches, self.load = batches, load
+
+    def train_dataloader(self) -> torch.utils.data.DataLoader:
+        """The batches of the trainer's current epoch, in their order."""
+        chosen = list(self.batches(self.trainer.current_epoch))
+        return torch.utils.data.DataLoader(chosen, batch_size=None, shuffle=False, collate_fn=self.load)
+
+
+class _Progress(pl.Callback):
+    """Steps, epoch, smoothed losses and the time left; random numbers that follow from the epoch."""
+
+    def __init__(self, what: str, steps: int, seed: int) -> None:
+        self.what, self.steps, self.seed = what, steps, seed
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.bar = progress(self.steps, self.what, "step")
+        if trainer.global_step:
+            self.bar.write(f"{self.what}: goes on from step {trainer.global_step} of {self.steps}")
+            self.bar.initial = trainer.global_step
+        self.bar.update(trainer.global_step)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        seed_everything(self.seed * 100_003 + trainer.current_epoch)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        losses = {name: f"{float(value):.3f}" for name, value in trainer.callback_metrics.items()}
+        self.bar.set_postfix(epoch=trainer.current_epoch + 1, **losses, refresh=False)
+        self.bar.update(1)
+
+    def on_train_end(self, *_: Any) -> None:
+        self.bar.close()
+
+
+def fit(task: Task, epochs: Epochs, *, folder: Path, what: str, steps: int, seed: int, checkpoint_every: int = 1,
+        clip: float = 1.0) -> None:
+    """Train `task` for `steps` steps; go on from `folder`'s last checkpoint where there is one.
+
+    `checkpoint_every` counts epochs. The checkpoint is the run's own and is removed by whoever made the folder.
+    """
+    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    saver = pl.callbacks.ModelCheckpoint(folder, CHECKPOINT.removesuffix(".ckpt"), every_n_epochs=checkpoint_every,
+                                         save_on_train_epoch_end=True, enable_version_counter=False)
+    trainer = pl.Trainer(max_steps=steps, accelerator="auto", devices=1, logger=False, enable_progress_bar=False,
+                         enable_model_summary=False, callbacks=[_Progress(what, steps, seed), saver],
+                         gradient_clip_val=clip, reload_dataloaders_every_n_epochs=1, num_sanity_val_steps=0)
+    latest = folder / CHECKPOINT
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(task, epochs, ckpt_path=latest if latest.is_file() else None)
+    if trainer.interrupted:
+        raise KeyboardInterrupt(f"{what}: stopped at step {trainer.global_step} of {steps}; run it again to go on")
+
+
+def seed_everything(seed: int) -> None:
+    """Python's, numpy's and torch's random numbers."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (libraries draw from the global generator)
+    torch.manual_seed(seed)
