@@ -58,7 +58,7 @@ class Synthetic(Strict):
     repetitions: int = Field(2, ge=1, le=7)  # of each word in each block
     controls: int = Field(13, ge=2, le=13)
     control_words: int | Literal["all"] = "all"  # of the whole list, beside the words above
-    severity_gain: float = Field(1.0, ge=0, le=3)  # calibrated on the baseline's error, on nothing else
+    severity_gain: float = Field(0.9, ge=0, le=3)  # calibrated on the baseline's error, on nothing else
     sample_rate: int = Field(16_000, ge=8_000, le=48_000)
 
 
@@ -72,7 +72,7 @@ class Pretraining(Strict):
     layers: int = Field(4, ge=1)
     heads: int = Field(4, ge=1)
     conv_channels: int = Field(32, ge=1)
-    steps: int = Field(2400, ge=1)
+    steps: int = Field(1600, ge=1)
     batch_size: int = Field(32, ge=1)
     lr: float = Field(2e-3, gt=0)
     warmup_steps: int = Field(300, ge=0)

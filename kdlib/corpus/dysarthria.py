@@ -31,7 +31,7 @@ class Traits:
     """What makes a speaker: severity and the shape that it takes."""
 
     severity: float  # 0 healthy .. 1 unintelligible
-    articulation: float  # severity x the recipe's gain
+    articulation: float  # gain x severity ** 0.7: mild speakers are heard worse by machines than by people
     ratio: float  # median duration of a word relative to a control's
     ratio_sd: float  # of the log, from word to word
     pausing: float
@@ -55,7 +55,7 @@ def draw_traits(intelligibility_pct: float, gain: float, rng: np.random.Generato
         options = [kind[phone] for kind in kinds if phone in kind]
         habits[phone] = options[rng.integers(len(options))]
     shares = rng.uniform(0, 1, 5)
-    return Traits(severity, severity * gain, float(ratio), float(ratio_sd), *map(float, shares[:3]), float(rng.uniform(4, 7)),
+    return Traits(severity, gain * severity**0.7, float(ratio), float(ratio_sd), *map(float, shares[:3]), float(rng.uniform(4, 7)),
                   *map(float, shares[3:]), habits)
 
 

@@ -109,11 +109,11 @@ def split(corpus: Corpus, params: Params) -> Splits:
     train = corpus.where(lambda utt: utt.speaker in trained and _in(utt, blocks.train))
     parts = {"dev": corpus.where(lambda utt: utt.speaker == fold.dev and _in(utt, blocks.test)),
              "test": corpus.where(lambda utt: utt.speaker == held_out and _in(utt, blocks.test))}
-    for name, utterances in {"train": train, **parts}.items():
+    for name, utterances, asked in (("training", train, blocks.train), *((name, part, blocks.test) for name, part in parts.items())):
         if not utterances and (name != "dev" or fold.dev):
             found = sorted({utt.block or "(none)" for utt in corpus})
-            raise UserError(f"{corpus.source}: the {name} set is empty: blocks {getattr(blocks, 'train' if name == 'train' else 'test')}"
-                            f" were asked for, the corpus has {', '.join(found)}")
+            raise UserError(f"{corpus.source}: the {name} set is empty: blocks {', '.join(asked)} were asked for, "
+                            f"the corpus has {', '.join(found)}")
     return Splits(train, parts["dev"], parts["test"], corpus.where(lambda utt: is_control(utt.speaker)),
                   frozenset(utt.text for utt in train))
 

@@ -1,0 +1,66 @@
+"""The graph of stages and folds; every rule is one papermill call.
+
+    snakemake --profile profiles/local --config recipe=params/demo.yaml folds=M08,M05
+
+kdlib's stages decide by parameters, inputs and code whether there is work to do; the rules here only decide which
+notebooks to execute. So a rule's output is the executed notebook, never an artefact: Snakemake removes outputs before a
+job, and the artefacts must survive that. Saving a notebook with outputs changes nothing: its code cells count, not its date.
+"""
+
+import os
+from pathlib import Path
+
+from kdlib import params as kd
+from kdlib import stage
+
+RECIPE = config.get("recipe", "params/demo.yaml")
+FOLDS = str(config.get("folds", "M08")).split(",")
+SETTINGS = {held_out: kd.load(RECIPE, held_out) for held_out in FOLDS}  # bad parameters are refused here, at once
+OUT = os.path.relpath(SETTINGS[FOLDS[0]].folder)
+NAMES = ["00_corpus", "01_baseline"]
+NOTEBOOK = {name: stage.notebook_fingerprint(Path(f"notebooks/{name}.ipynb")) for name in NAMES}
+CODE = stage.code_fingerprint(str(path.relative_to("kdlib")) for path in Path("kdlib").rglob("*.py"))
+RUN = ("papermill {input.notebook} {log} --cwd notebooks --no-progress-bar --log-output --log-level INFO"
+       " -p recipe {params.recipe} -p held_out {params.held_out}")
+END = " 2>&1 || {{ python -m kdlib.stage {log}; exit 1; }}; cp {log} {output}"
+
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
+
+
+rule folds:
+    input:
+        expand(f"{OUT}/{{held_out}}/baseline/01_baseline.ipynb", held_out=FOLDS),
+
+
+rule corpus:
+    input:
+        notebook=ancient("notebooks/00_corpus.ipynb"),
+    output:
+        f"{OUT}/corpus/00_corpus.ipynb",
+    log:
+        f"{OUT}/logs/00_corpus.ipynb",
+    params:
+        recipe=RECIPE,
+        held_out=FOLDS[0],
+        settings=kd.load(RECIPE, FOLDS[0]).model_dump_json(include={"corpus", "synthetic", "manifest", "data_folder", "seed"}),
+        code=CODE + NOTEBOOK["00_corpus"],
+    shell:
+        RUN + END
+
+
+rule baseline:
+    input:
+        f"{OUT}/corpus/00_corpus.ipynb",
+        notebook=ancient("notebooks/01_baseline.ipynb"),
+    output:
+        f"{OUT}/{{held_out}}/baseline/01_baseline.ipynb",
+    log:
+        f"{OUT}/logs/01_baseline_{{held_out}}.ipynb",
+    params:
+        recipe=RECIPE,
+        held_out=lambda wildcards: wildcards.held_out,
+        settings=lambda wildcards: SETTINGS[wildcards.held_out].model_dump_json(),
+        code=CODE + NOTEBOOK["01_baseline"],
+    shell:
+        RUN + END

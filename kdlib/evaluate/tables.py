@@ -1,0 +1,56 @@
+"""Tables for reading: scores in per cent, as data frames."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from kdlib.corpus.speakers import level, table
+
+
+def headline(scores: dict) -> pd.DataFrame:
+    """One row a decoder: WRA with its interval, first-word WRA, WER with its parts, CER. Shares in per cent."""
+    return pd.DataFrame([{"decoder": name, **_row(one)} for name, one in scores["decoders"].items()]).set_index("decoder")
+
+
+def breakdown(scores: dict) -> pd.DataFrame:
+    """WRA in per cent by word type and by whether the word was heard in training; one column a decoder."""
+    rows = {}
+    for name, one in scores["decoders"].items():
+        for group in ("word_type", "seen"):
+            for part, result in one["by"][group].items():
+                label = f"word heard in training: {part}" if group == "seen" else part
+                rows.setdefault(label, {"n": result["n"]})[f"{name} WRA"] = _percent(result["wra"])
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def by_speaker(folder: Path) -> pd.DataFrame:
+    """WRA by speaker and decoder of a scored stage, from least to most intelligible; unheard controls at the end."""
+    rows = []
+    for part in (folder, folder / "controls"):
+        if (part / "scores.json").is_file():
+            for decoder, one in json.loads((part / "scores.json").read_text(encoding="utf-8"))["decoders"].items():
+                rows += [{"speaker": name, "level": level(name) or "?", "decoder": decoder, "n": result["n"],
+                          "wra": result["wra"], "low": result["ci95"][0], "high": result["ci95"][1]}
+                         for name, result in one["by"]["speaker"].items()]
+    order = {name: index for index, name in enumerate(sorted(table(), key=lambda one: table()[one].intelligibility_pct))}
+    return pd.DataFrame(rows).sort_values(["speaker", "decoder"], key=lambda column: column.map(order) if column.name ==
+                                          "speaker" else column, ignore_index=True)
+
+
+def by_level(people: pd.DataFrame) -> pd.DataFrame:
+    """Mean WRA in per cent over the speakers of a published level, by decoder."""
+    wide = people.assign(wra=100 * people.wra).pivot_table(index="level", columns="decoder", values="wra").round(1)
+    wide.insert(0, "speakers", people.groupby("level").speaker.nunique())
+    return wide.reindex([name for name in ("CONTROL", "HIGH", "MID", "LOW", "VERY_LOW", "?") if name in wide.index])
+
+
+def _row(one: dict) -> dict:
+    low, high = one["ci95"]
+    return {"n": one["n"], "WRA": _percent(one["wra"]), "95 % interval": f"{_percent(low)} - {_percent(high)}",
+            "first-word WRA": _percent(one["wra_first_word"]), "WER": _percent(one["wer"]), "S": one["substitutions"],
+            "D": one["deletions"], "I": one["insertions"], "CER": _percent(one["cer"])}
+
+
+def _percent(share: float) -> float:
+    return round(100 * share, 1)

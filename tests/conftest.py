@@ -1,0 +1,40 @@
+"""Shared fixtures: the smoke recipe, run once a session into a temporary folder."""
+
+import os
+
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+from pathlib import Path
+
+import pytest
+
+from kdlib.params import Params, load
+
+
+@pytest.fixture(scope="session")
+def outputs(tmp_path_factory) -> Path:
+    """A folder for what the smoke recipe makes, the same for the whole session."""
+    return tmp_path_factory.mktemp("outputs")
+
+
+@pytest.fixture(scope="session")
+def smoke(outputs) -> Params:
+    """The smoke recipe's parameters, writing into `outputs`."""
+    return load("params/smoke.yaml", "M08", overrides={"outputs": str(outputs)})
+
+
+@pytest.fixture(scope="session")
+def corpus(smoke):
+    """The smoke recipe's corpus."""
+    from kdlib.corpus import prepare
+
+    return prepare.load(smoke)
+
+
+@pytest.fixture(scope="session")
+def small_model(smoke) -> Path:
+    """A `.nemo` file trained for a few steps on the smoke corpus."""
+    from kdlib.models.pretrain import pretrained
+
+    return pretrained(smoke)

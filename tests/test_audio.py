@@ -1,0 +1,87 @@
+import numpy as np
+import pytest
+import soundfile
+from kdlib.corpus import audio
+from kdlib.corpus.manifest import Corpus, Utterance
+from kdlib.errors import UserError
+
+
+def utterance(path, name="a"):
+    return Utterance(name, "S", path, 1.0, "ONE")
+
+
+def tone(path, rate=16_000, channels=1, hz=440.0, seconds=0.5):
+    wave = 0.3 * np.sin(2 * np.pi * hz * np.arange(int(rate * seconds)) / rate)
+    soundfile.write(path, np.stack([wave] * channels, axis=1), rate)
+    return path
+
+
+@pytest.mark.parametrize(("rate", "channels", "kind"), [(8_000, 2, "flac"), (44_100, 1, "wav"), (16_000, 2, "wav")])
+def test_any_rate_and_channel_count_becomes_16_khz_mono(tmp_path, rate, channels, kind):
+    samples = audio.load(tone(tmp_path / f"a.{kind}", rate, channels))
+    assert samples.ndim == 1
+    assert abs(len(samples) - 8_000) <= 1
+    spectrum = np.abs(np.fft.rfft(samples))
+    assert spectrum.argmax() * 16_000 / len(samples) == pytest.approx(440, abs=3)
+
+
+def test_the_report_says_once_what_was_converted(tmp_path):
+    files = [utterance(tone(tmp_path / f"{name}.wav", 8_000, 2), name) for name in "abc"]
+    _, report = audio.check(Corpus((*files, utterance(tone(tmp_path / "d.wav"), "d"))))
+    assert report.converted == {"8000 Hz, 2 channels": 3}
+    assert "3 files of 8000 Hz, 2 channels are read as 16000 Hz mono" in str(report)
+
+
+FAULTS = {
+    "no samples in it": np.zeros(0),
+    "nothing but silence": np.zeros(800),
+    "NaN or infinite samples": np.array([0.1, np.nan, 0.2] * 300),
+    "clipped to nothing": np.sign(np.sin(np.arange(1600) / 5)) * 1.0,
+}
+
+
+@pytest.mark.parametrize("reason", FAULTS)
+def test_bad_samples_are_left_out_and_named(tmp_path, reason):
+    soundfile.write(tmp_path / "bad.wav", FAULTS[reason], 16_000, subtype="FLOAT")
+    corpus = Corpus((utterance(tmp_path / "bad.wav", "bad"), utterance(tone(tmp_path / "ok.wav"), "ok")))
+    kept, report = audio.check(corpus)
+    assert [utt.utt_id for utt in kept] == ["ok"]
+    assert [(problem.utt_id, problem.speaker, problem.reason) for problem in report.problems] == [("bad", "S", reason)]
+
+
+@pytest.mark.parametrize(("content", "reason"), [(None, "the file is missing"), (b"RIFF", "the file cannot be read as audio")])
+def test_unreadable_files_are_left_out_and_named(tmp_path, content, reason):
+    if content is not None:
+        (tmp_path / "bad.wav").write_bytes(content)
+    kept, report = audio.check(Corpus((utterance(tmp_path / "bad.wav", "bad"), utterance(tone(tmp_path / "ok.wav"), "ok"))))
+    assert len(kept) == 1
+    assert report.problems[0].reason == reason
+    report.write(tmp_path / "left_out.csv")
+    assert (tmp_path / "left_out.csv").read_text().splitlines()[1] == f"bad,S,{tmp_path / 'bad.wav'},{reason}"
+
+
+def test_loud_speech_is_not_called_clipped(tmp_path):
+    wave = np.clip(1.3 * np.sin(np.arange(16_000) / 9), -1, 1)
+    soundfile.write(tmp_path / "a.wav", wave, 16_000)
+    kept, _ = audio.check(Corpus((utterance(tmp_path / "a.wav"),)))
+    assert len(kept) == 1
+
+
+def test_a_corpus_without_one_good_file_is_refused(tmp_path):
+    with pytest.raises(UserError, match="none of its 1 audio files can be used"):
+        audio.check(Corpus((utterance(tmp_path / "none.wav"),)))
+
+
+def test_batches_hold_everything_once_and_follow_the_seed(tmp_path):
+    many = [Utterance(str(index), "S", tmp_path, 0.1 + index % 7, "ONE") for index in range(50)]
+    first, again, other = (list(audio.batches(many, 8, seed=seed)) for seed in (1, 1, 2))
+    assert first == again != other
+    assert sorted(utt.utt_id for batch in first for utt in batch) == sorted(utt.utt_id for utt in many)
+
+
+def test_collate_pads_and_keeps_lengths(tmp_path):
+    pair = [utterance(tone(tmp_path / "a.wav", seconds=0.5)), utterance(tone(tmp_path / "b.wav", seconds=0.25))]
+    samples, lengths = audio.collate(pair)
+    assert tuple(samples.shape) == (2, 8_000)
+    assert lengths.tolist() == [8_000, 4_000]
+    assert samples[1, 4_000:].abs().max() == 0

@@ -1,0 +1,71 @@
+import json
+from pathlib import Path
+
+import pytest
+from kdlib.corpus import manifest
+from kdlib.corpus.manifest import Corpus, Utterance
+from kdlib.errors import UserError
+
+HEAD = "ID,duration,wav,spk_id,wrd\n"
+
+
+def csv_file(tmp_path, text):
+    path = tmp_path / "corpus.csv"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_speechbrain_csv_is_read_by_column_name_and_data_folder(tmp_path):
+    path = csv_file(tmp_path, "wrd,spk_id,extra,wav,ID,duration\nCAFÉ,ANNA,7,$data_folder/a/1.wav,a1,0.5\n")
+    only = next(iter(manifest.read(path, tmp_path / "data")))
+    assert only == Utterance("a1", "ANNA", tmp_path / "data/a/1.wav", 0.5, "CAFÉ")
+
+
+def test_nemo_lines_are_read_with_their_speaker(tmp_path):
+    path = tmp_path / "corpus.jsonl"
+    path.write_text(json.dumps({"audio_filepath": "a/1.wav", "duration": 0.5, "text": "one", "speaker": "ANNA"}) + "\n\n")
+    only = next(iter(manifest.read(path)))
+    assert (only.utt_id, only.speaker, only.wav, only.text) == ("1", "ANNA", tmp_path / "a/1.wav", "one")
+
+
+def test_both_formats_give_back_what_was_written(tmp_path):
+    given = Corpus((Utterance("a1", "ANNA", tmp_path / "a/1.wav", 0.5, "IT'S, \"ONE\"", "B1", "2", "digit", "abc"),
+                    Utterance("b1", "BEN", tmp_path / "b/1.wav", 1.25, "ZWEI", "B2")))
+    manifest.write_speechbrain(given, tmp_path / "c.csv", tmp_path)
+    manifest.write_nemo(given, tmp_path / "c.jsonl")
+    assert manifest.read(tmp_path / "c.csv").utterances == given.utterances
+    assert manifest.read(tmp_path / "c.jsonl").utterances == given.utterances
+
+
+BAD = {
+    "missing column": ("ID,duration,wav,wrd\na,1,a.wav,X\n", "column 'spk_id' is missing"),
+    "misspelt column": ("ID,duratoin,wav,spk_id,wrd\na,1,a.wav,S,X\n", "did you mean 'duratoin'"),
+    "duplicate id": (HEAD + "a,1,a.wav,S,X\na,1,b.wav,S,Y\n", "'a' stands 2 times"),
+    "empty transcript": (HEAD + "a,1,a.wav,S,\n", "line 2: text is empty"),
+    "duration in words": (HEAD + "a,long,a.wav,S,X\n", "line 2: duration 'long' is not a number"),
+    "no duration": (HEAD + "a,0,a.wav,S,X\n", "a duration of 0 s is impossible"),
+    "short row": (HEAD + "a,1,a.wav\n", "line 2: speaker is empty"),
+    "nothing in it": (HEAD, "no utterances in it"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_csv_is_refused_in_one_line(tmp_path, case):
+    text, message = BAD[case]
+    with pytest.raises(UserError) as caught:
+        manifest.read(csv_file(tmp_path, text))
+    assert message in str(caught.value)
+    assert "corpus.csv" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_json_that_is_none_is_named_with_its_line(tmp_path):
+    path = tmp_path / "c.json"
+    path.write_text('{"audio_filepath": "a.wav", "duration": 1, "text": "x", "speaker": "S"}\n{"audio\n')
+    with pytest.raises(UserError, match=r"c\.json, line 2: not JSON"):
+        manifest.read(path)
+
+
+def test_a_missing_manifest_says_what_to_do():
+    with pytest.raises(UserError, match="make the corpus first"):
+        manifest.read(Path("nowhere.csv"))

@@ -1,0 +1,135 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from kdlib import stage
+from kdlib.errors import UserError
+
+
+def writer(text, calls):
+    def build(partial):
+        calls.append(text)
+        (partial / "result.txt").write_text(text)
+    return build
+
+
+def test_made_once_then_found(tmp_path, capsys):
+    calls = []
+    for _ in range(2):
+        stage.produce(tmp_path / "a", writer("one", calls), what="a", parameters={"x": 1})
+    assert calls == ["one"]
+    assert "up to date" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", ["parameters", "input", "seed"])
+def test_made_again_when_what_it_depends_on_changes(tmp_path, change):
+    calls, given = [], tmp_path / "input.txt"
+    given.write_text("1")
+    stage.produce(tmp_path / "a", writer("one", calls), what="a", parameters={"x": 1}, inputs=[given], seed=1)
+    if change == "input":
+        given.write_text("2")
+    stage.produce(tmp_path / "a", writer("two", calls), what="a", parameters={"x": 2 if change == "parameters" else 1},
+                  inputs=[given], seed=2 if change == "seed" else 1)
+    assert (tmp_path / "a" / "result.txt").read_text() == "two"
+
+
+def test_a_failed_build_leaves_nothing_that_looks_finished(tmp_path):
+    def build(partial):
+        (partial / "half.txt").write_text("half")
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError):
+        stage.produce(tmp_path / "a", build, what="a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_failed_rebuild_keeps_the_old_result(tmp_path):
+    stage.produce(tmp_path / "a", writer("old", []), what="a", parameters=1)
+    with pytest.raises(ZeroDivisionError):
+        stage.produce(tmp_path / "a", lambda partial: 1 / 0, what="a", parameters=2)
+    assert (tmp_path / "a" / "result.txt").read_text() == "old"
+
+
+def test_the_next_run_goes_on_from_what_a_killed_one_left(tmp_path):
+    def build(partial):
+        steps = partial / "steps.txt"
+        done = len(steps.read_text()) if steps.exists() else 0
+        steps.write_text("x" * (done + 1))
+        if done == 0:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError):
+        stage.produce(tmp_path / "a", build, what="a", parameters=1)
+    stage.produce(tmp_path / "a", build, what="a", parameters=1)
+    assert (tmp_path / "a" / "steps.txt").read_text() == "xx"
+
+
+def test_what_a_killed_run_left_is_dropped_when_parameters_changed(tmp_path):
+    def build(partial):
+        assert [path.name for path in partial.iterdir()] == [".key"]
+        (partial / "half.txt").write_text("half")
+        raise RuntimeError("killed")
+
+    for parameters in (1, 2):
+        with pytest.raises(RuntimeError, match="killed"):
+            stage.produce(tmp_path / "a", build, what="a", parameters=parameters)
+
+
+def test_run_json_says_what_was_run(tmp_path):
+    stage.produce(tmp_path / "a", writer("one", []), what="a", parameters={"x": 1}, seed=3, code=["tokens.py"])
+    record = json.loads((tmp_path / "a" / "run.json").read_text())
+    assert record["parameters"] == {"x": 1}
+    assert record["seed"] == 3
+    assert record["packages"]["torch"].startswith("2.11")
+    assert record["peak_memory_mb"] > 1
+    assert record["wall_s"] >= 0
+    assert {"revision", "code", "inputs", "finished"} <= set(record)
+
+
+def test_executed_notebooks_survive_a_rebuild(tmp_path):
+    stage.produce(tmp_path / "a", writer("one", []), what="a", parameters=1)
+    (tmp_path / "a" / "00.ipynb").write_text("{}")
+    stage.produce(tmp_path / "a", writer("two", []), what="a", parameters=2)
+    assert (tmp_path / "a" / "00.ipynb").exists()
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write to .*file"):
+        stage.produce(tmp_path / "file" / "a", writer("one", []), what="corpus")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder_is_named(tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    with pytest.raises(UserError, match="make it writable"):
+        stage.produce(tmp_path / "locked" / "a", writer("one", []), what="corpus")
+
+
+def test_two_processes_do_not_make_the_same_folder_twice(tmp_path):
+    program = (
+        "import sys, time\nfrom pathlib import Path\nfrom kdlib import stage\n"
+        "def build(partial):\n    open(sys.argv[1] + '/log', 'a').write('x')\n    time.sleep(1)\n"
+        "stage.produce(Path(sys.argv[1]) / 'a', build, what='a')\n"
+    )
+    running = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path)]) for _ in range(2)]
+    assert [process.wait() for process in running] == [0, 0]
+    assert (tmp_path / "log").read_text() == "x"
+
+
+def test_code_counts_by_meaning_not_by_comments():
+    before = stage._meaning('"""Doc."""\ndef f(x):\n    """Say."""\n    return x + 1\n')
+    assert stage._meaning("# other\ndef f(x):\n\n    return x + 1  # why\n") == before
+    assert stage._meaning("def f(x):\n    return x + 2\n") != before
+
+
+def test_a_notebook_counts_by_its_code_not_by_its_outputs(tmp_path):
+    cell = {"cell_type": "code", "source": ["1 + 1"], "outputs": [], "metadata": {}}
+    clean, saved, changed = (tmp_path / name for name in ("a.ipynb", "b.ipynb", "c.ipynb"))
+    clean.write_text(json.dumps({"cells": [cell]}))
+    saved.write_text(json.dumps({"cells": [cell | {"outputs": [{"text": "2"}]}, {"cell_type": "markdown", "source": "x"}]}))
+    changed.write_text(json.dumps({"cells": [cell | {"source": ["1 + 2"]}]}))
+    assert stage.notebook_fingerprint(clean) == stage.notebook_fingerprint(saved)
+    assert stage.notebook_fingerprint(clean) != stage.notebook_fingerprint(changed)

@@ -1,0 +1,91 @@
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+from kdlib.corpus import manifest, prepare, synthetic
+from kdlib.corpus.speakers import is_control
+from kdlib.errors import UserError
+from kdlib.params import load
+
+MAKE = """
+import sys
+from kdlib.corpus import prepare
+from kdlib.params import load
+prepare.make(load("params/smoke.yaml", "M08", overrides={"outputs": sys.argv[1]}))
+"""
+
+
+def test_the_word_list_is_uaspeechs():
+    words = synthetic.word_list()
+    assert len(words) == 455
+    assert len(set(words.values())) == 449
+    assert Counter(map(synthetic._kind, words)) == {"uncommon": 300, "common": 100, "letter": 26, "computer": 19, "digit": 10}
+
+
+def test_the_demo_speaks_what_its_recipe_says():
+    plan = synthetic.plan(load("params/demo.yaml", "M08").synthetic)
+    speakers, controls = ([name for name in plan if is_control(name) == which] for which in (False, True))
+    assert (len(speakers), len(controls)) == (15, 13)
+    assert {len(plan[name]) for name in speakers} == {3 * (10 + 6 + 5 + 21 + 6) * 2} == {288}
+    assert {len(plan[name]) for name in controls} == {449 + 60}
+    words = {block: {prompt.word for prompt in plan["M08"] if prompt.block == block} for block in synthetic.BLOCKS}
+    assert len(set.union(*words.values())) == 60
+    assert len(set.intersection(*words.values())) == 42
+    assert all(len(words["B2"] - words[block]) == 6 for block in ("B1", "B3"))  # so unseen test words exist
+
+
+def test_ids_are_unique():
+    prompts = [prompt.utt_id for todo in synthetic.plan(load("params/demo.yaml", "M08").synthetic).values() for prompt in todo]
+    assert len(prompts) == len(set(prompts)) == 15 * 288 + 13 * 509
+
+
+def test_unknown_speakers_are_refused():
+    params = load("params/demo.yaml", "M08", overrides={"synthetic": {"speakers": ["M08", "M80"]}})
+    with pytest.raises(UserError, match="unknown speaker 'M80'"):
+        synthetic.plan(params.synthetic)
+
+
+def test_two_fresh_processes_make_the_same_bytes(tmp_path, corpus, smoke):
+    subprocess.run([sys.executable, "-c", MAKE, str(tmp_path)], check=True, capture_output=True)
+    other = manifest.read(tmp_path / "smoke" / "corpus" / "manifest.csv")
+    assert (tmp_path / "smoke/corpus/manifest.csv").read_bytes() == (smoke.folder / "corpus/manifest.csv").read_bytes()
+    assert all(mine.wav.read_bytes() == yours.wav.read_bytes() for mine, yours in zip(corpus, other, strict=True))
+
+
+def test_the_hash_in_the_manifest_is_the_files(corpus):
+    from kdlib.stage import sha256
+
+    assert all(sha256(utt.wav)[:16] == utt.sha256 for utt in corpus)
+
+
+def test_another_seed_makes_another_corpus(tmp_path, corpus):
+    params = load("params/smoke.yaml", "M08", overrides={"outputs": str(tmp_path), "seed": 2})
+    other = {utt.utt_id: utt.sha256 for utt in prepare.load(params)}
+    assert all(other[utt.utt_id] != utt.sha256 for utt in corpus)
+
+
+def test_a_killed_run_keeps_the_speakers_that_were_ready(tmp_path, corpus, smoke):
+    """Kill the making as soon as one speaker is complete; the next run must not speak that one again."""
+    process = subprocess.Popen([sys.executable, "-c", MAKE, str(tmp_path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    partial = tmp_path / "smoke" / ".corpus.partial"
+    while process.poll() is None and not list(partial.glob("*.csv")):
+        pass
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "smoke" / "corpus").exists()
+    ready = {path: path.stat().st_mtime_ns for path in partial.glob("*.csv")}
+    subprocess.run([sys.executable, "-c", MAKE, str(tmp_path)], check=True, capture_output=True)
+    speakers = [path.stem for path in ready]
+    wavs = [wav for name in speakers for wav in (tmp_path / "smoke/corpus/audio" / name).glob("*.wav")]
+    assert wavs
+    assert all(wav.stat().st_mtime_ns <= max(ready.values()) for wav in wavs)
+    assert (tmp_path / "smoke/corpus/manifest.csv").read_bytes() == (smoke.folder / "corpus/manifest.csv").read_bytes()
+
+
+def test_a_failing_voice_is_one_message(tmp_path):
+    params = load("params/smoke.yaml", "M08", overrides={"outputs": str(tmp_path)})
+    (tmp_path / "audio").write_text("in the way of the folder")
+    with pytest.raises(UserError, match=r"the voices failed: .*audio") as caught:
+        list(synthetic._speak(synthetic.plan(params.synthetic), params, tmp_path))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,66 @@
+import pytest
+from kdlib.corpus.synthetic import word_list
+from kdlib.errors import UserError
+from kdlib.tokens import BLANK, BOS, EOS, Tokens, check_round_trip, normalise, train
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return train(word_list().values(), 64, tmp_path_factory.mktemp("tokens"), lower=True)
+
+
+def test_teachers_contract_is_the_seeds(model):
+    tokens = Tokens.for_teachers(model)
+    assert (BOS, EOS, BLANK) == (0, 1, 2) == (tokens.bos, tokens.eos, tokens.blank)
+    ids = tokens.encode("YALE")
+    assert min(ids) > 2  # no offset: sentencepiece's own ids, which begin after its three special ones
+    assert [tokens.pieces[index] for index in ids][0].startswith("\u2581")
+
+
+def test_nemo_keeps_its_blank_last(model):
+    tokens = Tokens.for_nemo(model.read_bytes())
+    assert tokens.blank == len(tokens.pieces) == tokens.size - 1
+
+
+@pytest.mark.parametrize("make", [Tokens.for_teachers, lambda path: Tokens.for_nemo(path.read_bytes())])
+def test_every_word_of_the_list_comes_back(model, make):
+    check_round_trip(make(model), word_list().values())
+
+
+def test_an_offset_of_one_does_not_come_back(model):
+    tokens = Tokens.for_teachers(model)
+    words = sorted(set(word_list().values()))
+    right = [tokens.decode(tokens.encode(word)) == word for word in words]
+    shifted = [tokens.decode([index + 1 for index in tokens.encode(word)]) == word for word in words]
+    assert all(right)
+    assert not any(shifted)
+
+
+def test_characters_outside_the_tokenizer_are_named(model):
+    with pytest.raises(UserError, match=r"cannot write 'É' \(U\+00C9\) of the text 'CAFÉ'"):
+        Tokens.for_teachers(model).encode("CAFÉ")
+
+
+def test_a_tokenizer_that_does_not_fit_the_model_is_refused(model):
+    small = Tokens(model.read_bytes(), blank=20, size=21)
+    with pytest.raises(UserError, match="beyond the 21 outputs"):
+        check_round_trip(small, ["ZERO", "QUEBEC"])
+
+
+def test_fingerprints_differ_where_ids_mean_different_things(model):
+    teachers, nemo = Tokens.for_teachers(model), Tokens.for_nemo(model.read_bytes())
+    assert teachers.fingerprint == Tokens.for_teachers(model).fingerprint
+    assert len({teachers.fingerprint, nemo.fingerprint, Tokens.for_teachers(model, size=5000).fingerprint}) == 3
+
+
+def test_training_twice_gives_the_same_bytes(model, tmp_path):
+    assert train(reversed(list(word_list().values())), 64, tmp_path, lower=True).read_bytes() == model.read_bytes()
+
+
+def test_too_many_pieces_are_refused_in_words(tmp_path):
+    with pytest.raises(UserError, match="no tokenizer of 900 pieces can be trained on these 2 texts"):
+        train(["ONE", "TWO"], 900, tmp_path)
+
+
+def test_normalise_is_idempotent_and_composes_accents():
+    assert normalise("cafe\u0301  au\tlait") == "CAFÉ AU LAIT" == normalise(normalise("cafe\u0301 au lait"))
