@@ -1,13 +1,62 @@
-# Every command sets up .venv by itself, once, from requirements.lock.
+# The commands. Each sets up .venv by itself, once, from requirements.lock.
+#   make demo   one fold of the embedded corpus, from the corpus to the scored baseline (HELD_OUT=M05 for another speaker)
+#   make test   the tests
 PYTHON   ?= $(shell command -v python3.11 || command -v python3)
+RECIPE   ?= params/demo.yaml
+HELD_OUT ?= M08
+FOLDS    ?= M08,M05,M16,M01,M04
 BIN      := .venv/bin
 READY    := .venv/.ready
+SNAKEMAKE = PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --profile profiles/local
+
+export OMP_NUM_THREADS ?= 1
+export OPENBLAS_NUM_THREADS ?= 1
+export MKL_NUM_THREADS ?= 1
+export PYTHONWARNINGS ?= ignore::SyntaxWarning
+
+.PHONY: demo test folds dry-run report lab pretrained lint lock help
+
+help:
+	@sed -n 's/^#   //p' Makefile
+	@echo "folds  dry-run  report  lab  pretrained  lint  lock   (see README.md)"
+
+demo: $(READY)
+	@$(SNAKEMAKE) --config recipe=$(RECIPE) folds=$(HELD_OUT)
+	@echo "Done. Executed notebooks, tables and figures are in outputs/$(basename $(notdir $(RECIPE)))/"
+
+folds: $(READY)
+	@$(SNAKEMAKE) --config recipe=$(RECIPE) folds=$(FOLDS)
+
+dry-run: $(READY)
+	@$(SNAKEMAKE) --config recipe=$(RECIPE) folds=$(FOLDS) --quiet host --dry-run
+
+report: $(READY)
+	@$(SNAKEMAKE) --config recipe=$(RECIPE) folds=$(FOLDS) --report outputs/report.html
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/nbstripout --verify notebooks/*.ipynb
+
+lab: $(READY)
+	$(BIN)/jupyter lab notebooks
+
+pretrained: $(READY)
+	$(BIN)/python -m kdlib.models.pretrain $(RECIPE) --ship
+
+# Every version of every package, with no index address.
+lock: $(READY)
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-emit-index-url --no-header \
+	  --no-annotate pyproject.toml -o requirements.lock
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
-	  { echo "kdlib needs Python 3.11, found $$($(PYTHON) --version 2>&1). Name yours with: make PYTHON=/path/to/python3.11 ..."; exit 1; }
+	  { echo "kdlib needs Python 3.11, found $$($(PYTHON) --version 2>&1). Name yours: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^uv==' requirements.lock)"
-	$(BIN)/uv pip install --python $(BIN)/python --no-deps -r requirements.lock
-	$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps -e .
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
 	@touch $(READY)

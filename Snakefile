@@ -22,7 +22,7 @@ NOTEBOOK = {name: stage.notebook_fingerprint(Path(f"notebooks/{name}.ipynb")) fo
 CODE = stage.code_fingerprint(str(path.relative_to("kdlib")) for path in Path("kdlib").rglob("*.py"))
 RUN = ("papermill {input.notebook} {log} --cwd notebooks --no-progress-bar --log-output --log-level INFO"
        " -p recipe {params.recipe} -p held_out {params.held_out}")
-END = " 2>&1 || {{ python -m kdlib.stage {log}; exit 1; }}; cp {log} {output}"
+END = " 2>&1 | python -m kdlib.stage follow {params.label} || {{ python -m kdlib.stage {log}; exit 1; }}; cp {log} {output}"
 
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
@@ -43,6 +43,7 @@ rule corpus:
     params:
         recipe=RECIPE,
         held_out=FOLDS[0],
+        label="00_corpus",
         settings=kd.load(RECIPE, FOLDS[0]).model_dump_json(include={"corpus", "synthetic", "manifest", "data_folder", "seed"}),
         code=CODE + NOTEBOOK["00_corpus"],
     shell:
@@ -60,6 +61,7 @@ rule baseline:
     params:
         recipe=RECIPE,
         held_out=lambda wildcards: wildcards.held_out,
+        label=lambda wildcards: f"{wildcards.held_out}/01_baseline",
         settings=lambda wildcards: SETTINGS[wildcards.held_out].model_dump_json(),
         code=CODE + NOTEBOOK["01_baseline"],
     shell:

@@ -171,7 +171,7 @@ def _check_whole(params: Params, fold_source: str, recipe: str) -> None:
     known = _fold_names(params.folds)
     for role in ("dev", "exclude", "train", "teachers"):
         named = getattr(fold, role)
-        for speaker in (named if isinstance(named, tuple) else [named] if role == "dev" and named else []):
+        for speaker in named if isinstance(named, tuple) else [named] if role == "dev" and named else []:
             if known and speaker not in known:
                 raise UserError(f"{fold_source}: fold.{role}: unknown speaker {speaker!r}{nearest(speaker, known)}")
     if fold.dev == held_out:
@@ -179,10 +179,14 @@ def _check_whole(params: Params, fold_source: str, recipe: str) -> None:
     for role in ("train", "teachers"):
         for speaker, what in ((held_out, "held-out"), (fold.dev, "dev")):
             if isinstance(getattr(fold, role), tuple) and speaker in getattr(fold, role):
-                raise UserError(f"{fold_source}: the {what} speaker {speaker} is also named in fold.{role}; remove it there")
+                raise UserError(
+                    f"{fold_source}: the {what} speaker {speaker} is also named in fold.{role}; remove it there"
+                )
     if params.pretraining.d_model % params.pretraining.heads:
-        raise UserError(f"{recipe}: pretraining.d_model {params.pretraining.d_model} cannot be divided among "
-                        f"{params.pretraining.heads} heads; choose heads that divide it")
+        raise UserError(
+            f"{recipe}: pretraining.d_model {params.pretraining.d_model} cannot be divided among "
+            f"{params.pretraining.heads} heads; choose heads that divide it"
+        )
     if params.corpus == "manifest" and not params.manifest:
         raise UserError(f"{recipe}: corpus is 'manifest', but no manifest is named; write manifest: path/to/corpus.csv")
 

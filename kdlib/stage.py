@@ -27,21 +27,44 @@ from typing import Any
 from kdlib.errors import UserError
 from kdlib.params import root
 
-PACKAGES = ("torch", "torchaudio", "nemo_toolkit", "speechbrain", "lightning", "numpy", "scipy", "sentencepiece",
-            "espeakng-loader", "jiwer", "pandas")
+PACKAGES = (
+    "torch",
+    "torchaudio",
+    "nemo_toolkit",
+    "speechbrain",
+    "lightning",
+    "numpy",
+    "scipy",
+    "sentencepiece",
+    "espeakng-loader",
+    "jiwer",
+    "pandas",
+)
 
 
-def produce(folder: Path, build: Callable[[Path], None], *, what: str, parameters: Any = None,
-            inputs: Iterable[Path] = (), code: Iterable[str] = (), seed: int | None = None) -> Path:
+def produce(
+    folder: Path,
+    build: Callable[[Path], None],
+    *,
+    what: str,
+    parameters: Any = None,
+    inputs: Iterable[Path] = (),
+    code: Iterable[str] = (),
+    seed: int | None = None,
+) -> Path:
     """Make `folder` by `build(partial)`, unless it was made by the same parameters, inputs and code.
 
     `inputs` are files or stage folders, `code` the source files (relative to kdlib/) whose change asks for a new run.
     """
-    depends = {"parameters": _plain(parameters), "inputs": {path.name: fingerprint(path) for path in inputs},
-               "code": code_fingerprint(code), "seed": seed}
+    depends = {
+        "parameters": _plain(parameters),
+        "inputs": {path.name: fingerprint(path) for path in inputs},
+        "code": code_fingerprint(code),
+        "seed": seed,
+    }
     key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
     if _key(folder) == key:
-        print(f"{what}: up to date ({_shown(folder)})")
+        _say_once(f"{what}: up to date ({_shown(folder)})")
         return folder
     with _locked(folder, what):
         if _key(folder) == key:  # another process made it while this one waited
@@ -73,7 +96,7 @@ def code_fingerprint(files: Iterable[str]) -> str:
     """Of source files in kdlib/: what they do. Comments, layout and docstrings do not count."""
     digest = hashlib.sha256()
     for name in sorted(files):
-        digest.update(_meaning((Path(__file__).parent / name).read_text(encoding="utf-8")).encode())
+        digest.update(_source(name).encode())
     return digest.hexdigest()[:16]
 
 
@@ -105,7 +128,19 @@ def progress(total: int, what: str, unit: str):
     """A progress bar of plain text that moves in a terminal, in JupyterLab and in the log of a headless run."""
     from tqdm import tqdm
 
-    return tqdm(total=total, desc=what, unit=unit, ascii=True, mininterval=0.2 if sys.stderr.isatty() else 5, dynamic_ncols=True)
+    return tqdm(
+        total=total, desc=what, unit=unit, ascii=True, mininterval=0.2 if sys.stderr.isatty() else 5, dynamic_ncols=True
+    )
+
+
+def set_threads() -> None:
+    """One torch thread a process, unless OMP_NUM_THREADS asks for more: two beside a busy neighbour are far slower.
+
+    Sums depend on the number of threads in their last bits, so this also makes runs repeatable.
+    """
+    import torch
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 def explain(notebook: Path) -> str:
@@ -120,6 +155,11 @@ def explain(notebook: Path) -> str:
                 hint = "" if output["ename"] == "UserError" else f"\n  (the traceback is in {_shown(notebook)})"
                 return f"{output['ename']}: {output['evalue']}{hint}"
     return f"{_shown(notebook)}: the kernel died or was killed; run the same command again to go on"
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    print(text)
 
 
 def _key(folder: Path) -> str | None:
@@ -160,8 +200,10 @@ def _locked(folder: Path, what: str) -> Iterator[None]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = (folder.parent / f".{folder.name}.lock").open("w")
     except OSError as error:
-        raise UserError(f"{what}: cannot write to {_shown(folder.parent)} ({error.strerror}); "
-                        "make it writable, or name another folder in the recipe: outputs: /path/to/outputs") from None
+        raise UserError(
+            f"{what}: cannot write to {_shown(folder.parent)} ({error.strerror}); "
+            "make it writable, or name another folder in the recipe: outputs: /path/to/outputs"
+        ) from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -173,9 +215,14 @@ def _locked(folder: Path, what: str) -> Iterator[None]:
 
 def _provenance() -> dict:
     usage = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return {"revision": _revision(), "packages": _versions(), "python": platform.python_version(),
-            "platform": platform.platform(), "finished": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),
-            "peak_memory_mb": usage // (1024 if sys.platform == "linux" else 1024 * 1024)}
+    return {
+        "revision": _revision(),
+        "packages": _versions(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "finished": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),
+        "peak_memory_mb": usage // (1024 if sys.platform == "linux" else 1024 * 1024),
+    }
 
 
 @functools.cache
@@ -197,11 +244,21 @@ def _versions() -> dict[str, str]:
 
 
 @functools.cache
+def _source(name: str) -> str:
+    """Read once a process: what counts is the code that runs, not what is edited meanwhile."""
+    return _meaning((Path(__file__).parent / name).read_text(encoding="utf-8"))
+
+
 def _meaning(source: str) -> str:
     tree = ast.parse(source)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+        if (
+            isinstance(body, list)
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+        ):
             body.pop(0)
     return ast.dump(tree)
 
@@ -216,5 +273,32 @@ def _shown(path: Path) -> str:
     return str(path)
 
 
+def follow(lines: Iterable[str], prefix: str) -> Iterator[str]:
+    """What a person wants to read of papermill's log: no cell numbers, no tracebacks (`explain` has the reason)."""
+    noise = (
+        "Executing ",
+        "Ending Cell",
+        "Input Notebook",
+        "Output Notebook",
+        "Working directory",
+        "<Figure",
+        "<IPython",
+        "[IPKernelApp]",
+        "Black is not installed",
+        "Translating Parameters",
+        "0.00s - ",
+    )
+    for line in lines:
+        if line.startswith(("Traceback (most recent call last)", "---------------------------------------------")):
+            return
+        if line.strip() and not line.startswith(noise):
+            yield f"{prefix} | {line.rstrip()}"
+
+
 if __name__ == "__main__":
-    sys.exit(explain(Path(sys.argv[1])))
+    if sys.argv[1] == "follow":
+        for text in follow(sys.stdin, sys.argv[2]):
+            print(text, flush=True)
+        sys.stdin.read()
+    else:
+        sys.exit(f"\n{explain(Path(sys.argv[1]))}\n")

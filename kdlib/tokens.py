@@ -64,10 +64,18 @@ class Tokens:
         cased = {"upper": normal.upper(), "lower": normal.lower(), "mixed": normal}[self._cased]
         ids = _processor(self.model).encode(cased)
         if self.decode(ids) != normal:
-            bad = sorted({char for char in normal if char != " " and self.decode(_processor(self.model).encode(self._case(char))) != char})
+            bad = sorted(
+                {
+                    char
+                    for char in normal
+                    if char != " " and self.decode(_processor(self.model).encode(self._case(char))) != char
+                }
+            )
             named = ", ".join(f"{char!r} (U+{ord(char):04X})" for char in bad) or f"{text!r} as a whole"
-            raise UserError(f"the tokenizer cannot write {named} of the text {text!r}; correct the transcript, or train "
-                            "a tokenizer on texts that hold it")
+            raise UserError(
+                f"the tokenizer cannot write {named} of the text {text!r}; correct the transcript, or train "
+                "a tokenizer on texts that hold it"
+            )
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -101,12 +109,21 @@ def train(texts: Iterable[str], pieces: int, folder: Path, *, lower: bool = Fals
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(sentences), model_writer=model, vocab_size=pieces, model_type="bpe",
-            character_coverage=1.0, hard_vocab_limit=True, minloglevel=2, num_threads=1)
+            sentence_iterator=iter(sentences),
+            model_writer=model,
+            vocab_size=pieces,
+            model_type="bpe",
+            character_coverage=1.0,
+            hard_vocab_limit=True,
+            minloglevel=2,
+            num_threads=1,
+        )
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
-        raise UserError(f"no tokenizer of {pieces} pieces can be trained on these {len(sentences)} texts ({reason}); "
-                        "change the number of pieces in the recipe") from None
+        raise UserError(
+            f"no tokenizer of {pieces} pieces can be trained on these {len(sentences)} texts ({reason}); "
+            "change the number of pieces in the recipe"
+        ) from None
     path = folder / "tokenizer.model"
     path.write_bytes(model.getvalue())
     return path
@@ -116,10 +133,14 @@ def check_round_trip(tokens: Tokens, references: Iterable[str]) -> None:
     """Text -> ids -> text for every reference, and every id within its range, before anything is scored."""
     for text in sorted(set(references)):
         ids = tokens.encode(text)
-        wrong = [index for index in ids if not 0 <= index < tokens.size or index in (tokens.blank, tokens.bos, tokens.eos)]
+        wrong = [
+            index for index in ids if not 0 <= index < tokens.size or index in (tokens.blank, tokens.bos, tokens.eos)
+        ]
         if wrong:
-            raise UserError(f"the reference {text!r} encodes to {ids}: {wrong[0]} is a special id or beyond the "
-                            f"{tokens.size} outputs; this tokenizer does not fit this model")
+            raise UserError(
+                f"the reference {text!r} encodes to {ids}: {wrong[0]} is a special id or beyond the "
+                f"{tokens.size} outputs; this tokenizer does not fit this model"
+            )
 
 
 @functools.lru_cache(maxsize=16)

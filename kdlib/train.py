@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from kdlib.errors import UserError
-from kdlib.stage import progress
+from kdlib.stage import progress, set_threads
 
 Step = Callable[[Any], dict[str, torch.Tensor]]  # a batch -> named losses; "loss" is minimised
 
@@ -28,8 +28,16 @@ CHECKPOINT = "latest.ckpt"
 class Task(pl.LightningModule):
     """A model, what a step computes, and its optimiser: AdamW with warm-up and cosine decay."""
 
-    def __init__(self, model: torch.nn.Module, step: Step, *, lr: float, warmup_steps: int, total_steps: int,
-                 weight_decay: float = 1e-3) -> None:
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        step: Step,
+        *,
+        lr: float,
+        warmup_steps: int,
+        total_steps: int,
+        weight_decay: float = 1e-3,
+    ) -> None:
         super().__init__()
         self.model, self.step = model, step
         self.lr, self.warmup_steps, self.total_steps, self.weight_decay = lr, warmup_steps, total_steps, weight_decay
@@ -39,8 +47,10 @@ class Task(pl.LightningModule):
         losses = self.step(batch)
         for name, value in losses.items():
             if not torch.isfinite(value):
-                raise UserError(f"training: {name} is {value.item()} at step {self.global_step}; lower the learning rate "
-                                "or look at the data of this batch")
+                raise UserError(
+                    f"training: {name} is {value.item()} at step {self.global_step}; lower the learning rate "
+                    "or look at the data of this batch"
+                )
             self.log(name, value.detach(), batch_size=1)
         return losses["loss"]
 
@@ -50,6 +60,14 @@ class Task(pl.LightningModule):
         optimizer = torch.optim.AdamW(trained, lr=self.lr, weight_decay=self.weight_decay, betas=(0.9, 0.98))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._scale)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say that the epoch is over: Lightning 2.4 saves before it counts it, and would repeat a batch of it."""
+        loop = checkpoint["loops"]["fit_loop"]
+        loop["epoch_progress"]["current"]["completed"] = loop["epoch_progress"]["current"]["processed"]
+        batches = loop["epoch_loop.batch_progress"]
+        batches["current"] = dict.fromkeys(batches["current"], 0)
+        batches["is_last_batch"] = False
 
     def _scale(self, step: int) -> float:
         """Linear warm-up, then half a cosine down to zero."""
@@ -73,7 +91,11 @@ class Epochs(pl.LightningDataModule):
 
 
 class _Progress(pl.Callback):
-    """Steps, epoch, smoothed losses and the time left; random numbers that follow from the epoch."""
+    """Steps, epoch, losses and the time left; random numbers that follow from the seed, the epoch and the batch.
+
+    They are set before every batch: Lightning draws from the same generator between batches, and not in the same
+    places after a resume.
+    """
 
     def __init__(self, what: str, steps: int, seed: int) -> None:
         self.what, self.steps, self.seed = what, steps, seed
@@ -85,8 +107,9 @@ class _Progress(pl.Callback):
             self.bar.initial = trainer.global_step
         self.bar.update(trainer.global_step)
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        seed_everything(self.seed * 100_003 + trainer.current_epoch)
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, index: int) -> None:
+        mixed = np.random.SeedSequence([self.seed, trainer.current_epoch, index]).generate_state(1)
+        seed_everything(int(mixed[0]))
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         losses = {name: f"{float(value):.3f}" for name, value in trainer.callback_metrics.items()}
@@ -97,19 +120,43 @@ class _Progress(pl.Callback):
         self.bar.close()
 
 
-def fit(task: Task, epochs: Epochs, *, folder: Path, what: str, steps: int, seed: int, checkpoint_every: int = 1,
-        clip: float = 1.0) -> None:
+def fit(
+    task: Task,
+    epochs: Epochs,
+    *,
+    folder: Path,
+    what: str,
+    steps: int,
+    seed: int,
+    checkpoint_every: int = 1,
+    clip: float = 1.0,
+) -> None:
     """Train `task` for `steps` steps; go on from `folder`'s last checkpoint where there is one.
 
     `checkpoint_every` counts epochs. The checkpoint is the run's own and is removed by whoever made the folder.
     """
+    set_threads()
     for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    saver = pl.callbacks.ModelCheckpoint(folder, CHECKPOINT.removesuffix(".ckpt"), every_n_epochs=checkpoint_every,
-                                         save_on_train_epoch_end=True, enable_version_counter=False)
-    trainer = pl.Trainer(max_steps=steps, accelerator="auto", devices=1, logger=False, enable_progress_bar=False,
-                         enable_model_summary=False, callbacks=[_Progress(what, steps, seed), saver],
-                         gradient_clip_val=clip, reload_dataloaders_every_n_epochs=1, num_sanity_val_steps=0)
+    saver = pl.callbacks.ModelCheckpoint(
+        folder,
+        CHECKPOINT.removesuffix(".ckpt"),
+        every_n_epochs=checkpoint_every,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+    trainer = pl.Trainer(
+        max_steps=steps,
+        accelerator="auto",
+        devices=1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[_Progress(what, steps, seed), saver],
+        gradient_clip_val=clip,
+        reload_dataloaders_every_n_epochs=1,
+        num_sanity_val_steps=0,
+    )
     latest = folder / CHECKPOINT
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

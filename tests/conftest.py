@@ -1,15 +1,14 @@
 """Shared fixtures: the smoke recipe, run once a session into a temporary folder."""
 
 import os
-
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")
-
 from pathlib import Path
 
 import pytest
 
 from kdlib.params import Params, load
+
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")  # before torch is imported, by whichever test needs it first
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import soundfile
+
 from kdlib.corpus import audio
 from kdlib.corpus.manifest import Corpus, Utterance
 from kdlib.errors import UserError
@@ -49,11 +50,15 @@ def test_bad_samples_are_left_out_and_named(tmp_path, reason):
     assert [(problem.utt_id, problem.speaker, problem.reason) for problem in report.problems] == [("bad", "S", reason)]
 
 
-@pytest.mark.parametrize(("content", "reason"), [(None, "the file is missing"), (b"RIFF", "the file cannot be read as audio")])
+@pytest.mark.parametrize(
+    ("content", "reason"), [(None, "the file is missing"), (b"RIFF", "the file cannot be read as audio")]
+)
 def test_unreadable_files_are_left_out_and_named(tmp_path, content, reason):
     if content is not None:
         (tmp_path / "bad.wav").write_bytes(content)
-    kept, report = audio.check(Corpus((utterance(tmp_path / "bad.wav", "bad"), utterance(tone(tmp_path / "ok.wav"), "ok"))))
+    kept, report = audio.check(
+        Corpus((utterance(tmp_path / "bad.wav", "bad"), utterance(tone(tmp_path / "ok.wav"), "ok")))
+    )
     assert len(kept) == 1
     assert report.problems[0].reason == reason
     report.write(tmp_path / "left_out.csv")

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from kdlib.corpus import dysarthria
 from kdlib.corpus.espeak import RATE_HZ, Phone
 
@@ -28,8 +29,10 @@ def test_edits_grow_with_severity():
 
 def test_something_is_always_said():
     one = traits(0)
-    assert all(any(phone != dysarthria.PAUSE for phone in dysarthria.misarticulate(["p"], one, np.random.default_rng(seed)))
-               for seed in range(200))
+    assert all(
+        any(phone != dysarthria.PAUSE for phone in dysarthria.misarticulate(["p"], one, np.random.default_rng(seed)))
+        for seed in range(200)
+    )
 
 
 def test_mild_speakers_do_not_stop_or_glide():

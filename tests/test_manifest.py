@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from kdlib.corpus import manifest
 from kdlib.corpus.manifest import Corpus, Utterance
 from kdlib.errors import UserError
@@ -23,14 +24,20 @@ def test_speechbrain_csv_is_read_by_column_name_and_data_folder(tmp_path):
 
 def test_nemo_lines_are_read_with_their_speaker(tmp_path):
     path = tmp_path / "corpus.jsonl"
-    path.write_text(json.dumps({"audio_filepath": "a/1.wav", "duration": 0.5, "text": "one", "speaker": "ANNA"}) + "\n\n")
+    path.write_text(
+        json.dumps({"audio_filepath": "a/1.wav", "duration": 0.5, "text": "one", "speaker": "ANNA"}) + "\n\n"
+    )
     only = next(iter(manifest.read(path)))
     assert (only.utt_id, only.speaker, only.wav, only.text) == ("1", "ANNA", tmp_path / "a/1.wav", "one")
 
 
 def test_both_formats_give_back_what_was_written(tmp_path):
-    given = Corpus((Utterance("a1", "ANNA", tmp_path / "a/1.wav", 0.5, "IT'S, \"ONE\"", "B1", "2", "digit", "abc"),
-                    Utterance("b1", "BEN", tmp_path / "b/1.wav", 1.25, "ZWEI", "B2")))
+    given = Corpus(
+        (
+            Utterance("a1", "ANNA", tmp_path / "a/1.wav", 0.5, 'IT\'S, "ONE"', "B1", "2", "digit", "abc"),
+            Utterance("b1", "BEN", tmp_path / "b/1.wav", 1.25, "ZWEI", "B2"),
+        )
+    )
     manifest.write_speechbrain(given, tmp_path / "c.csv", tmp_path)
     manifest.write_nemo(given, tmp_path / "c.jsonl")
     assert manifest.read(tmp_path / "c.csv").utterances == given.utterances

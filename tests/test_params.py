@@ -1,5 +1,6 @@
 import pytest
 import yaml
+
 from kdlib.corpus.speakers import dev_speaker, is_control, table
 from kdlib.errors import UserError
 from kdlib.params import load, root
@@ -17,7 +18,7 @@ def test_every_recipe_loads(recipe):
 
 
 def test_there_is_a_fold_file_for_each_of_the_15_speakers():
-    assert FOLDS == sorted(name for name in table() if not is_control(name))
+    assert sorted(name for name in table() if not is_control(name)) == FOLDS
     assert len(FOLDS) == 15
 
 
@@ -50,10 +51,16 @@ def test_extends_in_a_circle_is_refused(tmp_path):
 
 BAD_OVERRIDES = {
     "unknown parameter": ({"sead": 3}, "unknown parameter 'sead'; did you mean 'seed'"),
-    "unknown nested parameter": ({"synthetic": {"words": {"digit": 1}}}, "'synthetic.words.digit'; did you mean 'digits'"),
+    "unknown nested parameter": (
+        {"synthetic": {"words": {"digit": 1}}},
+        "'synthetic.words.digit'; did you mean 'digits'",
+    ),
     "number as text": ({"pretraining": {"lr": "1e-4"}}, "found '1e-4'; YAML reads 1e-4 as text: write 1.0e-4"),
     "quoted number": ({"seed": "1"}, "seed: input should be a valid integer, found '1'; remove the quotes"),
-    "impossible value": ({"synthetic": {"repetitions": 0}}, "synthetic.repetitions: input should be greater than or equal"),
+    "impossible value": (
+        {"synthetic": {"repetitions": 0}},
+        "synthetic.repetitions: input should be greater than or equal",
+    ),
     "unknown choice": ({"pretrained": "shiped"}, "'shipped', 'controls' or 'nemo', found 'shiped'"),
     "heads do not divide": ({"pretraining": {"heads": 5}}, "d_model 96 cannot be divided among 5 heads"),
     "no manifest": ({"corpus": "manifest"}, "no manifest is named"),
@@ -71,11 +78,20 @@ def test_bad_overrides_are_refused_in_words(case):
 
 BAD_FOLDS = {
     "held-out speaker is dev": ({"dev": "M08"}, "fold.dev is M08, the held-out speaker itself"),
-    "held-out speaker also teaches": ({"dev": "M10", "teachers": ["M08"]}, "held-out speaker M08 is also named in fold.teachers"),
-    "held-out speaker also trains": ({"dev": "M10", "train": ["M08", "M09"]}, "held-out speaker M08 is also named in fold.train"),
+    "held-out speaker also teaches": (
+        {"dev": "M10", "teachers": ["M08"]},
+        "held-out speaker M08 is also named in fold.teachers",
+    ),
+    "held-out speaker also trains": (
+        {"dev": "M10", "train": ["M08", "M09"]},
+        "held-out speaker M08 is also named in fold.train",
+    ),
     "dev speaker also trains": ({"dev": "M10", "train": ["M10"]}, "dev speaker M10 is also named in fold.train"),
     "unknown speaker": ({"dev": "M80"}, "fold.dev: unknown speaker 'M80'"),
-    "a speaker instead of a list": ({"exclude": "M01"}, "fold.exclude: input should be a list, such as [M04, F03], found 'M01'"),
+    "a speaker instead of a list": (
+        {"exclude": "M01"},
+        "fold.exclude: input should be a list, such as [M04, F03], found 'M01'",
+    ),
 }
 
 

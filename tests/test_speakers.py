@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+
 from kdlib.corpus.manifest import Corpus, Utterance
 from kdlib.corpus.speakers import is_control, level, split, table, teachers
 from kdlib.errors import UserError
@@ -11,8 +12,15 @@ SPEAKERS = [name for name in table() if not is_control(name)]
 
 def everybody(names=("CM01", *SPEAKERS)):
     """Each speaker says a common word in every block and another word in each block."""
-    return Corpus(tuple(Utterance(f"{name}_{block}_{word}", name, Path("x.wav"), 1.0, word, block)
-                        for name in names for block in ("B1", "B2", "B3") for word in ("ONE", f"ONLY{block}")), "test")
+    return Corpus(
+        tuple(
+            Utterance(f"{name}_{block}_{word}", name, Path("x.wav"), 1.0, word, block)
+            for name in names
+            for block in ("B1", "B2", "B3")
+            for word in ("ONE", f"ONLY{block}")
+        ),
+        "test",
+    )
 
 
 def fold(held_out="M08", **settings):
@@ -54,8 +62,9 @@ def test_without_a_dev_speaker_the_seeds_fourteen_teachers():
     assert len(teachers(fold(dev=None), SPEAKERS)) == 14
 
 
-@pytest.mark.parametrize(("labels", "expected"), [("seed", ["F03", "M04", "M07", "M12", "M14", "F02"]),
-                                                  ("published", ["F05", "M09", "M14"])])
+@pytest.mark.parametrize(
+    ("labels", "expected"), [("seed", ["F03", "M04", "M07", "M12", "M14", "F02"]), ("published", ["F05", "M09", "M14"])]
+)
 def test_same_level_by_either_labels(labels, expected):
     assert sorted(teachers(fold(teachers="same_level", levels=labels), SPEAKERS)) == sorted(expected)
 
@@ -70,11 +79,14 @@ def test_levels_of_both_labels():
     assert (level("M04"), level("M04", "seed"), level("NOBODY")) == ("VERY_LOW", "HIGH", "")
 
 
-@pytest.mark.parametrize(("names", "message"), [
-    (("M10", "M09"), "the held-out speaker 'M08' has no utterances"),
-    (("M08", "M09"), "the dev speaker 'M10' has no utterances"),
-    (("M08", "M10"), "no training speaker is left"),
-])
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("M10", "M09"), "the held-out speaker 'M08' has no utterances"),
+        (("M08", "M09"), "the dev speaker 'M10' has no utterances"),
+        (("M08", "M10"), "no training speaker is left"),
+    ],
+)
 def test_missing_speakers_are_named(names, message):
     with pytest.raises(UserError, match=message):
         split(everybody(names), fold())

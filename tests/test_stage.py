@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+
 from kdlib import stage
 from kdlib.errors import UserError
 
@@ -12,6 +13,7 @@ def writer(text, calls):
     def build(partial):
         calls.append(text)
         (partial / "result.txt").write_text(text)
+
     return build
 
 
@@ -30,8 +32,14 @@ def test_made_again_when_what_it_depends_on_changes(tmp_path, change):
     stage.produce(tmp_path / "a", writer("one", calls), what="a", parameters={"x": 1}, inputs=[given], seed=1)
     if change == "input":
         given.write_text("2")
-    stage.produce(tmp_path / "a", writer("two", calls), what="a", parameters={"x": 2 if change == "parameters" else 1},
-                  inputs=[given], seed=2 if change == "seed" else 1)
+    stage.produce(
+        tmp_path / "a",
+        writer("two", calls),
+        what="a",
+        parameters={"x": 2 if change == "parameters" else 1},
+        inputs=[given],
+        seed=2 if change == "seed" else 1,
+    )
     assert (tmp_path / "a" / "result.txt").read_text() == "two"
 
 
@@ -129,7 +137,9 @@ def test_a_notebook_counts_by_its_code_not_by_its_outputs(tmp_path):
     cell = {"cell_type": "code", "source": ["1 + 1"], "outputs": [], "metadata": {}}
     clean, saved, changed = (tmp_path / name for name in ("a.ipynb", "b.ipynb", "c.ipynb"))
     clean.write_text(json.dumps({"cells": [cell]}))
-    saved.write_text(json.dumps({"cells": [cell | {"outputs": [{"text": "2"}]}, {"cell_type": "markdown", "source": "x"}]}))
+    saved.write_text(
+        json.dumps({"cells": [cell | {"outputs": [{"text": "2"}]}, {"cell_type": "markdown", "source": "x"}]})
+    )
     changed.write_text(json.dumps({"cells": [cell | {"source": ["1 + 2"]}]}))
     assert stage.notebook_fingerprint(clean) == stage.notebook_fingerprint(saved)
     assert stage.notebook_fingerprint(clean) != stage.notebook_fingerprint(changed)

@@ -3,6 +3,7 @@ import sys
 from collections import Counter
 
 import pytest
+
 from kdlib.corpus import manifest, prepare, synthetic
 from kdlib.corpus.speakers import is_control
 from kdlib.errors import UserError
@@ -20,7 +21,13 @@ def test_the_word_list_is_uaspeechs():
     words = synthetic.word_list()
     assert len(words) == 455
     assert len(set(words.values())) == 449
-    assert Counter(map(synthetic._kind, words)) == {"uncommon": 300, "common": 100, "letter": 26, "computer": 19, "digit": 10}
+    assert Counter(map(synthetic._kind, words)) == {
+        "uncommon": 300,
+        "common": 100,
+        "letter": 26,
+        "computer": 19,
+        "digit": 10,
+    }
 
 
 def test_the_demo_speaks_what_its_recipe_says():
@@ -36,7 +43,9 @@ def test_the_demo_speaks_what_its_recipe_says():
 
 
 def test_ids_are_unique():
-    prompts = [prompt.utt_id for todo in synthetic.plan(load("params/demo.yaml", "M08").synthetic).values() for prompt in todo]
+    prompts = [
+        prompt.utt_id for todo in synthetic.plan(load("params/demo.yaml", "M08").synthetic).values() for prompt in todo
+    ]
     assert len(prompts) == len(set(prompts)) == 15 * 288 + 13 * 509
 
 
@@ -67,7 +76,9 @@ def test_another_seed_makes_another_corpus(tmp_path, corpus):
 
 def test_a_killed_run_keeps_the_speakers_that_were_ready(tmp_path, corpus, smoke):
     """Kill the making as soon as one speaker is complete; the next run must not speak that one again."""
-    process = subprocess.Popen([sys.executable, "-c", MAKE, str(tmp_path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", MAKE, str(tmp_path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     partial = tmp_path / "smoke" / ".corpus.partial"
     while process.poll() is None and not list(partial.glob("*.csv")):
         pass

@@ -1,4 +1,5 @@
 import pytest
+
 from kdlib.corpus.synthetic import word_list
 from kdlib.errors import UserError
 from kdlib.tokens import BLANK, BOS, EOS, Tokens, check_round_trip, normalise, train
@@ -14,7 +15,7 @@ def test_teachers_contract_is_the_seeds(model):
     assert (BOS, EOS, BLANK) == (0, 1, 2) == (tokens.bos, tokens.eos, tokens.blank)
     ids = tokens.encode("YALE")
     assert min(ids) > 2  # no offset: sentencepiece's own ids, which begin after its three special ones
-    assert [tokens.pieces[index] for index in ids][0].startswith("\u2581")
+    assert tokens.pieces[ids[0]].startswith("\u2581")
 
 
 def test_nemo_keeps_its_blank_last(model):

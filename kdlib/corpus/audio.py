@@ -48,7 +48,9 @@ class Report:
 
     def __str__(self) -> str:
         lines = [f"{self.checked:,} audio files checked, {len(self.problems)} left out"]
-        lines += [f"  {count:,} files of {what} are read as {RATE_HZ} Hz mono" for what, count in self.converted.items()]
+        lines += [
+            f"  {count:,} files of {what} are read as {RATE_HZ} Hz mono" for what, count in self.converted.items()
+        ]
         for reason, count in Counter(problem.reason for problem in self.problems).most_common():
             example = next(problem for problem in self.problems if problem.reason == reason)
             lines.append(f"  {count} x {reason}, for example {example.wav} (speaker {example.speaker})")
@@ -82,10 +84,13 @@ def check(corpus: Corpus) -> tuple[Corpus, Report]:
     formats = Counter(kind for problem, kind in found if not problem and kind)
     bad = {problem.utt_id for problem in problems}
     if len(bad) == len(corpus):
-        raise UserError(f"{corpus.source}: none of its {len(corpus)} audio files can be used; the first, "
-                        f"{problems[0].wav}: {problems[0].reason}")
-    return Corpus(tuple(utt for utt in corpus if utt.utt_id not in bad), corpus.source), Report(len(corpus), problems,
-                                                                                               dict(formats))
+        raise UserError(
+            f"{corpus.source}: none of its {len(corpus)} audio files can be used; the first, "
+            f"{problems[0].wav}: {problems[0].reason}"
+        )
+    return Corpus(tuple(utt for utt in corpus if utt.utt_id not in bad), corpus.source), Report(
+        len(corpus), problems, dict(formats)
+    )
 
 
 def batches(utterances: Sequence[Utterance], size: int, *, seed: int | None = None) -> Iterator[list[Utterance]]:
@@ -114,8 +119,11 @@ def collate(utterances: Sequence[Utterance]) -> tuple["torch.Tensor", "torch.Ten
 def _examine(utt: Utterance) -> tuple[Problem | None, str]:
     try:
         with soundfile.SoundFile(utt.wav) as file:
-            kind = "" if (file.samplerate, file.channels) == (RATE_HZ, 1) else \
-                f"{file.samplerate} Hz, {file.channels} channel{'s' * (file.channels > 1)}"
+            kind = (
+                ""
+                if (file.samplerate, file.channels) == (RATE_HZ, 1)
+                else f"{file.samplerate} Hz, {file.channels} channel{'s' * (file.channels > 1)}"
+            )
             samples = file.read(dtype="float32")
     except (soundfile.LibsndfileError, OSError, RuntimeError):
         reason = "the file is missing" if not utt.wav.is_file() else "the file cannot be read as audio"

@@ -19,11 +19,19 @@ def speakers(corpus: Corpus, labels: str = "published") -> pd.DataFrame:
     rows = []
     for name, utterances in spoken.items():
         known = table().get(name)
-        rows.append({"speaker": name, "level": level(name, labels) or "?", "seed_level": level(name, "seed") or "?",
-                     "intelligibility_pct": known.intelligibility_pct if known else np.nan, "utterances": len(utterances),
-                     "words": len({utt.text for utt in utterances}),
-                     "hours": round(sum(utt.duration_s for utt in utterances) / 3600, 3),
-                     "duration_ratio": ratios.get(name, np.nan), "published_ratio": published.get(name, (np.nan,))[0]})
+        rows.append(
+            {
+                "speaker": name,
+                "level": level(name, labels) or "?",
+                "seed_level": level(name, "seed") or "?",
+                "intelligibility_pct": known.intelligibility_pct if known else np.nan,
+                "utterances": len(utterances),
+                "words": len({utt.text for utt in utterances}),
+                "hours": round(sum(utt.duration_s for utt in utterances) / 3600, 3),
+                "duration_ratio": ratios.get(name, np.nan),
+                "published_ratio": published.get(name, (np.nan,))[0],
+            }
+        )
     return pd.DataFrame(rows).sort_values(["intelligibility_pct", "speaker"], ignore_index=True)
 
 
@@ -35,13 +43,18 @@ def duration_ratios(corpus: Corpus, each: int = 60) -> dict[str, float]:
     controls: dict[str, list[float]] = defaultdict(list)
     spoken = _by_speaker(corpus)
     words = {utt.text for utt in corpus if not is_control(utt.speaker)}
-    measured = {name: [(utt.text, spoken_s(utt)) for utt in _some([u for u in utterances if u.text in words], each)]
-                for name, utterances in spoken.items()}
+    measured = {
+        name: [(utt.text, spoken_s(utt)) for utt in _some([u for u in utterances if u.text in words], each)]
+        for name, utterances in spoken.items()
+    }
     for name in filter(is_control, measured):
         for text, seconds in measured[name]:
             controls[text].append(seconds)
     medians = {text: statistics.median(seconds) for text, seconds in controls.items()}
-    ratios = {name: [seconds / medians[text] for text, seconds in pairs if text in medians] for name, pairs in measured.items()}
+    ratios = {
+        name: [seconds / medians[text] for text, seconds in pairs if text in medians]
+        for name, pairs in measured.items()
+    }
     return {name: round(statistics.median(values), 3) for name, values in ratios.items() if values}
 
 
@@ -58,17 +71,40 @@ def spoken_s(utt: Utterance) -> float:
 def roles(splits: Splits) -> pd.DataFrame:
     """What a fold does with whom: utterances and words by role."""
     parts = {"training": splits.train, "dev": splits.dev, "test": splits.test, "controls": splits.controls}
-    return pd.DataFrame([{"role": role, "speakers": len({utt.speaker for utt in part}), "utterances": len(part),
-                          "words": len({utt.text for utt in part}),
-                          "words not trained on": len({utt.text for utt in part if not splits.seen(utt)})}
-                         for role, part in parts.items()])
+    return pd.DataFrame(
+        [
+            {
+                "role": role,
+                "speakers": len({utt.speaker for utt in part}),
+                "utterances": len(part),
+                "words": len({utt.text for utt in part}),
+                "words not trained on": len({utt.text for utt in part if not splits.seen(utt)}),
+            }
+            for role, part in parts.items()
+        ]
+    )
+
+
+def four_speakers(people: pd.DataFrame) -> list[str]:
+    """One dysarthric speaker of each level, from high to very low; where levels are not known, four of them."""
+    others = people[people.level != "CONTROL"]
+    middle = [
+        part.speaker.iloc[len(part) // 2]
+        for name in ("HIGH", "MID", "LOW", "VERY_LOW")
+        if len(part := others[others.level == name])
+    ]
+    return middle if len(middle) > 1 else others.speaker.tolist()[:4]
 
 
 def same_word(corpus: Corpus, names: list[str]) -> list[Utterance]:
     """One word that all the named speakers say, an utterance each; a word of middling length."""
-    spoken = {name: {utt.text: utt for utt in reversed(corpus.where(lambda utt, name=name: utt.speaker == name))}
-              for name in names}
-    common = sorted(set.intersection(*(set(words) for words in spoken.values())), key=lambda word: (abs(len(word) - 7), word))
+    spoken = {
+        name: {utt.text: utt for utt in reversed(corpus.where(lambda utt, name=name: utt.speaker == name))}
+        for name in names
+    }
+    common = sorted(
+        set.intersection(*(set(words) for words in spoken.values())), key=lambda word: (abs(len(word) - 7), word)
+    )
     return [spoken[name][common[0]] for name in names] if common else []
 
 

@@ -1,9 +1,9 @@
 """Graded dysarthria for the embedded corpus: what a speaker does to phonemes, and what to the signal.
 
-Severity is s = 1 - intelligibility/100. Traits are drawn once a speaker; substitutions follow a map of the speaker's own
-60 % of the time. Articulation explains most of the loss; slowness follows the word durations published for UA-Speech;
-prosody and voice add to it. Noise is the same for everybody. All randomness comes from the generator passed in.
-The strength was calibrated on the error of the pretrained baseline, never on what distillation gains.
+Severity is s = 1 - intelligibility/100. Traits are drawn once a speaker; substitutions follow a map of the speaker's
+own 60 % of the time. Articulation explains most of the loss; slowness follows the word durations published for
+UA-Speech; prosody and voice add to it. Noise is the same for everybody. All randomness comes from the generator that
+is passed in. The strength was calibrated on the error of the pretrained baseline, never on what distillation gains.
 """
 
 from dataclasses import dataclass
@@ -16,8 +16,23 @@ from kdlib.corpus.espeak import RATE_HZ, Phone
 PAUSE = "_:"
 VOWEL_STARTS = "aAeEiIoOuUV03@"
 VOICED_TO_VOICELESS = {"b": "p", "d": "t", "g": "k", "v": "f", "z": "s", "Z": "S", "dZ": "tS", "D": "T"}
-PLACE = {"p": "t", "t": "k", "k": "t", "b": "d", "d": "g", "g": "d", "s": "S", "S": "s", "T": "f", "D": "v", "f": "T",
-         "z": "Z", "n": "m", "m": "n", "N": "n"}
+PLACE = {
+    "p": "t",
+    "t": "k",
+    "k": "t",
+    "b": "d",
+    "d": "g",
+    "g": "d",
+    "s": "S",
+    "S": "s",
+    "T": "f",
+    "D": "v",
+    "f": "T",
+    "z": "Z",
+    "n": "m",
+    "m": "n",
+    "N": "n",
+}
 STOPPING = {"f": "p", "v": "b", "s": "t", "z": "d", "S": "t", "Z": "d", "T": "t", "D": "d", "tS": "t", "dZ": "d"}
 FRICATION = {"p": "f", "t": "s", "k": "h", "b": "v", "d": "z", "g": "h", "tS": "S", "dZ": "Z"}
 GLIDING = {"r": "w", "l": "w", "n": "l", "j": "w"}
@@ -43,11 +58,15 @@ class Traits:
     habits: dict[str, str]  # the speaker's own substitutions
 
 
-def draw_traits(intelligibility_pct: float, gain: float, rng: np.random.Generator,
-                duration: tuple[float, float] | None = None) -> Traits:
+def draw_traits(
+    intelligibility_pct: float, gain: float, rng: np.random.Generator, duration: tuple[float, float] | None = None
+) -> Traits:
     """Draw a speaker's traits. `duration`: the published median ratio and log deviation, where there are such."""
     severity = 1 - intelligibility_pct / 100
-    drawn = (1 + 0.85 * severity) * np.exp((0.22 if severity > 0 else 0.08) * rng.normal()), 0.1 + 0.3 * severity
+    drawn = (
+        (1 + 0.85 * severity) * np.exp((0.22 if severity > 0 else 0.08) * np.clip(rng.normal(), -1, 1)),
+        0.1 + 0.3 * severity,
+    )
     ratio, ratio_sd = duration or drawn
     kinds = SEVERE if severity >= 0.4 else MILD
     habits = {}
@@ -55,8 +74,16 @@ def draw_traits(intelligibility_pct: float, gain: float, rng: np.random.Generato
         options = [kind[phone] for kind in kinds if phone in kind]
         habits[phone] = options[rng.integers(len(options))]
     shares = rng.uniform(0, 1, 5)
-    return Traits(severity, gain * severity**0.7, float(ratio), float(ratio_sd), *map(float, shares[:3]), float(rng.uniform(4, 7)),
-                  *map(float, shares[3:]), habits)
+    return Traits(
+        severity,
+        gain * severity**0.7,
+        float(ratio),
+        float(ratio_sd),
+        *map(float, shares[:3]),
+        float(rng.uniform(4, 7)),
+        *map(float, shares[3:]),
+        habits,
+    )
 
 
 def misarticulate(phonemes: list[str], traits: Traits, rng: np.random.Generator) -> list[str]:
@@ -75,11 +102,18 @@ def misarticulate(phonemes: list[str], traits: Traits, rng: np.random.Generator)
     return spoken if any(phoneme != PAUSE for phoneme in spoken) else phonemes
 
 
-def distort(samples: np.ndarray, phones: list[Phone], traits: Traits, rng: np.random.Generator) -> np.ndarray:
-    """Slow down, tremble, nasalise, breathe and fade one utterance. Same rate in and out."""
+def distort(
+    samples: np.ndarray, phones: list[Phone], healthy: list[Phone], traits: Traits, rng: np.random.Generator
+) -> np.ndarray:
+    """Slow down, tremble, nasalise, breathe and fade one utterance. Same rate in and out.
+
+    `healthy` are the phones of the word as it should have been: durations are relative to those, dropped phones or not.
+    """
     s = traits.severity
-    ratio = traits.ratio * np.exp(rng.normal(0, traits.ratio_sd))
-    voice = _stretch(samples, *_time_map(phones, float(np.clip(ratio, 0.6, 6.0))))
+    ratio = (
+        np.clip(traits.ratio * np.exp(rng.normal(0, traits.ratio_sd)), 0.5, 6.0) * _spoken(healthy) / _spoken(phones)
+    )
+    voice = _stretch(samples, *_time_map(phones, float(ratio)))
     time_s = np.arange(len(voice)) / RATE_HZ
     phase = rng.uniform(0, 2 * np.pi)
     voice = voice * (1 + 0.4 * s * traits.tremor * np.sin(2 * np.pi * traits.tremor_hz * time_s + phase))
@@ -116,8 +150,21 @@ def phone_class(name: str) -> str:
         return "pause"
     if is_vowel(base):
         return "vowel"
-    kinds = {"m": "nasal", "n": "nasal", "N": "nasal", "l": "approximant", "r": "approximant", "w": "approximant",
-             "j": "approximant", "p": "stop", "b": "stop", "t": "stop", "d": "stop", "k": "stop", "g": "stop"}
+    kinds = {
+        "m": "nasal",
+        "n": "nasal",
+        "N": "nasal",
+        "l": "approximant",
+        "r": "approximant",
+        "w": "approximant",
+        "j": "approximant",
+        "p": "stop",
+        "b": "stop",
+        "t": "stop",
+        "d": "stop",
+        "k": "stop",
+        "g": "stop",
+    }
     return kinds.get(base[0], "fricative")
 
 
@@ -128,8 +175,10 @@ def _stress(phoneme: str) -> tuple[str, str]:
 
 def _deletion(phonemes: list[str], index: int) -> float:
     """How readily a consonant is dropped, at severity 1: in clusters, codas, onsets."""
+
     def consonant(at: int) -> bool:
         return 0 <= at < len(phonemes) and not is_vowel(_stress(phonemes[at])[1])
+
     if consonant(index - 1) or consonant(index + 1):
         return 0.45
     return 0.25 if index == len(phonemes) - 1 else 0.08
@@ -146,9 +195,19 @@ def _substitute(base: str, index: int, phonemes: list[str], traits: Traits, rng:
     return options[rng.integers(len(options))] if options else base
 
 
+def _without_end(phones: list[Phone]) -> list[Phone]:
+    """The phones without the silence that ends an utterance."""
+    return phones[:-1] if phones[-1].name.startswith("_") else phones
+
+
+def _spoken(phones: list[Phone]) -> int:
+    speech = _without_end(phones)
+    return speech[-1].end - speech[0].start
+
+
 def _time_map(phones: list[Phone], ratio: float) -> tuple[np.ndarray, np.ndarray]:
     """Knots (in, out) that stretch vowels and nasals more than stops and fricatives, and the whole by `ratio`."""
-    speech = [phone for phone in phones if not (phone is phones[-1] and phone.name.startswith("_"))]
+    speech = _without_end(phones)
     lengths = np.array([phone.end - phone.start for phone in speech], float)
     grown = lengths * np.array([ratio ** STRETCH[phone_class(phone.name)] for phone in speech])
     grown *= lengths.sum() * ratio / grown.sum()

@@ -36,9 +36,16 @@ class _Id(ctypes.Union):
 
 
 class _Event(ctypes.Structure):
-    _fields_ = [("type", ctypes.c_int), ("unique", ctypes.c_uint), ("text_position", ctypes.c_int),
-                ("length", ctypes.c_int), ("audio_position", ctypes.c_int), ("sample", ctypes.c_int),
-                ("user", ctypes.c_void_p), ("id", _Id)]
+    _fields_ = [
+        ("type", ctypes.c_int),
+        ("unique", ctypes.c_uint),
+        ("text_position", ctypes.c_int),
+        ("length", ctypes.c_int),
+        ("audio_position", ctypes.c_int),
+        ("sample", ctypes.c_int),
+        ("user", ctypes.c_void_p),
+        ("id", _Id),
+    ]
 
 
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
@@ -55,7 +62,9 @@ class Engine:
         self._home = tempfile.TemporaryDirectory(prefix="kdlib-voice-")
         data = Path(self._home.name) / "espeak-ng-data"
         shutil.copytree(espeakng_loader.get_data_path(), data)
-        (data / "voices" / "!v" / "kdlib").write_text("\n".join(["language variant", "name kdlib", *voice_lines]) + "\n")
+        (data / "voices" / "!v" / "kdlib").write_text(
+            "\n".join(["language variant", "name kdlib", *voice_lines]) + "\n"
+        )
         self._lib = ctypes.CDLL(espeakng_loader.get_library_path())
         self._lib.espeak_TextToPhonemes.restype = ctypes.c_char_p
         self._lib.espeak_ListVoices.restype = ctypes.c_void_p

@@ -93,8 +93,13 @@ def write_nemo(utterances: Iterable[Utterance], path: Path) -> None:
     """Write NeMo JSON lines with absolute paths, the speaker and what else is known of an utterance."""
     with writing(path) as hidden, hidden.open("w", encoding="utf-8") as file:
         for utt in utterances:
-            record = {"audio_filepath": str(utt.wav.resolve()), "duration": utt.duration_s, "text": utt.text,
-                      "utt_id": utt.utt_id, "speaker": utt.speaker}
+            record = {
+                "audio_filepath": str(utt.wav.resolve()),
+                "duration": utt.duration_s,
+                "text": utt.text,
+                "utt_id": utt.utt_id,
+                "speaker": utt.speaker,
+            }
             record |= {name: getattr(utt, name) for name in OPTIONAL if getattr(utt, name)}
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
@@ -111,8 +116,10 @@ def _read_speechbrain(path: Path, data_folder: Path) -> Iterator[Utterance]:
         reader.fieldnames = there
         for name in COLUMNS:
             if name not in there:
-                raise UserError(f"{path}: column {name!r} is missing{nearest(name, there)}; "
-                                f"a SpeechBrain CSV has {','.join(COLUMNS)}")
+                raise UserError(
+                    f"{path}: column {name!r} is missing{nearest(name, there)}; "
+                    f"a SpeechBrain CSV has {','.join(COLUMNS)}"
+                )
         for number, row in enumerate(reader, start=2):
             fields = {ours: (row[theirs] or "").strip() for theirs, ours in COLUMNS.items()}
             yield _utterance(fields | _optional(row), data_folder, f"{path}, line {number}")

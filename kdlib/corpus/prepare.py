@@ -19,8 +19,15 @@ CODE = ("corpus/audio.py", *synthetic.CODE)
 def make(params: Params) -> Path:
     """Make the corpus folder, or find it made."""
     settings = params.synthetic if params.corpus == "synthetic" else {"data_folder": params.data_folder}
-    return produce(params.folder / "corpus", lambda partial: _build(partial, params), what="corpus", parameters=settings,
-                   inputs=[] if params.corpus == "synthetic" else [root() / params.manifest], seed=params.seed, code=CODE)
+    return produce(
+        params.folder / "corpus",
+        lambda partial: _build(partial, params),
+        what="corpus",
+        parameters=settings,
+        inputs=[] if params.corpus == "synthetic" else [root() / params.manifest],
+        seed=params.seed,
+        code=CODE,
+    )
 
 
 def load(params: Params) -> Corpus:
@@ -47,7 +54,6 @@ def _build(partial: Path, params: Params) -> None:
     (partial / "lexicon.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
     (partial / "report.txt").write_text(f"{report}\n", encoding="utf-8")
     report.write(partial / "left_out.csv")
-    print(report)
 
 
 def _data_folder(params: Params, folder: Path) -> Path:

@@ -59,8 +59,9 @@ def dev_speaker(held_out: str, candidates: list[str]) -> str:
     """
     me = table()[held_out]
     others = [table()[name] for name in candidates if name != held_out]
-    return min(others, key=lambda you: (abs(you.intelligibility_pct - me.intelligibility_pct), you.sex != me.sex,
-                                        you.speaker)).speaker
+    return min(
+        others, key=lambda you: (abs(you.intelligibility_pct - me.intelligibility_pct), you.sex != me.sex, you.speaker)
+    ).speaker
 
 
 def teachers(params: Params, speakers: list[str]) -> list[str]:
@@ -74,8 +75,10 @@ def teachers(params: Params, speakers: list[str]) -> list[str]:
     mine = level(params.held_out, fold.levels)
     same = [name for name in others if level(name, fold.levels) == mine]
     if not same:
-        warnings.warn(f"no other speaker is {mine} by the {fold.levels} labels: all {len(others)} others teach "
-                      f"{params.held_out}", stacklevel=2)
+        warnings.warn(
+            f"no other speaker is {mine} by the {fold.levels} labels: all {len(others)} others teach {params.held_out}",
+            stacklevel=2,
+        )
     return same or others
 
 
@@ -104,18 +107,32 @@ def split(corpus: Corpus, params: Params) -> Splits:
     out = {held_out, fold.dev, *fold.exclude}
     trained = [name for name in (speakers if fold.train == "all" else fold.train) if name not in out]
     if not trained:
-        raise UserError(f"{corpus.source}: no training speaker is left: {held_out} is held out, {fold.dev} is the dev "
-                        f"speaker, {', '.join(fold.exclude) or 'nobody'} excluded")
+        raise UserError(
+            f"{corpus.source}: no training speaker is left: {held_out} is held out, {fold.dev} is the dev "
+            f"speaker, {', '.join(fold.exclude) or 'nobody'} excluded"
+        )
     train = corpus.where(lambda utt: utt.speaker in trained and _in(utt, blocks.train))
-    parts = {"dev": corpus.where(lambda utt: utt.speaker == fold.dev and _in(utt, blocks.test)),
-             "test": corpus.where(lambda utt: utt.speaker == held_out and _in(utt, blocks.test))}
-    for name, utterances, asked in (("training", train, blocks.train), *((name, part, blocks.test) for name, part in parts.items())):
+    parts = {
+        "dev": corpus.where(lambda utt: utt.speaker == fold.dev and _in(utt, blocks.test)),
+        "test": corpus.where(lambda utt: utt.speaker == held_out and _in(utt, blocks.test)),
+    }
+    for name, utterances, asked in (
+        ("training", train, blocks.train),
+        *((name, part, blocks.test) for name, part in parts.items()),
+    ):
         if not utterances and (name != "dev" or fold.dev):
             found = sorted({utt.block or "(none)" for utt in corpus})
-            raise UserError(f"{corpus.source}: the {name} set is empty: blocks {', '.join(asked)} were asked for, "
-                            f"the corpus has {', '.join(found)}")
-    return Splits(train, parts["dev"], parts["test"], corpus.where(lambda utt: is_control(utt.speaker)),
-                  frozenset(utt.text for utt in train))
+            raise UserError(
+                f"{corpus.source}: the {name} set is empty: blocks {', '.join(asked)} were asked for, "
+                f"the corpus has {', '.join(found)}"
+            )
+    return Splits(
+        train,
+        parts["dev"],
+        parts["test"],
+        corpus.where(lambda utt: is_control(utt.speaker)),
+        frozenset(utt.text for utt in train),
+    )
 
 
 def _in(utt: Utterance, blocks: tuple[str, ...]) -> bool:

@@ -1,7 +1,8 @@
 """The embedded corpus: UA-Speech's speakers, sexes, intelligibilities and words, spoken by espeak-ng.
 
-`plan` says who utters what; `speak` has them spoken by a fresh process a speaker (`python -m kdlib.corpus.synthetic`), so
-that the bytes do not depend on the order or on the number of processes. The corpus tests the machinery, not clinical benefit.
+`plan` says who utters what; `speak` has it spoken by a fresh process a speaker (`python -m kdlib.corpus.synthetic`), so
+that the bytes do not depend on the order or on the number of processes. The corpus tests the machinery, not clinical
+benefit.
 """
 
 import csv
@@ -68,8 +69,14 @@ def plan(settings: Synthetic) -> dict[str, list[Prompt]]:
     for name in speakers:
         if name not in known:
             raise UserError(f"synthetic.speakers: unknown speaker {name!r}{nearest(name, known)}")
-    prompts = {name: [Prompt(name, block, code, word, repetition) for repetition in range(1, settings.repetitions + 1)
-                      for block, code, word in chosen] for name in speakers}
+    prompts = {
+        name: [
+            Prompt(name, block, code, word, repetition)
+            for repetition in range(1, settings.repetitions + 1)
+            for block, code, word in chosen
+        ]
+        for name in speakers
+    }
     everything = {word: code for code, word in reversed(word_list().items())}  # the first code of a word
     extra = list(everything.items())
     if settings.control_words != "all":
@@ -89,20 +96,37 @@ def speak(params: Params, folder: Path) -> Corpus:
         for name in _speak(prompts, params, folder):
             bar.update(len(prompts[name]))
     rows = [row for name in prompts for row in _rows(folder, name)]
-    return Corpus(tuple(Utterance(**row | {"wav": folder / row["wav"], "duration_s": float(row["duration_s"])})
-                        for row in rows), "the embedded corpus")
+    return Corpus(
+        tuple(Utterance(**row | {"wav": folder / row["wav"], "duration_s": float(row["duration_s"])}) for row in rows),
+        "the embedded corpus",
+    )
 
 
 def _speak(prompts: dict[str, list[Prompt]], params: Params, folder: Path) -> Iterator[str]:
     """Speak each speaker's prompts, yielding the name of each that is ready."""
     ready = [name for name in prompts if (folder / f"{name}.csv").is_file()]
     yield from ready
-    jobs = [{"speaker": name, "gain": params.synthetic.severity_gain, "seed": params.seed, "folder": str(folder),
-             "sample_rate": params.synthetic.sample_rate, "prompts": [dataclasses.asdict(prompt) for prompt in todo]}
-            for name, todo in prompts.items() if name not in ready]
+    jobs = [
+        {
+            "speaker": name,
+            "gain": params.synthetic.severity_gain,
+            "seed": params.seed,
+            "folder": str(folder),
+            "sample_rate": params.synthetic.sample_rate,
+            "prompts": [dataclasses.asdict(prompt) for prompt in todo],
+        }
+        for name, todo in prompts.items()
+        if name not in ready
+    ]
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen([sys.executable, "-m", "kdlib.corpus.synthetic"], env=environment, text=True,
-                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-m", "kdlib.corpus.synthetic"],
+        env=environment,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
         process.stdin.write(json.dumps(jobs))
         process.stdin.close()
         yield from map(str.strip, process.stdout)
@@ -120,11 +144,18 @@ def _chosen(settings: Synthetic) -> Iterator[tuple[str, str, str]]:
     """(block, code, word), evenly spread over the list: common words in every block, uncommon ones in one each."""
     words, counts = word_list(), settings.words
     for block in BLOCKS:
-        for prefix, count in (("D", counts.digits), ("L", counts.letters), ("C", counts.computer), ("CW", counts.common)):
+        for prefix, count in (
+            ("D", counts.digits),
+            ("L", counts.letters),
+            ("C", counts.computer),
+            ("CW", counts.common),
+        ):
             codes = [code for code in words if _kind(code) == KINDS[prefix]]
             yield from ((block, code, words[code]) for code in _spread(codes, count))
         codes = [code for code in words if code.startswith(f"{block}_")]
-        yield from ((block, code.removeprefix(f"{block}_"), words[code]) for code in _spread(codes, counts.uncommon_per_block))
+        yield from (
+            (block, code.removeprefix(f"{block}_"), words[code]) for code in _spread(codes, counts.uncommon_per_block)
+        )
 
 
 def _spread(codes: list[str], count: int) -> list[str]:
@@ -148,10 +179,12 @@ def _voice(name: str, rng: np.random.Generator) -> tuple[list[str], int]:
     tract = rng.uniform(1.08, 1.20) if female else rng.uniform(0.92, 1.05)
     lines = [f"pitch {low:.0f} {low * 1.45:.0f}", "flutter 0", "roughness 0"]
     for formant in range(1, 6):
-        lines.append(f"formant {formant} {100 * tract * rng.uniform(0.97, 1.03):.0f} {rng.uniform(85, 115):.0f} "
-                     f"{rng.uniform(90, 115):.0f}")
+        lines.append(
+            f"formant {formant} {100 * tract * rng.uniform(0.97, 1.03):.0f} {rng.uniform(85, 115):.0f} "
+            f"{rng.uniform(90, 115):.0f}"
+        )
     lines.append(f"consonants {rng.uniform(80, 115):.0f} {rng.uniform(85, 110):.0f}")
-    return lines, int(rng.integers(125, 150))
+    return lines, int(rng.integers(125, 150)) if is_control(name) else 137  # else published durations say how slow
 
 
 def _speak_all(job: dict) -> str:
@@ -177,15 +210,26 @@ def _speak_all(job: dict) -> str:
     writer.writeheader()
     for prompt in (Prompt(**fields) for fields in job["prompts"]):
         rng = np.random.default_rng([job["seed"], zlib.crc32(prompt.utt_id.encode())])
-        phonemes = dysarthria.misarticulate(engine.phonemes(prompt.word.lower()), traits, rng)
-        voice = dysarthria.distort(*engine.say(phonemes), traits, rng)
+        phonemes = engine.phonemes(prompt.word.lower())
+        _, healthy = engine.say(phonemes)
+        voice = dysarthria.distort(*engine.say(dysarthria.misarticulate(phonemes, traits, rng)), healthy, traits, rng)
         audio = signal.resample_poly(dysarthria.record(voice, rng), up, down, window=lowpass)
         wav, content = Path("audio") / name / f"{prompt.utt_id}.wav", io.BytesIO()
         soundfile.write(content, audio, rate, format="WAV", subtype="PCM_16")
         (folder / wav).write_bytes(content.getvalue())
-        writer.writerow({"utt_id": prompt.utt_id, "speaker": name, "wav": wav, "duration_s": f"{len(audio) / rate:.4f}",
-                         "text": prompt.word, "block": prompt.block, "repetition": prompt.repetition,
-                         "word_type": _kind(prompt.code), "sha256": hashlib.sha256(content.getvalue()).hexdigest()[:16]})
+        writer.writerow(
+            {
+                "utt_id": prompt.utt_id,
+                "speaker": name,
+                "wav": wav,
+                "duration_s": f"{len(audio) / rate:.4f}",
+                "text": prompt.word,
+                "block": prompt.block,
+                "repetition": prompt.repetition,
+                "word_type": _kind(prompt.code),
+                "sha256": hashlib.sha256(content.getvalue()).hexdigest()[:16],
+            }
+        )
     with writing(folder / f"{name}.csv") as hidden:
         hidden.write_text(table_.getvalue(), encoding="utf-8")
     return name

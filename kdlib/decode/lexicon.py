@@ -35,8 +35,9 @@ class Lexicon:
         for row, length in zip(logprobs, outputs.lengths.tolist(), strict=True):
             frames = row[:length, None].expand(-1, len(self.words), -1)
             lengths = torch.full((len(self.words),), length)
-            rows.append(-torch.nn.functional.ctc_loss(frames, self.ids, lengths, self.sizes, blank=self.blank,
-                                                      reduction="none"))
+            rows.append(
+                -torch.nn.functional.ctc_loss(frames, self.ids, lengths, self.sizes, blank=self.blank, reduction="none")
+            )
         return torch.stack(rows)
 
     def best(self, outputs: Outputs) -> list[str]:

@@ -21,17 +21,28 @@ CODE = ("evaluate/baseline.py", "corpus/speakers.py", *system.CODE, *nemo.CODE)
 
 def baseline(params: Params) -> Path:
     """Score the pretrained model on the held-out speaker's test blocks; return the stage's folder."""
+
     def build(partial: Path) -> None:
         splits = split(prepare.load(params), params)
         _score(partial, params, splits.test, held_out=params.held_out, seen=splits.seen)
 
-    return produce(params.fold_folder / "baseline", build, what="baseline", inputs=[prepare.make(params), pretrained(params)],
-                   parameters={"scoring": params.scoring.model_dump(), "fold": params.fold.model_dump(mode="json"),
-                               "blocks": params.blocks.model_dump(mode="json")}, code=CODE)
+    return produce(
+        params.fold_folder / "baseline",
+        build,
+        what="baseline",
+        inputs=[prepare.make(params), pretrained(params)],
+        parameters={
+            "scoring": params.scoring.model_dump(),
+            "fold": params.fold.model_dump(mode="json"),
+            "blocks": params.blocks.model_dump(mode="json"),
+        },
+        code=CODE,
+    )
 
 
 def zero_shot(params: Params) -> Path:
     """Score the pretrained model on everybody's test blocks, and on controls that it has not heard."""
+
     def build(partial: Path) -> None:
         corpus, known = prepare.load(params), heard(params)
         seen = (lambda utt: utt.text in known["words"]) if known else None
@@ -41,21 +52,45 @@ def zero_shot(params: Params) -> Path:
             (partial / "controls").mkdir(exist_ok=True)
             _score(partial / "controls", params, new, held_out="", seen=seen, words=corpus.lexicon)
 
-    return produce(params.folder / "zero_shot", build, what="zero-shot scores",
-                   inputs=[prepare.make(params), pretrained(params)],
-                   parameters={"scoring": params.scoring.model_dump(), "blocks": params.blocks.model_dump(mode="json")},
-                   code=CODE)
+    return produce(
+        params.folder / "zero_shot",
+        build,
+        what="zero-shot scores",
+        inputs=[prepare.make(params), pretrained(params)],
+        parameters={"scoring": params.scoring.model_dump(), "blocks": params.blocks.model_dump(mode="json")},
+        code=CODE,
+    )
 
 
 def _tested(utt: Utterance, params: Params) -> bool:
     return not is_control(utt.speaker) and (not utt.block or utt.block in params.blocks.test)
 
 
-def _score(folder: Path, params: Params, utterances: list[Utterance], *, held_out: str,
-           seen: Callable[[Utterance], bool] | None, words: list[str] | None = None) -> None:
+def _score(
+    folder: Path,
+    params: Params,
+    utterances: list[Utterance],
+    *,
+    held_out: str,
+    seen: Callable[[Utterance], bool] | None,
+    words: list[str] | None = None,
+) -> None:
     model = nemo.NeMoCTC(pretrained(params))
-    rows = system.hear(model, utterances, words or prepare.lexicon(params), batch_size=params.scoring.batch_size, seen=seen,
-                       what="baseline" if held_out else "zero-shot")
-    score.write(rows, folder, system="pretrained", held_out=held_out, tokenizer=model.tokens.fingerprint,
-                checkpoint=model.path.name, fold_homophones=params.scoring.fold_homophones,
-                bootstrap=params.scoring.bootstrap)
+    rows = system.hear(
+        model,
+        utterances,
+        words or prepare.lexicon(params),
+        batch_size=params.scoring.batch_size,
+        seen=seen,
+        what="baseline" if held_out else "zero-shot",
+    )
+    score.write(
+        rows,
+        folder,
+        system="pretrained",
+        held_out=held_out,
+        tokenizer=model.tokens.fingerprint,
+        checkpoint=model.path.name,
+        fold_homophones=params.scoring.fold_homophones,
+        bootstrap=params.scoring.bootstrap,
+    )

@@ -58,8 +58,14 @@ class Score:
     cer: float
 
 
-def score(references: Sequence[str], hypotheses: Sequence[str], *, fold_homophones: bool = False, bootstrap: int = 1000,
-          seed: int = 0) -> Score:
+def score(
+    references: Sequence[str],
+    hypotheses: Sequence[str],
+    *,
+    fold_homophones: bool = False,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> Score:
     """Score texts against texts.
 
     >>> result = score(["ONE", "TWO", "TWO"], ["one", "TO", "TWO OF"])
@@ -79,9 +85,18 @@ def score(references: Sequence[str], hypotheses: Sequence[str], *, fold_homophon
     right = np.array([a == b for a, b in zip(told, heard, strict=True)])
     first = np.mean([a.split()[:1] == b.split()[:1] for a, b in zip(told, heard, strict=True)])
     words = jiwer.process_words(told, heard)
-    return Score(len(told), float(right.mean()), interval(right, bootstrap, seed), float(first), words.wer,
-                 words.substitutions, words.deletions, words.insertions,
-                 words.hits + words.substitutions + words.deletions, jiwer.cer(told, heard))
+    return Score(
+        len(told),
+        float(right.mean()),
+        interval(right, bootstrap, seed),
+        float(first),
+        words.wer,
+        words.substitutions,
+        words.deletions,
+        words.insertions,
+        words.hits + words.substitutions + words.deletions,
+        jiwer.cer(told, heard),
+    )
 
 
 def interval(right: np.ndarray, bootstrap: int = 1000, seed: int = 0) -> tuple[float, float]:
@@ -115,14 +130,22 @@ def summary(rows: Sequence[Hypothesis], *, system: str, held_out: str, **options
     decoders = {}
     for name in used:
         headline = asdict(_of(rows, name, **options))
-        groups = {group: {part: asdict(one) for part, one in table(rows, name, group, **options).items()} for group in GROUPS}
+        groups = {
+            group: {part: asdict(one) for part, one in table(rows, name, group, **options).items()} for group in GROUPS
+        }
         decoders[name] = headline | {"by": groups}
-    return {"system": system, "held_out": held_out, "n": len(rows), "homophones_folded": options.get("fold_homophones", False),
-            "decoders": decoders}
+    return {
+        "system": system,
+        "held_out": held_out,
+        "n": len(rows),
+        "homophones_folded": options.get("fold_homophones", False),
+        "decoders": decoders,
+    }
 
 
-def write(rows: Sequence[Hypothesis], folder: Path, *, system: str, held_out: str, tokenizer: str, checkpoint: str,
-          **options) -> dict:
+def write(
+    rows: Sequence[Hypothesis], folder: Path, *, system: str, held_out: str, tokenizer: str, checkpoint: str, **options
+) -> dict:
     """Write hypotheses.csv, scores.json and one evaluation_<decoder>.json a decoder; return the scores."""
     write_hypotheses(rows, folder / "hypotheses.csv")
     scores = summary(rows, system=system, held_out=held_out, **options)
@@ -145,8 +168,10 @@ def read_hypotheses(path: Path) -> list[Hypothesis]:
     if not path.is_file():
         raise UserError(f"no hypotheses in {path}: run the notebook that scores this system first")
     with path.open(newline="", encoding="utf-8") as file:
-        return [Hypothesis(**row | {"n_tokens": int(row["n_tokens"]), "blank_share": float(row["blank_share"])})
-                for row in csv.DictReader(file)]
+        return [
+            Hypothesis(**row | {"n_tokens": int(row["n_tokens"]), "blank_share": float(row["blank_share"])})
+            for row in csv.DictReader(file)
+        ]
 
 
 def _of(rows: Sequence[Hypothesis], decoder: str, **options) -> Score:
@@ -155,13 +180,30 @@ def _of(rows: Sequence[Hypothesis], decoder: str, **options) -> Score:
 
 def _evaluation(rows: Sequence[Hypothesis], decoder: str, result: dict, tokenizer: str, checkpoint: str) -> dict:
     correct = round(result["wra"] * len(rows))
-    predictions = [{"utterance_id": row.utt_id, "target": row.reference,
-                    "prediction_tokens": [int(one) for one in row.token_ids.split()] if decoder == "greedy" else [],
-                    "prediction_text": getattr(row, decoder)} for row in rows]
-    return {"checkpoint": checkpoint, "epoch": None, "num_samples": len(rows), "tokenizer": tokenizer,
-            "wer": {"value": result["wer"], "S": result["substitutions"], "D": result["deletions"],
-                    "I": result["insertions"], "N": result["reference_words"]},
-            "wra": {"value": result["wra"], "correct": correct, "total": len(rows)}, "predictions": predictions}
+    predictions = [
+        {
+            "utterance_id": row.utt_id,
+            "target": row.reference,
+            "prediction_tokens": [int(one) for one in row.token_ids.split()] if decoder == "greedy" else [],
+            "prediction_text": getattr(row, decoder),
+        }
+        for row in rows
+    ]
+    return {
+        "checkpoint": checkpoint,
+        "epoch": None,
+        "num_samples": len(rows),
+        "tokenizer": tokenizer,
+        "wer": {
+            "value": result["wer"],
+            "S": result["substitutions"],
+            "D": result["deletions"],
+            "I": result["insertions"],
+            "N": result["reference_words"],
+        },
+        "wra": {"value": result["wra"], "correct": correct, "total": len(rows)},
+        "predictions": predictions,
+    }
 
 
 @functools.cache

@@ -17,7 +17,14 @@ from kdlib.models import Outputs
 from kdlib.stage import progress
 from kdlib.tokens import Tokens, check_round_trip, normalise
 
-CODE = ("evaluate/system.py", "evaluate/score.py", "decode/greedy.py", "decode/lexicon.py", "tokens.py", "corpus/audio.py")
+CODE = (
+    "evaluate/system.py",
+    "evaluate/score.py",
+    "decode/greedy.py",
+    "decode/lexicon.py",
+    "tokens.py",
+    "corpus/audio.py",
+)
 
 
 class System(Protocol):
@@ -31,9 +38,16 @@ class System(Protocol):
         ...
 
 
-def hear(system: System, utterances: Sequence[Utterance], lexicon: Sequence[str], *, batch_size: int = 32,
-         levels: str = "published", seen: Callable[[Utterance], bool] | None = None, what: str = "evaluation",
-         ) -> list[Hypothesis]:
+def hear(
+    system: System,
+    utterances: Sequence[Utterance],
+    lexicon: Sequence[str],
+    *,
+    batch_size: int = 32,
+    levels: str = "published",
+    seen: Callable[[Utterance], bool] | None = None,
+    what: str = "evaluation",
+) -> list[Hypothesis]:
     """Decode utterances greedily and over a closed lexicon; rows come back in the order given."""
     check_round_trip(system.tokens, [utt.text for utt in utterances])
     closed = Lexicon(lexicon, system.tokens)
@@ -41,12 +55,25 @@ def hear(system: System, utterances: Sequence[Utterance], lexicon: Sequence[str]
     with progress(len(utterances), what, "utt") as bar:
         for batch in audio.batches(utterances, batch_size):
             outputs = system(*audio.collate(batch))
-            parts = (batch, greedy(outputs, system.tokens.blank), closed.best(outputs),
-                     blank_share(outputs, system.tokens.blank).tolist())
+            parts = (
+                batch,
+                greedy(outputs, system.tokens.blank),
+                closed.best(outputs),
+                blank_share(outputs, system.tokens.blank).tolist(),
+            )
             for utt, ids, word, blanks in zip(*parts, strict=True):
                 rows[utt.utt_id] = Hypothesis(
-                    utt.utt_id, utt.speaker, level(utt.speaker, levels), utt.word_type,
-                    "" if seen is None else "yes" if seen(utt) else "no", normalise(utt.text), system.tokens.decode(ids), word,
-                    n_tokens=len(ids), blank_share=round(blanks, 4), token_ids=" ".join(map(str, ids)))
+                    utt.utt_id,
+                    utt.speaker,
+                    level(utt.speaker, levels),
+                    utt.word_type,
+                    "" if seen is None else "yes" if seen(utt) else "no",
+                    normalise(utt.text),
+                    system.tokens.decode(ids),
+                    word,
+                    n_tokens=len(ids),
+                    blank_share=round(blanks, 4),
+                    token_ids=" ".join(map(str, ids)),
+                )
             bar.update(len(batch))
     return [rows[utt.utt_id] for utt in utterances]

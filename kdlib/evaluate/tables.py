@@ -10,7 +10,9 @@ from kdlib.corpus.speakers import level, table
 
 def headline(scores: dict) -> pd.DataFrame:
     """One row a decoder: WRA with its interval, first-word WRA, WER with its parts, CER. Shares in per cent."""
-    return pd.DataFrame([{"decoder": name, **_row(one)} for name, one in scores["decoders"].items()]).set_index("decoder")
+    return pd.DataFrame([{"decoder": name, **_row(one)} for name, one in scores["decoders"].items()]).set_index(
+        "decoder"
+    )
 
 
 def breakdown(scores: dict) -> pd.DataFrame:
@@ -30,12 +32,26 @@ def by_speaker(folder: Path) -> pd.DataFrame:
     for part in (folder, folder / "controls"):
         if (part / "scores.json").is_file():
             for decoder, one in json.loads((part / "scores.json").read_text(encoding="utf-8"))["decoders"].items():
-                rows += [{"speaker": name, "level": level(name) or "?", "decoder": decoder, "n": result["n"],
-                          "wra": result["wra"], "low": result["ci95"][0], "high": result["ci95"][1]}
-                         for name, result in one["by"]["speaker"].items()]
-    order = {name: index for index, name in enumerate(sorted(table(), key=lambda one: table()[one].intelligibility_pct))}
-    return pd.DataFrame(rows).sort_values(["speaker", "decoder"], key=lambda column: column.map(order) if column.name ==
-                                          "speaker" else column, ignore_index=True)
+                rows += [
+                    {
+                        "speaker": name,
+                        "level": level(name) or "?",
+                        "decoder": decoder,
+                        "n": result["n"],
+                        "wra": result["wra"],
+                        "low": result["ci95"][0],
+                        "high": result["ci95"][1],
+                    }
+                    for name, result in one["by"]["speaker"].items()
+                ]
+    order = {
+        name: index for index, name in enumerate(sorted(table(), key=lambda one: table()[one].intelligibility_pct))
+    }
+    return pd.DataFrame(rows).sort_values(
+        ["speaker", "decoder"],
+        key=lambda column: column.map(order) if column.name == "speaker" else column,
+        ignore_index=True,
+    )
 
 
 def by_level(people: pd.DataFrame) -> pd.DataFrame:
@@ -47,9 +63,17 @@ def by_level(people: pd.DataFrame) -> pd.DataFrame:
 
 def _row(one: dict) -> dict:
     low, high = one["ci95"]
-    return {"n": one["n"], "WRA": _percent(one["wra"]), "95 % interval": f"{_percent(low)} - {_percent(high)}",
-            "first-word WRA": _percent(one["wra_first_word"]), "WER": _percent(one["wer"]), "S": one["substitutions"],
-            "D": one["deletions"], "I": one["insertions"], "CER": _percent(one["cer"])}
+    return {
+        "n": one["n"],
+        "WRA": _percent(one["wra"]),
+        "95 % interval": f"{_percent(low)} - {_percent(high)}",
+        "first-word WRA": _percent(one["wra_first_word"]),
+        "WER": _percent(one["wer"]),
+        "S": one["substitutions"],
+        "D": one["deletions"],
+        "I": one["insertions"],
+        "CER": _percent(one["cer"]),
+    }
 
 
 def _percent(share: float) -> float:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from kdlib.errors import UserError
 from kdlib.models import Outputs
 from kdlib.params import Params, Pretraining, root
+from kdlib.stage import set_threads
 from kdlib.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class NeMoCTC:
     """A pretrained NeMo model as it came, for evaluation: samples in, `Outputs` out, blank last."""
 
     def __init__(self, path: Path) -> None:
+        set_threads()
         self.path = path
         self.model = restore(path)
         self.model.eval()
@@ -57,8 +59,10 @@ def find(params: Params) -> Path:
     if name.endswith(".nemo"):
         path = Path(name) if Path(name).is_absolute() else root() / name
         if not path.is_file():
-            raise UserError(f"nemo_model: there is no file {path}; correct the path in the recipe, name a model of "
-                            "NVIDIA's (nvidia/stt_en_conformer_ctc_small), or write pretrained: shipped")
+            raise UserError(
+                f"nemo_model: there is no file {path}; correct the path in the recipe, name a model of "
+                "NVIDIA's (nvidia/stt_en_conformer_ctc_small), or write pretrained: shipped"
+            )
         return path
     return _download(name)
 
@@ -69,10 +73,12 @@ def restore(path: Path):
         with tarfile.open(path) as archive:
             members = archive.getnames()
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise UserError(f"{path} is not a complete .nemo file ({error}); download or make it again") from None
+        reason = str(error).splitlines()[0].rstrip(":")
+        raise UserError(f"{path} is not a complete .nemo file ({reason}); download or make it again") from None
     if not any(name.endswith("model_config.yaml") for name in members):
-        raise UserError(f"{path} holds no model_config.yaml: it is not a .nemo file, or it was cut off; "
-                        "download or make it again")
+        raise UserError(
+            f"{path} holds no model_config.yaml: it is not a .nemo file, or it was cut off; download or make it again"
+        )
     with quiet():
         from nemo.collections.asr.models import ASRModel
     try:
@@ -96,17 +102,47 @@ def build(tokenizer: Path, settings: Pretraining):
     config = {
         "sample_rate": 16_000,
         "tokenizer": {"dir": str(tokenizer.parent), "type": "bpe"},
-        "preprocessor": {"_target_": "nemo.collections.asr.modules.AudioToMelSpectrogramPreprocessor",
-                         "sample_rate": 16_000, "normalize": "per_feature", "window_size": 0.025, "window_stride": 0.01,
-                         "window": "hann", "features": 40, "n_fft": 512, "frame_splicing": 1, "dither": 1e-5, "pad_to": 0},
-        "encoder": {"_target_": "nemo.collections.asr.modules.ConformerEncoder", "feat_in": 40, "feat_out": -1,
-                    "n_layers": settings.layers, "d_model": settings.d_model, "subsampling": "striding",
-                    "subsampling_factor": 4, "subsampling_conv_channels": settings.conv_channels, "ff_expansion_factor": 4,
-                    "self_attention_model": "rel_pos", "n_heads": settings.heads, "att_context_size": [-1, -1],
-                    "xscaling": True, "untie_biases": True, "pos_emb_max_len": 5000, "conv_kernel_size": 15,
-                    "dropout": 0.1, "dropout_pre_encoder": 0.1, "dropout_emb": 0.0, "dropout_att": 0.1},
-        "decoder": {"_target_": "nemo.collections.asr.modules.ConvASRDecoder", "feat_in": settings.d_model,
-                    "num_classes": len(pieces), "vocabulary": pieces},
+        "preprocessor": {
+            "_target_": "nemo.collections.asr.modules.AudioToMelSpectrogramPreprocessor",
+            "sample_rate": 16_000,
+            "normalize": "per_feature",
+            "window_size": 0.025,
+            "window_stride": 0.01,
+            "window": "hann",
+            "features": 40,
+            "n_fft": 512,
+            "frame_splicing": 1,
+            "dither": 1e-5,
+            "pad_to": 0,
+        },
+        "encoder": {
+            "_target_": "nemo.collections.asr.modules.ConformerEncoder",
+            "feat_in": 40,
+            "feat_out": -1,
+            "n_layers": settings.layers,
+            "d_model": settings.d_model,
+            "subsampling": "striding",
+            "subsampling_factor": 4,
+            "subsampling_conv_channels": settings.conv_channels,
+            "ff_expansion_factor": 4,
+            "self_attention_model": "rel_pos",
+            "n_heads": settings.heads,
+            "att_context_size": [-1, -1],
+            "xscaling": True,
+            "untie_biases": True,
+            "pos_emb_max_len": 5000,
+            "conv_kernel_size": 15,
+            "dropout": 0.1,
+            "dropout_pre_encoder": 0.1,
+            "dropout_emb": 0.0,
+            "dropout_att": 0.1,
+        },
+        "decoder": {
+            "_target_": "nemo.collections.asr.modules.ConvASRDecoder",
+            "feat_in": settings.d_model,
+            "num_classes": len(pieces),
+            "vocabulary": pieces,
+        },
     }
     with quiet():
         return EncDecCTCModelBPE(cfg=OmegaConf.create(config))
@@ -127,7 +163,9 @@ def quiet() -> Iterator[None]:
 
             nemo_logging.setLevel(logging.ERROR)
         except ImportError as error:
-            raise UserError(f"NeMo cannot be imported ({error}); set the environment up again with: make .venv/.ready") from error
+            raise UserError(
+                f"NeMo cannot be imported ({error}); set the environment up again with: make .venv/.ready"
+            ) from error
         yield
 
 
@@ -141,10 +179,14 @@ def _download(name: str) -> Path:
         with contextlib.suppress(LocalEntryNotFoundError):
             return Path(hf_hub_download(name, file, local_files_only=True))
         address = urllib.parse.urlsplit(constants.ENDPOINT)
-        socket.create_connection((address.hostname, address.port or 443), timeout=5).close()  # fails at once, not after retries
+        socket.create_connection(
+            (address.hostname, address.port or 443), timeout=5
+        ).close()  # fails at once, not after retries
         return Path(hf_hub_download(name, file))
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"nemo_model: {name} is not on this machine, and it cannot be downloaded ({reason}). Two ways "
-                        "out: get its .nemo file where there is a network and write nemo_model: path/to/it.nemo, or "
-                        "write pretrained: shipped for the small stand-in") from None
+        raise UserError(
+            f"nemo_model: {name} is not on this machine, and it cannot be downloaded ({reason}). Two ways "
+            "out: get its .nemo file where there is a network and write nemo_model: path/to/it.nemo, or "
+            "write pretrained: shipped for the small stand-in"
+        ) from None

@@ -37,7 +37,9 @@ def split_controls(corpus: Corpus, params: Params) -> ControlSplit:
     settings = params.pretraining
     voices = [name for name in corpus.speakers if is_control(name)]
     sexes = [sorted(name for name in voices if name[1] == sex) for sex in "FM"]
-    apart = [names.pop() for turn in range(settings.test_controls) for names in [sexes[turn % 2] or sexes[1 - turn % 2]]]
+    apart = [
+        names.pop() for turn in range(settings.test_controls) for names in [sexes[turn % 2] or sexes[1 - turn % 2]]
+    ]
     own = {utt.text for utt in corpus if not is_control(utt.speaker)}
     others = sorted({utt.text for utt in corpus} - own)
     unseen = frozenset(random.Random(params.seed).sample(others, round(settings.unseen_words * len(others))))
@@ -49,8 +51,15 @@ def pretrained(params: Params) -> Path:
     """The recipe's `.nemo` file: shipped, NVIDIA's, local, or trained now on the control voices."""
     if params.pretrained != "controls":
         return nemo.find(params)
-    folder = produce(params.folder / "pretrained", lambda partial: _build(partial, params), what="pretraining",
-                     parameters=params.pretraining, inputs=[prepare.make(params)], seed=params.seed, code=CODE)
+    folder = produce(
+        params.folder / "pretrained",
+        lambda partial: _build(partial, params),
+        what="pretraining",
+        parameters=params.pretraining,
+        inputs=[prepare.make(params)],
+        seed=params.seed,
+        code=CODE,
+    )
     return folder / "pretrained.nemo"
 
 
@@ -58,19 +67,28 @@ def heard(params: Params) -> dict | None:
     """Whom and what the recipe's pretrained model has heard, where that is known."""
     if params.pretrained == "nemo":
         return None
-    path = nemo.SHIPPED.with_suffix(".heard.json") if params.pretrained == "shipped" else pretrained(params).with_name("heard.json")
+    path = (
+        nemo.SHIPPED.with_suffix(".heard.json")
+        if params.pretrained == "shipped"
+        else pretrained(params).with_name("heard.json")
+    )
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _build(partial: Path, params: Params) -> None:
     import torch
+
     from kdlib import train as training
 
     settings = params.pretraining
     corpus = prepare.load(params)
     controls = split_controls(corpus, params)
-    tokenizer = train((utt.text for utt in corpus if utt.text not in controls.unseen_words), settings.pieces,
-                      partial / "tokens", lower=True)
+    tokenizer = train(
+        (utt.text for utt in corpus if utt.text not in controls.unseen_words),
+        settings.pieces,
+        partial / "tokens",
+        lower=True,
+    )
     training.seed_everything(params.seed)
     model = nemo.build(tokenizer, settings)
     tokens = Tokens.for_nemo(tokenizer.read_bytes())
@@ -78,8 +96,9 @@ def _build(partial: Path, params: Params) -> None:
     def step(batch: tuple) -> dict[str, torch.Tensor]:
         samples, lengths, targets, sizes = batch
         logits, frames, _ = model.forward(input_signal=samples, input_signal_length=lengths)
-        loss = torch.nn.functional.ctc_loss(logits.transpose(0, 1), targets, frames, sizes, blank=tokens.blank,
-                                            zero_infinity=True)
+        loss = torch.nn.functional.ctc_loss(
+            logits.transpose(0, 1), targets, frames, sizes, blank=tokens.blank, zero_infinity=True
+        )
         return {"loss": loss}
 
     def read(utterances: Sequence[Utterance]) -> tuple:
@@ -89,14 +108,22 @@ def _build(partial: Path, params: Params) -> None:
         return samples, lengths, torch.nn.utils.rnn.pad_sequence(ids, batch_first=True), sizes
 
     epochs = training.Epochs(
-        lambda epoch: audio.batches(controls.train, settings.batch_size, seed=params.seed * 1009 + epoch), read)
+        lambda epoch: audio.batches(controls.train, settings.batch_size, seed=params.seed * 1009 + epoch), read
+    )
     task = training.Task(model, step, lr=settings.lr, warmup_steps=settings.warmup_steps, total_steps=settings.steps)
     training.fit(task, epochs, folder=partial, what="pretraining", steps=settings.steps, seed=params.seed)
     model.save_to(str(partial / "pretrained.nemo"))
-    write_json(partial / "heard.json", {
-        "speakers": sorted({utt.speaker for utt in controls.train}), "utterances": len(controls.train),
-        "words": sorted({utt.text for utt in controls.train}), "unseen_words": sorted(controls.unseen_words),
-        "test_speakers": sorted({utt.speaker for utt in controls.test}), "tokens": tokens.fingerprint})
+    write_json(
+        partial / "heard.json",
+        {
+            "speakers": sorted({utt.speaker for utt in controls.train}),
+            "utterances": len(controls.train),
+            "words": sorted({utt.text for utt in controls.train}),
+            "unseen_words": sorted(controls.unseen_words),
+            "test_speakers": sorted({utt.speaker for utt in controls.test}),
+            "tokens": tokens.fingerprint,
+        },
+    )
     (partial / training.CHECKPOINT).unlink()
 
 

@@ -22,9 +22,20 @@ WIDTH_IN = 6.3  # of a thesis page's text
 
 def style() -> dict:
     """Matplotlib settings for print; use as `with plt.rc_context(style())`."""
-    return {"font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8, "xtick.labelsize": 8,
-            "ytick.labelsize": 8, "figure.dpi": 110, "savefig.dpi": 200, "pdf.fonttype": 42, "axes.spines.top": False,
-            "axes.spines.right": False, "figure.constrained_layout.use": True}
+    return {
+        "font.size": 9,
+        "axes.titlesize": 9,
+        "axes.labelsize": 9,
+        "legend.fontsize": 8,
+        "xtick.labelsize": 8,
+        "ytick.labelsize": 8,
+        "figure.dpi": 110,
+        "savefig.dpi": 200,
+        "pdf.fonttype": 42,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "figure.constrained_layout.use": True,
+    }
 
 
 def save(figure: Figure, folder: Path, name: str) -> Path:
@@ -67,7 +78,10 @@ def spectrograms(utterances: Sequence[Utterance], labels: Sequence[str]) -> Figu
 
 
 def wra_by_speaker(scores: pd.DataFrame, held_out: str) -> Figure:
-    """WRA of every speaker, from least to most intelligible, with intervals. Columns: speaker, level, decoder, wra, low, high."""
+    """WRA of every speaker, from least to most intelligible, with intervals.
+
+    Columns: speaker, level, decoder, wra, low, high.
+    """
     with plt.rc_context(style()):
         figure, axes = plt.subplots(figsize=(WIDTH_IN, 3.0))
         names = list(dict.fromkeys(scores.speaker))
@@ -77,15 +91,25 @@ def wra_by_speaker(scores: pd.DataFrame, held_out: str) -> Figure:
             place = np.arange(len(names)) + 0.38 * (index - (len(decoders) - 1) / 2)
             colours = [COLOURS.get(level, "grey") for level in part.level]
             spread = np.abs(100 * np.array([part.wra - part.low, part.high - part.wra]))
-            axes.bar(place, 100 * part.wra, 0.36, yerr=spread, color=colours, alpha=1 if index == 0 else 0.45,
-                     error_kw={"linewidth": 0.7}, label=decoder)
+            axes.bar(
+                place,
+                100 * part.wra,
+                0.36,
+                yerr=spread,
+                color=colours,
+                alpha=1 if index == 0 else 0.45,
+                error_kw={"linewidth": 0.7},
+                label=decoder,
+            )
         axes.set_xticks(np.arange(len(names)), names, rotation=0 if len(names) < 17 else 60)
         for tick in axes.get_xticklabels():
             tick.set_fontweight("bold" if tick.get_text() == held_out else "normal")
         axes.set_ylim(0, 105)
         axes.set_ylabel("word recognition accuracy (%)")
-        axes.set_xlabel(f"speaker, from least to most intelligible; held out: {held_out}; "
-                        f"solid: {decoders[0]}, light: {', '.join(decoders[1:])}")
+        axes.set_xlabel(
+            f"speaker, from least to most intelligible; held out: {held_out}; "
+            f"solid: {decoders[0]}, light: {', '.join(decoders[1:])}"
+        )
         _level_legend(axes, scores.level)
         return figure
 
@@ -96,5 +120,12 @@ def _level_legend(axes, levels) -> None:
     names = [level.replace("_", " ").lower() for level in there]
     old, labels = axes.get_legend_handles_labels()
     kept = [(h, label) for h, label in zip(old, labels, strict=True) if "published" in label]
-    axes.legend(handles + [h for h, _ in kept], names + [label for _, label in kept], ncols=6, frameon=False,
-                loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0)
+    axes.legend(
+        handles + [h for h, _ in kept],
+        names + [label for _, label in kept],
+        ncols=6,
+        frameon=False,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        borderaxespad=0,
+    )

@@ -1,0 +1,81 @@
+"""What sets the project up says the same everywhere: pyproject.toml, requirements.lock, environment.yml, Makefile."""
+
+import re
+import subprocess
+import tomllib
+
+import pytest
+import yaml
+
+from kdlib.params import root
+
+PROJECT = tomllib.loads((root() / "pyproject.toml").read_text())["project"]
+LOCK = (root() / "requirements.lock").read_text()
+
+
+def plain(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def locked():
+    found = {}
+    for line in LOCK.splitlines():
+        name, _, version = line.split(";")[0].strip().partition("==")
+        found.setdefault(plain(name), []).append(version)
+    return found
+
+
+def direct():
+    extras = PROJECT["optional-dependencies"].values()
+    for requirement in [*PROJECT["dependencies"], *(one for extra in extras for one in extra)]:
+        name, wanted = re.match(r"([\w.-]+)(?:\[[\w,]+\])?(.*)", requirement).groups()
+        yield plain(name), wanted
+
+
+@pytest.mark.parametrize(("name", "wanted"), list(direct()))
+def test_every_direct_dependency_is_locked_as_asked(name, wanted):
+    assert name in locked()
+    if wanted.startswith("=="):
+        assert wanted.removeprefix("==") in locked()[name]
+
+
+def test_the_lock_pins_everything_and_names_no_index():
+    assert all("==" in line for line in LOCK.splitlines())
+    assert not re.search(r"://|--(extra-)?index-url|--find-links", LOCK)
+
+
+def test_torch_and_torchaudio_are_the_pair_that_works():
+    assert locked()["torch"] == locked()["torchaudio"] == ["2.11.0"]
+
+
+def test_conda_takes_its_pip_part_from_the_same_lock():
+    environment = yaml.safe_load((root() / "environment.yml").read_text())
+    conda = [one for one in environment["dependencies"] if isinstance(one, str)]
+    (pip,) = [one["pip"] for one in environment["dependencies"] if isinstance(one, dict)]
+    assert any(re.fullmatch(r"python=3\.11.*", one) for one in conda)
+    assert pip == ["-r requirements.lock", "-e ."]
+    assert "pip" in conda
+    assert PROJECT["requires-python"] == ">=3.11,<3.12"
+
+
+def test_the_extras_are_named():
+    assert set(PROJECT["optional-dependencies"]) == {"embedded", "dev", "cluster"}
+
+
+def test_every_command_that_the_readme_names_exists():
+    makefile = (root() / "Makefile").read_text()
+    targets = set(re.findall(r"^([\w-]+):", makefile, re.MULTILINE))
+    named = set(re.findall(r"(?:`|^)make ([a-z][\w-]+)", (root() / "README.md").read_text(), re.MULTILINE))
+    assert {"demo", "test"} <= named
+    assert named <= targets
+
+
+def test_a_wrong_python_is_one_sentence(tmp_path):
+    (tmp_path / "python").write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.9.1" && exit 0\nexit 1\n')
+    (tmp_path / "python").chmod(0o755)
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        (tmp_path / name).write_text((root() / name).read_text())
+    run = subprocess.run(["make", "test", f"PYTHON={tmp_path}/python"], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode != 0
+    assert "kdlib needs Python 3.11, found Python 3.9.1" in run.stdout
+    assert not (tmp_path / ".venv").exists()

@@ -1,0 +1,28 @@
+import pytest
+import torch
+
+from kdlib.decode.greedy import blank_share, collapse, greedy
+from kdlib.models import Outputs
+
+BLANK = 3
+
+
+def outputs(rows, lengths):
+    logits = torch.nn.functional.one_hot(torch.tensor(rows), 4).float()
+    return Outputs(logits, torch.tensor(lengths), torch.zeros(len(rows), len(rows[0]), 2))
+
+
+@pytest.mark.parametrize(
+    ("frames", "expected"),
+    [([], []), ([3, 3], []), ([0, 0, 1], [0, 1]), ([0, 3, 0], [0, 0]), ([1, 1, 3, 3, 1, 2], [1, 1, 2])],
+)
+def test_repetitions_are_merged_before_blanks_are_dropped(frames, expected):
+    assert collapse(frames, BLANK) == expected
+
+
+def test_padding_frames_are_not_decoded():
+    assert greedy(outputs([[0, 3, 1, 2], [2, 2, 0, 1]], [4, 2]), BLANK) == [[0, 1, 2], [2]]
+
+
+def test_blank_share_counts_only_frames_inside():
+    assert blank_share(outputs([[0, 3, 1, 3], [3, 1, 3, 3]], [4, 2]), BLANK).tolist() == [0.5, 0.5]

@@ -1,0 +1,201 @@
+"""The notebooks, as a person would run them: headless by papermill and Snakemake on the smoke recipe."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from kdlib import stage
+from kdlib.params import root
+
+BIN = Path(sys.executable).parent
+NOTEBOOKS = sorted((root() / "notebooks").glob("*.ipynb"))
+ENVIRONMENT = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"}
+
+
+def papermill(name, out, *arguments):
+    command = [BIN / "papermill", root() / "notebooks" / f"{name}.ipynb", out, "--cwd", root() / "notebooks"]
+    return subprocess.run([*map(str, command), *arguments], capture_output=True, text=True)
+
+
+def snakemake(recipe, *arguments, **options):
+    command = [BIN / "snakemake", "--profile", "profiles/local", "--config", f"recipe={recipe}", *arguments]
+    return subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=root(), env=ENVIRONMENT, **options)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    """The smoke recipe with the shipped model, writing into a folder of its own."""
+    folder = tmp_path_factory.mktemp("notebooks")
+    settings = yaml.safe_load((root() / "params/smoke.yaml").read_text()) | {
+        "pretrained": "shipped",
+        "outputs": str(folder),
+    }
+    (folder / "mine.yaml").write_text(yaml.safe_dump(settings))
+    return folder / "mine.yaml"
+
+
+@pytest.fixture(scope="module")
+def demo(recipe):
+    """A finished run of the graph for one fold."""
+    run = snakemake(recipe, "folds=M08")
+    assert run.returncode == 0, run.stdout + run.stderr
+    return recipe.parent / "mine", run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_keep_the_house_rules(path):
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert notebook.cells[0].cell_type == "markdown"
+    assert [cell.metadata.get("tags") for cell in code].count(["parameters"]) == 1
+    assert not any(cell.outputs or cell.execution_count for cell in code)
+    assert len(code) <= 15
+    assert max(len(cell.source.splitlines()) for cell in code) <= 15
+
+
+def test_the_graph_leaves_what_the_contract_says(demo):
+    out, _ = demo
+    for name in ("corpus/manifest.csv", "corpus/lexicon.txt", "corpus/run.json", "corpus/00_corpus.ipynb"):
+        assert (out / name).is_file()
+    for name in ("run.json", "01_baseline.ipynb", "hypotheses.csv", "scores.json", "evaluation_greedy.json"):
+        assert (out / "M08/baseline" / name).is_file()
+    scores = json.loads((out / "M08/baseline/scores.json").read_text())
+    assert (scores["system"], scores["held_out"], scores["n"]) == ("pretrained", "M08", 6)
+    assert scores["decoders"]["lexicon"]["wra"] >= scores["decoders"]["greedy"]["wra"]
+
+
+def test_the_log_is_for_people(demo):
+    _, log = demo
+    assert "01_baseline | baseline: made in" in log
+    for noise in ("Executing Cell", "IPKernelApp", "OneLogger", "Traceback"):
+        assert noise not in log
+
+
+def test_executed_notebooks_hold_pictures_and_no_errors(demo):
+    out, _ = demo
+    for name in ("corpus/00_corpus.ipynb", "M08/baseline/01_baseline.ipynb"):
+        outputs = [one for cell in nbformat.read(out / name, as_version=4).cells for one in cell.get("outputs", [])]
+        assert any("image/png" in one.get("data", {}) for one in outputs)
+        assert not any(one.output_type == "error" for one in outputs)
+
+
+def test_nothing_is_to_be_done_again_even_after_saving_with_outputs(demo, recipe):
+    """Saving an executed notebook over its source must not run anything anew."""
+    path = root() / "notebooks" / "00_corpus.ipynb"
+    before = path.read_text()
+    try:
+        notebook = nbformat.reads(before, as_version=4)
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.execution_count, cell.outputs = 1, [nbformat.v4.new_output("stream", text="saved")]
+        nbformat.write(notebook, path)
+        run = snakemake(recipe, "folds=M08", "--dry-run", "--quiet", "host")
+    finally:
+        path.write_text(before)
+    assert "Nothing to be done" in run.stdout + run.stderr
+
+
+def test_another_fold_reuses_what_is_shared(demo, recipe):
+    out, _ = demo
+    made = {name: (out / name / "run.json").read_text() for name in ("corpus", "zero_shot")}
+    run = snakemake(recipe, "folds=M10")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert made == {name: (out / name / "run.json").read_text() for name in made}
+    assert (out / "M10/baseline/scores.json").is_file()
+
+
+def test_a_changed_parameter_is_seen(demo, recipe):
+    recipe.write_text(recipe.read_text().replace("bootstrap: 200", "bootstrap: 201"))
+    try:
+        run = snakemake(recipe, "folds=M08", "--dry-run", "--quiet", "host")
+    finally:
+        recipe.write_text(recipe.read_text().replace("bootstrap: 201", "bootstrap: 200"))
+    assert "baseline" in run.stdout + run.stderr
+    assert "Nothing to be done" not in run.stdout + run.stderr
+
+
+def test_a_bad_recipe_is_refused_before_anything_runs(recipe, tmp_path):
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(recipe.read_text() + "sead: 3\n")
+    run = snakemake(bad, "folds=M08")
+    assert run.returncode != 0
+    assert "unknown parameter 'sead'; did you mean 'seed'" in run.stdout + run.stderr
+    assert "Traceback" not in run.stdout + run.stderr
+    assert "00_corpus |" not in run.stdout + run.stderr
+
+
+def test_an_error_in_a_notebook_is_one_sentence(demo, recipe, tmp_path):
+    broken = tmp_path / "broken.yaml"
+    broken.write_text(recipe.read_text().replace("pretrained: shipped", "pretrained: nemo\nnemo_model: none.nemo"))
+    run = snakemake(broken, "folds=M08")
+    log = run.stdout + run.stderr
+    assert run.returncode != 0
+    assert log.count("UserError: nemo_model: there is no file") == 1
+    assert "Traceback" not in log
+    assert not (recipe.parent / "broken" / "M08" / "baseline").exists()
+
+
+def test_a_notebook_shows_a_user_error_without_a_traceback(tmp_path):
+    run = papermill("00_corpus", tmp_path / "out.ipynb", "-p", "recipe", "params/none.yaml")
+    assert run.returncode != 0
+    errors = [
+        one
+        for cell in nbformat.read(tmp_path / "out.ipynb", as_version=4).cells
+        for one in cell.get("outputs", [])
+        if one.output_type == "error"
+    ]
+    assert len(errors[0].traceback) == 1
+    assert "params/none.yaml: no such file; recipes there:" in errors[0].traceback[0]
+    assert "no such file" in stage.explain(tmp_path / "out.ipynb")
+
+
+def test_a_fold_file_can_be_given_to_papermill(demo, recipe, tmp_path):
+    run = papermill(
+        "00_corpus",
+        tmp_path / "out.ipynb",
+        "-f",
+        str(root() / "params/folds/uaspeech/M04.yaml"),
+        "-p",
+        "recipe",
+        str(recipe),
+        "-y",
+        "{overrides: {synthetic: {speakers: [M04, F03, M08]}, name: other}}",
+    )
+    assert run.returncode == 0, run.stderr
+    assert "held out M04, dev F03" in (tmp_path / "out.ipynb").read_text()
+
+
+def test_killed_while_the_graph_runs_the_next_run_ends_with_the_same_scores(demo, recipe, tmp_path):
+    """kill -9 of the whole group in the middle of the corpus; no lock and no half corpus may be in the way."""
+    out, _ = demo
+    other = tmp_path / "other.yaml"
+    other.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | {"outputs": str(tmp_path)}))
+    command = [BIN / "snakemake", "--profile", "profiles/local", "--config", f"recipe={other}", "folds=M08"]
+    running = subprocess.Popen(
+        [*map(str, command)],
+        cwd=root(),
+        env=ENVIRONMENT,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    partial = tmp_path / "other" / ".corpus.partial"
+    until = time.monotonic() + 120
+    while running.poll() is None and not partial.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+    assert not (tmp_path / "other" / "corpus").exists()
+
+    again = snakemake(other, "folds=M08")
+    assert again.returncode == 0, again.stdout + again.stderr
+    scores = [json.loads((folder / "M08/baseline/scores.json").read_text()) for folder in (out, tmp_path / "other")]
+    assert scores[0] == scores[1]
