@@ -8,20 +8,26 @@ job, and the artefacts must survive that. Saving a notebook with outputs changes
 """
 
 import os
+import sys
 from pathlib import Path
 
 from kdlib import params as kd
 from kdlib import stage
+from kdlib.errors import UserError
 
 RECIPE = config.get("recipe", "params/demo.yaml")
 FOLDS = str(config.get("folds", "M08")).split(",")
-SETTINGS = {held_out: kd.load(RECIPE, held_out) for held_out in FOLDS}  # bad parameters are refused here, at once
+try:
+    SETTINGS = {held_out: kd.load(RECIPE, held_out) for held_out in FOLDS}
+except UserError as error:  # refused here, before any work
+    sys.exit(f"\n{error}\n")
 OUT = os.path.relpath(SETTINGS[FOLDS[0]].folder)
 NAMES = ["00_corpus", "01_baseline"]
 NOTEBOOK = {name: stage.notebook_fingerprint(Path(f"notebooks/{name}.ipynb")) for name in NAMES}
 CODE = stage.code_fingerprint(str(path.relative_to("kdlib")) for path in Path("kdlib").rglob("*.py"))
 RUN = ("papermill {input.notebook} {log} --cwd notebooks --no-progress-bar --log-output --log-level INFO"
        " -p recipe {params.recipe} -p held_out {params.held_out}")
+os.environ["FIRST_FOLD"] = FOLDS[0]  # which fold 00_corpus shows: no reason to execute it again
 END = " 2>&1 | python -m kdlib.stage follow {params.label} || {{ python -m kdlib.stage {log}; exit 1; }}; cp {log} {output}"
 
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -42,9 +48,9 @@ rule corpus:
         f"{OUT}/logs/00_corpus.ipynb",
     params:
         recipe=RECIPE,
-        held_out=FOLDS[0],
+        held_out="$FIRST_FOLD",
         label="00_corpus",
-        settings=kd.load(RECIPE, FOLDS[0]).model_dump_json(include={"corpus", "synthetic", "manifest", "data_folder", "seed"}),
+        settings=SETTINGS[FOLDS[0]].model_dump_json(include={"corpus", "synthetic", "manifest", "data_folder", "seed"}),
         code=CODE + NOTEBOOK["00_corpus"],
     shell:
         RUN + END
