@@ -72,7 +72,7 @@ class Pretraining(Strict):
     layers: int = Field(4, ge=1)
     heads: int = Field(4, ge=1)
     conv_channels: int = Field(32, ge=1)
-    steps: int = Field(1600, ge=1)
+    steps: int = Field(2000, ge=1)
     batch_size: int = Field(32, ge=1)
     lr: float = Field(2e-3, gt=0)
     warmup_steps: int = Field(300, ge=0)

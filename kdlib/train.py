@@ -15,6 +15,7 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning_utilities.core import rank_zero
 
 from kdlib.errors import UserError
 from kdlib.stage import progress, set_threads
@@ -136,8 +137,7 @@ def fit(
     `checkpoint_every` counts epochs. The checkpoint is the run's own and is removed by whoever made the folder.
     """
     set_threads()
-    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    rank_zero.log.setLevel(logging.ERROR)  # Lightning's remarks on hardware
     saver = pl.callbacks.ModelCheckpoint(
         folder,
         CHECKPOINT.removesuffix(".ckpt"),

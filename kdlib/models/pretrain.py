@@ -36,7 +36,7 @@ def split_controls(corpus: Corpus, params: Params) -> ControlSplit:
     """Set whole voices aside, and a share of the words that no other speaker says."""
     settings = params.pretraining
     voices = [name for name in corpus.speakers if is_control(name)]
-    sexes = [sorted(name for name in voices if name[1] == sex) for sex in "FM"]
+    sexes = [sorted(name for name in voices if name[1] == sex) for sex in "MF"]
     apart = [
         names.pop() for turn in range(settings.test_controls) for names in [sexes[turn % 2] or sexes[1 - turn % 2]]
     ]

@@ -1,0 +1,52 @@
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+
+from kdlib.show import figures
+
+SCORES = pd.DataFrame(
+    [
+        {"speaker": speaker, "level": level, "decoder": decoder, "wra": wra, "low": wra - 0.05, "high": wra + 0.05}
+        for speaker, level, wra in (("M04", "VERY_LOW", 0.1), ("M08", "HIGH", 0.7))
+        for decoder in ("greedy", "lexicon")
+    ]
+)
+
+
+@pytest.fixture(autouse=True)
+def _close():
+    yield
+    plt.close("all")
+
+
+def test_saved_as_pdf_with_embedded_fonts_and_as_png(tmp_path):
+    picture = figures.save(figures.wra_by_speaker(SCORES, "M08"), tmp_path / "new", "wra")
+    assert picture == tmp_path / "new/wra.png"
+    assert picture.stat().st_size > 5_000
+    assert (tmp_path / "new/wra.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_nothing_is_cut_off():
+    """All text lies within the figure."""
+    figure = figures.wra_by_speaker(SCORES, "M08")
+    figure.canvas.draw()
+    box = figure.get_tightbbox()
+    assert box.x0 >= -0.05
+    assert box.y0 >= -0.05
+    assert box.x1 <= figure.get_figwidth() + 0.05
+    assert box.y1 <= figure.get_figheight() + 0.05
+
+
+def test_the_held_out_speaker_is_marked():
+    figure = figures.wra_by_speaker(SCORES, "M08")
+    weights = {tick.get_text(): tick.get_fontweight() for tick in figure.axes[0].get_xticklabels()}
+    assert weights == {"M04": "normal", "M08": "bold"}
+
+
+def test_bars_show_per_cent():
+    heights = [bar.get_height() for bar in figures.wra_by_speaker(SCORES, "M08").axes[0].patches]
+    assert sorted(heights) == pytest.approx([10, 10, 70, 70])
+
+
+def test_levels_that_are_not_known_are_drawn_too():
+    assert figures.wra_by_speaker(SCORES.assign(level="?"), "M08").axes[0].patches
