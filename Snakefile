@@ -50,7 +50,7 @@ rule corpus:
         recipe=RECIPE,
         held_out="$FIRST_FOLD",
         label="00_corpus",
-        settings=SETTINGS[FOLDS[0]].model_dump_json(include={"corpus", "synthetic", "manifest", "data_folder", "seed"}),
+        settings=SETTINGS[FOLDS[0]].model_dump_json(include={"corpus", "synthetic", "manifest", "data_folder", "hyphens", "seed"}),
         code=CODE + NOTEBOOK["00_corpus"],
     shell:
         RUN + END

@@ -97,6 +97,7 @@ class Params(Strict):
     corpus: Literal["synthetic", "manifest"] = "synthetic"
     manifest: str | None = None  # SpeechBrain CSV or NeMo JSON lines, where corpus: manifest
     data_folder: str | None = None  # what $data_folder stands for
+    hyphens: Literal["keep", "space"] = "keep"  # of transcripts; NVIDIA's tokenizers have no hyphen
     blocks: Blocks = Blocks()
     synthetic: Synthetic = Synthetic()
     pretrained: Literal["shipped", "controls", "nemo"] = "shipped"

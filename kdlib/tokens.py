@@ -61,21 +61,9 @@ class Tokens:
     def encode(self, text: str) -> list[int]:
         """The ids of a text; characters that the pieces cannot write are refused."""
         normal = normalise(text)
-        cased = {"upper": normal.upper(), "lower": normal.lower(), "mixed": normal}[self._cased]
-        ids = _processor(self.model).encode(cased)
+        ids = _processor(self.model).encode(self._case(normal))
         if self.decode(ids) != normal:
-            bad = sorted(
-                {
-                    char
-                    for char in normal
-                    if char != " " and self.decode(_processor(self.model).encode(self._case(char))) != char
-                }
-            )
-            named = ", ".join(f"{char!r} (U+{ord(char):04X})" for char in bad) or f"{text!r} as a whole"
-            raise UserError(
-                f"the tokenizer cannot write {named} of the text {text!r}; correct the transcript, or train "
-                "a tokenizer on texts that hold it"
-            )
+            raise UserError(self._unwritable(normal))
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -85,16 +73,30 @@ class Tokens:
         return normalise(_processor(self.model).decode(known))
 
     def _case(self, text: str) -> str:
-        return text.lower() if self._cased == "lower" else text.upper() if self._cased == "upper" else text
+        return {"upper": text.upper(), "lower": text.lower(), "mixed": text}[self._cased]
+
+    def _unwritable(self, text: str) -> str:
+        """Which characters of a text cannot be written, and what to do."""
+        ids = {char: _processor(self.model).encode(self._case(char)) for char in set(text) - {" "}}
+        bad = sorted(char for char in ids if self.decode(ids[char]) != char)
+        named = ", ".join(f"{char!r} (U+{ord(char):04X})" for char in bad) or "it as a whole"
+        way_out = "correct the transcript, or train a tokenizer on texts that hold it"
+        if bad == ["-"]:
+            way_out = "write hyphens: space in the recipe"
+        return f"the tokenizer cannot write {named} of the text {text!r}; {way_out}"
 
 
-def normalise(text: str) -> str:
+def normalise(text: str, hyphens: str = "keep") -> str:
     """One spelling of a text for every comparison: composed characters, upper case, straight quotes, single spaces.
+
+    With `hyphens="space"` a hyphen is a space.
 
     >>> normalise(" it\u2019s  a CAFE\u0301 ")
     "IT'S A CAFÉ"
     """
     straight = unicodedata.normalize("NFC", text).replace("\u2019", "'").replace("\u2010", "-").replace("\u2011", "-")
+    if hyphens == "space":
+        straight = straight.replace("-", " ")
     return " ".join(straight.upper().split())
 
 

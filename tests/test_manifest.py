@@ -44,6 +44,12 @@ def test_both_formats_give_back_what_was_written(tmp_path):
     assert manifest.read(tmp_path / "c.jsonl").utterances == given.utterances
 
 
+def test_audio_elsewhere_keeps_its_path(tmp_path):
+    given = Corpus((Utterance("a1", "ANNA", Path("/elsewhere/1.wav"), 0.5, "ONE"),))
+    manifest.write_speechbrain(given, tmp_path / "c.csv", tmp_path)
+    assert manifest.read(tmp_path / "c.csv").utterances == given.utterances
+
+
 BAD = {
     "missing column": ("ID,duration,wav,wrd\na,1,a.wav,X\n", "column 'spk_id' is missing"),
     "misspelt column": ("ID,duratoin,wav,spk_id,wrd\na,1,a.wav,S,X\n", "did you mean 'duratoin'"),

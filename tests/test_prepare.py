@@ -74,3 +74,10 @@ def test_a_missing_folder_of_audio_is_one_message(folder):
         UserError, match=r"none of its 6 audio files can be used; the first, .*M08_B1\.flac: the file is m"
     ):
         prepare.make(params(folder))
+
+
+def test_transcripts_are_spelt_one_way(folder):
+    path = folder / "data/corpus.csv"
+    path.write_text(path.read_text().replace("TWO", "X-ray").replace("ONE", "one"))
+    assert prepare.lexicon(params(folder)) == ["ONE", "X-RAY"]
+    assert prepare.lexicon(params(folder, hyphens="space")) == ["ONE", "X RAY"]

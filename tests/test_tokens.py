@@ -65,3 +65,10 @@ def test_too_many_pieces_are_refused_in_words(tmp_path):
 
 def test_normalise_is_idempotent_and_composes_accents():
     assert normalise("cafe\u0301  au\tlait") == "CAFÉ AU LAIT" == normalise(normalise("cafe\u0301 au lait"))
+
+
+def test_a_tokenizer_without_hyphen_names_the_way_out(tmp_path):
+    model = train(["ONE", "RAY", "X"], 12, tmp_path)
+    with pytest.raises(UserError, match=r"cannot write '-' .*; write hyphens: space in the recipe"):
+        Tokens.for_teachers(model).encode("X-RAY")
+    assert normalise("X-RAY", hyphens="space") == "X RAY"

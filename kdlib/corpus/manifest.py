@@ -79,13 +79,15 @@ def read(path: Path, data_folder: Path | None = None) -> Corpus:
 
 
 def write_speechbrain(utterances: Iterable[Utterance], path: Path, data_folder: Path) -> None:
-    """Write a SpeechBrain CSV whose paths start with `$data_folder`."""
+    """Write a SpeechBrain CSV; paths below `data_folder` start with `$data_folder`."""
     with writing(path) as hidden, hidden.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([*COLUMNS, *OPTIONAL])
         for utt in utterances:
             row = [getattr(utt, name) for name in (*COLUMNS.values(), *OPTIONAL)]
-            row[1], row[2] = f"{utt.duration_s:.4f}", f"$data_folder/{utt.wav.relative_to(data_folder).as_posix()}"
+            inside = utt.wav.is_relative_to(data_folder)
+            row[1] = f"{utt.duration_s:.4f}"
+            row[2] = f"$data_folder/{utt.wav.relative_to(data_folder).as_posix()}" if inside else str(utt.wav)
             writer.writerow(row)
 
 

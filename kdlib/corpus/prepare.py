@@ -4,6 +4,7 @@ The folder holds manifest.csv (SpeechBrain's columns and ours), lexicon.txt (the
 report.txt and left_out.csv (files that cannot be used).
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from kdlib.corpus import audio, manifest, synthetic
@@ -12,19 +13,23 @@ from kdlib.corpus.speakers import is_control
 from kdlib.errors import UserError
 from kdlib.params import Params, root
 from kdlib.stage import produce
+from kdlib.tokens import normalise
 
-CODE = ("corpus/audio.py", *synthetic.CODE)
+CODE = ("corpus/prepare.py", "corpus/audio.py", "tokens.py", *synthetic.CODE)
 
 
 def make(params: Params) -> Path:
     """Make the corpus folder, or find it made."""
-    settings = params.synthetic if params.corpus == "synthetic" else {"data_folder": params.data_folder}
+    embedded = params.corpus == "synthetic"
+    settings = {"hyphens": params.hyphens, "data_folder": params.data_folder}
+    if embedded:
+        settings |= {"synthetic": params.synthetic.model_dump(mode="json")}
     return produce(
         params.folder / "corpus",
         lambda partial: _build(partial, params),
         what="corpus",
         parameters=settings,
-        inputs=[] if params.corpus == "synthetic" else [root() / params.manifest],
+        inputs=[] if embedded else [root() / params.manifest],
         seed=params.seed,
         code=CODE,
     )
@@ -47,6 +52,8 @@ def _build(partial: Path, params: Params) -> None:
     else:
         corpus = manifest.read(root() / params.manifest, data_folder)
     corpus, report = audio.check(corpus)
+    spelt = (replace(utt, text=normalise(utt.text, params.hyphens)) for utt in corpus)
+    corpus = Corpus(tuple(spelt), corpus.source)
     words = sorted({utt.text for utt in corpus if not is_control(utt.speaker)})
     if not words:
         raise UserError(f"{corpus.source}: all of its speakers are controls; nobody could be held out")
