@@ -120,6 +120,9 @@ class _Progress(pl.Callback):
     def on_train_end(self, *_: Any) -> None:
         self.bar.close()
 
+    def on_exception(self, *_: Any) -> None:
+        self.bar.close()
+
 
 def fit(
     task: Task,
