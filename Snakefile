@@ -19,6 +19,7 @@ RECIPE = config.get("recipe", "params/demo.yaml")
 FOLDS = str(config.get("folds", "M08")).split(",")
 try:
     SETTINGS = {held_out: kd.load(RECIPE, held_out) for held_out in FOLDS}
+    stage.check_writable(SETTINGS[FOLDS[0]].folder, "outputs")
 except UserError as error:  # refused here, before any work
     sys.exit(f"\n{error}\n")
 OUT = os.path.relpath(SETTINGS[FOLDS[0]].folder)

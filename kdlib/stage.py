@@ -133,6 +133,20 @@ def progress(total: int, what: str, unit: str):
     )
 
 
+def check_writable(folder: Path, what: str) -> None:
+    """Make a folder and a file in it, or say which place cannot be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder / ".writable") as hidden:
+            hidden.touch()
+        (folder / ".writable").unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{what}: cannot write to {_shown(folder)} ({error.strerror}); "
+            "make it writable, or name another folder in the recipe: outputs: /path/to/outputs"
+        ) from None
+
+
 def set_threads() -> None:
     """One torch thread a process, unless OMP_NUM_THREADS asks for more: two beside a busy neighbour are far slower.
 
@@ -196,14 +210,8 @@ def _replace(partial: Path, folder: Path) -> None:
 @contextlib.contextmanager
 def _locked(folder: Path, what: str) -> Iterator[None]:
     """One process at a time makes a folder; the lock goes with its process, however that ends."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = (folder.parent / f".{folder.name}.lock").open("w")
-    except OSError as error:
-        raise UserError(
-            f"{what}: cannot write to {_shown(folder.parent)} ({error.strerror}); "
-            "make it writable, or name another folder in the recipe: outputs: /path/to/outputs"
-        ) from None
+    check_writable(folder.parent, what)
+    lock = (folder.parent / f".{folder.name}.lock").open("w")
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
