@@ -7,7 +7,7 @@ HELD_OUT ?= M08
 FOLDS    ?= M08,M05,M16,M01,M04
 BIN      := .venv/bin
 READY    := .venv/.ready
-SNAKEMAKE = PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --profile profiles/local
+SNAKEMAKE := $(BIN)/snakemake --profile profiles/local
 
 export OMP_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS ?= 1

@@ -3,8 +3,9 @@
     snakemake --profile profiles/local --config recipe=params/demo.yaml folds=M08,M05
 
 kdlib's stages decide by parameters, inputs and code whether there is work to do; the rules here only decide which
-notebooks to execute. So a rule's output is the executed notebook, never an artefact: Snakemake removes outputs before a
-job, and the artefacts must survive that. Saving a notebook with outputs changes nothing: its code cells count, not its date.
+notebooks to execute. So a rule's outputs are the executed notebook and its figures, never an artefact: Snakemake
+removes outputs before a job, and the artefacts must survive that. Saving a notebook with outputs changes nothing: its
+code cells count, not its date.
 """
 
 import os
@@ -27,10 +28,11 @@ NAMES = ["00_corpus", "01_baseline"]
 NOTEBOOK = {name: stage.notebook_fingerprint(Path(f"notebooks/{name}.ipynb")) for name in NAMES}
 CODE = stage.code_fingerprint(str(path.relative_to("kdlib")) for path in Path("kdlib").rglob("*.py"))
 RUN = ("papermill {input.notebook} {log} --cwd notebooks --no-progress-bar --log-output --log-level INFO"
-       " -p recipe {params.recipe} -p held_out {params.held_out}")
+       " -p recipe {params.recipe:q} -p held_out {params.held_out}")
 os.environ["FIRST_FOLD"] = FOLDS[0]  # which fold 00_corpus shows: no reason to execute it again
-END = " 2>&1 | python -m kdlib.stage follow {params.label} || {{ python -m kdlib.stage {log}; exit 1; }}; cp {log} {output}"
+END = " 2>&1 | python -m kdlib.stage follow {params.label} || {{ python -m kdlib.stage {log}; exit 1; }}; cp {log} {output.notebook}"
 
+os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # .venv, activated or not
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 
@@ -44,7 +46,9 @@ rule corpus:
     input:
         notebook=ancient("notebooks/00_corpus.ipynb"),
     output:
-        f"{OUT}/corpus/00_corpus.ipynb",
+        report(f"{OUT}/figures/durations.png", category="corpus"),
+        report(f"{OUT}/figures/spectrograms.png", category="corpus"),
+        notebook=f"{OUT}/corpus/00_corpus.ipynb",
     log:
         f"{OUT}/logs/00_corpus.ipynb",
     params:
@@ -62,7 +66,8 @@ rule baseline:
         f"{OUT}/corpus/00_corpus.ipynb",
         notebook=ancient("notebooks/01_baseline.ipynb"),
     output:
-        f"{OUT}/{{held_out}}/baseline/01_baseline.ipynb",
+        report(f"{OUT}/{{held_out}}/figures/wra_by_speaker.png", category="baseline", subcategory="{held_out}"),
+        notebook=f"{OUT}/{{held_out}}/baseline/01_baseline.ipynb",
     log:
         f"{OUT}/logs/01_baseline_{{held_out}}.ipynb",
     params:

@@ -68,16 +68,17 @@ def test_tables_by_any_column():
     assert {name: one.wra for name, one in table(ROWS, "lexicon", "seen").items()} == {"no": 1.0, "yes": 0.5}
 
 
-def test_summary_lists_only_decoders_that_were_used():
-    result = summary(ROWS, system="test", held_out="A")
+def test_summary_scores_the_decoders_that_were_used():
+    result = summary(ROWS, ["greedy", "lexicon"], system="test", held_out="A")
     assert list(result["decoders"]) == ["greedy", "lexicon"]
     assert result["decoders"]["lexicon"]["wra"] == pytest.approx(3 / 4)
     assert result["n"] == 4
 
 
-def test_a_system_that_only_ever_says_nothing_is_scored_too():
-    rows = [Hypothesis("a", "A", "HIGH", "digit", "yes", "ONE")]
-    assert summary(rows, system="deaf", held_out="A")["decoders"]["greedy"]["wra"] == 0
+def test_a_decoder_that_writes_nothing_at_all_scores_zero_and_is_not_left_out():
+    rows = [Hypothesis("a", "A", "HIGH", "digit", "yes", "ONE", lexicon="ONE")]
+    result = summary(rows, ["greedy", "lexicon"], system="deaf", held_out="A")["decoders"]
+    assert (result["greedy"]["wra"], result["greedy"]["deletions"], result["lexicon"]["wra"]) == (0, 1, 1)
 
 
 def test_hypotheses_come_back_as_written(tmp_path):
@@ -86,7 +87,9 @@ def test_hypotheses_come_back_as_written(tmp_path):
 
 
 def test_written_files_follow_the_contract(tmp_path):
-    scoring.write(ROWS, tmp_path, system="test", held_out="A", tokenizer="abc", checkpoint="x.nemo")
+    scoring.write(
+        ROWS, ["greedy", "lexicon"], tmp_path, system="test", held_out="A", tokenizer="abc", checkpoint="x.nemo"
+    )
     evaluation = json.loads((tmp_path / "evaluation_greedy.json").read_text())
     assert {"checkpoint", "epoch", "num_samples", "tokenizer", "wer", "wra", "predictions"} <= set(evaluation)
     assert evaluation["wra"] == {"value": 0.25, "correct": 1, "total": 4}

@@ -21,12 +21,16 @@ def folder(tmp_path):
             for index in range(total)
         ]
 
+    decoders = ("greedy", "lexicon")
     options = {"system": "x", "held_out": "", "tokenizer": "t", "checkpoint": "c"}
     score.write(
-        rows("M08", "HIGH", 6, 10) + rows("M10", "HIGH", 4, 10) + rows("M04", "VERY_LOW", 1, 10), tmp_path, **options
+        rows("M08", "HIGH", 6, 10) + rows("M10", "HIGH", 4, 10) + rows("M04", "VERY_LOW", 1, 10),
+        decoders,
+        tmp_path,
+        **options,
     )
     (tmp_path / "controls").mkdir()
-    score.write(rows("CM01", "CONTROL", 9, 10), tmp_path / "controls", **options)
+    score.write(rows("CM01", "CONTROL", 9, 10), decoders, tmp_path / "controls", **options)
     return tmp_path
 
 

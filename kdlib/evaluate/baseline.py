@@ -86,6 +86,7 @@ def _score(
     )
     score.write(
         rows,
+        system.DECODERS,
         folder,
         system="pretrained",
         held_out=held_out,

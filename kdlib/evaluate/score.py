@@ -19,7 +19,6 @@ from kdlib.errors import UserError
 from kdlib.stage import write_json
 from kdlib.tokens import normalise
 
-DECODERS = ("greedy", "lexicon", "beam", "attention")
 GROUPS = ("speaker", "level", "word_type", "seen")
 
 
@@ -124,31 +123,41 @@ def table(rows: Sequence[Hypothesis], decoder: str, group: str, **options) -> di
     return {name: _of(part, decoder, **options) for name, part in sorted(parts.items()) if name}
 
 
-def summary(rows: Sequence[Hypothesis], *, system: str, held_out: str, **options) -> dict:
-    """The content of `scores.json`: headline and breakdowns of every decoder that was used."""
-    used = [name for name in DECODERS if any(getattr(row, name) for row in rows)] or ["greedy"]
-    decoders = {}
-    for name in used:
+def summary(rows: Sequence[Hypothesis], decoders: Sequence[str], *, system: str, held_out: str, **options) -> dict:
+    """The content of `scores.json`: headline and breakdowns of every decoder that was used.
+
+    Which were used is said, not guessed: a decoder that writes nothing at all scores 0 %, it is not left out.
+    """
+    scores = {}
+    for name in decoders:
         headline = asdict(_of(rows, name, **options))
         groups = {
             group: {part: asdict(one) for part, one in table(rows, name, group, **options).items()} for group in GROUPS
         }
-        decoders[name] = headline | {"by": groups}
+        scores[name] = headline | {"by": groups}
     return {
         "system": system,
         "held_out": held_out,
         "n": len(rows),
         "homophones_folded": options.get("fold_homophones", False),
-        "decoders": decoders,
+        "decoders": scores,
     }
 
 
 def write(
-    rows: Sequence[Hypothesis], folder: Path, *, system: str, held_out: str, tokenizer: str, checkpoint: str, **options
+    rows: Sequence[Hypothesis],
+    decoders: Sequence[str],
+    folder: Path,
+    *,
+    system: str,
+    held_out: str,
+    tokenizer: str,
+    checkpoint: str,
+    **options,
 ) -> dict:
     """Write hypotheses.csv, scores.json and one evaluation_<decoder>.json a decoder; return the scores."""
     write_hypotheses(rows, folder / "hypotheses.csv")
-    scores = summary(rows, system=system, held_out=held_out, **options)
+    scores = summary(rows, decoders, system=system, held_out=held_out, **options)
     write_json(folder / "scores.json", scores)
     for name, result in scores["decoders"].items():
         write_json(folder / f"evaluation_{name}.json", _evaluation(rows, name, result, tokenizer, checkpoint))

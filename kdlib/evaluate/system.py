@@ -17,6 +17,7 @@ from kdlib.models import Outputs
 from kdlib.stage import progress
 from kdlib.tokens import Tokens, check_round_trip, normalise
 
+DECODERS = ("greedy", "lexicon")  # what `hear` fills
 CODE = (
     "evaluate/system.py",
     "evaluate/score.py",
