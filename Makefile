@@ -22,7 +22,7 @@ help:
 
 demo: $(READY)
 	@$(SNAKEMAKE) --config recipe=$(RECIPE) folds=$(HELD_OUT)
-	@echo "Done. Executed notebooks, tables and figures are in outputs/$(basename $(notdir $(RECIPE)))/"
+	@echo "Done. Executed notebooks, tables and figures are in the recipe's folder below outputs/."
 
 folds: $(READY)
 	@$(SNAKEMAKE) --config recipe=$(RECIPE) folds=$(FOLDS)

@@ -15,6 +15,7 @@ from pathlib import Path
 from kdlib import params as kd
 from kdlib import stage
 from kdlib.errors import UserError
+from kdlib.models import nemo
 
 RECIPE = config.get("recipe", "params/demo.yaml")
 FOLDS = str(config.get("folds", "M08")).split(",")
@@ -26,7 +27,8 @@ except UserError as error:  # refused here, before any work
 OUT = os.path.relpath(SETTINGS[FOLDS[0]].folder)
 NAMES = ["00_corpus", "01_baseline"]
 NOTEBOOK = {name: stage.notebook_fingerprint(Path(f"notebooks/{name}.ipynb")) for name in NAMES}
-CODE = stage.code_fingerprint(str(path.relative_to("kdlib")) for path in Path("kdlib").rglob("*.py"))
+FILES = [kd.root() / (SETTINGS[FOLDS[0]].manifest or "none"), kd.root() / SETTINGS[FOLDS[0]].nemo_model, nemo.SHIPPED]
+CODE = stage.code_fingerprint(stage.SOURCES) + "".join(map(stage.fingerprint, FILES))
 RUN = ("papermill {input.notebook} {log} --cwd notebooks --no-progress-bar --log-output --log-level INFO"
        " -p recipe {params.recipe:q} -p held_out {params.held_out}")
 os.environ["FIRST_FOLD"] = FOLDS[0]  # which fold 00_corpus shows: no reason to execute it again

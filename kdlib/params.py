@@ -57,7 +57,8 @@ class Synthetic(Strict):
     words: Words = Words()
     repetitions: int = Field(2, ge=1, le=7)  # of each word in each block
     controls: int = Field(13, ge=2, le=13)
-    control_words: int | Literal["all"] = "all"  # of the whole list, beside the words above
+    control_words: Annotated[int, Field(ge=0)] | Literal["all"] = "all"  # of the whole list, beside the words above
+    seed: int = Field(1, ge=0)  # of the voices; the seed of training is another
     severity_gain: float = Field(0.9, ge=0, le=3)  # calibrated on the baseline's error, on nothing else
     sample_rate: int = Field(16_000, ge=8_000, le=48_000)
 
@@ -89,7 +90,7 @@ class Scoring(Strict):
 class Params(Strict):
     """Everything that a notebook needs to know."""
 
-    name: str  # outputs/<name>/; the recipe's file name
+    name: str = Field(pattern=r"^[\w-][\w.-]*$")  # outputs/<name>/; the recipe's file name
     held_out: str
     seed: int = Field(1, ge=0)
     fold: Fold = Fold()
@@ -136,9 +137,11 @@ def load(recipe: str | Path, held_out: str, fold: dict | None = None, overrides:
     for source, settings in layers:
         settings.pop("extends", None)
         _validate(settings, held_out, source)
-    settings = _merged(layers)
+    if not isinstance(overrides or {}, dict):
+        raise UserError(f"parameter 'overrides': expected names and values, found {overrides!r}")
     if not fold:
-        fold, source = _fold_file(str(settings.get("folds", "uaspeech")), held_out)
+        chosen = _merged([*layers, ("", overrides or {})]).get("folds", "uaspeech")
+        fold, source = _fold_file(str(chosen), held_out)
         layers.append((source, {"fold": fold}))
     else:
         layers.append(("parameter 'fold'", {"fold": fold}))
@@ -158,7 +161,10 @@ def recipe_files(recipe: str | Path) -> list[Path]:
         if path in chain:
             raise UserError(f"{_shown(chain[0])}: its 'extends' leads back to {_shown(path)}")
         chain.insert(0, path)
-        path = (path.parent / _read_yaml(path).get("extends", base)).resolve()
+        above = _read_yaml(path).get("extends", str(base))
+        if not isinstance(above, str):
+            raise UserError(f"{_shown(path)}: extends: expected the name of a recipe, found {above!r}")
+        path = (path.parent / above).resolve()
     return [base, *chain]
 
 
@@ -169,7 +175,11 @@ def _merged(layers: list[tuple[str, dict]]) -> dict:
 def _check_whole(params: Params, fold_source: str, recipe: str) -> None:
     """Checks that need more than one value."""
     fold, held_out = params.fold, params.held_out
-    known = _fold_names(params.folds)
+    if isinstance(fold.train, tuple) and (both := sorted(set(fold.train) & set(fold.exclude))):
+        raise UserError(
+            f"{fold_source}: {both[0]} is named in fold.train and in fold.exclude; remove it from one of them"
+        )
+    known = fold_names(params.folds)
     for role in ("dev", "exclude", "train", "teachers"):
         named = getattr(fold, role)
         for speaker in named if isinstance(named, tuple) else [named] if role == "dev" and named else []:
@@ -195,7 +205,7 @@ def _check_whole(params: Params, fold_source: str, recipe: str) -> None:
 def _fold_file(folds: str, held_out: str) -> tuple[dict, str]:
     path = root() / "params" / "folds" / folds / f"{held_out}.yaml"
     if not path.is_file():
-        hint = nearest(held_out, _fold_names(folds))
+        hint = nearest(held_out, fold_names(folds))
         raise UserError(f"held_out: unknown speaker {held_out!r}: there is no {_shown(path)}{hint}")
     content = _read_yaml(path)
     for name in set(content) - {"held_out", "fold"}:
@@ -205,7 +215,8 @@ def _fold_file(folds: str, held_out: str) -> tuple[dict, str]:
     return content.get("fold") or {}, _shown(path)
 
 
-def _fold_names(folds: str) -> list[str]:
+def fold_names(folds: str = "uaspeech") -> list[str]:
+    """The speakers that have a fold file."""
     return [file.stem for file in (root() / "params" / "folds" / folds).glob("*.yaml")]
 
 
@@ -221,7 +232,7 @@ def _read_yaml(path: Path) -> dict:
         raise UserError(f"{_shown(path)}: no such file{hint}")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{_shown(path)}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content or {}, dict):
         raise UserError(f"{_shown(path)}: expected names and values, found {type(content).__name__}")
@@ -238,6 +249,10 @@ def _merge(below: dict, above: dict) -> dict:
 
 def _validate(settings: dict, held_out: str, source: str) -> Params:
     """Check one source alone (all else at its default), so that an error names the file that it stands in."""
+    if "held_out" in settings:
+        raise UserError(
+            f"{source}: held_out does not belong here; it is a parameter of its own (make demo HELD_OUT=...)"
+        )
     try:
         return Params.model_validate({"name": "unnamed", **settings, "held_out": held_out})
     except ValidationError as error:

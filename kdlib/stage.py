@@ -41,6 +41,14 @@ PACKAGES = (
     "pandas",
 )
 
+HOUSE = Path(__file__).parent
+# Read at import: what counts is the code that runs, not what is edited meanwhile.
+SOURCES = {
+    path.relative_to(HOUSE).as_posix(): path.read_text(encoding="utf-8")
+    for path in sorted(HOUSE.rglob("*"))
+    if path.suffix in (".py", ".json", ".csv")
+}
+
 
 def produce(
     folder: Path,
@@ -70,6 +78,9 @@ def produce(
         if _key(folder) == key:  # another process made it while this one waited
             return folder
         partial = _partial(folder, key)
+        if _key(partial) == key:  # complete, but killed before it was put in place
+            _replace(partial, folder)
+            return folder
         started = time.monotonic()
         build(partial)
         record = {"what": what, "key": key, **depends, **_provenance(), "wall_s": round(time.monotonic() - started, 2)}
@@ -93,10 +104,10 @@ def sha256(path: Path) -> str:
 
 
 def code_fingerprint(files: Iterable[str]) -> str:
-    """Of source files in kdlib/: what they do. Comments, layout and docstrings do not count."""
+    """Of files in kdlib/: what the code does (comments, layout and docstrings do not count) and what the data say."""
     digest = hashlib.sha256()
-    for name in sorted(files):
-        digest.update(_source(name).encode())
+    for name in sorted(set(files)):
+        digest.update((_meaning(SOURCES[name]) if name.endswith(".py") else SOURCES[name]).encode())
     return digest.hexdigest()[:16]
 
 
@@ -198,7 +209,6 @@ def _replace(partial: Path, folder: Path) -> None:
     """Put the complete folder in place; executed notebooks of the old one stay."""
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
-    (partial / ".key").unlink()
     if folder.exists():
         for notebook in folder.glob("*.ipynb"):
             shutil.copy2(notebook, partial)
@@ -252,11 +262,6 @@ def _versions() -> dict[str, str]:
 
 
 @functools.cache
-def _source(name: str) -> str:
-    """Read once a process: what counts is the code that runs, not what is edited meanwhile."""
-    return _meaning((Path(__file__).parent / name).read_text(encoding="utf-8"))
-
-
 def _meaning(source: str) -> str:
     tree = ast.parse(source)
     for node in ast.walk(tree):

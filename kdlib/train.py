@@ -22,7 +22,6 @@ from kdlib.stage import progress, set_threads
 
 Step = Callable[[Any], dict[str, torch.Tensor]]  # a batch -> named losses; "loss" is minimised
 
-CODE = ("train.py",)
 CHECKPOINT = "latest.ckpt"
 
 
@@ -100,6 +99,7 @@ class _Progress(pl.Callback):
 
     def __init__(self, what: str, steps: int, seed: int) -> None:
         self.what, self.steps, self.seed = what, steps, seed
+        self.bar = None
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.bar = progress(self.steps, self.what, "step")
@@ -121,7 +121,8 @@ class _Progress(pl.Callback):
         self.bar.close()
 
     def on_exception(self, *_: Any) -> None:
-        self.bar.close()
+        if self.bar is not None:
+            self.bar.close()
 
 
 def fit(
@@ -163,9 +164,13 @@ def fit(
     latest = folder / CHECKPOINT
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer.fit(task, epochs, ckpt_path=latest if latest.is_file() else None)
-    if trainer.interrupted:
-        raise KeyboardInterrupt(f"{what}: stopped at step {trainer.global_step} of {steps}; run it again to go on")
+        try:
+            trainer.fit(task, epochs, ckpt_path=latest if latest.is_file() else None)
+        except SystemExit:  # Lightning ends the whole process on Ctrl-C
+            stopped = f"{what}: stopped at step {trainer.global_step} of {steps}; run it again to go on"
+            raise KeyboardInterrupt(stopped) from None
+    if trainer.global_step < steps:
+        raise UserError(f"{what}: only {trainer.global_step} of {steps} steps were made: there is nothing to train on")
 
 
 def seed_everything(seed: int) -> None:

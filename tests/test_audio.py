@@ -90,3 +90,10 @@ def test_collate_pads_and_keeps_lengths(tmp_path):
     assert tuple(samples.shape) == (2, 8_000)
     assert lengths.tolist() == [8_000, 4_000]
     assert samples[1, 4_000:].abs().max() == 0
+
+
+def test_files_too_short_for_any_word_are_left_out(tmp_path):
+    corpus = Corpus((utterance(tone(tmp_path / "a.wav", seconds=0.05), "a"), utterance(tone(tmp_path / "b.wav"), "b")))
+    kept, report = audio.check(corpus)
+    assert [utt.utt_id for utt in kept] == ["b"]
+    assert report.problems[0].reason == "shorter than 0.1 s"

@@ -66,3 +66,7 @@ def test_the_best_word_is_the_one_that_was_written(tokens):
 def test_a_word_that_cannot_be_written_is_refused(tokens):
     with pytest.raises(UserError, match="cannot write 'Ü'"):
         Lexicon(["ONE", "FÜNF"], tokens)
+
+
+def test_where_no_word_fits_nothing_is_heard(tokens):
+    assert Lexicon(["NATURALIZATION", "PSYCHOLOGICAL"], tokens).best(heard(tokens, frames=2)) == [""]

@@ -82,3 +82,16 @@ def test_json_that_is_none_is_named_with_its_line(tmp_path):
 def test_a_missing_manifest_says_what_to_do():
     with pytest.raises(UserError, match="make the corpus first"):
         manifest.read(Path("nowhere.csv"))
+
+
+@pytest.mark.parametrize("line", ["[1, 2]", "7", '{"audio_filepath": 7, "duration": 1, "text": "x"}'])
+def test_json_of_another_shape_is_one_message(tmp_path, line):
+    (tmp_path / "c.json").write_text(line + "\n")
+    with pytest.raises(UserError, match=r"c\.json, line 1: "):
+        manifest.read(tmp_path / "c.json")
+
+
+def test_another_encoding_is_one_message(tmp_path):
+    (tmp_path / "corpus.csv").write_bytes((HEAD + "a,1,a.wav,S,CAF\u00c9\n").encode("latin-1"))
+    with pytest.raises(UserError, match=r"corpus\.csv: not UTF-8"):
+        manifest.read(tmp_path / "corpus.csv")

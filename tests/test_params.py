@@ -130,3 +130,13 @@ def test_broken_yaml_is_one_line(tmp_path):
 def test_papermill_passes_a_fold_file_as_it_stands():
     content = yaml.safe_load((root() / "params/folds/uaspeech/M05.yaml").read_text())
     assert load("params/demo.yaml", content["held_out"], content["fold"]) == load("params/demo.yaml", "M05")
+
+
+def test_the_held_out_speaker_is_not_overridden_by_the_way():
+    with pytest.raises(UserError, match="held_out does not belong here"):
+        load("params/demo.yaml", "M08", overrides={"held_out": "M05"})
+
+
+def test_a_name_that_leaves_the_outputs_is_refused():
+    with pytest.raises(UserError, match="name: string should match"):
+        load("params/demo.yaml", "M08", overrides={"name": "../x"})

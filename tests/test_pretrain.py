@@ -4,9 +4,12 @@ import signal
 import subprocess
 import sys
 
+import pytest
 import torch
 
+from kdlib.corpus.manifest import Corpus
 from kdlib.corpus.speakers import is_control
+from kdlib.errors import UserError
 from kdlib.models import nemo
 from kdlib.models.pretrain import heard, pretrained, split_controls
 from kdlib.params import load
@@ -77,3 +80,9 @@ def test_nothing_is_trained_twice(smoke, small_model, capsys):
     assert pretrained(smoke) == small_model
     assert json.loads((smoke.folder / "pretrained" / "run.json").read_text())["finished"] == before
     assert "step" not in capsys.readouterr().err
+
+
+def test_too_few_controls_are_one_message(smoke, corpus):
+    few = Corpus(tuple(utt for utt in corpus if not is_control(utt.speaker) or utt.speaker == "CM13"), "few")
+    with pytest.raises(UserError, match="few: 1 control speakers, but pretraining sets 1 aside"):
+        split_controls(few, smoke)

@@ -94,5 +94,5 @@ def test_missing_speakers_are_named(names, message):
 
 def test_blocks_that_the_corpus_does_not_have_are_named():
     params = load("params/demo.yaml", "M08", overrides={"blocks": {"test": ["B7"]}})
-    with pytest.raises(UserError, match=r"the dev set is empty: blocks B7 were asked for, the corpus has B1, B2, B3"):
+    with pytest.raises(UserError, match=r"there is no block 'B7' in this corpus; it has B1, B2, B3"):
         split(everybody(), params)

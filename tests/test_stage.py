@@ -143,3 +143,27 @@ def test_a_notebook_counts_by_its_code_not_by_its_outputs(tmp_path):
     changed.write_text(json.dumps({"cells": [cell | {"source": ["1 + 2"]}]}))
     assert stage.notebook_fingerprint(clean) == stage.notebook_fingerprint(saved)
     assert stage.notebook_fingerprint(clean) != stage.notebook_fingerprint(changed)
+
+
+def test_a_run_killed_between_completing_and_renaming_is_only_put_in_place(tmp_path, monkeypatch):
+    calls, replace = [], stage._replace
+
+    def die(*_):
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(stage, "_replace", die)
+    with pytest.raises(RuntimeError, match="killed"):
+        stage.produce(tmp_path / "a", writer("one", calls), what="a")
+    monkeypatch.setattr(stage, "_replace", replace)
+    stage.produce(tmp_path / "a", writer("one", calls), what="a")
+    assert calls == ["one"]
+    assert (tmp_path / "a" / "result.txt").read_text() == "one"
+
+
+def test_every_file_that_stages_name_as_code_exists():
+    from kdlib.corpus import prepare
+    from kdlib.evaluate import baseline
+    from kdlib.models import pretrain
+
+    for names in (prepare.CODE, pretrain.CODE, baseline.CODE):
+        assert set(names) <= set(stage.SOURCES)

@@ -69,7 +69,7 @@ def test_the_hash_in_the_manifest_is_the_files(corpus):
 
 
 def test_another_seed_makes_another_corpus(tmp_path, corpus):
-    params = load("params/smoke.yaml", "M08", overrides={"outputs": str(tmp_path), "seed": 2})
+    params = load("params/smoke.yaml", "M08", overrides={"outputs": str(tmp_path), "synthetic": {"seed": 2}})
     other = {utt.utt_id: utt.sha256 for utt in prepare.load(params)}
     assert all(other[utt.utt_id] != utt.sha256 for utt in corpus)
 
@@ -100,3 +100,14 @@ def test_a_failing_voice_is_one_message(tmp_path):
     with pytest.raises(UserError, match=r"the voices failed: .*audio") as caught:
         list(synthetic._speak(synthetic.plan(params.synthetic), params, tmp_path))
     assert "\n" not in str(caught.value)
+
+
+def test_a_voice_that_is_killed_ends_the_making_with_one_message(tmp_path):
+    program = (
+        "import os\nfrom kdlib.corpus import synthetic\n"
+        "synthetic._speak_all = lambda job: os.kill(os.getpid(), 9)\n"
+        "list(synthetic._speak_side_by_side([{'speaker': 'M08'}], 1))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 1
+    assert run.stderr.strip() == "the voice of M08 was ended by signal 9"

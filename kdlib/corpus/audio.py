@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 RATE_HZ = 16_000
+SHORTEST_S = 0.1  # below it no model has a frame to write a word in
 SILENT = 1e-4  # peak below which a file holds nothing
 CLIPPED = 0.5  # share of samples at full scale above which a file holds nothing but clipping
 
@@ -124,11 +125,13 @@ def _examine(utt: Utterance) -> tuple[Problem | None, str]:
                 if (file.samplerate, file.channels) == (RATE_HZ, 1)
                 else f"{file.samplerate} Hz, {file.channels} channel{'s' * (file.channels > 1)}"
             )
-            samples = file.read(dtype="float32")
+            samples, found_hz = file.read(dtype="float32"), file.samplerate
     except (soundfile.LibsndfileError, OSError, RuntimeError):
         reason = "the file is missing" if not utt.wav.is_file() else "the file cannot be read as audio"
         return Problem(utt.utt_id, utt.speaker, str(utt.wav), reason), ""
     reason = _fault(samples)
+    if not reason and len(samples) < SHORTEST_S * found_hz:
+        reason = f"shorter than {SHORTEST_S} s"
     return (Problem(utt.utt_id, utt.speaker, str(utt.wav), reason) if reason else None), kind
 
 

@@ -38,7 +38,7 @@ def speakers(corpus: Corpus, labels: str = "published") -> pd.DataFrame:
 def duration_ratios(corpus: Corpus, each: int = 60) -> dict[str, float]:
     """Median over words of a speaker's spoken duration relative to the controls' median for the same word.
 
-    Measured between the first and the last 20 ms within 30 dB of the loudest, on up to `each` utterances a speaker.
+    Measured between the first and the last 20 ms within 30 dB of the loudest, on some `each` utterances a speaker.
     """
     controls: dict[str, list[float]] = defaultdict(list)
     spoken = _by_speaker(corpus)

@@ -8,7 +8,7 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from kdlib.errors import UserError, nearest
@@ -75,7 +75,10 @@ def read(path: Path, data_folder: Path | None = None) -> Corpus:
     if not path.is_file():
         raise UserError(f"no manifest {path}: make the corpus first (notebook 00_corpus), or correct `manifest:`")
     reader = _read_nemo if path.suffix in (".json", ".jsonl") else _read_speechbrain
-    return Corpus(tuple(reader(path, Path(data_folder or path.parent))), str(path))
+    try:
+        return Corpus(tuple(reader(path, Path(data_folder or path.parent))), str(path))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
 
 
 def write_speechbrain(utterances: Iterable[Utterance], path: Path, data_folder: Path) -> None:
@@ -106,11 +109,6 @@ def write_nemo(utterances: Iterable[Utterance], path: Path) -> None:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def relocated(utt: Utterance, folder: Path) -> Utterance:
-    """The same utterance with its file in another folder."""
-    return replace(utt, wav=folder / utt.wav.name)
-
-
 def _read_speechbrain(path: Path, data_folder: Path) -> Iterator[Utterance]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
@@ -136,9 +134,11 @@ def _read_nemo(path: Path, data_folder: Path) -> Iterator[Utterance]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise UserError(f"{where}: not JSON ({error.msg}); NeMo manifests hold one JSON object a line") from None
-        fields = {ours: row.get(theirs, "") for theirs, ours in NEMO.items()}
-        fields["speaker"] = next((row[name] for name in NEMO_SPEAKER if row.get(name)), "")
-        fields["utt_id"] = row.get("utt_id") or Path(fields["wav"]).stem
+        if not isinstance(row, dict):
+            raise UserError(f"{where}: found {type(row).__name__}; NeMo manifests hold one JSON object a line")
+        fields = {ours: str(row.get(theirs) or "") for theirs, ours in NEMO.items()}
+        fields["speaker"] = next((str(row[name]) for name in NEMO_SPEAKER if row.get(name)), "")
+        fields["utt_id"] = str(row.get("utt_id") or "") or Path(fields["wav"]).stem
         yield _utterance(fields | _optional(row), data_folder, where)
 
 

@@ -15,7 +15,14 @@ from kdlib.params import Params, root
 from kdlib.stage import produce
 from kdlib.tokens import normalise
 
-CODE = ("corpus/prepare.py", "corpus/audio.py", "tokens.py", *synthetic.CODE)
+CODE = (
+    "corpus/prepare.py",
+    "corpus/audio.py",
+    "corpus/manifest.py",
+    "corpus/speakers.py",
+    "tokens.py",
+    *synthetic.CODE,
+)
 
 
 def make(params: Params) -> Path:
@@ -30,7 +37,6 @@ def make(params: Params) -> Path:
         what="corpus",
         parameters=settings,
         inputs=[] if embedded else [root() / params.manifest],
-        seed=params.seed,
         code=CODE,
     )
 

@@ -104,6 +104,11 @@ def split(corpus: Corpus, params: Params) -> Splits:
     for role, name in (("held-out", held_out), ("dev", fold.dev)):
         if name is not None and name not in speakers:
             raise UserError(f"{corpus.source}: the {role} speaker {name!r} has no utterances{nearest(name, speakers)}")
+    there = {utt.block for utt in corpus}
+    for block in (*blocks.train, *blocks.test):
+        if there != {""} and block not in there:
+            named = ", ".join(sorted(there))
+            raise UserError(f"{corpus.source}: blocks: there is no block {block!r} in this corpus; it has {named}")
     out = {held_out, fold.dev, *fold.exclude}
     trained = [name for name in (speakers if fold.train == "all" else fold.train) if name not in out]
     if not trained:
@@ -111,10 +116,10 @@ def split(corpus: Corpus, params: Params) -> Splits:
             f"{corpus.source}: no training speaker is left: {held_out} is held out, {fold.dev} is the dev "
             f"speaker, {', '.join(fold.exclude) or 'nobody'} excluded"
         )
-    train = corpus.where(lambda utt: utt.speaker in trained and _in(utt, blocks.train))
+    train = corpus.where(lambda utt: utt.speaker in trained and in_blocks(utt, blocks.train))
     parts = {
-        "dev": corpus.where(lambda utt: utt.speaker == fold.dev and _in(utt, blocks.test)),
-        "test": corpus.where(lambda utt: utt.speaker == held_out and _in(utt, blocks.test)),
+        "dev": corpus.where(lambda utt: utt.speaker == fold.dev and in_blocks(utt, blocks.test)),
+        "test": corpus.where(lambda utt: utt.speaker == held_out and in_blocks(utt, blocks.test)),
     }
     for name, utterances, asked in (
         ("training", train, blocks.train),
@@ -135,5 +140,6 @@ def split(corpus: Corpus, params: Params) -> Splits:
     )
 
 
-def _in(utt: Utterance, blocks: tuple[str, ...]) -> bool:
+def in_blocks(utt: Utterance, blocks: tuple[str, ...]) -> bool:
+    """Whether an utterance belongs to one of the blocks; where a corpus has none, to all."""
     return not utt.block or utt.block in blocks

@@ -12,9 +12,11 @@ import io
 import json
 import math
 import multiprocessing
+import multiprocessing.connection
 import os
 import subprocess
 import sys
+import tempfile
 import zlib
 from collections.abc import Iterator
 from importlib.resources import files
@@ -28,7 +30,8 @@ from kdlib.errors import UserError, nearest
 from kdlib.params import Params, Synthetic
 from kdlib.stage import progress, writing
 
-CODE = ("corpus/synthetic.py", "corpus/dysarthria.py", "corpus/espeak.py")
+CODE = ("corpus/synthetic.py", "corpus/dysarthria.py", "corpus/espeak.py", "data/uaspeech_words.json")
+CODE += ("data/speakers.csv", "data/word_duration_ratios.csv")
 BLOCKS = ("B1", "B2", "B3")
 KINDS = {"D": "digit", "L": "letter", "C": "computer", "CW": "common", "UW": "uncommon"}
 
@@ -110,7 +113,7 @@ def _speak(prompts: dict[str, list[Prompt]], params: Params, folder: Path) -> It
         {
             "speaker": name,
             "gain": params.synthetic.severity_gain,
-            "seed": params.seed,
+            "seed": params.synthetic.seed,
             "folder": str(folder),
             "sample_rate": params.synthetic.sample_rate,
             "prompts": [dataclasses.asdict(prompt) for prompt in todo],
@@ -119,19 +122,18 @@ def _speak(prompts: dict[str, list[Prompt]], params: Params, folder: Path) -> It
         if name not in ready
     ]
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        [sys.executable, "-m", "kdlib.corpus.synthetic"],
-        env=environment,
-        text=True,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as process:
-        process.stdin.write(json.dumps(jobs))
-        process.stdin.close()
-        yield from map(str.strip, process.stdout)
-        if process.wait():
-            last = process.stderr.read().strip().splitlines()[-1:] or [f"exit code {process.returncode}"]
+    command = [sys.executable, "-m", "kdlib.corpus.synthetic"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(command, env=environment, stderr=errors, **pipes) as run,
+    ):
+        run.stdin.write(json.dumps(jobs))
+        run.stdin.close()
+        yield from map(str.strip, run.stdout)
+        if run.wait():
+            errors.seek(0)
+            last = errors.read().strip().splitlines()[-1:] or [f"exit code {run.returncode}"]
             raise UserError(f"corpus: the voices failed: {last[0]}")
 
 
@@ -187,7 +189,7 @@ def _voice(name: str, rng: np.random.Generator) -> tuple[list[str], int]:
     return lines, int(rng.integers(125, 150)) if is_control(name) else 137  # else published durations say how slow
 
 
-def _speak_all(job: dict) -> str:
+def _speak_all(job: dict) -> None:
     """What a voice's own process does: speak every prompt in order, write the files, then the list of them."""
     import soundfile
     from scipy import signal
@@ -232,13 +234,38 @@ def _speak_all(job: dict) -> str:
         )
     with writing(folder / f"{name}.csv") as hidden:
         hidden.write_text(table_.getvalue(), encoding="utf-8")
-    return name
+
+
+def _speak_side_by_side(jobs: list[dict], cores: int) -> Iterator[str]:
+    """A fresh process a speaker, `cores` at a time; all of them end when the one that asked for them does."""
+    fork, asker = multiprocessing.get_context("fork"), os.getppid()
+    running: dict[int, tuple[multiprocessing.Process, str]] = {}
+    while jobs or running:
+        while jobs and len(running) < cores:
+            job = jobs.pop(0)
+            process = fork.Process(target=_voice_process, args=(job,), daemon=True)
+            process.start()
+            running[process.sentinel] = process, job["speaker"]
+        for sentinel in multiprocessing.connection.wait(list(running), timeout=1):
+            process, name = running.pop(sentinel)
+            process.join()
+            if process.exitcode:
+                sys.exit(1 if process.exitcode > 0 else f"the voice of {name} was ended by signal {-process.exitcode}")
+            yield name
+        if os.getppid() != asker:
+            sys.exit("nobody waits for these voices any more")
+
+
+def _voice_process(job: dict) -> None:
+    try:
+        _speak_all(job)
+    except Exception as error:
+        sys.exit(f"the voice of {job['speaker']}: {type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":
     import scipy.signal  # noqa: F401 (2 s: imported once, before the voices' processes fork)
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
-    with multiprocessing.get_context("fork").Pool(cores, maxtasksperchild=1) as voices:
-        for done in voices.imap_unordered(_speak_all, json.load(sys.stdin), chunksize=1):
-            print(done, flush=True)
+    affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(2)
+    for done in _speak_side_by_side(json.load(sys.stdin), len(affinity)):
+        print(done, flush=True)

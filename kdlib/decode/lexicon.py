@@ -41,5 +41,7 @@ class Lexicon:
         return torch.stack(rows)
 
     def best(self, outputs: Outputs) -> list[str]:
-        """The most probable word of every utterance."""
-        return [self.words[index] for index in self.scores(outputs).argmax(-1).tolist()]
+        """The most probable word of every utterance; empty where no word fits into the frames."""
+        scores, found = self.scores(outputs).max(-1)
+        pairs = zip(scores.isfinite().tolist(), found.tolist(), strict=True)
+        return [self.words[index] if possible else "" for possible, index in pairs]

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from kdlib.corpus import prepare
 from kdlib.corpus.manifest import Utterance
-from kdlib.corpus.speakers import is_control, split
+from kdlib.corpus.speakers import in_blocks, is_control, split
 from kdlib.evaluate import score, system
 from kdlib.models import nemo
 from kdlib.models.pretrain import heard, pretrained
 from kdlib.params import Params
 from kdlib.stage import produce
 
-CODE = ("evaluate/baseline.py", "corpus/speakers.py", *system.CODE, *nemo.CODE)
+CODE = ("evaluate/baseline.py", "models/pretrain.py", "corpus/speakers.py", *system.CODE, *nemo.CODE)
 
 
 def baseline(params: Params) -> Path:
@@ -63,7 +63,7 @@ def zero_shot(params: Params) -> Path:
 
 
 def _tested(utt: Utterance, params: Params) -> bool:
-    return not is_control(utt.speaker) and (not utt.block or utt.block in params.blocks.test)
+    return not is_control(utt.speaker) and in_blocks(utt, params.blocks.test)
 
 
 def _score(

@@ -19,6 +19,9 @@ from kdlib.tokens import Tokens, check_round_trip, normalise
 
 DECODERS = ("greedy", "lexicon")  # what `hear` fills
 CODE = (
+    "data/homophones.json",
+    "data/speakers.csv",
+    "models/__init__.py",
     "evaluate/system.py",
     "evaluate/score.py",
     "decode/greedy.py",

@@ -16,12 +16,12 @@ def headline(scores: dict) -> pd.DataFrame:
 
 
 def breakdown(scores: dict) -> pd.DataFrame:
-    """WRA in per cent by word type and by whether the word was heard in training; one column a decoder."""
+    """WRA in per cent by word type and by whether it is one of the training words; one column a decoder."""
     rows = {}
     for name, one in scores["decoders"].items():
         for group in ("word_type", "seen"):
             for part, result in one["by"][group].items():
-                label = f"word heard in training: {part}" if group == "seen" else part
+                label = f"among the fold's training words: {part}" if group == "seen" else part
                 rows.setdefault(label, {"n": result["n"]})[f"{name} WRA"] = _percent(result["wra"])
     return pd.DataFrame.from_dict(rows, orient="index")
 

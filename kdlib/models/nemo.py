@@ -10,11 +10,13 @@ import os
 import socket
 import tarfile
 import urllib.parse
+import urllib.request
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kdlib.corpus.audio import RATE_HZ
 from kdlib.errors import UserError
 from kdlib.models import Outputs
 from kdlib.params import Params, Pretraining, root
@@ -37,7 +39,11 @@ class NeMoCTC:
         self.model = restore(path)
         self.model.eval()
         self.tokens = Tokens.for_nemo(self.model.tokenizer.tokenizer.serialized_model_proto())
-        self.rate_hz = int(self.model.cfg.preprocessor.sample_rate)
+        heard_hz = int(self.model.cfg.preprocessor.sample_rate)
+        if heard_hz != RATE_HZ:
+            raise UserError(
+                f"{path} was trained on {heard_hz} Hz; kdlib gives models {RATE_HZ} Hz: choose a model of that rate"
+            )
 
     def __call__(self, samples: "torch.Tensor", lengths: "torch.Tensor") -> Outputs:
         """Samples [B, N] and their numbers [B] -> log-probabilities over pieces and blank."""
@@ -80,14 +86,14 @@ def restore(path: Path):
             f"{path} holds no model_config.yaml: it is not a .nemo file, or it was cut off; download or make it again"
         )
     with quiet():
-        from nemo.collections.asr.models import ASRModel
+        from nemo.collections.asr.models import ASRModel, EncDecCTCModelBPE
     try:
         with quiet():
             model = ASRModel.restore_from(str(path), map_location="cpu")
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{path} could not be restored by NeMo ({reason}); download or make it again") from error
-    if not hasattr(model, "decoder") or not hasattr(model, "encoder") or not hasattr(model, "tokenizer"):
+    if not isinstance(model, EncDecCTCModelBPE):
         raise UserError(f"{path} holds a {type(model).__name__}; expected a CTC model with sentencepiece tokens")
     return model
 
@@ -178,13 +184,12 @@ def _download(name: str) -> Path:
     try:
         with contextlib.suppress(LocalEntryNotFoundError):
             return Path(hf_hub_download(name, file, local_files_only=True))
-        address = urllib.parse.urlsplit(constants.ENDPOINT)
-        socket.create_connection(
-            (address.hostname, address.port or 443), timeout=5
-        ).close()  # fails at once, not after retries
+        if not urllib.request.getproxies():  # fail at once, not after the hub's retries
+            address = urllib.parse.urlsplit(constants.ENDPOINT)
+            socket.create_connection((address.hostname, address.port or 443), timeout=5).close()
         return Path(hf_hub_download(name, file))
     except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"nemo_model: {name} is not on this machine, and it cannot be downloaded ({reason}). Two ways "
             "out: get its .nemo file where there is a network and write nemo_model: path/to/it.nemo, or "

@@ -8,6 +8,7 @@ import argparse
 import json
 import random
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,13 @@ from pathlib import Path
 from kdlib.corpus import audio, prepare
 from kdlib.corpus.manifest import Corpus, Utterance
 from kdlib.corpus.speakers import is_control
+from kdlib.errors import UserError
 from kdlib.models import nemo
-from kdlib.params import Params, load
-from kdlib.stage import produce, sha256, write_json
+from kdlib.params import Params, fold_names, load
+from kdlib.stage import produce, sha256, write_json, writing
 from kdlib.tokens import Tokens, train
 
-CODE = ("models/pretrain.py", "models/nemo.py", "train.py", "tokens.py", "corpus/audio.py")
+CODE = ("models/pretrain.py", "corpus/speakers.py", "models/nemo.py", "train.py", "tokens.py", "corpus/audio.py")
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,11 @@ def split_controls(corpus: Corpus, params: Params) -> ControlSplit:
     """Set whole voices aside, and a share of the words that no other speaker says."""
     settings = params.pretraining
     voices = [name for name in corpus.speakers if is_control(name)]
+    if len(voices) <= settings.test_controls:
+        raise UserError(
+            f"{corpus.source}: {len(voices)} control speakers, but pretraining sets {settings.test_controls} aside for "
+            "testing and needs another to train on; lower pretraining.test_controls, or write pretrained: shipped"
+        )
     sexes = [sorted(name for name in voices if name[1] == sex) for sex in "MF"]
     apart = [
         names.pop() for turn in range(settings.test_controls) for names in [sexes[turn % 2] or sexes[1 - turn % 2]]
@@ -131,9 +138,9 @@ def ship(params: Params) -> None:
     """Copy a recipe's pretrained model and its provenance into the package."""
     made = pretrained(params)
     shipped = nemo.SHIPPED
-    shutil.copyfile(made, shipped)
-    shutil.copyfile(made.with_name("heard.json"), shipped.with_suffix(".heard.json"))
-    shutil.copyfile(made.with_name("run.json"), shipped.with_suffix(".run.json"))
+    for name, suffix in (("run.json", ".run.json"), ("heard.json", ".heard.json"), (made.name, ".nemo")):
+        with writing(shipped.with_suffix(suffix)) as hidden:
+            shutil.copyfile(made.with_name(name), hidden)
     print(f"{shipped}: {shipped.stat().st_size / 1e6:.2f} MB, sha256 {sha256(shipped)[:16]}")
 
 
@@ -142,5 +149,8 @@ if __name__ == "__main__":
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--ship", action="store_true", help="put it into the package")
     choice = parser.parse_args()
-    settings = load(choice.recipe, "M08", overrides={"pretrained": "controls"})
-    ship(settings) if choice.ship else pretrained(settings)
+    try:
+        settings = load(choice.recipe, fold_names()[0], overrides={"pretrained": "controls"})
+        ship(settings) if choice.ship else pretrained(settings)
+    except UserError as error:
+        sys.exit(f"\n{error}\n")

@@ -66,6 +66,10 @@ def durations(speakers: pd.DataFrame) -> Figure:
 def spectrograms(utterances: Sequence[Utterance], labels: Sequence[str]) -> Figure:
     """The same word by several speakers, on one time axis."""
     with plt.rc_context(style()):
+        if not utterances:
+            figure = plt.figure(figsize=(WIDTH_IN, 1))
+            figure.text(0.5, 0.5, "no word is said by all of these speakers", ha="center")
+            return figure
         figure, grid = plt.subplots(2, -(-len(utterances) // 2), figsize=(WIDTH_IN, 3.8), sharex=True, sharey=True)
         for axes, utt, label in zip(grid.flat, utterances, labels, strict=False):
             samples = audio.load(utt.wav)
@@ -99,7 +103,6 @@ def wra_by_speaker(scores: pd.DataFrame, held_out: str) -> Figure:
                 color=colours,
                 alpha=1 if index == 0 else 0.45,
                 error_kw={"linewidth": 0.7},
-                label=decoder,
             )
         axes.set_xticks(np.arange(len(names)), names, rotation=0 if len(names) < 17 else 60)
         for tick in axes.get_xticklabels():
