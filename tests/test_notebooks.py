@@ -65,7 +65,14 @@ def test_the_graph_leaves_what_the_contract_says(demo):
     out, _ = demo
     for name in ("corpus/manifest.csv", "corpus/lexicon.txt", "corpus/run.json", "corpus/00_corpus.ipynb"):
         assert (out / name).is_file()
-    for name in ("run.json", "01_baseline.ipynb", "hypotheses.csv", "scores.json", "evaluation_greedy.json"):
+    for name in (
+        "run.json",
+        "01_baseline.ipynb",
+        "hypotheses.csv",
+        "scores.json",
+        "evaluation_greedy.json",
+        "posteriors/ctc.npz",
+    ):
         assert (out / "M08/baseline" / name).is_file()
     scores = json.loads((out / "M08/baseline/scores.json").read_text())
     assert (scores["system"], scores["held_out"], scores["n"]) == ("pretrained", "M08", 6)

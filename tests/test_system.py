@@ -1,6 +1,8 @@
+import numpy as np
 import pytest
 
 from kdlib.corpus.manifest import Utterance
+from kdlib.decode.greedy import collapse
 from kdlib.errors import UserError
 from kdlib.evaluate.system import hear
 from kdlib.models import nemo
@@ -43,3 +45,15 @@ def test_seen_words_are_marked_where_it_applies(model, corpus):
     chosen = list(corpus)[:2]
     assert [row.seen for row in hear(model, chosen, corpus.lexicon)] == ["", ""]
     assert [row.seen for row in hear(model, chosen, corpus.lexicon, seen=lambda utt: True)] == ["yes", "yes"]
+
+
+def test_kept_posteriors_decode_to_the_same_tokens(model, corpus, tmp_path):
+    chosen = list(corpus)[:6]
+    rows = hear(model, chosen, corpus.lexicon, posteriors=tmp_path / "posteriors")
+    kept = np.load(tmp_path / "posteriors" / "ctc.npz")
+    assert sorted(kept) == sorted(utt.utt_id for utt in chosen)
+    for row in rows:
+        logprobs = kept[row.utt_id].astype(float)
+        assert np.allclose(np.exp(logprobs).sum(-1), 1, atol=0.01)
+        ids = collapse(logprobs.argmax(-1).tolist(), model.tokens.blank)
+        assert " ".join(map(str, ids)) == row.token_ids

@@ -83,6 +83,7 @@ def _score(
         batch_size=params.scoring.batch_size,
         seen=seen,
         what="baseline" if held_out else "zero-shot",
+        posteriors=folder / "posteriors" if held_out else None,
     )
     score.write(
         rows,

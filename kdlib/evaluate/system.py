@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from kdlib.corpus import audio
 from kdlib.corpus.manifest import Utterance
 from kdlib.corpus.speakers import level
@@ -48,14 +50,18 @@ def hear(
     lexicon: Sequence[str],
     *,
     batch_size: int = 32,
-    levels: str = "published",
     seen: Callable[[Utterance], bool] | None = None,
     what: str = "evaluation",
+    posteriors: Path | None = None,
 ) -> list[Hypothesis]:
-    """Decode utterances greedily and over a closed lexicon; rows come back in the order given."""
+    """Decode utterances greedily and over a closed lexicon; rows come back in the order given.
+
+    With `posteriors`, that folder gets `ctc.npz`: log-probabilities [T, V] in fp16 by utterance id.
+    """
     check_round_trip(system.tokens, [utt.text for utt in utterances])
     closed = Lexicon(lexicon, system.tokens)
     rows: dict[str, Hypothesis] = {}
+    kept: dict[str, np.ndarray] = {}
     with progress(len(utterances), what, "utt") as bar:
         for batch in audio.batches(utterances, batch_size):
             outputs = system(*audio.collate(batch))
@@ -69,7 +75,7 @@ def hear(
                 rows[utt.utt_id] = Hypothesis(
                     utt.utt_id,
                     utt.speaker,
-                    level(utt.speaker, levels),
+                    level(utt.speaker),
                     utt.word_type,
                     "" if seen is None else "yes" if seen(utt) else "no",
                     normalise(utt.text),
@@ -79,5 +85,12 @@ def hear(
                     blank_share=round(blanks, 4),
                     token_ids=" ".join(map(str, ids)),
                 )
+            if posteriors:
+                logprobs = outputs.ctc_logits.log_softmax(-1).half().numpy()
+                for utt, row, length in zip(batch, logprobs, outputs.lengths.tolist(), strict=True):
+                    kept[utt.utt_id] = row[:length]
             bar.update(len(batch))
+    if posteriors:
+        posteriors.mkdir(exist_ok=True)
+        np.savez_compressed(posteriors / "ctc.npz", **kept)
     return [rows[utt.utt_id] for utt in utterances]
