@@ -237,7 +237,7 @@ def _provenance() -> dict:
         "revision": _revision(),
         "packages": _versions(),
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "finished": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),
         "peak_memory_mb": usage // (1024 if sys.platform == "linux" else 1024 * 1024),
     }

@@ -102,3 +102,14 @@ def test_nemo_says_nothing_when_it_is_imported():
     for line in ("OneLogger", "exporters", "NeMo W", "NeMo I"):
         assert line not in run.stderr
     assert Path(nemo.SHIPPED).is_file()
+
+
+def test_a_saved_model_holds_no_path_of_the_machine_that_made_it(small_model):
+    import tarfile
+
+    for path in (nemo.SHIPPED, small_model):
+        with tarfile.open(path) as archive:
+            (config,) = [member for member in archive if member.name.endswith("model_config.yaml")]
+            text = archive.extractfile(config).read().decode()
+        assert "dir: tokens" in text
+        assert str(small_model.parents[2]) not in text

@@ -102,7 +102,7 @@ def build(tokenizer: Path, settings: Pretraining):
     """A small Conformer-CTC of NeMo's own classes with random weights."""
     with quiet():
         from nemo.collections.asr.models import EncDecCTCModelBPE
-        from omegaconf import OmegaConf
+        from omegaconf import OmegaConf, open_dict
     pieces = Tokens.for_nemo(tokenizer.read_bytes()).pieces
     (tokenizer.parent / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
     config = {
@@ -151,7 +151,10 @@ def build(tokenizer: Path, settings: Pretraining):
         },
     }
     with quiet():
-        return EncDecCTCModelBPE(cfg=OmegaConf.create(config))
+        model = EncDecCTCModelBPE(cfg=OmegaConf.create(config))
+    with open_dict(model.cfg):
+        model.cfg.tokenizer.dir = "tokens"  # a .nemo file holds its tokenizer, and needs no path of this machine
+    return model
 
 
 @contextlib.contextmanager
