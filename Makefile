@@ -1,6 +1,8 @@
 # The commands. Each sets up .venv by itself, once, from requirements.lock.
 #   make demo   one fold of the embedded corpus, from the corpus to the scored baseline (HELD_OUT=M05 for another speaker)
 #   make test   the tests
+#   make folds-for RECIPE=...          write the fold files of a corpus of your own
+#   make folds RECIPE=... FOLDS=A,B    run some of its folds (FOLDS=all for all)
 PYTHON   ?= $(shell command -v python3.11 || command -v python3)
 RECIPE   ?= params/demo.yaml
 HELD_OUT ?= M08
@@ -14,11 +16,11 @@ export OPENBLAS_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 export PYTHONWARNINGS ?= ignore::SyntaxWarning
 
-.PHONY: demo test folds dry-run report lab pretrained lint lock help
+.PHONY: demo test folds folds-for dry-run report lab pretrained lint lock help
 
 help:
 	@sed -n 's/^#   //p' Makefile
-	@echo "folds  dry-run  report  lab  pretrained  lint  lock   (see README.md)"
+	@echo "folds  folds-for  dry-run  report  lab  pretrained  lint  lock   (see README.md)"
 
 demo: $(READY)
 	@$(SNAKEMAKE) --config recipe=$(RECIPE) folds=$(HELD_OUT)
@@ -26,6 +28,9 @@ demo: $(READY)
 
 folds: $(READY)
 	@$(SNAKEMAKE) --config recipe=$(RECIPE) folds=$(FOLDS)
+
+folds-for: $(READY)
+	@$(BIN)/python -m kdlib.corpus.folds $(RECIPE)
 
 dry-run: $(READY)
 	@$(SNAKEMAKE) --config recipe=$(RECIPE) folds=$(FOLDS) --quiet host --dry-run

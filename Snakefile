@@ -14,23 +14,28 @@ from pathlib import Path
 
 from kdlib import params as kd
 from kdlib import stage
+from kdlib.corpus import prepare
 from kdlib.errors import UserError
 from kdlib.models import nemo
 
 RECIPE = config.get("recipe", "params/demo.yaml")
 FOLDS = str(config.get("folds", "M08")).split(",")
 try:
+    if FOLDS == ["all"]:
+        FOLDS = kd.fold_names(kd.load(RECIPE, "nobody", {"exclude": []}).fold_set)
     SETTINGS = {held_out: kd.load(RECIPE, held_out) for held_out in FOLDS}
+    CORPUS = SETTINGS[FOLDS[0]].model_dump_json(include=prepare.SETTINGS | {"synthetic", "uaspeech", "torgo", "blocks", "seed"})
+    CORPUS += prepare.files(SETTINGS[FOLDS[0]])
     stage.check_writable(SETTINGS[FOLDS[0]].folder, "outputs")
 except UserError as error:  # refused here, before any work
     sys.exit(f"\n{error}\n")
 OUT = os.path.relpath(SETTINGS[FOLDS[0]].folder)
 NAMES = ["00_corpus", "01_baseline"]
 NOTEBOOK = {name: stage.notebook_fingerprint(Path(f"notebooks/{name}.ipynb")) for name in NAMES}
-FILES = [kd.root() / (SETTINGS[FOLDS[0]].manifest or "none"), kd.root() / SETTINGS[FOLDS[0]].nemo_model, nemo.SHIPPED]
+FILES = [kd.root() / (SETTINGS[FOLDS[0]].manifest or "none"), kd.root() / (SETTINGS[FOLDS[0]].lexicon or "none"), kd.root() / SETTINGS[FOLDS[0]].nemo_model, nemo.SHIPPED]
 CODE = stage.code_fingerprint(stage.SOURCES) + "".join(map(stage.fingerprint, FILES))
 RUN = ("papermill {input.notebook} {log} --cwd notebooks --no-progress-bar --log-output --log-level INFO"
-       " -p recipe {params.recipe:q} -p held_out {params.held_out}")
+       " -r recipe {params.recipe:q} -r held_out {params.held_out}")
 os.environ["FIRST_FOLD"] = FOLDS[0]  # which fold 00_corpus shows: no reason to execute it again
 END = " 2>&1 | python -m kdlib.stage follow {params.label} || {{ python -m kdlib.stage {log}; exit 1; }}; cp {log} {output.notebook}"
 
@@ -57,7 +62,7 @@ rule corpus:
         recipe=RECIPE,
         held_out="$FIRST_FOLD",
         label="00_corpus",
-        settings=SETTINGS[FOLDS[0]].model_dump_json(include={"corpus", "synthetic", "manifest", "data_folder", "hyphens", "seed"}),
+        settings=CORPUS,
         code=CODE + NOTEBOOK["00_corpus"],
     shell:
         RUN + END

@@ -7,7 +7,7 @@ Paths are relative to the repository's root, which is found from any folder belo
 
 import functools
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -27,15 +27,19 @@ class Fold(Strict):
     """Who is held out from what. Written in `params/folds/<corpus>/<SPEAKER>.yaml`."""
 
     dev: str | None = None  # speaker for every choice; never trained on, its teacher is not averaged
-    exclude: Names = ("M01",)  # removed from training; no effect on the held-out one
+    exclude: Names = ()  # removed from training; no effect on the held-out one
     train: Literal["all"] | Names = "all"
     teachers: Literal["all", "same_level"] | Names = "all"
     levels: Literal["seed", "published"] = "seed"  # whose level labels `same_level` reads
 
 
 class Blocks(Strict):
-    """Which recording blocks are trained and tested on (the literature's; the original study used B3 for both)."""
+    """Which recording blocks are trained and tested on (the literature's; the original study used B3 for both).
 
+    A corpus without blocks is trained and tested on as a whole: on its own speakers each.
+    """
+
+    made_from: Literal["column", "repetition"] = "column"  # repetition: R1, R2, ... each time a speaker says a word
     train: Names = Field(("B1", "B3"), min_length=1)
     test: Names = Field(("B2",), min_length=1)
 
@@ -63,9 +67,42 @@ class Synthetic(Strict):
     sample_rate: int = Field(16_000, ge=8_000, le=48_000)
 
 
-class Pretraining(Strict):
-    """How the small pretrained model is made from control voices (`make pretrained`)."""
+class Person(Strict):
+    """What a recipe says of a speaker."""
 
+    level: Literal["VERY_LOW", "LOW", "MID", "HIGH", "CONTROL"] | None = None  # of intelligibility
+    intelligibility_pct: float | None = Field(None, ge=0, le=100)
+    sex: Literal["F", "M"] | None = None
+
+
+class UASpeech(Strict):
+    """Which of UA-Speech's recordings are read (`data_folder`: the folder that holds audio/)."""
+
+    version: Literal["original", "noisereduce", "normalized"] = "original"  # the old release has one version only
+    labels: Literal["auto", "mlf", "xls", "list"] = "auto"  # auto: the MLF files, else the xls, else kdlib's own list
+    microphone: str = Field("M5", pattern=r"^M[2-8]$")  # the seven microphones are one utterance: this one is it
+    augment: Literal["all"] | Names = ()  # further microphones, for training only
+
+
+class Torgo(Strict):
+    """Which of TORGO's recordings are read (`data_folder`: the folder that holds the speakers' folders)."""
+
+    microphones: Names = Field(("wav_headMic", "wav_arrayMic"), min_length=1)  # the first that recorded a prompt is it
+    augment: bool = False  # the other microphone too, for training only
+
+
+class Hygiene(Strict):
+    """Which recordings are left out, and what is cut off the others."""
+
+    shortest_s: float = Field(0.1, gt=0)  # below it no model has a frame to write a word in
+    letters_per_s: float = Field(30.0, gt=0)  # more than this cannot be said: the transcript is another file's
+    trim_silence: bool = False  # cut off what is 40 dB below the loudest 20 ms, but for a margin of 0.1 s
+
+
+class Pretraining(Strict):
+    """How the small pretrained model is made from control voices (`make pretrained`) or from a fold's own speakers."""
+
+    speakers: Names = ()  # from_corpus: who is heard; empty: the fold's training speakers
     test_controls: int = Field(3, ge=1, le=6)  # voices that are not trained on
     unseen_words: float = Field(0.1, ge=0, lt=1)  # share of the words beyond the corpus's own that are not trained on
     pieces: int = Field(64, ge=32, le=1024)
@@ -94,18 +131,30 @@ class Params(Strict):
     held_out: str
     seed: int = Field(1, ge=0)
     fold: Fold = Fold()
-    folds: str = "uaspeech"  # params/folds/<folds>/
-    corpus: Literal["synthetic", "manifest"] = "synthetic"
+    folds: str | None = None  # params/folds/<folds>/; by default the corpus's: uaspeech, torgo, or the recipe's name
+    corpus: Literal["synthetic", "manifest", "uaspeech", "torgo"] = "synthetic"
     manifest: str | None = None  # SpeechBrain CSV or NeMo JSON lines, where corpus: manifest
-    data_folder: str | None = None  # what $data_folder stands for
+    data_folder: str | None = None  # what $data_folder stands for; where UA-Speech or TORGO lies
+    speakers: Literal["uaspeech"] | dict[str, Person] = {}  # who they are, where the corpus does not say it
+    lexicon: str | None = None  # closed vocabulary, a word a line; by default all transcripts of who is no control
     hyphens: Literal["keep", "space"] = "keep"  # of transcripts; NVIDIA's tokenizers have no hyphen
+    punctuation: Literal["keep", "drop"] = "keep"
+    audio: Hygiene = Hygiene()
+    uaspeech: UASpeech = UASpeech()
+    torgo: Torgo = Torgo()
     blocks: Blocks = Blocks()
     synthetic: Synthetic = Synthetic()
-    pretrained: Literal["shipped", "controls", "nemo"] = "shipped"
+    pretrained: Literal["shipped", "controls", "from_corpus", "nemo"] = "shipped"
     nemo_model: str = "nvidia/stt_en_conformer_ctc_small"  # a model's name, or the path of a .nemo file
     pretraining: Pretraining = Pretraining()
     scoring: Scoring = Scoring()
     outputs: str = "outputs"
+
+    @property
+    def fold_set(self) -> str:
+        """The folder of fold files that belongs to the corpus."""
+        own = self.corpus == "manifest" and self.speakers != "uaspeech"
+        return self.folds or (self.name if own else "torgo" if self.corpus == "torgo" else "uaspeech")
 
     @property
     def folder(self) -> Path:
@@ -134,21 +183,23 @@ def load(recipe: str | Path, held_out: str, fold: dict | None = None, overrides:
     """
     path = _inside(recipe)
     layers = [(_shown(file), _read_yaml(file)) for file in recipe_files(path)]
-    for source, settings in layers:
+    for _, settings in layers:
         settings.pop("extends", None)
-        _validate(settings, held_out, source)
     if not isinstance(overrides or {}, dict):
         raise UserError(f"parameter 'overrides': expected names and values, found {overrides!r}")
+    for source, settings in [*layers, ("parameter 'overrides'", overrides or {})]:
+        _validate(settings, held_out, source)
     if not fold:
-        chosen = _merged([*layers, ("", overrides or {})]).get("folds", "uaspeech")
-        fold, source = _fold_file(str(chosen), held_out)
+        chosen = _validate({"name": path.stem} | _merged([*layers, ("", overrides or {})]), held_out, _shown(path))
+        _check_recipe(chosen, _shown(path))
+        fold, source = _fold_file(chosen.fold_set, held_out, _shown(path))
         layers.append((source, {"fold": fold}))
     else:
         layers.append(("parameter 'fold'", {"fold": fold}))
     layers.append(("parameter 'overrides'", overrides or {}))
-    for source, settings in layers[-2:]:
-        _validate(settings, held_out, source)
+    _validate(layers[-2][1], held_out, layers[-2][0])
     params = _validate({"name": path.stem} | _merged(layers), held_out, _shown(path))
+    _check_recipe(params, _shown(path))
     _check_whole(params, layers[-2][0], _shown(path))
     return params
 
@@ -172,6 +223,21 @@ def _merged(layers: list[tuple[str, dict]]) -> dict:
     return functools.reduce(_merge, (settings for _, settings in layers), {})
 
 
+def _check_recipe(params: Params, recipe: str) -> None:
+    """Checks that need more than one value of the recipe, and no fold."""
+    if params.pretraining.d_model % params.pretraining.heads:
+        raise UserError(
+            f"{recipe}: pretraining.d_model {params.pretraining.d_model} cannot be divided among "
+            f"{params.pretraining.heads} heads; choose heads that divide it"
+        )
+    if params.corpus == "manifest" and not params.manifest:
+        raise UserError(f"{recipe}: corpus is 'manifest', but no manifest is named; write manifest: path/to/corpus.csv")
+    if params.corpus in ("uaspeech", "torgo") and not params.data_folder:
+        raise UserError(
+            f"{recipe}: corpus is {params.corpus!r}, but it is not said where it lies; write data_folder: path/to/it"
+        )
+
+
 def _check_whole(params: Params, fold_source: str, recipe: str) -> None:
     """Checks that need more than one value."""
     fold, held_out = params.fold, params.held_out
@@ -179,7 +245,7 @@ def _check_whole(params: Params, fold_source: str, recipe: str) -> None:
         raise UserError(
             f"{fold_source}: {both[0]} is named in fold.train and in fold.exclude; remove it from one of them"
         )
-    known = fold_names(params.folds)
+    known = fold_names(params.fold_set)
     for role in ("dev", "exclude", "train", "teachers"):
         named = getattr(fold, role)
         for speaker in named if isinstance(named, tuple) else [named] if role == "dev" and named else []:
@@ -193,19 +259,19 @@ def _check_whole(params: Params, fold_source: str, recipe: str) -> None:
                 raise UserError(
                     f"{fold_source}: the {what} speaker {speaker} is also named in fold.{role}; remove it there"
                 )
-    if params.pretraining.d_model % params.pretraining.heads:
+    heard = set(params.pretraining.speakers) & {held_out, fold.dev}
+    if params.pretrained == "from_corpus" and heard:
         raise UserError(
-            f"{recipe}: pretraining.d_model {params.pretraining.d_model} cannot be divided among "
-            f"{params.pretraining.heads} heads; choose heads that divide it"
+            f"{recipe}: pretraining.speakers names {min(heard)}, who is the held-out or the dev speaker of this fold; "
+            "a model that has heard them says nothing about new speakers: remove the name"
         )
-    if params.corpus == "manifest" and not params.manifest:
-        raise UserError(f"{recipe}: corpus is 'manifest', but no manifest is named; write manifest: path/to/corpus.csv")
 
 
-def _fold_file(folds: str, held_out: str) -> tuple[dict, str]:
+def _fold_file(folds: str, held_out: str, recipe: str) -> tuple[dict, str]:
     path = root() / "params" / "folds" / folds / f"{held_out}.yaml"
     if not path.is_file():
-        hint = nearest(held_out, fold_names(folds))
+        known = fold_names(folds)
+        hint = nearest(held_out, known) if known else f"; write its fold files with: make folds-for RECIPE={recipe}"
         raise UserError(f"held_out: unknown speaker {held_out!r}: there is no {_shown(path)}{hint}")
     content = _read_yaml(path)
     for name in set(content) - {"held_out", "fold"}:
@@ -215,9 +281,9 @@ def _fold_file(folds: str, held_out: str) -> tuple[dict, str]:
     return content.get("fold") or {}, _shown(path)
 
 
-def fold_names(folds: str = "uaspeech") -> list[str]:
+def fold_names(folds: str) -> list[str]:
     """The speakers that have a fold file."""
-    return [file.stem for file in (root() / "params" / "folds" / folds).glob("*.yaml")]
+    return sorted(file.stem for file in (root() / "params" / "folds" / folds).glob("*.yaml"))
 
 
 def _inside(recipe: str | Path) -> Path:
@@ -266,7 +332,7 @@ def _explain(problem: dict, source: str) -> str:
     if problem["type"] == "extra_forbidden":
         return f"{source}: unknown parameter {name!r}{nearest(loc[-1], _names(loc[:-1]))}"
     message = problem["msg"].replace("a valid tuple", "a list, such as [M04, F03]")
-    hint = ""
+    hint = "; put it in quotes" if problem["type"] == "string_type" and isinstance(found, int) else ""
     if isinstance(found, str) and problem["type"] in ("float_type", "int_type"):
         hint = "; YAML reads 1e-4 as text: write 1.0e-4 or 0.0001" if "e" in found.lower() else "; remove the quotes"
     return f"{source}: {name or 'recipe'}: {message[0].lower()}{message[1:]}, found {found!r}{hint}"
@@ -278,12 +344,18 @@ def _is_branch(piece: Any) -> bool:
 
 
 def _names(loc: list[str]) -> list[str]:
-    model: Any = Params
+    """The names that are valid at a place; keys that the user chooses, such as speakers, are passed over."""
+    model: type[BaseModel] = Params
     for piece in loc:
-        model = model.model_fields[piece].annotation
-        if get_origin(model) is not None:
-            model = next(arg for arg in get_args(model) if isinstance(arg, type) and issubclass(arg, BaseModel))
+        if piece in model.model_fields:
+            model = _model_in(model.model_fields[piece].annotation) or model
     return list(model.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for arg in get_args(annotation) if (found := _model_in(arg))), None)
 
 
 def _shown(path: Path) -> str:

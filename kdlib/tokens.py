@@ -80,33 +80,53 @@ class Tokens:
         ids = {char: _processor(self.model).encode(self._case(char)) for char in set(text) - {" "}}
         bad = sorted(char for char in ids if self.decode(ids[char]) != char)
         named = ", ".join(f"{char!r} (U+{ord(char):04X})" for char in bad) or "it as a whole"
-        way_out = "correct the transcript, or train a tokenizer on texts that hold it"
+        way_out = "correct the transcript, or choose a model that knows it (pretrained: from_corpus trains one)"
         if bad == ["-"]:
             way_out = "write hyphens: space in the recipe"
         return f"the tokenizer cannot write {named} of the text {text!r}; {way_out}"
 
 
-def normalise(text: str, hyphens: str = "keep") -> str:
+def normalise(text: str, hyphens: str = "keep", punctuation: str = "keep") -> str:
     """One spelling of a text for every comparison: composed characters, upper case, straight quotes, single spaces.
 
-    With `hyphens="space"` a hyphen is a space.
+    With `hyphens="space"` a hyphen is a space; with `punctuation="drop"` marks other than apostrophes and hyphens go.
 
     >>> normalise(" it\u2019s  a CAFE\u0301 ")
     "IT'S A CAFÉ"
+    >>> normalise("Well, well-known!", punctuation="drop")
+    'WELL WELL-KNOWN'
     """
     straight = unicodedata.normalize("NFC", text).replace("\u2019", "'").replace("\u2010", "-").replace("\u2011", "-")
     if hyphens == "space":
         straight = straight.replace("-", " ")
+    if punctuation == "drop":
+        straight = "".join(" " if is_mark(char) else char for char in straight)
     return " ".join(straight.upper().split())
 
 
-def train(texts: Iterable[str], pieces: int, folder: Path, *, lower: bool = False) -> Path:
-    """Train a byte-pair model on texts; return `folder/tokenizer.model`. Each text counts once."""
+def is_mark(char: str) -> bool:
+    """Whether a character is punctuation or a symbol, and neither an apostrophe nor a hyphen."""
+    return char not in "'-" and unicodedata.category(char)[0] in "PS"
+
+
+def train(texts: Iterable[str], pieces: int, folder: Path, *, lower: bool = False, characters: str = "") -> Path:
+    """Train a byte-pair model on texts; return `folder/tokenizer.model`. Each text counts once.
+
+    It can write the texts and all of `characters`. Few texts may yield fewer pieces than asked for.
+    """
     import io
 
     import sentencepiece
 
     sentences = sorted({normalise(text).lower() if lower else normalise(text) for text in texts})
+    needed = (
+        len(set("".join(sentences) + (characters.lower() if lower else characters)) - {" "}) + 4
+    )  # <unk> <s> </s> ▁
+    if pieces < needed:
+        raise UserError(
+            f"no tokenizer of {pieces} pieces can write the {needed - 4} different characters of these "
+            f"{len(sentences)} texts; write at least {needed} in the recipe (pretraining: {{pieces: {2 * needed}}})"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     model = io.BytesIO()
     try:
@@ -116,7 +136,8 @@ def train(texts: Iterable[str], pieces: int, folder: Path, *, lower: bool = Fals
             vocab_size=pieces,
             model_type="bpe",
             character_coverage=1.0,
-            hard_vocab_limit=True,
+            required_chars=(characters.lower() if lower else characters).replace(" ", ""),
+            hard_vocab_limit=False,
             minloglevel=2,
             num_threads=1,
         )

@@ -19,7 +19,7 @@ def tone(path, rate=16_000, channels=1, hz=440.0, seconds=0.5):
 
 @pytest.mark.parametrize(("rate", "channels", "kind"), [(8_000, 2, "flac"), (44_100, 1, "wav"), (16_000, 2, "wav")])
 def test_any_rate_and_channel_count_becomes_16_khz_mono(tmp_path, rate, channels, kind):
-    samples = audio.load(tone(tmp_path / f"a.{kind}", rate, channels))
+    samples = audio.load(utterance(tone(tmp_path / f"a.{kind}", rate, channels)))
     assert samples.ndim == 1
     assert abs(len(samples) - 8_000) <= 1
     spectrum = np.abs(np.fft.rfft(samples))
@@ -96,4 +96,4 @@ def test_files_too_short_for_any_word_are_left_out(tmp_path):
     corpus = Corpus((utterance(tone(tmp_path / "a.wav", seconds=0.05), "a"), utterance(tone(tmp_path / "b.wav"), "b")))
     kept, report = audio.check(corpus)
     assert [utt.utt_id for utt in kept] == ["b"]
-    assert report.problems[0].reason == "shorter than 0.1 s"
+    assert report.problems[0].reason == "too short to hold speech"

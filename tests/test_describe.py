@@ -5,7 +5,7 @@ import soundfile
 
 from kdlib.corpus import describe
 from kdlib.corpus.manifest import Corpus, Utterance
-from kdlib.corpus.speakers import is_control, split
+from kdlib.corpus.speakers import split, table
 
 
 def spoken(path, speaker, seconds, text="ONE"):
@@ -28,7 +28,8 @@ def test_durations_are_relative_to_controls_of_the_same_word(tmp_path):
             spoken(tmp_path / "b.wav", "CM01", 0.5),
             spoken(tmp_path / "c.wav", "CM04", 0.4),
             spoken(tmp_path / "d.wav", "CM05", 0.6),
-        )
+        ),
+        people=table(),
     )
     ratios = describe.duration_ratios(corpus)
     assert ratios["M08"] == pytest.approx(0.9 / 0.5, rel=0.08)
@@ -48,7 +49,7 @@ def test_roles_add_up(corpus, smoke):
         "training": 12,
         "dev": 6,
         "test": 6,
-        "controls": len(corpus.where(lambda utt: is_control(utt.speaker))),
+        "controls": len(corpus.where(lambda utt: corpus.is_control(utt.speaker))),
     }
     assert roles.loc["test", "words not trained on"] == 2  # the block's two uncommon words
 

@@ -53,7 +53,7 @@ def test_audio_elsewhere_keeps_its_path(tmp_path):
 BAD = {
     "missing column": ("ID,duration,wav,wrd\na,1,a.wav,X\n", "column 'spk_id' is missing"),
     "misspelt column": ("ID,duratoin,wav,spk_id,wrd\na,1,a.wav,S,X\n", "did you mean 'duratoin'"),
-    "duplicate id": (HEAD + "a,1,a.wav,S,X\na,1,b.wav,S,Y\n", "'a' stands 2 times"),
+    "duplicate id": (HEAD + "a,1,a.wav,S,X\na,1,b.wav,S,Y\n", "'a' stands twice"),
     "empty transcript": (HEAD + "a,1,a.wav,S,\n", "line 2: text is empty"),
     "duration in words": (HEAD + "a,long,a.wav,S,X\n", "line 2: duration 'long' is not a number"),
     "no duration": (HEAD + "a,0,a.wav,S,X\n", "a duration of 0 s is impossible"),

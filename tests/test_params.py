@@ -1,7 +1,8 @@
 import pytest
 import yaml
 
-from kdlib.corpus.speakers import dev_speaker, is_control, table
+from kdlib.corpus.folds import fold_file
+from kdlib.corpus.speakers import people, table
 from kdlib.errors import UserError
 from kdlib.params import load, root
 
@@ -11,28 +12,41 @@ FOLDS = sorted(path.stem for path in (root() / "params" / "folds" / "uaspeech").
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_loads(recipe):
-    params = load(f"params/{recipe}", "M08")
+    params = load(f"params/{recipe}", "M08", fold={"exclude": []})
     assert params.name == recipe.removesuffix(".yaml")
     assert params.blocks.train == ("B1", "B3")  # from base.yaml
-    assert params.fold.dev == "M10"  # from the fold file
+
+
+def test_a_fold_file_is_read_where_no_fold_is_given():
+    assert load("params/demo.yaml", "M08").fold.dev == "M10"
+    assert load("params/torgo.yaml", "M03").fold.dev == "F04"
 
 
 def test_there_is_a_fold_file_for_each_of_the_15_speakers():
-    assert sorted(name for name in table() if not is_control(name)) == FOLDS
+    assert sorted(name for name, one in table().items() if not one.control) == FOLDS
     assert len(FOLDS) == 15
 
 
 @pytest.mark.parametrize("held_out", FOLDS)
 def test_fold_files_follow_their_rule(held_out):
-    others = [name for name in FOLDS if name != "M01"]
-    assert load("params/demo.yaml", held_out).fold.dev == dev_speaker(held_out, others)
+    path = root() / "params/folds/uaspeech" / f"{held_out}.yaml"
+    assert path.read_text() == fold_file(held_out, FOLDS, table(), exclude=["M01"])
+
+
+def test_torgos_fold_files_follow_the_rule():
+    folder = root() / "params/folds/torgo"
+    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    known = people(load("params/torgo.yaml", "nobody", {"exclude": []}), names)
+    assert {name: (folder / f"{name}.yaml").read_text() for name in names} == {
+        name: fold_file(name, names, known) for name in names
+    }
 
 
 def test_precedence_is_base_recipe_fold_overrides(tmp_path):
     (tmp_path / "mine.yaml").write_text("seed: 2\nscoring: {bootstrap: 300, batch_size: 4}\n")
     params = load(tmp_path / "mine.yaml", "M08", {"dev": "F05"}, {"scoring": {"bootstrap": 500}})
     assert (params.seed, params.scoring.bootstrap, params.scoring.batch_size) == (2, 500, 4)
-    assert (params.fold.dev, params.folds) == ("F05", "uaspeech")
+    assert (params.fold.dev, params.fold_set) == ("F05", "uaspeech")
 
 
 def test_extends_reads_the_parent_first(tmp_path):
@@ -61,7 +75,7 @@ BAD_OVERRIDES = {
         {"synthetic": {"repetitions": 0}},
         "synthetic.repetitions: input should be greater than or equal",
     ),
-    "unknown choice": ({"pretrained": "shiped"}, "'shipped', 'controls' or 'nemo', found 'shiped'"),
+    "unknown choice": ({"pretrained": "shiped"}, "'shipped', 'controls', 'from_corpus' or 'nemo', found 'shiped'"),
     "heads do not divide": ({"pretraining": {"heads": 5}}, "d_model 96 cannot be divided among 5 heads"),
     "no manifest": ({"corpus": "manifest"}, "no manifest is named"),
 }

@@ -30,6 +30,7 @@ def folder(tmp_path):
 
 def params(folder, **overrides):
     settings = {"corpus": "manifest", "manifest": str(folder / "data/corpus.csv"), "outputs": str(folder / "out")}
+    settings["speakers"] = "uaspeech"
     return load("params/demo.yaml", "M08", overrides=settings | overrides)
 
 
@@ -38,7 +39,7 @@ def test_a_manifest_is_checked_and_bad_files_are_left_out(folder):
     assert len(prepare.load(params(folder))) == 5
     assert (made / "left_out.csv").read_text().splitlines()[1].startswith("M08_B1,M08,")
     report = (made / "report.txt").read_text()
-    assert "6 audio files checked, 1 left out" in report
+    assert "6 recordings looked at, 1 left out" in report
     assert "5 files of 8000 Hz, 2 channels are read as 16000 Hz mono" in report
     assert prepare.lexicon(params(folder)) == ["ONE", "TWO"]
 

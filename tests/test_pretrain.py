@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kdlib.corpus.manifest import Corpus
-from kdlib.corpus.speakers import is_control
+from kdlib.corpus.speakers import table
 from kdlib.errors import UserError
 from kdlib.models import nemo
 from kdlib.models.pretrain import heard, pretrained, split_controls
@@ -41,8 +41,8 @@ def weights(path):
 
 def test_only_controls_are_heard_and_some_voices_and_words_are_not(smoke, corpus):
     controls = split_controls(corpus, smoke)
-    trained, tested = ({utt.speaker for utt in part} for part in (controls.train, controls.test))
-    assert all(map(is_control, trained | tested))
+    trained, tested = {utt.speaker for utt in controls.train}, set(controls.test_speakers)
+    assert all(map(corpus.is_control, trained | tested))
     assert len(tested) == smoke.pretraining.test_controls
     assert not trained & tested
     assert not {utt.text for utt in controls.train} & controls.unseen_words
@@ -56,7 +56,7 @@ def test_the_record_says_who_was_heard(smoke, small_model, corpus):
 
 def test_the_shipped_model_heard_no_speaker_of_any_fold():
     record = heard(load("params/demo.yaml", "M08"))
-    assert all(map(is_control, record["speakers"]))
+    assert all(table()[name].control for name in record["speakers"])
     assert record["tokens"] == nemo.NeMoCTC(nemo.SHIPPED).tokens.fingerprint
 
 
@@ -83,6 +83,10 @@ def test_nothing_is_trained_twice(smoke, small_model, capsys):
 
 
 def test_too_few_controls_are_one_message(smoke, corpus):
-    few = Corpus(tuple(utt for utt in corpus if not is_control(utt.speaker) or utt.speaker == "CM13"), "few")
+    few = Corpus(
+        tuple(utt for utt in corpus if not corpus.is_control(utt.speaker) or utt.speaker == "CM13"),
+        "few",
+        corpus.people,
+    )
     with pytest.raises(UserError, match="few: 1 control speakers, but pretraining sets 1 aside"):
         split_controls(few, smoke)

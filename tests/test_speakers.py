@@ -1,13 +1,14 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kdlib.corpus.manifest import Corpus, Utterance
-from kdlib.corpus.speakers import is_control, level, split, table, teachers
+from kdlib.corpus.speakers import dev_speaker, people, split, table, teachers
 from kdlib.errors import UserError
 from kdlib.params import load
 
-SPEAKERS = [name for name in table() if not is_control(name)]
+SPEAKERS = sorted(name for name, one in table().items() if not one.control)
 
 
 def everybody(names=("CM01", *SPEAKERS)):
@@ -20,11 +21,12 @@ def everybody(names=("CM01", *SPEAKERS)):
             for word in ("ONE", f"ONLY{block}")
         ),
         "test",
+        table(),
     )
 
 
 def fold(held_out="M08", **settings):
-    return load("params/demo.yaml", held_out, fold={"dev": "M10"} | settings)
+    return load("params/demo.yaml", held_out, fold={"dev": "M10", "exclude": ["M01"]} | settings)
 
 
 def test_the_table_holds_15_speakers_and_13_controls():
@@ -49,34 +51,35 @@ def test_blocks_of_training_and_test():
 
 
 def test_an_excluded_speaker_still_teaches_and_may_be_held_out():
-    assert "M01" in teachers(fold(), SPEAKERS)
+    assert "M01" in teachers(fold(), everybody())
     params = fold("M01", exclude=["M01"])
     assert {utt.speaker for utt in split(everybody(), params).test} == {"M01"}
 
 
 def test_teachers_of_all_others_leave_out_held_out_and_dev():
-    assert teachers(fold(), SPEAKERS) == [name for name in SPEAKERS if name not in ("M08", "M10")]
+    assert teachers(fold(), everybody()) == [name for name in SPEAKERS if name not in ("M08", "M10")]
 
 
 def test_without_a_dev_speaker_the_seeds_fourteen_teachers():
-    assert len(teachers(fold(dev=None), SPEAKERS)) == 14
+    assert len(teachers(fold(dev=None), everybody())) == 14
 
 
 @pytest.mark.parametrize(
     ("labels", "expected"), [("seed", ["F03", "M04", "M07", "M12", "M14", "F02"]), ("published", ["F05", "M09", "M14"])]
 )
 def test_same_level_by_either_labels(labels, expected):
-    assert sorted(teachers(fold(teachers="same_level", levels=labels), SPEAKERS)) == sorted(expected)
+    assert sorted(teachers(fold(teachers="same_level", levels=labels), everybody())) == sorted(expected)
 
 
 def test_same_level_with_nobody_in_it_falls_back_with_a_warning():
     params = fold("M01", teachers="same_level", levels="seed", dev="M12")
     with pytest.warns(UserWarning, match="no other speaker is VERY_LOW by the seed labels: all 13 others teach M01"):
-        assert len(teachers(params, SPEAKERS)) == 13
+        assert len(teachers(params, everybody())) == 13
 
 
 def test_levels_of_both_labels():
-    assert (level("M04"), level("M04", "seed"), level("NOBODY")) == ("VERY_LOW", "HIGH", "")
+    corpus = everybody()
+    assert (corpus.level("M04"), corpus.level("M04", "seed"), corpus.level("NOBODY")) == ("VERY_LOW", "HIGH", "")
 
 
 @pytest.mark.parametrize(
@@ -96,3 +99,44 @@ def test_blocks_that_the_corpus_does_not_have_are_named():
     params = load("params/demo.yaml", "M08", overrides={"blocks": {"test": ["B7"]}})
     with pytest.raises(UserError, match=r"there is no block 'B7' in this corpus; it has B1, B2, B3"):
         split(everybody(), params)
+
+
+def test_the_same_name_is_another_person_in_another_corpus():
+    ua, torgo = (load(f"params/{name}.yaml", "M05") for name in ("uaspeech", "torgo"))
+    assert people(ua, ["M05"])["M05"].level == "MID"
+    assert people(torgo, ["M05"])["M05"].level == "LOW"
+    own = load("params/own.yaml", "M05", fold={"exclude": []})
+    assert people(own, ["M05", "CM01"])["M05"].level == ""
+    assert not people(own, ["M05", "CM01"])["CM01"].control
+
+
+def test_a_recipe_says_who_its_speakers_are():
+    told = {"ANNA": {"level": "LOW", "sex": "F"}, "CARL": {"level": "CONTROL"}}
+    known = people(load("params/own.yaml", "ANNA", {"exclude": []}, {"speakers": told}), ["ANNA", "BEN", "CARL"])
+    assert (known["ANNA"].level, known["ANNA"].sex, known["BEN"].level, known["CARL"].control) == ("LOW", "F", "", True)
+    table_of = load("params/own.yaml", "M08", {"dev": "M10"}, {"speakers": "uaspeech"})
+    assert people(table_of, ["M08"]) == {"M08": table()["M08"]}
+    assert table_of.fold_set == "uaspeech"
+
+
+def test_where_nothing_is_known_everybody_is_somebodys_dev_speaker():
+    names = ["A", "B", "C", "D"]
+    assert [dev_speaker(name, names, {}) for name in names] == ["B", "C", "D", "A"]
+
+
+@pytest.mark.parametrize("role", ["train", "teachers"])
+def test_a_speaker_of_the_fold_who_is_not_in_the_corpus_is_named(role):
+    corpus = everybody(["M08", "M10", "M09"])
+    with pytest.raises(UserError, match=f"fold.{role} names 'M05', who has no utterances"):
+        split(corpus, fold(**{role: ["M09", "M05"]}))
+
+
+def test_another_microphones_recordings_are_trained_on_and_never_tested_on():
+    corpus = everybody(["M08", "M10", "M09"])
+    copies = tuple(replace(utt, utt_id=f"{utt.utt_id}_M3", copy_of=utt.utt_id) for utt in corpus)
+    before, after = (split(one, fold()) for one in (corpus, replace(corpus, utterances=corpus.utterances + copies)))
+    assert (len(after.train), len(after.dev), len(after.test)) == (
+        2 * len(before.train),
+        len(before.dev),
+        len(before.test),
+    )

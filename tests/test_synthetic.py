@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
-from kdlib.corpus import manifest, prepare, synthetic
-from kdlib.corpus.speakers import is_control
+from kdlib.corpus import manifest, prepare, synthetic, uaspeech
+from kdlib.corpus.speakers import table
 from kdlib.errors import UserError
 from kdlib.params import load
 
@@ -18,10 +18,10 @@ prepare.make(load("params/smoke.yaml", "M08", overrides={"outputs": sys.argv[1]}
 
 
 def test_the_word_list_is_uaspeechs():
-    words = synthetic.word_list()
+    words = uaspeech.word_list()
     assert len(words) == 455
     assert len(set(words.values())) == 449
-    assert Counter(map(synthetic._kind, words)) == {
+    assert Counter(map(uaspeech.kind, words)) == {
         "uncommon": 300,
         "common": 100,
         "letter": 26,
@@ -32,7 +32,7 @@ def test_the_word_list_is_uaspeechs():
 
 def test_the_demo_speaks_what_its_recipe_says():
     plan = synthetic.plan(load("params/demo.yaml", "M08").synthetic)
-    speakers, controls = ([name for name in plan if is_control(name) == which] for which in (False, True))
+    speakers, controls = ([name for name in plan if table()[name].control == which] for which in (False, True))
     assert (len(speakers), len(controls)) == (15, 13)
     assert {len(plan[name]) for name in speakers} == {3 * (10 + 6 + 5 + 21 + 6) * 2} == {288}
     assert {len(plan[name]) for name in controls} == {449 + 60}

@@ -58,9 +58,27 @@ def test_training_twice_gives_the_same_bytes(model, tmp_path):
     assert train(reversed(list(word_list().values())), 64, tmp_path, lower=True).read_bytes() == model.read_bytes()
 
 
-def test_too_many_pieces_are_refused_in_words(tmp_path):
-    with pytest.raises(UserError, match="no tokenizer of 900 pieces can be trained on these 2 texts"):
-        train(["ONE", "TWO"], 900, tmp_path)
+def test_few_texts_yield_fewer_pieces_than_asked_for(tmp_path):
+    tokens = Tokens.for_nemo(train(["ONE", "TWO"], 900, tmp_path).read_bytes())
+    assert len(tokens.pieces) < 30
+    assert tokens.decode(tokens.encode("TWO ONE")) == "TWO ONE"
+
+
+def test_too_few_pieces_for_the_script_are_refused_in_words(tmp_path):
+    with pytest.raises(
+        UserError, match="no tokenizer of 8 pieces can write the 5 different characters of these 2 texts"
+    ):
+        train(["ONE", "TWO"], 8, tmp_path)
+
+
+def test_characters_beyond_the_texts_can_be_written(tmp_path):
+    tokens = Tokens.for_nemo(train(["ONE", "TWO"], 64, tmp_path, lower=True, characters="É'-").read_bytes())
+    assert tokens.decode(tokens.encode("É'-TWO")) == "É'-TWO"
+
+
+def test_punctuation_is_dropped_where_asked_for_and_scripts_keep_their_signs():
+    assert normalise("Don't stop, \u00abthere\u00bb: x-ray?", punctuation="drop") == "DON'T STOP THERE X-RAY"
+    assert normalise("\u0915\u093f\u0924\u093e\u092c", punctuation="drop") == "\u0915\u093f\u0924\u093e\u092c"
 
 
 def test_normalise_is_idempotent_and_composes_accents():

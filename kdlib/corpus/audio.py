@@ -1,61 +1,84 @@
 """Audio files -> checked samples at the rate that the models hear -> padded batches.
 
 Files of any rate and channel count are mixed down and resampled on reading, and the report says so once a corpus.
-Files that cannot be used are named in the report and left out; they never end a run half-way.
+Files that cannot be used are named in the report and left out; they never end a run half-way. What was found in a file
+is kept with its size and date, so that a second look, or one after a kill, only opens files that are new.
 """
 
+import contextlib
 import csv
+import functools
+import math
+import os
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import soundfile
 
-from kdlib.corpus.manifest import Corpus, Utterance
+from kdlib.corpus.manifest import Corpus, Problem, Utterance
 from kdlib.errors import UserError
-from kdlib.stage import writing
+from kdlib.params import Hygiene
+from kdlib.stage import code_fingerprint, progress, writing
 
 if TYPE_CHECKING:
     import torch
 
 RATE_HZ = 16_000
-SHORTEST_S = 0.1  # below it no model has a frame to write a word in
 SILENT = 1e-4  # peak below which a file holds nothing
 CLIPPED = 0.5  # share of samples at full scale above which a file holds nothing but clipping
+QUIET_DB, MARGIN_S = 40, 0.1  # what silence trimming cuts off, and what it leaves around the speech
+EXAMINED = "examined.csv"
 
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """A file that was left out, and why."""
-
-    utt_id: str
-    speaker: str
-    wav: str
-    reason: str
+ADVICE = {
+    "empty file": "copy it again, if it is not empty where you have it from",
+    "the test microphone did not record it": "nothing, unless uaspeech.microphone should be another",
+    "no label for its code": "see whether the label files are complete, or write uaspeech: {labels: list}",
+    "the prompt has no recording": "nothing, unless more recordings should be there",
+    "the recording has no prompt": "nothing: what was said is not written down",
+    "the prompt is empty": "nothing: what was said is not written down",
+    "the prompt is an instruction": "nothing: what was said is not written down",
+    "the prompt is a picture": "nothing: what was said is not written down",
+    "the prompt says xxx": "nothing: what was said is not written down",
+    "the transcript has no letters": "write down what is said, or remove the line",
+    "the file is missing": "put the file there, or correct data_folder or the manifest",
+    "the file cannot be read as audio": "copy it again: it is damaged, or no audio file",
+    "the file ends before the part that the manifest names": "correct offset and duration in the manifest",
+    "no samples in it": "record or copy it again",
+    "NaN or infinite samples": "whatever wrote the file divided by zero: write it again",
+    "nothing but silence": "listen to it: a channel may be dead, or two channels cancel each other",
+    "clipped to nothing": "record it again, or copy it at a lower level",
+    "too short to hold speech": "copy it again: it was cut off, or audio.shortest_s is too high",
+    "far too short for its transcript": "compare the two: one of them is another utterance's, or the file was cut off",
+}
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a look at every file found."""
+    """What a look at every file found: something that a person can act on."""
 
     checked: int
     problems: list[Problem]
-    converted: dict[str, int]  # "44100 Hz, 2 channels" -> files
+    converted: dict[str, int] = field(default_factory=dict)  # "44100 Hz, 2 channels" -> files
+    notes: list[str] = field(default_factory=list)  # what was noticed beside
 
     def __str__(self) -> str:
-        lines = [f"{self.checked:,} audio files checked, {len(self.problems)} left out"]
-        lines += [
-            f"  {count:,} files of {what} are read as {RATE_HZ} Hz mono" for what, count in self.converted.items()
+        share = f" ({100 * len(self.problems) / self.checked:.1f} %; each is named in left_out.csv)"
+        lines = [
+            f"{self.checked:,} recordings looked at, {len(self.problems):,} left out{share * bool(self.problems)}",
+            *(f"  {count:,} files of {what} are read as {RATE_HZ} Hz mono" for what, count in self.converted.items()),
         ]
         for reason, count in Counter(problem.reason for problem in self.problems).most_common():
-            example = next(problem for problem in self.problems if problem.reason == reason)
-            lines.append(f"  {count} x {reason}, for example {example.wav} (speaker {example.speaker})")
-        return "\n".join(lines)
+            those = [problem for problem in self.problems if problem.reason == reason]
+            who = ", ".join(f"{name} {times}" for name, times in sorted(Counter(p.speaker for p in those).items()))
+            lines += [f"left out, {count:,} x {reason}", f"    speakers: {who or '?'}", f"    first: {those[0].wav}"]
+            lines += [f"    what to do: {ADVICE[reason]}"] * (reason in ADVICE)
+        return "\n".join(lines + [f"to know: {note}" for note in self.notes])
 
     def write(self, path: Path) -> None:
         """Write the files that were left out, one a line."""
@@ -65,33 +88,61 @@ class Report:
             writer.writerows([getattr(problem, name) for name in Problem.__slots__] for problem in self.problems)
 
 
-def load(path: Path, rate_hz: int = RATE_HZ) -> np.ndarray:
-    """Samples of a file, mono, at `rate_hz`."""
-    samples, found_hz = soundfile.read(path, dtype="float32", always_2d=True)
-    mono = samples.mean(axis=1)
+class Found(NamedTuple):
+    """What one recording holds."""
+
+    reason: str  # why it cannot be used, or empty
+    kind: str  # "8000 Hz, 2 channels"
+    duration_s: float
+    speech_s: tuple[float, float]  # where silence trimming would cut
+
+
+def load(utt: Utterance, rate_hz: int = RATE_HZ) -> np.ndarray:
+    """Samples of a recording, mono, at `rate_hz`."""
+    with soundfile.SoundFile(utt.wav) as file:
+        samples, found_hz = _read(file, utt), file.samplerate
     if found_hz == rate_hz:
-        return mono
+        return samples
     import torch
-    import torchaudio
 
-    return torchaudio.functional.resample(torch.from_numpy(mono), found_hz, rate_hz).numpy()
+    return _resampler(found_hz, rate_hz)(torch.from_numpy(samples)).numpy()
 
 
-def check(corpus: Corpus) -> tuple[Corpus, Report]:
-    """Look at every file; return the corpus without those that cannot be used, and the report."""
-    with ThreadPoolExecutor() as pool:
-        found = list(pool.map(_examine, corpus))
-    problems = [problem for problem, _ in found if problem]
-    formats = Counter(kind for problem, kind in found if not problem and kind)
-    bad = {problem.utt_id for problem in problems}
-    if len(bad) == len(corpus):
+def check(corpus: Corpus, settings: Hygiene | None = None, folder: Path | None = None) -> tuple[Corpus, Report]:
+    """Look at every file; return the corpus without those that cannot be used, and the report.
+
+    Durations become the measured ones. `folder` keeps what was found for the next look.
+    """
+    settings = settings or Hygiene()
+    kept, problems, formats, declared = [], [], Counter(), []
+    for utt, found in zip(corpus, _examine(corpus, folder), strict=True):
+        start_s, end_s = found.speech_s if settings.trim_silence else (0.0, found.duration_s)
+        letters = sum(map(str.isalnum, utt.text))
+        reason = found.reason
+        if not reason and end_s - start_s < settings.shortest_s:
+            reason = "too short to hold speech"
+        elif not reason and letters > settings.letters_per_s * (end_s - start_s):
+            reason = "far too short for its transcript"
+        if reason:
+            problems.append(Problem(utt.utt_id, utt.speaker, str(utt.wav), reason))
+            continue
+        formats[found.kind] += 1
+        if utt.duration_s and abs(utt.duration_s - found.duration_s) > max(0.1, 0.05 * found.duration_s):
+            declared.append(utt)
+        offset_s = None if utt.offset_s is None and not settings.trim_silence else (utt.offset_s or 0.0) + start_s
+        kept.append(replace(utt, duration_s=round(end_s - start_s, 4), offset_s=offset_s))
+    if not kept:
         raise UserError(
             f"{corpus.source}: none of its {len(corpus)} audio files can be used; the first, "
             f"{problems[0].wav}: {problems[0].reason}"
         )
-    return Corpus(tuple(utt for utt in corpus if utt.utt_id not in bad), corpus.source), Report(
-        len(corpus), problems, dict(formats)
-    )
+    formats.pop(f"{RATE_HZ} Hz, 1 channel", None)
+    notes = [
+        f"{len(declared):,} durations in the manifest are not those of the files, which count; first: {utt.utt_id} "
+        f"({utt.duration_s:g} s declared)"
+        for utt in declared[:1]
+    ]
+    return replace(corpus, utterances=tuple(kept)), Report(len(corpus), problems, dict(formats), notes)
 
 
 def batches(utterances: Sequence[Utterance], size: int, *, seed: int | None = None) -> Iterator[list[Utterance]]:
@@ -112,37 +163,134 @@ def collate(utterances: Sequence[Utterance]) -> tuple["torch.Tensor", "torch.Ten
     """Read and pad: samples [B, N] and their numbers [B]."""
     import torch
 
-    waves = [torch.from_numpy(load(utt.wav)) for utt in utterances]
+    waves = [torch.from_numpy(load(utt)) for utt in utterances]
     lengths = torch.tensor([len(wave) for wave in waves])
     return torch.nn.utils.rnn.pad_sequence(waves, batch_first=True), lengths
 
 
-def _examine(utt: Utterance) -> tuple[Problem | None, str]:
+def stamps(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
+    """Path, size in bytes and date of change of files; -1 for those that are not there."""
+    found = []
+    for path in map(str, paths):
+        try:
+            status = os.stat(path)
+            found.append((path, status.st_size, status.st_mtime_ns))
+        except OSError:
+            found.append((path, -1, -1))
+    return found
+
+
+def _read(file: soundfile.SoundFile, utt: Utterance) -> np.ndarray:
+    """The samples of an utterance's part of a file, mixed down."""
+    frames = -1
+    if utt.offset_s is not None:
+        file.seek(min(round(utt.offset_s * file.samplerate), file.frames))
+        frames = round(utt.duration_s * file.samplerate)
+    samples = file.read(frames, dtype="float32")
+    return samples if samples.ndim == 1 else samples.mean(axis=1)
+
+
+@functools.lru_cache(maxsize=8)
+def _resampler(from_hz: int, to_hz: int):
+    import torchaudio
+
+    return torchaudio.transforms.Resample(from_hz, to_hz)
+
+
+def _examine(corpus: Corpus, folder: Path | None) -> Iterator[Found]:
+    """What every recording holds, in order: from what is kept of an earlier look, or by opening the file."""
+    files = {path: (size, changed) for path, size, changed in stamps({utt.wav: 0 for utt in corpus})}
+    keys = [
+        (str(utt.wav), *files[str(utt.wav)], "" if utt.offset_s is None else f"{utt.offset_s:.4f}+{utt.duration_s:.4f}")
+        for utt in corpus
+    ]
+    kept = _kept(folder) if folder else {}
+    todo = [(key, utt) for key, utt in zip(keys, corpus, strict=True) if key not in kept]
+    if todo:
+        with (
+            _keeping(folder) as keep,
+            progress(len(todo), "checking audio", "file") as bar,
+            ThreadPoolExecutor(8) as pool,
+        ):
+            for start in range(0, len(todo), 256):
+                part = todo[start : start + 256]
+                for (key, _), found in zip(part, pool.map(_look, (utt for _, utt in part)), strict=True):
+                    kept[key] = found
+                    keep(key, found)
+                bar.update(len(part))
+    yield from (kept[key] for key in keys)
+
+
+def _look(utt: Utterance) -> Found:
+    nothing = (0.0, 0.0)
     try:
         with soundfile.SoundFile(utt.wav) as file:
-            kind = (
-                ""
-                if (file.samplerate, file.channels) == (RATE_HZ, 1)
-                else f"{file.samplerate} Hz, {file.channels} channel{'s' * (file.channels > 1)}"
-            )
-            samples, found_hz = file.read(dtype="float32"), file.samplerate
+            kind = f"{file.samplerate} Hz, {file.channels} channel{'s' * (file.channels > 1)}"
+            samples, rate_hz = _read(file, utt), file.samplerate
     except (soundfile.LibsndfileError, OSError, RuntimeError):
-        reason = "the file is missing" if not utt.wav.is_file() else "the file cannot be read as audio"
-        return Problem(utt.utt_id, utt.speaker, str(utt.wav), reason), ""
-    reason = _fault(samples)
-    if not reason and len(samples) < SHORTEST_S * found_hz:
-        reason = f"shorter than {SHORTEST_S} s"
-    return (Problem(utt.utt_id, utt.speaker, str(utt.wav), reason) if reason else None), kind
+        missing = not utt.wav.is_file()
+        return Found("the file is missing" if missing else "the file cannot be read as audio", "", 0.0, nothing)
+    duration_s = len(samples) / rate_hz
+    if utt.offset_s is not None and duration_s < 0.95 * utt.duration_s:
+        return Found("the file ends before the part that the manifest names", kind, duration_s, nothing)
+    if reason := _fault(samples):
+        return Found(reason, kind, duration_s, nothing)
+    start_s, end_s = loud_part(samples, rate_hz, QUIET_DB)
+    return Found("", kind, duration_s, (max(0.0, start_s - MARGIN_S), min(duration_s, end_s + MARGIN_S)))
 
 
 def _fault(samples: np.ndarray) -> str:
     if samples.size == 0:
         return "no samples in it"
-    if not np.isfinite(samples).all():
+    peak = float(max(samples.max(), -samples.min()))  # NaN where one sample is
+    if not math.isfinite(peak):
         return "NaN or infinite samples"
-    peak = float(np.abs(samples).max())
     if peak < SILENT:
         return "nothing but silence"
     if peak >= 0.999 and float((np.abs(samples) >= 0.999).mean()) > CLIPPED:
         return "clipped to nothing"
     return ""
+
+
+def loud_part(samples: np.ndarray, rate_hz: int, below_db: float) -> tuple[float, float]:
+    """Seconds from the first to the last frame of 20 ms that is within `below_db` of the loudest."""
+    size = rate_hz // 50
+    frames = np.resize(samples, (max(1, len(samples) // size), size))
+    loud = 10 * np.log10(np.einsum("ij,ij->i", frames, frames) / size + 1e-10)
+    above = np.flatnonzero(loud > loud.max() - below_db)
+    return above[0] / 50, (above[-1] + 1) / 50
+
+
+def _examination() -> str:
+    return f"examined by {code_fingerprint(['corpus/audio.py'])}"
+
+
+def _kept(folder: Path) -> dict[tuple, Found]:
+    """What an earlier look found, where it was this code that looked."""
+    path = folder / EXAMINED
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        if file.readline().strip() != _examination():
+            return {}
+        return {
+            (row[0], int(row[1]), int(row[2]), row[3]): Found(
+                row[4], row[5], float(row[6]), (float(row[7]), float(row[8]))
+            )
+            for row in csv.reader(file)
+            if len(row) == 10  # the last field says that the row is whole
+        }
+
+
+@contextlib.contextmanager
+def _keeping(folder: Path | None) -> Iterator[Callable[[tuple, Found], None]]:
+    """Write down what is found, as it is found."""
+    if folder is None:
+        yield lambda key, found: None
+        return
+    path = folder / EXAMINED
+    start = not (path.is_file() and path.open(encoding="utf-8").readline().strip() == _examination())
+    with path.open("w" if start else "a", newline="", encoding="utf-8") as file:
+        file.write(f"{_examination()}\n" if start else "\n")  # ends the line that a killed run may have left
+        writer = csv.writer(file, lineterminator="\n")
+        yield lambda key, found: writer.writerow([*key, *found[:3], *found.speech_s, "."])

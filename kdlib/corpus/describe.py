@@ -8,31 +8,37 @@ import pandas as pd
 
 from kdlib.corpus import audio
 from kdlib.corpus.manifest import Corpus, Utterance
-from kdlib.corpus.speakers import Splits, is_control, level, table
+from kdlib.corpus.speakers import Splits
 from kdlib.corpus.synthetic import published_durations
 
 
 def speakers(corpus: Corpus, labels: str = "published") -> pd.DataFrame:
-    """One row a speaker: level, utterances, words, hours, and how long a word takes relative to controls."""
+    """One row a speaker: level, utterances, words, hours, and how long a word takes relative to controls.
+
+    Columns of which nothing is known are left out, but for those that figures need.
+    """
     spoken = _by_speaker(corpus)
     ratios, published = duration_ratios(corpus), published_durations()
     rows = []
-    for name, utterances in spoken.items():
-        known = table().get(name)
+    for name in corpus.by_intelligibility:
+        known, utterances = corpus.person(name), spoken[name]
         rows.append(
             {
                 "speaker": name,
-                "level": level(name, labels) or "?",
-                "seed_level": level(name, "seed") or "?",
-                "intelligibility_pct": known.intelligibility_pct if known else np.nan,
+                "level": corpus.level(name, labels) or "?",
+                "seed_level": known.seed_level,
+                "intelligibility_pct": known.intelligibility_pct,
                 "utterances": len(utterances),
+                "copies": sum(1 for utt in utterances if utt.copy_of),
                 "words": len({utt.text for utt in utterances}),
                 "hours": round(sum(utt.duration_s for utt in utterances) / 3600, 3),
+                "median_s": round(statistics.median(utt.duration_s for utt in utterances), 2),
                 "duration_ratio": ratios.get(name, np.nan),
-                "published_ratio": published.get(name, (np.nan,))[0],
+                "published_ratio": published.get(name, (np.nan,))[0] if known.seed_level else np.nan,
             }
         )
-    return pd.DataFrame(rows).sort_values(["intelligibility_pct", "speaker"], ignore_index=True)
+    people = pd.DataFrame(rows)
+    return people.drop(columns=[name for name in ("seed_level", "copies") if not any(people[name])])
 
 
 def duration_ratios(corpus: Corpus, each: int = 60) -> dict[str, float]:
@@ -42,12 +48,12 @@ def duration_ratios(corpus: Corpus, each: int = 60) -> dict[str, float]:
     """
     controls: dict[str, list[float]] = defaultdict(list)
     spoken = _by_speaker(corpus)
-    words = {utt.text for utt in corpus if not is_control(utt.speaker)}
+    words = {utt.text for utt in corpus if not corpus.is_control(utt.speaker)}
     measured = {
         name: [(utt.text, spoken_s(utt)) for utt in _some([u for u in utterances if u.text in words], each)]
         for name, utterances in spoken.items()
     }
-    for name in filter(is_control, measured):
+    for name in filter(corpus.is_control, measured):
         for text, seconds in measured[name]:
             controls[text].append(seconds)
     medians = {text: statistics.median(seconds) for text, seconds in controls.items()}
@@ -60,12 +66,8 @@ def duration_ratios(corpus: Corpus, each: int = 60) -> dict[str, float]:
 
 def spoken_s(utt: Utterance) -> float:
     """Seconds between the first and the last frame of 20 ms that is within 30 dB of the loudest."""
-    samples = audio.load(utt.wav)
-    size = audio.RATE_HZ // 50
-    frames = np.resize(samples, (max(1, len(samples) // size), size))
-    loud = 10 * np.log10((frames**2).mean(1) + 1e-10)
-    above = np.flatnonzero(loud > loud.max() - 30)
-    return (above[-1] - above[0] + 1) / 50
+    start_s, end_s = audio.loud_part(audio.load(utt), audio.RATE_HZ, 30)
+    return end_s - start_s
 
 
 def roles(splits: Splits) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""`Utterance` and `Corpus`: what was said by whom in which file, checked, in the formats that others use.
+"""`Utterance`, `Speaker` and `Corpus`: what was said by whom in which file, checked, in the formats that others use.
 
 Reads and writes SpeechBrain CSV (columns by name, `$data_folder` replaced) and NeMo JSON lines. A corpus of one's own
 needs `ID,duration,wav,spk_id,wrd`; the columns of `OPTIONAL` are used where they are there.
@@ -6,23 +6,31 @@ needs `ID,duration,wav,spk_id,wrd`; the columns of `OPTIONAL` are used where the
 
 import csv
 import json
+import os
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from kdlib.errors import UserError, nearest
 from kdlib.stage import writing
 
 COLUMNS = {"ID": "utt_id", "duration": "duration_s", "wav": "wav", "spk_id": "speaker", "wrd": "text"}
-OPTIONAL = ("block", "repetition", "word_type", "sha256")
+OPTIONAL = ("block", "repetition", "word_type", "sha256", "offset_s", "copy_of")
 NEMO = {"audio_filepath": "wav", "duration": "duration_s", "text": "text"}
 NEMO_SPEAKER = ("speaker", "spk_id", "speaker_id")
+
+CONTROL = "CONTROL"
+LEVELS = ("VERY_LOW", "LOW", "MID", "HIGH", CONTROL)  # of intelligibility
+TAKEN = {"corpus", "zero_shot", "pretrained", "figures", "logs", "teachers", "logits", "parents", "tokens", "compare"}
+TAKEN |= {"ablations", "benchmarks", "con", "nul", "aux", "prn"}  # what a speaker cannot be called: folders of ours
 
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """One recording of one word or sentence."""
+    """One recording of one word or sentence: a file, or a part of one where `offset_s` is given."""
 
     utt_id: str
     speaker: str
@@ -33,19 +41,39 @@ class Utterance:
     repetition: str = ""
     word_type: str = ""
     sha256: str = ""
+    offset_s: float | None = None  # the speech starts here and lasts `duration_s`; None: the whole file
+    copy_of: str = ""  # id of the utterance of which this is another microphone's recording: for training only
+
+
+@dataclass(frozen=True, slots=True)
+class Speaker:
+    """What is known of a speaker; nothing of it has to be."""
+
+    speaker: str
+    sex: str = ""  # M or F
+    intelligibility_pct: float | None = None
+    level: str = ""  # one of LEVELS: the published one, or what the recipe says
+    seed_level: str = ""  # the original study's
+
+    @property
+    def control(self) -> bool:
+        """Whether this is a speaker without dysarthria."""
+        return self.level == CONTROL
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Checked utterances, in the manifest's order."""
+    """Checked utterances, in the manifest's order, and what is known of their speakers."""
 
     utterances: tuple[Utterance, ...]
     source: str = ""
+    people: Mapping[str, Speaker] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for utt_id, times in Counter(utt.utt_id for utt in self.utterances).items():
-            if times > 1:
-                raise UserError(f"{self.source}: utterance id {utt_id!r} stands {times} times; ids must be unique")
+        twice = [utt_id for utt_id, times in Counter(utt.utt_id for utt in self.utterances).items() if times > 1]
+        if twice:
+            more = f" (and {len(twice) - 1} more ids)" if len(twice) > 1 else ""
+            raise UserError(f"{self.source}: utterance id {twice[0]!r} stands twice{more}; ids must be unique")
         if not self.utterances:
             raise UserError(f"{self.source}: no utterances in it")
 
@@ -61,6 +89,11 @@ class Corpus:
         return sorted({utt.speaker for utt in self})
 
     @property
+    def dysarthric(self) -> list[str]:
+        """The speakers that are not controls, sorted: who can be held out."""
+        return [name for name in self.speakers if not self.is_control(name)]
+
+    @property
     def lexicon(self) -> list[str]:
         """All distinct transcripts, sorted: the closed vocabulary of an isolated-word corpus."""
         return sorted({utt.text for utt in self})
@@ -69,29 +102,101 @@ class Corpus:
         """The utterances that `keep` says yes to."""
         return [utt for utt in self if keep(utt)]
 
+    def person(self, speaker: str) -> Speaker:
+        """What is known of a speaker."""
+        return self.people.get(speaker, Speaker(speaker))
+
+    def level(self, speaker: str, labels: str = "published") -> str:
+        """A speaker's intelligibility level, published (or the recipe's) or the seeds'; empty where it is not known."""
+        return self.person(speaker).seed_level if labels == "seed" else self.person(speaker).level
+
+    @property
+    def by_intelligibility(self) -> list[str]:
+        """The speakers, the least intelligible first; by level where no per cents are known, then by name."""
+
+        def place(name: str) -> tuple[float, str]:
+            known = self.person(name)
+            by_level = 100 * (LEVELS.index(known.level) + 1) / len(LEVELS) if known.level else 101.0
+            return by_level if known.intelligibility_pct is None else known.intelligibility_pct, name
+
+        return sorted(self.speakers, key=place)
+
+    def is_control(self, speaker: str) -> bool:
+        """Whether a speaker is known to be a control."""
+        return self.person(speaker).control
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A recording that was left out, and why."""
+
+    utt_id: str
+    speaker: str
+    wav: str
+    reason: str
+
+
+class Reading(NamedTuple):
+    """What an importer found: a corpus, what it left out, and what else a person should know."""
+
+    corpus: Corpus
+    problems: list[Problem]
+    notes: list[str]
+
 
 def read(path: Path, data_folder: Path | None = None) -> Corpus:
-    """Read a manifest: SpeechBrain CSV, or NeMo JSON lines where the name ends in .json or .jsonl."""
+    """Read a manifest: SpeechBrain CSV, or NeMo JSON lines where the name ends in .json or .jsonl.
+
+    Every line that cannot be used is counted; the first ones are named.
+    """
     if not path.is_file():
         raise UserError(f"no manifest {path}: make the corpus first (notebook 00_corpus), or correct `manifest:`")
     reader = _read_nemo if path.suffix in (".json", ".jsonl") else _read_speechbrain
+    utterances: list[Utterance] = []
+    faults: list[str] = []
+    folder = os.path.abspath(data_folder or path.parent)
     try:
-        return Corpus(tuple(reader(path, Path(data_folder or path.parent))), str(path))
+        for number, fields in reader(path):
+            try:
+                utterances.append(_utterance(fields, folder))
+            except ValueError as error:
+                faults.append(f"line {number}: {error}")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
+    if faults:
+        more = f" (and {len(faults) - 3} more lines)" if len(faults) > 3 else ""
+        raise UserError(f"{path}, {'; '.join(faults[:3])}{more}")
+    return Corpus(tuple(_named(utterances)), str(path))
+
+
+def check_names(corpus: Corpus) -> None:
+    """Speakers name folders and fold files: refuse names that cannot, and two that differ in case only."""
+    seen: dict[str, str] = {}
+    for name in corpus.speakers:
+        if not re.fullmatch(r"\w[\w.-]*", name) or name.casefold() in TAKEN:
+            raise UserError(
+                f"{corpus.source}: the speaker name {name!r} cannot name a folder of results; expected letters, "
+                "digits, '_', '-' and '.', a letter or a digit first, and none of kdlib's own folders; rename it"
+            )
+        if other := seen.get(name.casefold()):
+            raise UserError(
+                f"{corpus.source}: speakers {other!r} and {name!r} differ in case only; if they are one person, "
+                "leave-one-speaker-out would train on the held-out speaker: give them one name, or two distinct ones"
+            )
+        seen[name.casefold()] = name
 
 
 def write_speechbrain(utterances: Iterable[Utterance], path: Path, data_folder: Path) -> None:
     """Write a SpeechBrain CSV; paths below `data_folder` start with `$data_folder`."""
+    inside = f"{data_folder}{os.sep}"
     with writing(path) as hidden, hidden.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([*COLUMNS, *OPTIONAL])
         for utt in utterances:
-            row = [getattr(utt, name) for name in (*COLUMNS.values(), *OPTIONAL)]
-            inside = utt.wav.is_relative_to(data_folder)
-            row[1] = f"{utt.duration_s:.4f}"
-            row[2] = f"$data_folder/{utt.wav.relative_to(data_folder).as_posix()}" if inside else str(utt.wav)
-            writer.writerow(row)
+            wav = str(utt.wav)
+            wav = f"$data_folder/{wav.removeprefix(inside)}" if wav.startswith(inside) else wav
+            first = [utt.utt_id, f"{utt.duration_s:.4f}", wav, utt.speaker, utt.text]
+            writer.writerow(first + [getattr(utt, name) for name in OPTIONAL])
 
 
 def write_nemo(utterances: Iterable[Utterance], path: Path) -> None:
@@ -106,10 +211,12 @@ def write_nemo(utterances: Iterable[Utterance], path: Path) -> None:
                 "speaker": utt.speaker,
             }
             record |= {name: getattr(utt, name) for name in OPTIONAL if getattr(utt, name)}
+            if utt.offset_s is not None:
+                record["offset"] = record["offset_s"] = utt.offset_s
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def _read_speechbrain(path: Path, data_folder: Path) -> Iterator[Utterance]:
+def _read_speechbrain(path: Path) -> Iterator[tuple[int, dict]]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         there = [name.strip() for name in reader.fieldnames or []]
@@ -120,41 +227,72 @@ def _read_speechbrain(path: Path, data_folder: Path) -> Iterator[Utterance]:
                     f"{path}: column {name!r} is missing{nearest(name, there)}; "
                     f"a SpeechBrain CSV has {','.join(COLUMNS)}"
                 )
-        for number, row in enumerate(reader, start=2):
+        for row in reader:
             fields = {ours: (row[theirs] or "").strip() for theirs, ours in COLUMNS.items()}
-            yield _utterance(fields | _optional(row), data_folder, f"{path}, line {number}")
+            yield reader.line_num, fields | _optional(row)
 
 
-def _read_nemo(path: Path, data_folder: Path) -> Iterator[Utterance]:
+def _read_nemo(path: Path) -> Iterator[tuple[int, dict]]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip():
             continue
-        where = f"{path}, line {number}"
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise UserError(f"{where}: not JSON ({error.msg}); NeMo manifests hold one JSON object a line") from None
+            raise UserError(
+                f"{path}, line {number}: not JSON ({error.msg}); NeMo manifests hold one JSON object a line"
+            ) from None
         if not isinstance(row, dict):
-            raise UserError(f"{where}: found {type(row).__name__}; NeMo manifests hold one JSON object a line")
+            raise UserError(
+                f"{path}, line {number}: found {type(row).__name__}; NeMo manifests hold one JSON object a line"
+            )
         fields = {ours: str(row.get(theirs) or "") for theirs, ours in NEMO.items()}
         fields["speaker"] = next((str(row[name]) for name in NEMO_SPEAKER if row.get(name)), "")
-        fields["utt_id"] = str(row.get("utt_id") or "") or Path(fields["wav"]).stem
-        yield _utterance(fields | _optional(row), data_folder, where)
+        if row.get("utt_id"):
+            fields["utt_id"] = str(row["utt_id"])
+        if row.get("offset") is not None:
+            fields["offset_s"] = str(row["offset"])
+        yield number, _optional(row) | fields
 
 
 def _optional(row: dict) -> dict:
     return {name: str(row[name]).strip() for name in OPTIONAL if row.get(name) not in (None, "")}
 
 
-def _utterance(fields: dict, data_folder: Path, where: str) -> Utterance:
+def _utterance(fields: dict, data_folder: str) -> Utterance:
     for name, value in fields.items():
-        if value in ("", None):
-            raise UserError(f"{where}: {name} is empty")
-    try:
-        duration_s = float(fields["duration_s"])
-    except ValueError:
-        raise UserError(f"{where}: duration {fields['duration_s']!r} is not a number of seconds") from None
-    if not 0 < duration_s < 3600:
-        raise UserError(f"{where}: a duration of {duration_s:g} s is impossible; expected more than 0, below 3600")
-    wav = Path(str(fields["wav"]).replace("$data_folder", str(data_folder)).replace("{data_root}", str(data_folder)))
-    return Utterance(**fields | {"duration_s": duration_s, "wav": wav if wav.is_absolute() else data_folder / wav})
+        if not value:
+            raise ValueError(f"{name} is empty")
+    times = {}
+    for name, what in (("duration_s", "duration"), ("offset_s", "offset")):
+        if name in fields:
+            try:
+                times[name] = float(fields[name])
+            except ValueError:
+                raise ValueError(f"{what} {fields[name]!r} is not a number of seconds") from None
+    if not 0 < times["duration_s"] < 3600:
+        raise ValueError(f"a duration of {times['duration_s']:g} s is impossible; expected more than 0, below 3600")
+    if not times.get("offset_s", 0) >= 0:
+        raise ValueError(f"an offset of {times['offset_s']:g} s is impossible; expected 0 or more")
+    named = fields["wav"].replace("$data_folder", data_folder).replace("{data_root}", data_folder)
+    wav = os.path.normpath(os.path.join(data_folder, named))
+    relative = not os.path.isabs(fields["wav"])
+    if relative and not wav.startswith(data_folder.rstrip(os.sep) + os.sep):
+        raise ValueError(
+            f"the path {fields['wav']!r} leaves the data folder {data_folder}; correct it or data_folder, "
+            "or write the whole path"
+        )
+    return Utterance(**{"utt_id": ""} | fields | times | {"wav": Path(wav)})
+
+
+def _named(utterances: list[Utterance]) -> Iterator[Utterance]:
+    """Ids for those that have none: the file's name, with its folders and offset where names are not unique."""
+    stems = Counter(utt.wav.stem for utt in utterances if not utt.utt_id)
+    for utt in utterances:
+        if utt.utt_id:
+            yield utt
+        elif stems[utt.wav.stem] == 1:
+            yield replace(utt, utt_id=utt.wav.stem)
+        else:
+            part = "" if utt.offset_s is None else f"_{utt.offset_s:.3f}"
+            yield replace(utt, utt_id=f"{utt.speaker}_{utt.wav.parent.name}_{utt.wav.stem}{part}")

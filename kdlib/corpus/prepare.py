@@ -1,19 +1,25 @@
 """The first stage: whatever a recipe names as its corpus -> outputs/<recipe>/corpus, checked, for everything after it.
 
-The folder holds manifest.csv (SpeechBrain's columns and ours), lexicon.txt (the words that are not only controls'),
-report.txt and left_out.csv (files that cannot be used).
+The folder holds manifest.csv (SpeechBrain's columns and ours), lexicon.txt (the closed vocabulary), report.txt and
+left_out.csv (recordings that cannot be used). It is made anew when a recording, a label or the recipe has changed.
 """
 
+import hashlib
+import json
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from kdlib.corpus import audio, manifest, synthetic
-from kdlib.corpus.manifest import Corpus
-from kdlib.corpus.speakers import is_control
+from kdlib import stage
+from kdlib.corpus import audio, manifest, synthetic, torgo, uaspeech
+from kdlib.corpus.manifest import Corpus, Problem, Reading
+from kdlib.corpus.speakers import people
 from kdlib.errors import UserError
 from kdlib.params import Params, root
 from kdlib.stage import produce
-from kdlib.tokens import normalise
+from kdlib.tokens import is_mark, normalise
 
 CODE = (
     "corpus/prepare.py",
@@ -21,56 +27,208 @@ CODE = (
     "corpus/manifest.py",
     "corpus/speakers.py",
     "tokens.py",
+    *torgo.CODE,
     *synthetic.CODE,
 )
+SETTINGS = {"corpus", "data_folder", "speakers", "lexicon", "hyphens", "punctuation", "audio"}
+_found: dict[
+    tuple[Path, str], str
+] = {}  # corpora that this process has made or looked at, and the keys of their stages
 
 
 def make(params: Params) -> Path:
-    """Make the corpus folder, or find it made."""
-    embedded = params.corpus == "synthetic"
-    settings = {"hyphens": params.hyphens, "data_folder": params.data_folder}
-    if embedded:
-        settings |= {"synthetic": params.synthetic.model_dump(mode="json")}
-    return produce(
+    """Make the corpus folder, or find it made from the same files."""
+    own = {"synthetic"} if params.corpus == "synthetic" else {params.corpus} & {"uaspeech", "torgo"}
+    settings = params.model_dump(mode="json", include=SETTINGS | own) | {"made_from": params.blocks.made_from}
+    inputs = [_path(name) for name in (params.manifest, params.lexicon) if name and params.corpus != "synthetic"]
+    folder = produce(
         params.folder / "corpus",
         lambda partial: _build(partial, params),
         what="corpus",
-        parameters=settings,
-        inputs=[] if embedded else [root() / params.manifest],
+        parameters=settings | {"files": files(params)},
+        inputs=inputs,
         code=CODE,
     )
+    _found[folder, _identity(params)] = stage.fingerprint(folder)
+    return folder
+
+
+def made(params: Params) -> Path:
+    """The corpus folder, as this process has found it before, or made now: without looking at every file again."""
+    folder = params.folder / "corpus"
+    there = stage.fingerprint(folder)
+    return folder if there != "none" and _found.get((folder, _identity(params))) == there else make(params)
 
 
 def load(params: Params) -> Corpus:
     """The checked corpus; made first where it is not there yet."""
-    return manifest.read(make(params) / "manifest.csv", _data_folder(params, params.folder / "corpus"))
+    corpus = manifest.read(made(params) / "manifest.csv", _data_folder(params, params.folder / "corpus"))
+    return replace(corpus, people=people(params, corpus.speakers))
 
 
 def lexicon(params: Params) -> list[str]:
     """The closed vocabulary of the corpus."""
-    return (make(params) / "lexicon.txt").read_text(encoding="utf-8").splitlines()
+    return (made(params) / "lexicon.txt").read_text(encoding="utf-8").splitlines()
+
+
+def files(params: Params) -> str:
+    """A fingerprint of the files that a corpus is made of: their paths, sizes and dates; empty for the embedded one."""
+    if params.corpus == "synthetic":
+        return ""
+    folder = _data_folder(params, Path())
+    if params.corpus == "manifest":
+        paths = [utt.wav for utt in manifest.read(_path(params.manifest), folder)]
+    else:
+        paths = IMPORTERS[params.corpus].depends(folder, getattr(params, params.corpus))
+    return hashlib.sha256(json.dumps(audio.stamps(paths)).encode()).hexdigest()[:16]
+
+
+IMPORTERS = {"uaspeech": uaspeech, "torgo": torgo}
 
 
 def _build(partial: Path, params: Params) -> None:
     data_folder = _data_folder(params, partial)
-    if params.corpus == "synthetic":
-        corpus = synthetic.speak(params, partial)
-    else:
-        corpus = manifest.read(root() / params.manifest, data_folder)
-    corpus, report = audio.check(corpus)
-    spelt = (replace(utt, text=normalise(utt.text, params.hyphens)) for utt in corpus)
-    corpus = Corpus(tuple(spelt), corpus.source)
-    words = sorted({utt.text for utt in corpus if not is_control(utt.speaker)})
-    if not words:
-        raise UserError(f"{corpus.source}: all of its speakers are controls; nobody could be held out")
+    corpus, problems, notes = _read(params, partial, data_folder)
+    notes += _remarks(corpus, params)
+    corpus, unwritten = _spelt(corpus, params)
+    corpus = _in_blocks(corpus, params)
+    manifest.check_names(corpus)
+    before = set(corpus.speakers)
+    folder = None if params.corpus == "synthetic" else partial
+    if (
+        folder
+        and not (folder / audio.EXAMINED).is_file()
+        and (old := params.folder / "corpus" / audio.EXAMINED).is_file()
+    ):
+        shutil.copy2(old, folder)  # files that have not changed need no second look
+    corpus, report = audio.check(corpus, params.audio, folder)
+    corpus = _without_orphans(replace(corpus, people=people(params, corpus.speakers)))
+    words = _lexicon(corpus, params)
+    notes += [*report.notes, *_surprises(corpus, params, words, before)]
+    problems += [*unwritten, *report.problems]
+    report = replace(
+        report, checked=report.checked + len(problems) - len(report.problems), problems=problems, notes=notes
+    )
     manifest.write_speechbrain(corpus, partial / "manifest.csv", data_folder)
     (partial / "lexicon.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
     (partial / "report.txt").write_text(f"{report}\n", encoding="utf-8")
     report.write(partial / "left_out.csv")
 
 
+def _read(params: Params, partial: Path, data_folder: Path) -> Reading:
+    if params.corpus == "synthetic":
+        return Reading(synthetic.speak(params, partial), [], [])
+    if params.corpus == "manifest":
+        return Reading(manifest.read(_path(params.manifest), data_folder), [], [])
+    return IMPORTERS[params.corpus].read(data_folder, getattr(params, params.corpus))
+
+
+def _spelt(corpus: Corpus, params: Params) -> tuple[Corpus, list[Problem]]:
+    """Every transcript in its one spelling, and said whether it is a word or a sentence where a corpus has both."""
+    texts = {utt.text: normalise(utt.text, params.hyphens, params.punctuation) for utt in corpus}
+    problems = [
+        Problem(utt.utt_id, utt.speaker, str(utt.wav), "the transcript has no letters")
+        for utt in corpus
+        if not texts[utt.text]
+    ]
+    kept = [replace(utt, text=texts[utt.text]) for utt in corpus if texts[utt.text]]
+    if any(" " in utt.text for utt in kept) and any(" " not in utt.text for utt in kept):
+        kept = [replace(utt, word_type=utt.word_type or ("sentence" if " " in utt.text else "word")) for utt in kept]
+    return replace(corpus, utterances=tuple(kept)), problems
+
+
+def _in_blocks(corpus: Corpus, params: Params) -> Corpus:
+    """Blocks as the recipe asks for them; all utterances have one, or none."""
+    if params.blocks.made_from == "repetition":
+        times: Counter[tuple[str, str]] = Counter()
+        blocks = {}
+        for utt in corpus:
+            if not utt.copy_of:
+                times[utt.speaker, utt.text] += 1
+                blocks[utt.utt_id] = f"R{utt.repetition or times[utt.speaker, utt.text]}"
+        in_blocks = (replace(utt, block=blocks[utt.copy_of or utt.utt_id]) for utt in corpus)
+        return replace(corpus, utterances=tuple(in_blocks))
+    without = [utt for utt in corpus if not utt.block]
+    if without and len(without) < len(corpus):
+        raise UserError(
+            f"{corpus.source}: {len(without)} of {len(corpus)} utterances have no block, for example "
+            f"{without[0].utt_id}; give every utterance one, or none, or write blocks: {{made_from: repetition}}"
+        )
+    return corpus
+
+
+def _without_orphans(corpus: Corpus) -> Corpus:
+    """Without further microphones' recordings of utterances that were left out."""
+    there = {utt.utt_id for utt in corpus}
+    return replace(corpus, utterances=tuple(utt for utt in corpus if not utt.copy_of or utt.copy_of in there))
+
+
+def _lexicon(corpus: Corpus, params: Params) -> list[str]:
+    """The closed vocabulary: from a file, or what all speakers say who are no controls."""
+    if params.lexicon:
+        path = _path(params.lexicon)
+        if not path.is_file():
+            raise UserError(f"lexicon: there is no file {path}; correct the recipe, or leave `lexicon` out")
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        words = sorted({normalise(line, params.hyphens, params.punctuation) for line in lines} - {""})
+    else:
+        words = sorted({utt.text for utt in corpus if not corpus.is_control(utt.speaker)})
+    if not corpus.dysarthric:
+        raise UserError(f"{corpus.source}: all of its speakers are controls; nobody could be held out")
+    if not words:
+        raise UserError(f"lexicon: there is no word in {params.lexicon}; write one a line")
+    return words
+
+
+def _remarks(corpus: Corpus, params: Params) -> Iterator[str]:
+    """What the transcripts look like before they are spelt in one way."""
+    spellings: dict[str, Counter[str]] = defaultdict(Counter)
+    for utt in corpus:
+        spellings[normalise(utt.text, params.hyphens, params.punctuation)][utt.text] += 1
+    several = {word: variants for word, variants in spellings.items() if len(variants) > 1}
+    if several and params.corpus != "torgo":
+        word, variants = next(iter(several.items()))
+        named = ", ".join(f"{variant!r} {times}" for variant, times in variants.most_common(4))
+        yield f"{len(several)} transcripts are spelt in more than one way and count as one; first: {word} ({named})"
+    if marks := {char for word in spellings for char in word if is_mark(char)}:
+        yield (
+            f"the transcripts hold the marks {' '.join(sorted(marks))}, which count as part of the words; "
+            "write punctuation: drop if they should not"
+        )
+    files_ = Counter(str(utt.wav) for utt in corpus if utt.offset_s is None)
+    if twice := [path for path, times in files_.items() if times > 1]:
+        yield f"{len(twice)} files stand under more than one id, and would count more than once; first: {twice[0]}"
+
+
+def _surprises(corpus: Corpus, params: Params, words: list[str], before: set[str]) -> Iterator[str]:
+    """What the recipe and the corpus say of each other, once it is known what can be used."""
+    for speaker in sorted(before - set(corpus.speakers)):
+        yield f"{speaker} has no usable recording, and is not in the corpus any more"
+    named = [] if isinstance(params.speakers, str) else sorted(set(params.speakers) - set(corpus.speakers))
+    if named:
+        yield f"the recipe names speakers who are not in the corpus: {', '.join(named)}"
+    closed = set(words)
+    missed = corpus.where(lambda utt: not corpus.is_control(utt.speaker) and utt.text not in closed)
+    if missed:
+        yield (
+            f"{len(missed):,} utterances say what is not in the lexicon {params.lexicon}, and cannot be right with it; "
+            f"first: {missed[0].text!r} ({missed[0].utt_id})"
+        )
+
+
+def _identity(params: Params) -> str:
+    """Everything that a corpus may depend on and that is quickly looked at: the recipe, the manifest, the lexicon."""
+    unrelated = {"held_out", "fold", "seed", "scoring", "pretraining", "pretrained", "nemo_model"}
+    lists = audio.stamps(_path(name) for name in (params.manifest, params.lexicon) if name)
+    return params.model_dump_json(exclude=unrelated) + json.dumps(lists)
+
+
 def _data_folder(params: Params, folder: Path) -> Path:
     """What `$data_folder` stands for: the corpus's own folder where it was made here."""
     if params.corpus == "synthetic":
         return folder
-    return root() / params.data_folder if params.data_folder else (root() / params.manifest).parent
+    return _path(params.data_folder) if params.data_folder else _path(params.manifest).parent
+
+
+def _path(name: str) -> Path:
+    return root() / Path(name).expanduser()

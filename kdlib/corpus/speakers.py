@@ -7,30 +7,13 @@ exist for UA-Speech, the published ones and the original study's; both are kept 
 import csv
 import functools
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from importlib.resources import files
 
-from kdlib.corpus.manifest import Corpus, Utterance
+from kdlib.corpus.manifest import LEVELS, Corpus, Speaker, Utterance
 from kdlib.errors import UserError, nearest
 from kdlib.params import Params
-
-CONTROL = "CONTROL"
-
-
-@dataclass(frozen=True, slots=True)
-class Speaker:
-    """One row of the speaker table."""
-
-    speaker: str
-    sex: str
-    intelligibility_pct: float
-    published_level: str
-    seed_level: str
-
-    @property
-    def control(self) -> bool:
-        """Whether this is a speaker without dysarthria."""
-        return self.published_level == CONTROL
 
 
 @functools.cache
@@ -41,43 +24,60 @@ def table() -> dict[str, Speaker]:
     return {row["speaker"]: Speaker(**row | {"intelligibility_pct": float(row["intelligibility_pct"])}) for row in rows}
 
 
-def level(speaker: str, labels: str = "published") -> str:
-    """A speaker's level by the published or the seeds' labels; empty for a speaker who is not in the table."""
-    return getattr(table()[speaker], f"{labels}_level") if speaker in table() else ""
+def people(params: Params, names: Iterable[str]) -> dict[str, Speaker]:
+    """What is known of a corpus's speakers: from UA-Speech's table or TORGO's names, then from the recipe."""
+    if params.corpus in ("synthetic", "uaspeech") or params.speakers == "uaspeech":
+        found = {name: table().get(name, Speaker(name)) for name in names}
+    elif params.corpus == "torgo":  # FC01: a woman of the control group
+        found = {name: Speaker(name, sex=name[0], level="CONTROL" if name[1] == "C" else "") for name in names}
+    else:
+        found = {name: Speaker(name) for name in names}
+    told = {} if isinstance(params.speakers, str) else params.speakers
+    return {
+        name: replace(one, **told[name].model_dump(exclude_unset=True)) if name in told else one
+        for name, one in found.items()
+    }
 
 
-def is_control(speaker: str) -> bool:
-    """Whether the table knows this speaker as a control."""
-    return speaker in table() and table()[speaker].control
+def dev_speaker(held_out: str, candidates: Iterable[str], known: Mapping[str, Speaker]) -> str:
+    """The rule behind the fold files: nearest in intelligibility, then of the same sex, then next by name.
 
+    Intelligibility counts in per cent where it is known of both, else by level; where nothing is known the next name
+    decides (after the last comes the first), so that everybody is somebody's dev speaker.
 
-def dev_speaker(held_out: str, candidates: list[str]) -> str:
-    """The rule behind the fold files: nearest in published intelligibility, then of the same sex, then by name.
-
-    >>> dev_speaker("M08", ["M10", "F05", "M09"])
+    >>> dev_speaker("M08", ["M10", "F05", "M09"], table())
     'M10'
+    >>> dev_speaker("C", ["A", "B"], {}), dev_speaker("A", ["B", "C"], {})
+    ('A', 'B')
     """
-    me = table()[held_out]
-    others = [table()[name] for name in candidates if name != held_out]
-    return min(
-        others, key=lambda you: (abs(you.intelligibility_pct - me.intelligibility_pct), you.sex != me.sex, you.speaker)
-    ).speaker
+    me = known.get(held_out, Speaker(held_out))
+
+    def distance(name: str) -> tuple:
+        you = known.get(name, Speaker(name))
+        if None in (me.intelligibility_pct, you.intelligibility_pct):
+            levels = [LEVELS.index(one.level) if one.level in LEVELS else None for one in (me, you)]
+            apart = len(LEVELS) if None in levels else abs(levels[0] - levels[1])
+        else:
+            apart = abs(you.intelligibility_pct - me.intelligibility_pct)
+        return apart, you.sex != me.sex, name < held_out, name
+
+    return min((name for name in candidates if name != held_out), key=distance)
 
 
-def teachers(params: Params, speakers: list[str]) -> list[str]:
-    """The speakers whose teachers a fold averages. `speakers`: all dysarthric speakers of the corpus."""
+def teachers(params: Params, corpus: Corpus) -> list[str]:
+    """The speakers whose teachers a fold averages."""
     fold = params.fold
-    others = [name for name in speakers if name not in (params.held_out, fold.dev)]
+    others = [name for name in corpus.dysarthric if name not in (params.held_out, fold.dev)]
     if isinstance(fold.teachers, tuple):
         return list(fold.teachers)
     if fold.teachers == "all":
         return others
-    mine = level(params.held_out, fold.levels)
-    same = [name for name in others if level(name, fold.levels) == mine]
+    mine = corpus.level(params.held_out, fold.levels)
+    same = [name for name in others if mine and corpus.level(name, fold.levels) == mine]
     if not same:
+        why = f"no other speaker is {mine}" if mine else f"the level of {params.held_out} is not known"
         warnings.warn(
-            f"no other speaker is {mine} by the {fold.levels} labels: all {len(others)} others teach {params.held_out}",
-            stacklevel=2,
+            f"{why} by the {fold.levels} labels: all {len(others)} others teach {params.held_out}", stacklevel=2
         )
     return same or others
 
@@ -100,10 +100,16 @@ class Splits:
 def split(corpus: Corpus, params: Params) -> Splits:
     """Divide a corpus for a fold, and check that nobody is on two sides."""
     held_out, fold, blocks = params.held_out, params.fold, params.blocks
-    speakers = [name for name in corpus.speakers if not is_control(name)]
+    speakers = corpus.dysarthric
     for role, name in (("held-out", held_out), ("dev", fold.dev)):
         if name is not None and name not in speakers:
             raise UserError(f"{corpus.source}: the {role} speaker {name!r} has no utterances{nearest(name, speakers)}")
+    for role in ("train", "teachers"):
+        for name in getattr(fold, role) if isinstance(getattr(fold, role), tuple) else ():
+            if name not in speakers:
+                raise UserError(
+                    f"{corpus.source}: fold.{role} names {name!r}, who has no utterances{nearest(name, speakers)}"
+                )
     there = {utt.block for utt in corpus}
     for block in (*blocks.train, *blocks.test):
         if there != {""} and block not in there:
@@ -117,29 +123,29 @@ def split(corpus: Corpus, params: Params) -> Splits:
             f"speaker, {', '.join(fold.exclude) or 'nobody'} excluded"
         )
     train = corpus.where(lambda utt: utt.speaker in trained and in_blocks(utt, blocks.train))
-    parts = {
-        "dev": corpus.where(lambda utt: utt.speaker == fold.dev and in_blocks(utt, blocks.test)),
-        "test": corpus.where(lambda utt: utt.speaker == held_out and in_blocks(utt, blocks.test)),
-    }
+    dev = corpus.where(lambda utt: utt.speaker == fold.dev and tested(utt, blocks.test))
+    test = corpus.where(lambda utt: utt.speaker == held_out and tested(utt, blocks.test))
     for name, utterances, asked in (
         ("training", train, blocks.train),
-        *((name, part, blocks.test) for name, part in parts.items()),
+        ("dev", dev, blocks.test),
+        ("test", test, blocks.test),
     ):
         if not utterances and (name != "dev" or fold.dev):
-            found = sorted({utt.block or "(none)" for utt in corpus})
+            speaker = {"dev": f" of {fold.dev}", "test": f" of {held_out}"}.get(name, "")
+            has = sorted({utt.block or "(none)" for utt in corpus if not speaker or utt.speaker == speaker[4:]})
             raise UserError(
-                f"{corpus.source}: the {name} set is empty: blocks {', '.join(asked)} were asked for, "
-                f"the corpus has {', '.join(found)}"
+                f"{corpus.source}: the {name} set{speaker} is empty: blocks {', '.join(asked)} were asked for, "
+                f"there are {', '.join(has)}"
             )
-    return Splits(
-        train,
-        parts["dev"],
-        parts["test"],
-        corpus.where(lambda utt: is_control(utt.speaker)),
-        frozenset(utt.text for utt in train),
-    )
+    controls = corpus.where(lambda utt: corpus.is_control(utt.speaker))
+    return Splits(train, dev, test, controls, frozenset(utt.text for utt in train))
 
 
 def in_blocks(utt: Utterance, blocks: tuple[str, ...]) -> bool:
     """Whether an utterance belongs to one of the blocks; where a corpus has none, to all."""
     return not utt.block or utt.block in blocks
+
+
+def tested(utt: Utterance, blocks: tuple[str, ...]) -> bool:
+    """Another microphone's recording of an utterance is for training only."""
+    return in_blocks(utt, blocks) and not utt.copy_of

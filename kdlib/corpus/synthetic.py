@@ -24,16 +24,16 @@ from pathlib import Path
 
 import numpy as np
 
+from kdlib.corpus import uaspeech
 from kdlib.corpus.manifest import Corpus, Utterance
-from kdlib.corpus.speakers import is_control, table
+from kdlib.corpus.speakers import table
+from kdlib.corpus.uaspeech import BLOCKS, KINDS, kind, word_list
 from kdlib.errors import UserError, nearest
 from kdlib.params import Params, Synthetic
 from kdlib.stage import progress, writing
 
-CODE = ("corpus/synthetic.py", "corpus/dysarthria.py", "corpus/espeak.py", "data/uaspeech_words.json")
-CODE += ("data/speakers.csv", "data/word_duration_ratios.csv")
-BLOCKS = ("B1", "B2", "B3")
-KINDS = {"D": "digit", "L": "letter", "C": "computer", "CW": "common", "UW": "uncommon"}
+CODE = ("corpus/synthetic.py", "corpus/dysarthria.py", "corpus/espeak.py", "data/word_duration_ratios.csv")
+CODE += uaspeech.CODE
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,11 +50,6 @@ class Prompt:
     def utt_id(self) -> str:
         """As in UA-Speech, with the repetition in the microphone's place."""
         return f"{self.speaker}_{self.block}_{self.code.replace('_', '')}_R{self.repetition}"
-
-
-def word_list() -> dict[str, str]:
-    """The 455 codes of UA-Speech and their words; codes of uncommon words begin with their block."""
-    return json.loads(files("kdlib").joinpath("data/uaspeech_words.json").read_text(encoding="utf-8"))
 
 
 def published_durations() -> dict[str, tuple[float, float]]:
@@ -85,7 +80,7 @@ def plan(settings: Synthetic) -> dict[str, list[Prompt]]:
     if settings.control_words != "all":
         extra = [extra[index * len(extra) // settings.control_words] for index in range(settings.control_words)]
     own = {word: everything[word] for _, _, word in chosen}
-    for name in [name for name in table() if is_control(name)][-settings.controls :]:
+    for name in [name for name, speaker in table().items() if speaker.control][-settings.controls :]:
         prompts[name] = [Prompt(name, "C", code, word, 1) for word, code in (dict(extra) | own).items()]
         prompts[name] += [Prompt(name, "C", code, word, 2) for word, code in own.items()]
     return prompts
@@ -152,7 +147,7 @@ def _chosen(settings: Synthetic) -> Iterator[tuple[str, str, str]]:
             ("C", counts.computer),
             ("CW", counts.common),
         ):
-            codes = [code for code in words if _kind(code) == KINDS[prefix]]
+            codes = [code for code in words if kind(code) == KINDS[prefix]]
             yield from ((block, code, words[code]) for code in _spread(codes, count))
         codes = [code for code in words if code.startswith(f"{block}_")]
         yield from (
@@ -162,16 +157,6 @@ def _chosen(settings: Synthetic) -> Iterator[tuple[str, str, str]]:
 
 def _spread(codes: list[str], count: int) -> list[str]:
     return [codes[index * len(codes) // count] for index in range(count)]
-
-
-def _kind(code: str) -> str:
-    """Which kind of word a code stands for.
-
-    >>> _kind("D3"), _kind("LQ"), _kind("CW12"), _kind("B1_UW7"), _kind("UW7")
-    ('digit', 'letter', 'common', 'uncommon', 'uncommon')
-    """
-    bare = code.split("_")[-1]
-    return KINDS["L"] if bare[0] == "L" else KINDS[bare.rstrip("0123456789")]
 
 
 def _voice(name: str, rng: np.random.Generator) -> tuple[list[str], int]:
@@ -186,7 +171,7 @@ def _voice(name: str, rng: np.random.Generator) -> tuple[list[str], int]:
             f"{rng.uniform(90, 115):.0f}"
         )
     lines.append(f"consonants {rng.uniform(80, 115):.0f} {rng.uniform(85, 110):.0f}")
-    return lines, int(rng.integers(125, 150)) if is_control(name) else 137  # else published durations say how slow
+    return lines, int(rng.integers(125, 150)) if table()[name].control else 137  # else published durations say how slow
 
 
 def _speak_all(job: dict) -> None:
@@ -208,7 +193,8 @@ def _speak_all(job: dict) -> None:
     up, down = rate // math.gcd(rate, RATE_HZ), RATE_HZ // math.gcd(rate, RATE_HZ)
     lowpass = signal.firwin(20 * max(up, down) + 1, 1 / max(up, down), window=("kaiser", 5.0))
     table_ = io.StringIO()
-    writer = csv.DictWriter(table_, [field.name for field in dataclasses.fields(Utterance)], lineterminator="\n")
+    columns = ["utt_id", "speaker", "wav", "duration_s", "text", "block", "repetition", "word_type", "sha256"]
+    writer = csv.DictWriter(table_, columns, lineterminator="\n")
     writer.writeheader()
     for prompt in (Prompt(**fields) for fields in job["prompts"]):
         rng = np.random.default_rng([job["seed"], zlib.crc32(prompt.utt_id.encode())])
@@ -228,7 +214,7 @@ def _speak_all(job: dict) -> None:
                 "text": prompt.word,
                 "block": prompt.block,
                 "repetition": prompt.repetition,
-                "word_type": _kind(prompt.code),
+                "word_type": kind(prompt.code),
                 "sha256": hashlib.sha256(content.getvalue()).hexdigest()[:16],
             }
         )

@@ -1,15 +1,16 @@
 """The pretrained model as it came, before any training: always test it first.
 
-`baseline` scores the held-out speaker of a fold. `zero_shot` scores everybody once, for all folds: the pretrained model
-has heard none of them, so there is nobody to protect, and the picture shows how hard each speaker is.
+`baseline` scores the held-out speaker of a fold. `zero_shot` scores everybody whom the pretrained model has not heard:
+once for all folds, except where a fold has a model of its own (`pretrained: from_corpus`). The picture shows how hard
+each speaker is.
 """
 
 from collections.abc import Callable
 from pathlib import Path
 
 from kdlib.corpus import prepare
-from kdlib.corpus.manifest import Utterance
-from kdlib.corpus.speakers import in_blocks, is_control, split
+from kdlib.corpus.manifest import Corpus, Utterance
+from kdlib.corpus.speakers import split, tested
 from kdlib.evaluate import score, system
 from kdlib.models import nemo
 from kdlib.models.pretrain import heard, pretrained
@@ -23,14 +24,15 @@ def baseline(params: Params) -> Path:
     """Score the pretrained model on the held-out speaker's test blocks; return the stage's folder."""
 
     def build(partial: Path) -> None:
-        splits = split(prepare.load(params), params)
-        _score(partial, params, splits.test, held_out=params.held_out, seen=splits.seen)
+        corpus = prepare.load(params)
+        splits = split(corpus, params)
+        _score(partial, params, corpus, splits.test, held_out=params.held_out, seen=splits.seen)
 
     return produce(
         params.fold_folder / "baseline",
         build,
         what="baseline",
-        inputs=[prepare.make(params), pretrained(params)],
+        inputs=[prepare.made(params), pretrained(params)],
         parameters={
             "scoring": params.scoring.model_dump(),
             "fold": params.fold.model_dump(mode="json"),
@@ -41,34 +43,32 @@ def baseline(params: Params) -> Path:
 
 
 def zero_shot(params: Params) -> Path:
-    """Score the pretrained model on everybody's test blocks, and on controls that it has not heard."""
+    """Score the pretrained model on the test blocks of everybody whom it has not heard, controls apart."""
 
     def build(partial: Path) -> None:
-        corpus, known = prepare.load(params), heard(params)
-        seen = (lambda utt: utt.text in known["words"]) if known else None
-        _score(partial, params, corpus.where(lambda utt: _tested(utt, params)), held_out="", seen=seen)
-        new = corpus.where(lambda utt: known is not None and utt.speaker in known["test_speakers"])
-        if new:
+        corpus, known = prepare.load(params), heard(params) or {"speakers": [], "words": None}
+        seen = None if known["words"] is None else lambda utt: utt.text in known["words"]
+        new = corpus.where(lambda utt: utt.speaker not in known["speakers"] and not utt.copy_of)
+        others = [utt for utt in new if not corpus.is_control(utt.speaker) and tested(utt, params.blocks.test)]
+        _score(partial, params, corpus, others, held_out="", seen=seen)
+        if controls := [utt for utt in new if corpus.is_control(utt.speaker)]:
             (partial / "controls").mkdir(exist_ok=True)
-            _score(partial / "controls", params, new, held_out="", seen=seen, words=corpus.lexicon)
+            _score(partial / "controls", params, corpus, controls, held_out="", seen=seen, words=corpus.lexicon)
 
     return produce(
-        params.folder / "zero_shot",
+        (params.fold_folder if params.pretrained == "from_corpus" else params.folder) / "zero_shot",
         build,
         what="zero-shot scores",
-        inputs=[prepare.make(params), pretrained(params)],
+        inputs=[prepare.made(params), pretrained(params)],
         parameters={"scoring": params.scoring.model_dump(), "blocks": params.blocks.model_dump(mode="json")},
         code=CODE,
     )
 
 
-def _tested(utt: Utterance, params: Params) -> bool:
-    return not is_control(utt.speaker) and in_blocks(utt, params.blocks.test)
-
-
 def _score(
     folder: Path,
     params: Params,
+    corpus: Corpus,
     utterances: list[Utterance],
     *,
     held_out: str,
@@ -81,6 +81,7 @@ def _score(
         utterances,
         words or prepare.lexicon(params),
         batch_size=params.scoring.batch_size,
+        level=corpus.level,
         seen=seen,
         what="baseline" if held_out else "zero-shot",
         posteriors=folder / "posteriors" if held_out else None,

@@ -11,7 +11,6 @@ import numpy as np
 
 from kdlib.corpus import audio
 from kdlib.corpus.manifest import Utterance
-from kdlib.corpus.speakers import level
 from kdlib.decode.greedy import blank_share, greedy
 from kdlib.decode.lexicon import Lexicon
 from kdlib.evaluate.score import Hypothesis
@@ -22,7 +21,6 @@ from kdlib.tokens import Tokens, check_round_trip, normalise
 DECODERS = ("greedy", "lexicon")  # what `hear` fills
 CODE = (
     "data/homophones.json",
-    "data/speakers.csv",
     "models/__init__.py",
     "evaluate/system.py",
     "evaluate/score.py",
@@ -50,6 +48,7 @@ def hear(
     lexicon: Sequence[str],
     *,
     batch_size: int = 32,
+    level: Callable[[str], str] = lambda speaker: "",
     seen: Callable[[Utterance], bool] | None = None,
     what: str = "evaluation",
     posteriors: Path | None = None,

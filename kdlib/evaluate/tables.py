@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from kdlib.corpus.speakers import level, table
+from kdlib.corpus.manifest import Corpus
 
 
 def headline(scores: dict) -> pd.DataFrame:
@@ -26,7 +26,7 @@ def breakdown(scores: dict) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def by_speaker(folder: Path) -> pd.DataFrame:
+def by_speaker(folder: Path, corpus: Corpus) -> pd.DataFrame:
     """WRA by speaker and decoder of a scored stage, from least to most intelligible; unheard controls at the end."""
     rows = []
     for part in (folder, folder / "controls"):
@@ -35,7 +35,7 @@ def by_speaker(folder: Path) -> pd.DataFrame:
                 rows += [
                     {
                         "speaker": name,
-                        "level": level(name) or "?",
+                        "level": corpus.level(name) or "?",
                         "decoder": decoder,
                         "n": result["n"],
                         "wra": result["wra"],
@@ -44,9 +44,7 @@ def by_speaker(folder: Path) -> pd.DataFrame:
                     }
                     for name, result in one["by"]["speaker"].items()
                 ]
-    order = {
-        name: index for index, name in enumerate(sorted(table(), key=lambda one: table()[one].intelligibility_pct))
-    }
+    order = {name: index for index, name in enumerate(corpus.by_intelligibility)}
     return pd.DataFrame(rows).sort_values(
         ["speaker", "decoder"],
         key=lambda column: column.map(order) if column.name == "speaker" else column,

@@ -1,7 +1,8 @@
-"""The small pretrained model: a NeMo Conformer-CTC trained on the embedded corpus's control voices.
+"""The small pretrained model: a NeMo Conformer-CTC trained on control voices, or on a fold's own training speakers.
 
-It stands in for NVIDIA's pretrained models where there is no network: it has heard healthy voices only, most of the
-word list, and none of the fold's speakers. `python -m kdlib.models.pretrain RECIPE --ship` makes the shipped file.
+It stands in for NVIDIA's pretrained models where there is no network, or where they do not know the language. Made from
+controls it has heard nobody of any fold and is shared; made `from_corpus` it lies in the fold's folder.
+`python -m kdlib.models.pretrain RECIPE --ship` makes the shipped file.
 """
 
 import argparse
@@ -15,10 +16,10 @@ from pathlib import Path
 
 from kdlib.corpus import audio, prepare
 from kdlib.corpus.manifest import Corpus, Utterance
-from kdlib.corpus.speakers import is_control
-from kdlib.errors import UserError
+from kdlib.corpus.speakers import split
+from kdlib.errors import UserError, nearest
 from kdlib.models import nemo
-from kdlib.params import Params, fold_names, load
+from kdlib.params import Params, load
 from kdlib.stage import produce, sha256, write_json, writing
 from kdlib.tokens import Tokens, train
 
@@ -26,44 +27,63 @@ CODE = ("models/pretrain.py", "corpus/speakers.py", "models/nemo.py", "train.py"
 
 
 @dataclass(frozen=True)
-class ControlSplit:
-    """Control utterances that are trained on, and those that test new voices and new words."""
+class Heard:
+    """Utterances that are trained on, and the voices and words that are kept from it for testing."""
 
     train: list[Utterance]
-    test: list[Utterance]  # voices that were not trained on
+    test_speakers: list[str]  # controls that were not trained on
     unseen_words: frozenset[str]
 
 
-def split_controls(corpus: Corpus, params: Params) -> ControlSplit:
-    """Set whole voices aside, and a share of the words that no other speaker says."""
+def split_controls(corpus: Corpus, params: Params) -> Heard:
+    """Set whole control voices aside, and a share of the words that no other speaker says."""
     settings = params.pretraining
-    voices = [name for name in corpus.speakers if is_control(name)]
+    voices = [name for name in corpus.speakers if corpus.is_control(name)]
     if len(voices) <= settings.test_controls:
         raise UserError(
             f"{corpus.source}: {len(voices)} control speakers, but pretraining sets {settings.test_controls} aside for "
-            "testing and needs another to train on; lower pretraining.test_controls, or write pretrained: shipped"
+            "testing and needs another to train on; lower pretraining.test_controls, name more controls under "
+            "`speakers:`, or write pretrained: shipped or pretrained: from_corpus"
         )
-    sexes = [sorted(name for name in voices if name[1] == sex) for sex in "MF"]
-    apart = [
-        names.pop() for turn in range(settings.test_controls) for names in [sexes[turn % 2] or sexes[1 - turn % 2]]
-    ]
-    own = {utt.text for utt in corpus if not is_control(utt.speaker)}
+    by_sex = {sex: [name for name in voices if corpus.person(name).sex == sex] for sex in ("M", "F", "")}
+    queues = [names for names in by_sex.values() if names]  # the voices set aside are of both sexes in turn
+    apart = []
+    for turn in range(settings.test_controls):
+        apart.append((queues[turn % len(queues)] or max(queues, key=len)).pop())
+    own = {utt.text for utt in corpus if not corpus.is_control(utt.speaker)}
     others = sorted({utt.text for utt in corpus} - own)
     unseen = frozenset(random.Random(params.seed).sample(others, round(settings.unseen_words * len(others))))
     heard = corpus.where(lambda utt: utt.speaker in voices and utt.speaker not in apart and utt.text not in unseen)
-    return ControlSplit(heard, corpus.where(lambda utt: utt.speaker in apart), unseen)
+    return Heard(heard, sorted(apart), unseen)
+
+
+def split_fold(corpus: Corpus, params: Params) -> Heard:
+    """What a model of the fold's own hears: its training speakers, or those that the recipe names."""
+    named = params.pretraining.speakers
+    train = split(corpus, params).train
+    if named:
+        for name in named:
+            if name not in corpus.speakers:
+                raise UserError(
+                    f"{corpus.source}: pretraining.speakers names {name!r}, who has no utterances"
+                    f"{nearest(name, corpus.speakers)}"
+                )
+        train = corpus.where(lambda utt: utt.speaker in named and utt.speaker not in params.fold.exclude)
+    return Heard(train, [], frozenset())
 
 
 def pretrained(params: Params) -> Path:
-    """The recipe's `.nemo` file: shipped, NVIDIA's, local, or trained now on the control voices."""
-    if params.pretrained != "controls":
+    """The recipe's `.nemo` file: shipped, NVIDIA's, local, or trained now on controls or on the fold's speakers."""
+    if params.pretrained not in ("controls", "from_corpus"):
         return nemo.find(params)
+    own = params.pretrained == "from_corpus"
+    fold = {"fold": params.fold.model_dump(mode="json"), "blocks": params.blocks.model_dump(mode="json")}
     folder = produce(
-        params.folder / "pretrained",
+        (params.fold_folder if own else params.folder) / "pretrained",
         lambda partial: _build(partial, params),
-        what="pretraining",
-        parameters=params.pretraining,
-        inputs=[prepare.make(params)],
+        what=f"pretraining for {params.held_out}" if own else "pretraining",
+        parameters=params.pretraining.model_dump(mode="json") | (fold if own else {}),
+        inputs=[prepare.made(params)],
         seed=params.seed,
         code=CODE,
     )
@@ -89,13 +109,11 @@ def _build(partial: Path, params: Params) -> None:
 
     settings = params.pretraining
     corpus = prepare.load(params)
-    controls = split_controls(corpus, params)
-    tokenizer = train(
-        (utt.text for utt in corpus if utt.text not in controls.unseen_words),
-        settings.pieces,
-        partial / "tokens",
-        lower=True,
-    )
+    own = params.pretrained == "from_corpus"
+    chosen = split_fold(corpus, params) if own else split_controls(corpus, params)
+    spoken = {utt.text for utt in (chosen.train if own else corpus)} - chosen.unseen_words
+    characters = "".join(set("".join(prepare.lexicon(params))))  # no word may be one that it cannot write
+    tokenizer = train(spoken, settings.pieces, partial / "tokens", lower=True, characters=characters)
     training.seed_everything(params.seed)
     model = nemo.build(tokenizer, settings)
     tokens = Tokens.for_nemo(tokenizer.read_bytes())
@@ -115,7 +133,7 @@ def _build(partial: Path, params: Params) -> None:
         return samples, lengths, torch.nn.utils.rnn.pad_sequence(ids, batch_first=True), sizes
 
     epochs = training.Epochs(
-        lambda epoch: audio.batches(controls.train, settings.batch_size, seed=params.seed * 1009 + epoch), read
+        lambda epoch: audio.batches(chosen.train, settings.batch_size, seed=params.seed * 1009 + epoch), read
     )
     task = training.Task(model, step, lr=settings.lr, warmup_steps=settings.warmup_steps, total_steps=settings.steps)
     training.fit(task, epochs, folder=partial, what="pretraining", steps=settings.steps, seed=params.seed)
@@ -123,11 +141,11 @@ def _build(partial: Path, params: Params) -> None:
     write_json(
         partial / "heard.json",
         {
-            "speakers": sorted({utt.speaker for utt in controls.train}),
-            "utterances": len(controls.train),
-            "words": sorted({utt.text for utt in controls.train}),
-            "unseen_words": sorted(controls.unseen_words),
-            "test_speakers": sorted({utt.speaker for utt in controls.test}),
+            "speakers": sorted({utt.speaker for utt in chosen.train}),
+            "utterances": len(chosen.train),
+            "words": sorted({utt.text for utt in chosen.train}),
+            "unseen_words": sorted(chosen.unseen_words),
+            "test_speakers": chosen.test_speakers,
             "tokens": tokens.fingerprint,
         },
     )
@@ -145,12 +163,12 @@ def ship(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Train the small pretrained model on the embedded control voices.")
+    parser = argparse.ArgumentParser(description="Train the small pretrained model on a corpus's control voices.")
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--ship", action="store_true", help="put it into the package")
     choice = parser.parse_args()
     try:
-        settings = load(choice.recipe, fold_names()[0], overrides={"pretrained": "controls"})
+        settings = load(choice.recipe, "nobody", {"exclude": []}, {"pretrained": "controls"})
         ship(settings) if choice.ship else pretrained(settings)
     except UserError as error:
         sys.exit(f"\n{error}\n")

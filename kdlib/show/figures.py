@@ -47,18 +47,27 @@ def save(figure: Figure, folder: Path, name: str) -> Path:
 
 
 def durations(speakers: pd.DataFrame) -> Figure:
-    """Word duration relative to controls, measured and published, by intelligibility. One row a speaker."""
+    """Word duration relative to controls, measured and published, by intelligibility. One row a speaker.
+
+    Where a corpus has no controls that say the same words: the median duration of a recording.
+    """
     with plt.rc_context(style()):
         figure, axes = plt.subplots(figsize=(WIDTH_IN, 2.8))
-        people = speakers[speakers.level != "CONTROL"].sort_values(["intelligibility_pct", "speaker"])
+        people = speakers[speakers.level != "CONTROL"]
+        relative = people.duration_ratio.notna().any()
+        height = people.duration_ratio if relative else people.median_s
         place = np.arange(len(people))
-        axes.bar(place, people.duration_ratio, color=[COLOURS.get(level, "grey") for level in people.level], width=0.7)
+        axes.bar(place, height, color=[COLOURS.get(level, "grey") for level in people.level], width=0.7)
         known = people.published_ratio.notna().to_numpy()
-        axes.plot(place[known], people.published_ratio[known], "kD", markersize=4, label="published for UA-Speech")
-        axes.axhline(1, color="grey", linewidth=0.8, linestyle=":")
-        axes.set_xticks(place, people.speaker)
-        axes.set_ylabel("median word duration\nrelative to controls")
-        axes.set_xlabel("speaker, from least to most intelligible")
+        if known.any():
+            axes.plot(place[known], people.published_ratio[known], "kD", markersize=4, label="published for UA-Speech")
+        if relative:
+            axes.axhline(1, color="grey", linewidth=0.8, linestyle=":")
+        axes.set_xticks(place, people.speaker, rotation=0 if len(people) < 17 else 60)
+        axes.set_ylabel(
+            "median word duration\nrelative to controls" if relative else "median duration\nof a recording (s)"
+        )
+        axes.set_xlabel(_order(people.level))
         _level_legend(axes, people.level)
         return figure
 
@@ -72,7 +81,7 @@ def spectrograms(utterances: Sequence[Utterance], labels: Sequence[str]) -> Figu
             return figure
         figure, grid = plt.subplots(2, -(-len(utterances) // 2), figsize=(WIDTH_IN, 3.8), sharex=True, sharey=True)
         for axes, utt, label in zip(grid.flat, utterances, labels, strict=False):
-            samples = audio.load(utt.wav)
+            samples = audio.load(utt)
             axes.specgram(samples, NFFT=400, noverlap=240, Fs=audio.RATE_HZ, cmap="magma", vmin=-140, vmax=-50)
             axes.set_title(label)
             axes.set_ylim(0, 6000)
@@ -110,11 +119,14 @@ def wra_by_speaker(scores: pd.DataFrame, held_out: str) -> Figure:
         axes.set_ylim(0, 105)
         axes.set_ylabel("word recognition accuracy (%)")
         axes.set_xlabel(
-            f"speaker, from least to most intelligible; held out: {held_out}; "
-            f"solid: {decoders[0]}, light: {', '.join(decoders[1:])}"
+            f"{_order(scores.level)}; held out: {held_out}; solid: {decoders[0]}, light: {', '.join(decoders[1:])}"
         )
         _level_legend(axes, scores.level)
         return figure
+
+
+def _order(levels: pd.Series) -> str:
+    return "speaker, from least to most intelligible" if set(levels) - {"?"} else "speaker"
 
 
 def _level_legend(axes, levels) -> None:

@@ -1,0 +1,86 @@
+"""The importer on a tree with the real layout and every kind of prompt."""
+
+from collections import Counter
+
+import pytest
+from corpora import PROMPTS, torgo
+
+from kdlib.corpus import prepare
+from kdlib.corpus import torgo as importer
+from kdlib.corpus.speakers import split
+from kdlib.errors import UserError
+from kdlib.params import Torgo, fold_names, load
+
+
+@pytest.fixture
+def tree(tmp_path):
+    return torgo(tmp_path / "TORGO")
+
+
+def params(tree, held_out="M01", **overrides):
+    settings = {"data_folder": str(tree), "outputs": str(tree.parent / "out")}
+    return load("params/torgo.yaml", held_out, fold={"dev": None}, overrides=settings | overrides)
+
+
+def test_words_and_sentences_of_every_session(tree):
+    found = importer.read(tree, Torgo())
+    assert Counter(utt.speaker for utt in found.corpus) == {"F01": 6, "FC01": 6, "M01": 6}
+    assert [utt.utt_id for utt in found.corpus][:3] == ["F01_Session1_0001", "F01_Session1_0002", "F01_Session1_0011"]
+    assert found.notes == ["TORGO; 12 recordings by wav_headMic, 6 recordings by wav_arrayMic"]
+
+
+def test_every_exclusion_is_counted_by_its_reason(tree):
+    reasons = Counter(problem.reason for problem in importer.read(tree, Torgo()).problems)
+    expected = Counter(reason for _, reason in PROMPTS.values() if reason)
+    assert reasons == {reason: 6 * times for reason, times in expected.items()}  # 3 speakers x 2 sessions
+
+
+def test_the_first_microphone_that_recorded_a_prompt_is_it(tree):
+    microphones = {utt.utt_id: utt.wav.parent.name for utt in importer.read(tree, Torgo()).corpus}
+    assert microphones["M01_Session1_0001"] == "wav_headMic"
+    assert microphones["M01_Session1_0011"] == "wav_arrayMic"
+    other = importer.read(tree, Torgo(microphones=("wav_arrayMic",))).corpus
+    assert {utt.wav.parent.name for utt in other} == {"wav_arrayMic"}
+
+
+def test_the_other_microphone_is_for_training_only(tree):
+    corpus = importer.read(tree, Torgo(augment=True)).corpus
+    copies = {utt.utt_id: utt.copy_of for utt in corpus if utt.copy_of}
+    assert copies["M01_Session1_0001_wav_arrayMic"] == "M01_Session1_0001"
+    assert len(copies) == 3 * 2 * 2  # 0001 and 0002
+
+
+def test_the_recipe_knows_controls_and_severities(tree):
+    corpus = prepare.load(params(tree))
+    assert corpus.dysarthric == ["F01", "M01"]
+    assert (corpus.level("M01"), corpus.person("M01").sex) == ("VERY_LOW", "M")
+    assert corpus.is_control("FC01")
+    assert {utt.text: utt.word_type for utt in corpus} == {
+        "YES": "word",
+        "DON'T": "word",
+        "THE QUICK BROWN FOX JUMPS OVER THE LAZY DOG": "sentence",
+    }
+    assert {utt.speaker for utt in split(corpus, params(tree)).train} == {"F01"}
+
+
+def test_severities_are_configuration(tree):
+    other = params(tree, speakers={"M01": {"level": "LOW"}})
+    assert prepare.load(other).level("M01") == "LOW"
+
+
+def test_its_fold_files_are_its_own():
+    assert fold_names("torgo") == ["F01", "F03", "F04", "M01", "M02", "M03", "M04", "M05"]
+    torgos = load("params/torgo.yaml", "M05")
+    assert (torgos.fold_set, torgos.fold.exclude) == ("torgo", ())
+    assert load("params/uaspeech.yaml", "M05").fold.dev == "M11"  # another M05
+    assert torgos.fold.dev != "M11"
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [("none", "there is no folder"), ("empty", "expected speakers' folders such as F01/Session1")],
+)
+def test_folders_that_hold_no_torgo_are_refused(tmp_path, folder, message):
+    (tmp_path / "empty" / "Docs").mkdir(parents=True)
+    with pytest.raises(UserError, match=message):
+        importer.read(tmp_path / folder, Torgo())

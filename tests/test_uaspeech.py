@@ -1,0 +1,182 @@
+"""The importer on trees with the real layouts and the real number of files of some speakers."""
+
+import shutil
+from collections import Counter
+
+import pytest
+from corpora import MICROPHONES, codes, uaspeech, write_mlf, write_xls
+
+from kdlib.corpus import prepare
+from kdlib.corpus import uaspeech as importer
+from kdlib.corpus.speakers import split, table
+from kdlib.errors import UserError
+from kdlib.params import UASpeech, load
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """The new release: a dysarthric speaker and a control, 7 x 765 files each."""
+    return uaspeech(tmp_path_factory.mktemp("new") / "UASpeech")
+
+
+@pytest.fixture
+def small(tmp_path):
+    """The old release with microphone M5 only, for what is done to it."""
+    return uaspeech(tmp_path / "UASpeech", ("M16", "CM01"), old=True, labels="xls", microphones=["M5"])
+
+
+def read(folder, **settings):
+    return importer.read(folder, UASpeech(**settings))
+
+
+def test_the_word_list_has_455_codes_and_449_words():
+    assert len(importer.word_list()) == 455
+    assert len(set(importer.word_list().values())) == 449
+
+
+def test_seven_microphones_are_one_utterance(tree):
+    """5,355 files a speaker, 765 utterances: 3 blocks x (10 digits, 26 letters, 19 commands, 100 + 100 words)."""
+    files = list((tree / "audio/original/F02").iterdir())
+    assert len(files) == 5355
+    found = read(tree)
+    assert Counter(utt.speaker for utt in found.corpus) == {"F02": 765, "CF02": 765}
+    assert {utt.wav.stem[-2:] for utt in found.corpus} == {"M5"}
+    kinds = Counter((utt.block, utt.word_type) for utt in found.corpus if utt.speaker == "F02")
+    for block in ("B1", "B2", "B3"):
+        each = {kind: kinds[block, kind] for kind in ("digit", "letter", "computer", "common", "uncommon")}
+        assert list(each.values()) == [10, 26, 19, 100, 100]
+    assert len({utt.text for utt in found.corpus}) == 449
+    assert found.problems == []
+    assert any(note.startswith("9,180 recordings by the microphones M2, M3, M4, M6, M7, M8") for note in found.notes)
+
+
+def test_uncommon_words_differ_by_block_and_others_do_not(tree):
+    texts = {utt.utt_id: utt.text for utt in read(tree).corpus}
+    assert len({texts[f"F02_{block}_UW7_M5"] for block in importer.BLOCKS}) == 3
+    assert {texts[f"F02_{block}_CW7_M5"] for block in importer.BLOCKS} == {importer.word_list()["CW7"]}
+
+
+@pytest.mark.parametrize("labels", ["mlf", "xls", "list"])
+def test_all_labels_say_the_same(tree, tmp_path, labels):
+    if labels == "xls":
+        write_xls(tmp_path / "speaker_wordlist.xls")
+        (tmp_path / "audio").symlink_to(tree / "audio")
+        tree = tmp_path
+    found = read(tree, labels=labels)
+    words = importer.word_list()
+    for utt in found.corpus:
+        code = utt.utt_id.split("_")[2]
+        assert utt.text == words[f"{utt.block}_{code}" if code.startswith("UW") else code]
+    assert not any("other words" in note for note in found.notes)
+
+
+def test_further_microphones_are_for_training_only(tree):
+    found = read(tree, augment=("M3",))
+    copies = [utt for utt in found.corpus if utt.copy_of]
+    assert len(found.corpus) == 2 * 2 * 765
+    assert {utt.wav.stem[-2:] for utt in copies} == {"M3"}
+    assert {utt.copy_of for utt in copies} == {utt.utt_id for utt in found.corpus if not utt.copy_of}
+    assert len(read(tree, augment="all").corpus) == 2 * 5355
+
+
+def test_all_speakers_of_the_table_are_known(tree):
+    assert (len(table()), sum(one.control for one in table().values())) == (28, 13)
+    params = load("params/uaspeech.yaml", "M08", overrides={"data_folder": str(tree)})
+    known = prepare.people(params, ["F02", "CF02"])
+    assert (known["F02"].level, known["F02"].seed_level) == ("LOW", "HIGH")
+    assert known["CF02"].control
+
+
+def test_the_old_release_with_its_controls(small):
+    found = read(small)
+    assert Counter(utt.speaker for utt in found.corpus) == {"CM01": 765, "M16": 765}
+    assert found.notes[0] == "UA-Speech, old release (one version of the audio); labels from speaker_wordlist.xls"
+
+
+def test_every_exclusion_is_counted(small):
+    """15 empty files, one recording without M5, two unknown names, one twice, Mac's ._ files, one folder too deep."""
+    speaker = small / "audio" / "M16"
+    for number in range(1, 16):
+        (speaker / f"M16_B1_CW{number}_M5.wav").write_bytes(b"" if number % 2 else b"RIFF" + bytes(40))
+    (speaker / "M16_B2_CW1_M5.wav").rename(speaker / "M16_B2_CW1_M4.wav")
+    (speaker / "._M16_B2_CW2_M5.wav").write_bytes(b"\0")
+    (speaker / "M16_B2_XY1_M5.wav").write_bytes(b"\0")
+    (speaker / "M16_B2_CW300_M9.wav").write_bytes(b"\0")
+    (speaker / "copy").mkdir()
+    shutil.copy(speaker / "M16_B2_CW7_M5.wav", speaker / "copy")
+    (speaker / "data").mkdir()
+    shutil.move(speaker / "M16_B3_UW100_M5.wav", speaker / "data")
+    found = read(small)
+    reasons = Counter(problem.reason for problem in found.problems)
+    assert reasons == {"empty file": 15, "the test microphone did not record it": 1}
+    assert len([utt for utt in found.corpus if utt.speaker == "M16"]) == 765 - 16
+    notes = "\n".join(found.notes)
+    assert "1 '._*' files are no recordings, for example ._M16_B2_CW2_M5.wav" in notes
+    assert "2 files have another name than SPK_Bn_CODE_Mn.wav, for example M16_B2_CW300_M9.wav" in notes
+    assert "1 recordings lie in two places, of which the first counts" in notes
+    assert "15 empty files (over all microphones; the old release is known to hold 15)" in notes
+    assert "M16 has 749 of 765 utterances (B1 240, B2 254, B3 255 of 255)" in notes
+
+
+def test_labels_that_differ_from_the_list_are_said(tmp_path):
+    tree = uaspeech(tmp_path / "UASpeech", ("F02",), microphones=["M5"])
+    path = tree / "mlf/F02/F02_word.mlf"
+    path.write_text(path.read_text().replace("\nUPWARD\n", "\n0 3700000 UPWORD -51.2\n"))
+    found = read(tree)
+    assert "UPWORD" in {utt.text for utt in found.corpus}
+    assert any(
+        "3 codes stand for other words in mlf/" in note and "'UPWORD', not 'UPWARD'" in note for note in found.notes
+    )
+    assert "UPWORD" not in {utt.text for utt in read(tree, labels="list").corpus}
+
+
+def test_a_file_without_a_label_is_left_out(tmp_path):
+    tree = uaspeech(tmp_path / "UASpeech", ("F02",), microphones=["M5"])
+    path = tree / "mlf/F02/F02_word.mlf"
+    path.write_text(path.read_text().replace("F02_B1_D3_M5.lab", "F02_B1_D3_M9.lab"))
+    assert [(one.utt_id, one.reason) for one in read(tree).problems] == [("F02_B1_D3_M5", "no label for its code")]
+
+
+BAD = {
+    "nothing there": (lambda tree: shutil.rmtree(tree / "audio"), {}, "no UA-Speech in .*found mlf"),
+    "another version": (
+        lambda tree: None,
+        {"version": "normalized"},
+        "no version 'normalized' of the audio, but original",
+    ),
+    "no xls": (lambda tree: None, {"labels": "xls"}, "there is no speaker_wordlist.xls"),
+    "an xls that is none": (
+        lambda tree: (tree / "speaker_wordlist.xls").write_bytes(b"PK"),
+        {"labels": "xls"},
+        "cannot be read as .xls",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_trees_are_refused_in_one_line(tmp_path, case):
+    spoil, settings, message = BAD[case]
+    place = tmp_path / "UASpeech" / "audio" / "original" / "F02"
+    place.mkdir(parents=True)
+    (place / "F02_B1_D1_M5.wav").write_bytes(bytes(100))
+    write_mlf(tmp_path / "UASpeech" / "mlf" / "F02" / "F02_word.mlf", "F02", ["M5"])
+    spoil(tmp_path / "UASpeech")
+    with pytest.raises(UserError, match=message) as caught:
+        read(tmp_path / "UASpeech", **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_recipe_reads_it_and_keeps_copies_out_of_tests(tmp_path):
+    tree = uaspeech(tmp_path / "UASpeech", ("M08", "M10", "F05", "CM01"), microphones=["M3", "M5"])
+    settings = {"data_folder": str(tree), "outputs": str(tmp_path / "out"), "uaspeech": {"augment": "all"}}
+    params = load("params/uaspeech.yaml", "M08", overrides=settings)
+    corpus = prepare.load(params)
+    assert len(corpus) == 4 * 2 * 765
+    splits = split(corpus, params)
+    assert (len(splits.train), len(splits.dev), len(splits.test)) == (2 * 2 * 255, 255, 255)
+    assert not any(utt.copy_of for utt in (*splits.dev, *splits.test))
+    words = prepare.lexicon(params)
+    assert len(words) == 449
+    assert "X RAY" in words  # hyphens: space
+    assert len(codes()) == 255
+    assert len(MICROPHONES) == 7
