@@ -52,8 +52,12 @@ for path, word in job["files"]:
 """
 
 
-def own(folder: Path, speakers=SPEAKERS, words=WORDS, repetitions: int = 4) -> Path:
-    """Isolated words of people who are in no table: 8 kHz stereo FLAC, no levels, no controls. Returns the CSV."""
+def own(folder: Path, speakers=SPEAKERS, words=WORDS, repetitions: int = 4, spoken: bool = True) -> Path:
+    """Isolated words of people who are in no table: 8 kHz stereo FLAC, no levels, no controls. Returns the CSV.
+
+    Where it does not matter what is heard, they are not spoken, but noise.
+    """
+    rng = np.random.default_rng(0)
     rows = []
     for speaker in speakers:
         (folder / "wav" / speaker).mkdir(parents=True, exist_ok=True)
@@ -62,8 +66,12 @@ def own(folder: Path, speakers=SPEAKERS, words=WORDS, repetitions: int = 4) -> P
             for repetition in range(1, repetitions + 1)
             for number, word in enumerate(words)
         ]
-        job = {"speaker": speaker, "files": [(str(path), word) for path, word in files]}
-        subprocess.run([sys.executable, "-c", VOICE], input=json.dumps(job), text=True, check=True)
+        if spoken:
+            job = {"speaker": speaker, "files": [(str(path), word) for path, word in files]}
+            subprocess.run([sys.executable, "-c", VOICE], input=json.dumps(job), text=True, check=True)
+        else:
+            for path, _ in files:
+                soundfile.write(path, rng.normal(0, 0.1, (6000, 2)), 8000)
         rows += [(path, speaker, word) for path, word in files]
     with (folder / "corpus.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

@@ -5,6 +5,7 @@ import soundfile
 from kdlib.corpus import audio
 from kdlib.corpus.manifest import Corpus, Utterance
 from kdlib.errors import UserError
+from kdlib.params import Hygiene
 
 
 def utterance(path, name="a"):
@@ -97,3 +98,73 @@ def test_files_too_short_for_any_word_are_left_out(tmp_path):
     kept, report = audio.check(corpus)
     assert [utt.utt_id for utt in kept] == ["b"]
     assert report.problems[0].reason == "too short to hold speech"
+
+
+def speech(path, rate=16_000, before=0.5, said=0.6, after=0.7):
+    """Noise between two stretches of faint noise."""
+    rng = np.random.default_rng(0)
+    parts = [(before, 1e-4), (said, 0.2), (after, 1e-4)]
+    soundfile.write(path, np.concatenate([rng.normal(0, level, int(seconds * rate)) for seconds, level in parts]), rate)
+    return path
+
+
+def test_silence_is_trimmed_where_asked_for_and_a_margin_stays(tmp_path):
+    corpus = Corpus((utterance(speech(tmp_path / "a.wav"), "a"),))
+    whole, _ = audio.check(corpus)
+    assert whole.utterances[0].offset_s is None
+    assert len(audio.load(whole.utterances[0])) == 1.8 * 16_000
+    trimmed, _ = audio.check(corpus, Hygiene(trim_silence=True))
+    only = trimmed.utterances[0]
+    assert only.offset_s == pytest.approx(0.5 - audio.MARGIN_S, abs=0.021)
+    assert only.duration_s == pytest.approx(0.6 + 2 * audio.MARGIN_S, abs=0.041)
+    assert len(audio.load(only)) == pytest.approx(only.duration_s * 16_000, abs=1)
+
+
+def test_a_part_of_a_file_is_read_and_only_that(tmp_path):
+    """As in NeMo manifests with an offset; at another rate, so that frames and seconds cannot be mixed up."""
+    wave = np.concatenate([np.full(8000, 0.1), np.full(4000, 0.4), np.full(4000, 0.2)])
+    soundfile.write(tmp_path / "long.wav", wave, 8000)
+    part = Utterance("p", "S", tmp_path / "long.wav", 0.5, "ONE", offset_s=1.0)
+    samples = audio.load(part)
+    assert len(samples) == 8000
+    assert np.median(samples) == pytest.approx(0.4, abs=0.01)
+    beyond = Utterance("q", "S", tmp_path / "long.wav", 0.5, "ONE", offset_s=1.9)
+    kept, report = audio.check(Corpus((part, beyond)))
+    assert [utt.utt_id for utt in kept] == ["p"]
+    assert report.problems[0].reason == "the file ends before the part that the manifest names"
+
+
+def test_trimming_stays_within_the_part_that_a_manifest_names(tmp_path):
+    part = Utterance("p", "S", speech(tmp_path / "a.wav"), 1.0, "ONE", offset_s=0.3)
+    kept, _ = audio.check(Corpus((part,)), Hygiene(trim_silence=True))
+    only = kept.utterances[0]
+    assert only.offset_s == pytest.approx(0.4, abs=0.021)
+    assert only.offset_s + only.duration_s == pytest.approx(1.2, abs=0.041)
+
+
+def test_two_channels_that_cancel_each_other_are_silence(tmp_path):
+    wave = 0.3 * np.sin(np.arange(8000) / 9)
+    soundfile.write(tmp_path / "bad.wav", np.stack([wave, -wave], 1), 16_000, subtype="FLOAT")
+    _, report = audio.check(
+        Corpus((utterance(tmp_path / "bad.wav", "bad"), utterance(tone(tmp_path / "ok.wav"), "ok")))
+    )
+    assert report.problems[0].reason == "nothing but silence"
+
+
+def test_a_transcript_longer_than_the_audio_can_hold_is_left_out(tmp_path):
+    """30 letters a second are twice as many as anybody says."""
+    fits = Utterance("fits", "S", tone(tmp_path / "a.wav", seconds=1.0), 1.0, "A" * 30)
+    long = Utterance("long", "S", tone(tmp_path / "b.wav", seconds=1.0), 1.0, "A" * 31)
+    kept, report = audio.check(Corpus((fits, long)))
+    assert [utt.utt_id for utt in kept] == ["fits"]
+    assert report.problems[0].reason == "far too short for its transcript"
+    assert len(audio.check(Corpus((fits, long)), Hygiene(letters_per_s=40.0))[0]) == 2
+
+
+def test_what_another_version_of_the_check_found_is_not_believed(tmp_path):
+    corpus = Corpus((utterance(tone(tmp_path / "a.wav"), "a"),))
+    audio.check(corpus, folder=tmp_path)
+    path = tmp_path / audio.EXAMINED
+    path.write_text(path.read_text().replace("examined by ", "examined by another ").replace(",0.5,", ",7.5,"))
+    kept, _ = audio.check(corpus, folder=tmp_path)
+    assert kept.utterances[0].duration_s == 0.5

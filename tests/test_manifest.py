@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from kdlib.corpus import manifest
-from kdlib.corpus.manifest import Corpus, Utterance
+from kdlib.corpus.manifest import Corpus, Speaker, Utterance
 from kdlib.errors import UserError
 
 HEAD = "ID,duration,wav,spk_id,wrd\n"
@@ -95,3 +95,53 @@ def test_another_encoding_is_one_message(tmp_path):
     (tmp_path / "corpus.csv").write_bytes((HEAD + "a,1,a.wav,S,CAF\u00c9\n").encode("latin-1"))
     with pytest.raises(UserError, match=r"corpus\.csv: not UTF-8"):
         manifest.read(tmp_path / "corpus.csv")
+
+
+def nemo(tmp_path, *rows):
+    path = tmp_path / "corpus.jsonl"
+    given = {"duration": 0.5, "text": "one", "speaker": "ANNA"}
+    path.write_text("".join(json.dumps(given | row) + "\n" for row in rows))
+    return path
+
+
+def test_nemo_names_that_are_not_unique_get_their_folders(tmp_path):
+    path = nemo(tmp_path, {"audio_filepath": "a/1.wav"}, {"audio_filepath": "b/1.wav"}, {"audio_filepath": "b/2.wav"})
+    assert [utt.utt_id for utt in manifest.read(path)] == ["ANNA_a_1", "ANNA_b_1", "2"]
+
+
+def test_nemo_parts_of_one_file_are_utterances_of_their_own(tmp_path):
+    rows = [{"audio_filepath": "a/long.wav", "offset": offset} for offset in (0.0, 1.25)]
+    corpus = manifest.read(nemo(tmp_path, *rows))
+    assert [(utt.utt_id, utt.offset_s) for utt in corpus] == [("ANNA_a_long_0.000", 0.0), ("ANNA_a_long_1.250", 1.25)]
+
+
+def test_parts_and_copies_survive_both_formats(tmp_path):
+    given = (
+        Utterance("a1", "ANNA", tmp_path / "a/1.wav", 0.5, "ONE", offset_s=0.25),
+        Utterance("a1_M3", "ANNA", tmp_path / "a/1_M3.wav", 0.5, "ONE", copy_of="a1"),
+    )
+    manifest.write_speechbrain(given, tmp_path / "c.csv", tmp_path)
+    manifest.write_nemo(given, tmp_path / "c.jsonl")
+    assert manifest.read(tmp_path / "c.csv").utterances == given == manifest.read(tmp_path / "c.jsonl").utterances
+
+
+def test_whole_paths_may_lie_anywhere_but_relative_ones_may_not_leave(tmp_path):
+    only = next(iter(manifest.read(csv_file(tmp_path, HEAD + "a,1,/elsewhere/a.wav,S,X\n"))))
+    assert only.wav == Path("/elsewhere/a.wav")
+    inside = next(iter(manifest.read(csv_file(tmp_path, HEAD + "a,1,b/../a.wav,S,X\n"))))
+    assert inside.wav == tmp_path / "a.wav"
+    for path in ("../a.wav", "$data_folder/../a.wav", "b/../../a.wav", "$data_folder/b/../../../etc/a.wav"):
+        with pytest.raises(UserError, match=r"line 2: the path .* leaves the data folder"):
+            manifest.read(csv_file(tmp_path, HEAD + f"a,1,{path},S,X\n"))
+
+
+def test_least_intelligible_speakers_stand_first():
+    known = {
+        "A": Speaker("A", level="HIGH"),
+        "B": Speaker("B", intelligibility_pct=15),
+        "C": Speaker("C"),
+        "D": Speaker("D", level="CONTROL"),
+    }
+    corpus = Corpus(tuple(Utterance(name, name, Path("x"), 1.0, "ONE") for name in "ABCD"), people=known)
+    assert corpus.by_intelligibility == ["B", "A", "D", "C"]
+    assert corpus.dysarthric == ["A", "B", "C"]

@@ -1,4 +1,4 @@
-"""Any manifest goes through the same stage as the embedded corpus."""
+"""Any manifest goes through the same stage as the embedded corpus, and what is wrong with it is said in words."""
 
 import shutil
 
@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from kdlib.corpus import manifest, prepare
+from kdlib.corpus import audio, manifest, prepare
 from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.speakers import split
 from kdlib.errors import UserError
 from kdlib.params import load
 
@@ -82,3 +83,227 @@ def test_transcripts_are_spelt_one_way(folder):
     path.write_text(path.read_text().replace("TWO", "X-ray").replace("ONE", "one"))
     assert prepare.lexicon(params(folder)) == ["ONE", "X-RAY"]
     assert prepare.lexicon(params(folder, hyphens="space")) == ["ONE", "X RAY"]
+
+
+# --- a corpus of one's own, with everything that can be wrong with it ---
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Five people whom no table knows, four words twice each, at 8 kHz in stereo."""
+    rng = np.random.default_rng(0)
+    lines = ["ID,duration,wav,spk_id,wrd"]
+    for name in ("Ann", "Bob", "Cid", "Dee", "Eve"):
+        for take in (1, 2):
+            for number, word in enumerate(("can't", "café", "x-ray", "Water")):
+                wav = tmp_path / "data" / name / f"{number}_{take}.flac"
+                wav.parent.mkdir(parents=True, exist_ok=True)
+                soundfile.write(wav, rng.normal(0, 0.1, (4000, 2)), 8000)
+                lines.append(f"{name}_{number}_{take},0.5,$data_folder/{name}/{wav.name},{name},{word}")
+    (tmp_path / "data" / "corpus.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return tmp_path
+
+
+def settings(folder, **overrides):
+    told = {"manifest": str(folder / "data/corpus.csv"), "outputs": str(folder / "out")}
+    return load("params/own.yaml", "Ann", fold={"dev": "Bob"}, overrides=told | overrides)
+
+
+def edit(folder, old, new, times=1):
+    path = folder / "data/corpus.csv"
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, times), encoding="utf-8")
+
+
+def report(folder, **overrides):
+    return (prepare.make(settings(folder, **overrides)) / "report.txt").read_text(encoding="utf-8")
+
+
+def test_people_whom_no_table_knows(own):
+    corpus = prepare.load(settings(own))
+    assert corpus.speakers == corpus.dysarthric == ["Ann", "Bob", "Cid", "Dee", "Eve"]
+    assert {corpus.level(name) for name in corpus.speakers} == {""}
+    assert prepare.lexicon(settings(own)) == ["CAFÉ", "CAN'T", "WATER", "X-RAY"]
+    assert {utt.duration_s for utt in corpus} == {0.5}
+    assert report(own).splitlines() == [
+        "40 recordings looked at, 0 left out",
+        "  40 files of 8000 Hz, 2 channels are read as 16000 Hz mono",
+    ]
+
+
+SPOILT = {
+    "the file is missing": lambda path: path.unlink(),
+    "no samples in it": lambda path: soundfile.write(path, np.zeros((0, 1)), 8000, format="WAV"),
+    "NaN or infinite samples": lambda path: soundfile.write(
+        path, np.full((4000, 1), np.nan), 8000, format="WAV", subtype="FLOAT"
+    ),
+    "the file cannot be read as audio": lambda path: path.write_bytes(b""),
+    "nothing but silence": lambda path: soundfile.write(path, np.outer(np.sin(np.arange(4000)), [0.3, -0.3]), 8000),
+    "too short to hold speech": lambda path: soundfile.write(path, np.ones((400, 2)) / 3, 8000),
+    "far too short for its transcript": lambda path: soundfile.write(path, np.ones((1000, 2)) / 3, 8000),
+}
+
+
+@pytest.mark.parametrize("reason", SPOILT)
+def test_recordings_that_cannot_be_used_are_left_out_with_what_to_do(own, reason):
+    path = own / "data/Ann/0_1.flac"
+    SPOILT[reason](path)
+    said = report(own)
+    assert "40 recordings looked at, 1 left out (2.5 %; each is named in left_out.csv)" in said
+    assert f"left out, 1 x {reason}\n    speakers: Ann 1\n    first: {path}\n    what to do: " in said
+    left_out = (own / "out/own/corpus/left_out.csv").read_text().splitlines()
+    assert left_out == ["utt_id,speaker,wav,reason", f"Ann_0_1,Ann,{path},{reason}"]
+    assert len(prepare.load(settings(own))) == 39
+
+
+REFUSED = {
+    "a column is missing": (("spk_id", "who"), "column 'spk_id' is missing; expected one of ID, duration, wav, who"),
+    "a duplicate id": (("Bob_2_1,", "Bob_1_1,"), "utterance id 'Bob_1_1' stands twice; ids must be unique"),
+    "a path leaves the data folder": (
+        ("$data_folder/Bob/1_1.flac", "$data_folder/../../secret.wav"),
+        "line 11: the path '$data_folder/../../secret.wav' leaves the data folder",
+    ),
+    "a relative path leaves it": (("$data_folder/Bob/1_1.flac", "../1_1.flac"), "the path '../1_1.flac' leaves"),
+    "a speaker's name is a path": ((",Bob,", ",Bob/B,"), "the speaker name 'Bob/B' cannot name a folder of results"),
+    "a speaker's name is a folder of ours": ((",Bob,", ",corpus,"), "'corpus' cannot name a folder of results"),
+    "one speaker in two cases": ((",Bob,", ",ann,"), "speakers 'Ann' and 'ann' differ in case only"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_manifests_that_cannot_be_right_are_refused_in_one_line(own, case):
+    (old, new), message = REFUSED[case]
+    edit(own, old, new)
+    with pytest.raises(UserError) as caught:
+        prepare.make(settings(own))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (own / "out/own/corpus").exists()
+
+
+def test_several_bad_lines_are_one_message(own):
+    edit(own, ",0.5,$data_folder/Cid", ",half,$data_folder/Cid", times=8)
+    with pytest.raises(UserError, match=r"line 18: duration 'half' .*; line 19: .*; line 20: .* \(and 5 more lines\)"):
+        prepare.make(settings(own))
+
+
+def test_two_spellings_of_a_word_are_one_word_and_said(own):
+    edit(own, "Water", "WATER", times=3)
+    said = "transcripts that are spelt in more than one way, and count as one: 1, first WATER ('Water' 7, 'WATER' 3)"
+    assert said in report(own)
+    assert prepare.lexicon(settings(own)).count("WATER") == 1
+
+
+def test_a_speaker_of_the_fold_file_who_is_not_in_the_corpus_is_named(own):
+    corpus = prepare.load(settings(own))
+    stranger = load("params/own.yaml", "Ann", {"dev": "Bobby"}, {"manifest": "x.csv"})
+    with pytest.raises(UserError, match=r"the dev speaker 'Bobby' has no utterances; did you mean 'Bob'\?"):
+        split(corpus, stranger)
+
+
+def test_a_speaker_without_one_good_file_is_named(own):
+    for path in (own / "data/Eve").iterdir():
+        path.write_bytes(b"none")
+    assert "to know: Eve has no usable recording, and is not in the corpus any more" in report(own)
+    assert "Eve" not in prepare.load(settings(own)).speakers
+
+
+def test_one_per_cent_of_unreadable_files_do_not_stop_a_run(tmp_path):
+    """20 of 2,000 files, of four speakers: all are named, by speaker, with the first one's path."""
+    (tmp_path / "data").mkdir()
+    samples = np.random.default_rng(0).normal(0, 0.1, 4000)
+    lines = ["ID,duration,wav,spk_id,wrd"]
+    for number in range(2000):
+        path = tmp_path / "data" / f"{number}.wav"
+        path.write_bytes(b"none") if number % 100 == 7 else soundfile.write(path, samples, 16_000)
+        lines.append(f"{number},0.25,{number}.wav,S{number % 3},one")
+    (tmp_path / "data/corpus.csv").write_text("\n".join(lines))
+    said = report(tmp_path)
+    assert "2,000 recordings looked at, 20 left out (1.0 %; each is named in left_out.csv)" in said
+    assert f"speakers: S0 6, S1 7, S2 7\n    first: {tmp_path}/data/7.wav\n    what to do: copy it again" in said
+    assert len((tmp_path / "out/own/corpus/left_out.csv").read_text().splitlines()) == 21
+
+
+def test_files_that_change_are_looked_at_again_and_only_they(own, monkeypatch):
+    looked = []
+    look = audio._look
+    monkeypatch.setattr(audio, "_look", lambda utt: looked.append(utt.utt_id) or look(utt))
+    prepare.make(settings(own))
+    assert len(looked) == 40
+    prepare.make(settings(own))
+    assert len(looked) == 40
+    soundfile.write(own / "data/Ann/0_1.flac", np.ones((8000, 1)) / 3, 8000)
+    assert "durations in the manifest that are not those of the files, which count: 1, first Ann_0_1 (0.5 s" in report(
+        own
+    )
+    assert looked[40:] == ["Ann_0_1"]
+    prepare.make(settings(own, speakers={"Eve": {"level": "CONTROL"}}))
+    assert looked[40:] == ["Ann_0_1"]
+
+
+def test_a_killed_look_goes_on_where_it_was(own, monkeypatch):
+    look, looked = audio._look, []
+
+    def die_half_way(utt):
+        if len(looked) == 20:
+            raise KeyboardInterrupt
+        looked.append(utt.utt_id)
+        return look(utt)
+
+    monkeypatch.setattr(audio, "_PART", 8)
+    monkeypatch.setattr(audio, "_look", die_half_way)
+    with pytest.raises(KeyboardInterrupt):
+        prepare.make(settings(own))
+    monkeypatch.setattr(audio, "_look", lambda utt: looked.append(utt.utt_id) or look(utt))
+    prepare.make(settings(own))
+    assert len(looked) <= 20 + 24  # two parts of eight were kept
+    assert len(prepare.load(settings(own))) == 40
+
+
+def test_blocks_by_repetition(own):
+    params = settings(own, blocks={"made_from": "repetition", "train": ["R1"], "test": ["R2"]})
+    splits = split(prepare.load(params), params)
+    assert {utt.utt_id[-1] for utt in splits.train} == {"1"}
+    assert {utt.utt_id[-1] for utt in (*splits.test, *splits.dev)} == {"2"}
+    other = settings(own, blocks={"made_from": "repetition"})
+    corpus = prepare.load(other)
+    with pytest.raises(UserError, match="there is no block 'B1' in this corpus; it has R1, R2"):
+        split(corpus, other)
+
+
+def test_utterances_without_a_block_among_others_are_refused(own):
+    edit(own, ",wrd\n", ",wrd,block\n")
+    edit(own, ",can't\n", ",can't,B1\n", times=9)
+    with pytest.raises(UserError, match="31 of 40 utterances have no block, for example Ann_1_1"):
+        prepare.make(settings(own))
+
+
+def test_a_lexicon_from_a_file(own):
+    (own / "words.txt").write_text("Can't\ncafé\nx-ray\n\nmore\n", encoding="utf-8")
+    params = settings(own, lexicon=str(own / "words.txt"))
+    assert (
+        f"not in the lexicon {own}/words.txt, and cannot be right with it: 10, first 'WATER'"
+        in (prepare.make(params) / "report.txt").read_text()
+    )
+    assert prepare.lexicon(params) == ["CAFÉ", "CAN'T", "MORE", "X-RAY"]
+    with pytest.raises(UserError, match="lexicon: there is no file"):
+        prepare.make(settings(own, lexicon="none.txt"))
+
+
+def test_named_controls_are_never_held_out_and_out_of_the_lexicon(own):
+    edit(own, "Eve,Water", "Eve,fire", times=2)
+    params = settings(own, speakers={"Eve": {"level": "CONTROL"}, "Finn": {"level": "LOW"}})
+    said = (prepare.make(params) / "report.txt").read_text()
+    assert "to know: the recipe names speakers who are not in the corpus: Finn" in said
+    assert prepare.load(params).dysarthric == ["Ann", "Bob", "Cid", "Dee"]
+    assert "FIRE" not in prepare.lexicon(params)
+    assert {utt.speaker for utt in split(prepare.load(params), params).train} == {"Cid", "Dee"}
+
+
+def test_punctuation_is_said_and_dropped_where_asked_for(own):
+    edit(own, "Ann,Water", '"Ann","Well, water!"')
+    assert "the transcripts hold the marks ! ,, which count" in report(own)
+    assert "WELL WATER" in prepare.lexicon(settings(own, punctuation="drop"))
+    edit(own, '"Well, water!"', "?!")
+    assert "left out, 1 x the transcript has no letters" in report(own, punctuation="drop")

@@ -34,6 +34,7 @@ SILENT = 1e-4  # peak below which a file holds nothing
 CLIPPED = 0.5  # share of samples at full scale above which a file holds nothing but clipping
 QUIET_DB, MARGIN_S = 40, 0.1  # what silence trimming cuts off, and what it leaves around the speech
 EXAMINED = "examined.csv"
+_PART = 256  # files, after which what was found is written down
 
 ADVICE = {
     "empty file": "copy it again, if it is not empty where you have it from",
@@ -138,8 +139,8 @@ def check(corpus: Corpus, settings: Hygiene | None = None, folder: Path | None =
         )
     formats.pop(f"{RATE_HZ} Hz, 1 channel", None)
     notes = [
-        f"{len(declared):,} durations in the manifest are not those of the files, which count; first: {utt.utt_id} "
-        f"({utt.duration_s:g} s declared)"
+        f"durations in the manifest that are not those of the files, which count: {len(declared):,}, first "
+        f"{utt.utt_id} ({utt.duration_s:g} s declared)"
         for utt in declared[:1]
     ]
     return replace(corpus, utterances=tuple(kept)), Report(len(corpus), problems, dict(formats), notes)
@@ -212,8 +213,8 @@ def _examine(corpus: Corpus, folder: Path | None) -> Iterator[Found]:
             progress(len(todo), "checking audio", "file") as bar,
             ThreadPoolExecutor(8) as pool,
         ):
-            for start in range(0, len(todo), 256):
-                part = todo[start : start + 256]
+            for start in range(0, len(todo), _PART):
+                part = todo[start : start + _PART]
                 for (key, _), found in zip(part, pool.map(_look, (utt for _, utt in part)), strict=True):
                     kept[key] = found
                     keep(key, found)

@@ -189,7 +189,9 @@ def _remarks(corpus: Corpus, params: Params) -> Iterator[str]:
     if several and params.corpus != "torgo":
         word, variants = next(iter(several.items()))
         named = ", ".join(f"{variant!r} {times}" for variant, times in variants.most_common(4))
-        yield f"{len(several)} transcripts are spelt in more than one way and count as one; first: {word} ({named})"
+        yield (
+            f"transcripts that are spelt in more than one way, and count as one: {len(several)}, first {word} ({named})"
+        )
     if marks := {char for word in spellings for char in word if is_mark(char)}:
         yield (
             f"the transcripts hold the marks {' '.join(sorted(marks))}, which count as part of the words; "
@@ -197,7 +199,7 @@ def _remarks(corpus: Corpus, params: Params) -> Iterator[str]:
         )
     files_ = Counter(str(utt.wav) for utt in corpus if utt.offset_s is None)
     if twice := [path for path, times in files_.items() if times > 1]:
-        yield f"{len(twice)} files stand under more than one id, and would count more than once; first: {twice[0]}"
+        yield f"files that stand under more than one id, and count more than once: {len(twice)}, first {twice[0]}"
 
 
 def _surprises(corpus: Corpus, params: Params, words: list[str], before: set[str]) -> Iterator[str]:
@@ -211,8 +213,8 @@ def _surprises(corpus: Corpus, params: Params, words: list[str], before: set[str
     missed = corpus.where(lambda utt: not corpus.is_control(utt.speaker) and utt.text not in closed)
     if missed:
         yield (
-            f"{len(missed):,} utterances say what is not in the lexicon {params.lexicon}, and cannot be right with it; "
-            f"first: {missed[0].text!r} ({missed[0].utt_id})"
+            f"utterances that say what is not in the lexicon {params.lexicon}, and cannot be right with it: "
+            f"{len(missed):,}, first {missed[0].text!r} ({missed[0].utt_id})"
         )
 
 
