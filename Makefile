@@ -23,20 +23,20 @@ help:
 	@echo "folds  folds-for  dry-run  report  lab  pretrained  lint  lock   (see README.md)"
 
 demo: $(READY)
-	@$(SNAKEMAKE) --config recipe=$(RECIPE) folds=$(HELD_OUT)
+	@$(SNAKEMAKE) --config recipe=$(RECIPE) folds=$(HELD_OUT),
 	@echo "Done. Executed notebooks, tables and figures are in the recipe's folder below outputs/."
 
 folds: $(READY)
-	@$(SNAKEMAKE) --config recipe=$(RECIPE) folds=$(FOLDS)
+	@$(SNAKEMAKE) --config recipe=$(RECIPE) folds=$(FOLDS),
 
 folds-for: $(READY)
 	@$(BIN)/python -m kdlib.corpus.folds $(RECIPE)
 
 dry-run: $(READY)
-	@$(SNAKEMAKE) --config recipe=$(RECIPE) folds=$(FOLDS) --quiet host --dry-run
+	@$(SNAKEMAKE) --config recipe=$(RECIPE) folds=$(FOLDS), --quiet host --dry-run
 
 report: $(READY)
-	@$(SNAKEMAKE) --config recipe=$(RECIPE) folds=$(FOLDS) --report outputs/report.html
+	@$(SNAKEMAKE) --config recipe=$(RECIPE) folds=$(FOLDS), --report outputs/report.html
 
 test: $(READY)
 	$(BIN)/python -m pytest

@@ -19,7 +19,7 @@ from kdlib.errors import UserError
 from kdlib.models import nemo
 
 RECIPE = config.get("recipe", "params/demo.yaml")
-FOLDS = str(config.get("folds", "M08")).split(",")
+FOLDS = [name for name in str(config.get("folds", "M08")).split(",") if name]  # "07,": so that 07 stays a name
 try:
     if FOLDS == ["all"]:
         FOLDS = kd.fold_names(kd.load(RECIPE, "nobody", {"exclude": []}).fold_set)

@@ -3,15 +3,19 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
+from corpora import own
 
+from kdlib.corpus import prepare
 from kdlib.corpus.manifest import Corpus
 from kdlib.corpus.speakers import table
 from kdlib.errors import UserError
+from kdlib.evaluate import baseline, score
 from kdlib.models import nemo
-from kdlib.models.pretrain import heard, pretrained, split_controls
+from kdlib.models.pretrain import heard, pretrained, split_controls, split_fold
 from kdlib.params import load
 
 RUN = """
@@ -90,3 +94,61 @@ def test_too_few_controls_are_one_message(smoke, corpus):
     )
     with pytest.raises(UserError, match="few: 1 control speakers, but pretraining sets 1 aside"):
         split_controls(few, smoke)
+
+
+TINY = {"steps": 2, "d_model": 16, "layers": 1, "heads": 2, "conv_channels": 8, "batch_size": 4, "warmup_steps": 1}
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory):
+    """Noise by five people whom no table knows; one of them says a letter that the others do not."""
+    folder = tmp_path_factory.mktemp("people")
+    own(folder, ("Ann", "Bob", "Cid", "Dee", "Eve"), ("can't", "x-ray"), repetitions=2, spoken=False)
+    (folder / "corpus.csv").write_text((folder / "corpus.csv").read_text().replace("Ann,can't", "Ann,café"))
+    return folder
+
+
+def own_params(folder, name="own", fold=None, **pretraining):
+    settings = {"manifest": str(folder / "corpus.csv"), "outputs": str(folder / "out"), "name": name}
+    settings |= {"pretraining": TINY | pretraining, "speakers": {"Eve": {"level": "CONTROL"}}}
+    return load("params/own.yaml", "Ann", {"dev": "Bob"} | (fold or {}), settings)
+
+
+def test_a_model_of_the_folds_own_hears_its_training_speakers_alone(people):
+    params = own_params(people)
+    made = pretrained(params)
+    assert made == people / "out/own/Ann/pretrained/pretrained.nemo"
+    record = heard(params)
+    assert record["speakers"] == ["Cid", "Dee"]
+    assert record["words"] == ["CAN'T", "X-RAY"]
+    tokens = nemo.NeMoCTC(made).tokens
+    assert tokens.decode(tokens.encode("café")) == "CAFÉ"  # a word that only the held-out speaker says
+
+
+def test_its_zero_shot_scores_are_of_those_whom_it_has_not_heard(people):
+    folder = baseline.zero_shot(own_params(people))
+    assert folder == people / "out/own/Ann/zero_shot"
+    rows = score.read_hypotheses(folder / "hypotheses.csv")
+    assert {row.speaker for row in rows} == {"Ann", "Bob"}
+    assert {row.speaker for row in score.read_hypotheses(folder / "controls/hypotheses.csv")} == {"Eve"}
+    assert {row.reference for row in rows if row.seen == "no"} == {"CAFÉ"}
+
+
+def test_it_hears_named_controls_where_the_recipe_names_them(people):
+    corpus = prepare.load(own_params(people))
+    assert {utt.speaker for utt in split_fold(corpus, own_params(people, speakers=["Eve"])).train} == {"Eve"}
+    with pytest.raises(
+        UserError, match=r"pretraining\.speakers names 'Even', who has no utterances; did you mean 'Eve'"
+    ):
+        split_fold(corpus, own_params(people, speakers=["Even"]))
+    with pytest.raises(UserError, match=r"pretraining\.speakers names Bob, who is the held-out or the dev speaker"):
+        own_params(people, speakers=["Bob"])
+
+
+def test_voices_set_aside_are_of_both_sexes_where_sexes_are_known_and_of_any_where_not(smoke, corpus):
+    two = smoke.model_copy(update={"pretraining": smoke.pretraining.model_copy(update={"test_controls": 2})})
+    mixed = {name: replace(one, sex="F" if name in ("CM13", "CM12") else "M") for name, one in corpus.people.items()}
+    apart = split_controls(replace(corpus, people=mixed), two).test_speakers
+    assert len({name in ("CM13", "CM12") for name in apart}) == 2
+    unknown = {name: replace(one, sex="") for name, one in corpus.people.items()}
+    assert len(split_controls(replace(corpus, people=unknown), two).test_speakers) == 2
