@@ -27,6 +27,15 @@ def test_any_rate_and_channel_count_becomes_16_khz_mono(tmp_path, rate, channels
     assert spectrum.argmax() * 16_000 / len(samples) == pytest.approx(440, abs=3)
 
 
+def test_resampling_leaves_no_mirror_image_in_the_new_band(tmp_path):
+    """3,600 Hz at a rate of 8,000 Hz must not come back at 4,400 Hz: 50 dB below at least."""
+    samples = audio.load(utterance(tone(tmp_path / "a.wav", 8_000, hz=3_600, seconds=1.0)))
+    spectrum = np.abs(np.fft.rfft(samples * np.hanning(len(samples))))
+    hz = np.fft.rfftfreq(len(samples), 1 / 16_000)
+    image, voice = spectrum[(hz > 4_100) & (hz < 5_000)].max(), spectrum[(hz > 3_500) & (hz < 3_700)].max()
+    assert 20 * np.log10(image / voice) < -50
+
+
 def test_the_report_says_once_what_was_converted(tmp_path):
     files = [utterance(tone(tmp_path / f"{name}.wav", 8_000, 2), name) for name in "abc"]
     _, report = audio.check(Corpus((*files, utterance(tone(tmp_path / "d.wav"), "d"))))

@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import corpora
 import nbformat
 import psutil
 import pytest
@@ -181,6 +183,76 @@ def test_a_fold_file_can_be_given_to_papermill(demo, recipe, tmp_path):
     )
     assert run.returncode == 0, run.stderr
     assert "held out M04, dev F03" in (tmp_path / "out.ipynb").read_text()
+
+
+@pytest.fixture(scope="module")
+def strangers(tmp_path_factory):
+    """A recipe for six people whom no table knows: 8 kHz stereo FLAC, 12 words, and a model of a few steps."""
+    folder = tmp_path_factory.mktemp("strangers")
+    corpora.own(folder, repetitions=1, spoken=False)
+    tiny = {"steps": 2, "d_model": 16, "layers": 1, "heads": 2, "conv_channels": 8, "batch_size": 8, "warmup_steps": 1}
+    settings = {"corpus": "manifest", "manifest": str(folder / "corpus.csv"), "outputs": str(folder)}
+    settings |= {"pretrained": "from_corpus", "pretraining": tiny, "folds": f"test-{os.getpid()}"}
+    (folder / "mine.yaml").write_text(yaml.safe_dump(settings))
+    yield folder / "mine.yaml"
+    shutil.rmtree(root() / "params/folds" / settings["folds"], ignore_errors=True)
+
+
+def test_a_corpus_of_ones_own_goes_from_its_csv_to_two_scored_folds_with_two_commands(strangers):
+    """Speakers 07 and NO, whom YAML would call 7 and false; words with an apostrophe, an accent and a hyphen."""
+    command = [sys.executable, "-m", "kdlib.corpus.folds", str(strangers)]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=root())
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert f"next: make folds RECIPE={strangers} FOLDS=07,Alma" in run.stdout
+    run = snakemake(strangers, "folds=07,NO,")
+    assert run.returncode == 0, run.stdout + run.stderr
+    out = strangers.parent / "mine"
+    assert (out / "corpus/report.txt").read_text().splitlines() == [
+        "72 recordings looked at, 0 left out",
+        "  72 files of 8000 Hz, 2 channels are read as 16000 Hz mono",
+    ]
+    for held_out, others in (("07", ["Boris", "Chidi", "NO", "Žofie"]), ("NO", ["07", "Alma", "Boris", "Chidi"])):
+        scores = json.loads((out / held_out / "baseline/scores.json").read_text())
+        assert (scores["held_out"], scores["n"], set(scores["decoders"])) == (held_out, 12, {"greedy", "lexicon"})
+        assert json.loads((out / held_out / "pretrained/heard.json").read_text())["speakers"] == others
+        written = (out / held_out / "baseline/hypotheses.csv").read_text(encoding="utf-8")
+        assert all(word in written for word in ("CAN'T", "CAFÉ", "X-RAY"))
+    assert "Nothing to be done" in _said(snakemake(strangers, "folds=07,NO,", "--dry-run", "--quiet", "host"))
+
+
+def test_a_recording_that_changes_is_seen_by_the_graph(strangers):
+    path = next(strangers.parent.glob("wav/Alma/*.flac"))
+    before, dates = path.read_bytes(), path.stat()
+    try:
+        path.write_bytes(b"none")
+        assert "corpus" in _said(snakemake(strangers, "folds=07,NO,", "--dry-run", "--quiet", "host"))
+    finally:
+        path.write_bytes(before)
+        os.utime(path, ns=(dates.st_atime_ns, dates.st_mtime_ns))
+
+
+@pytest.mark.parametrize("corpus", ["uaspeech", "torgo"])
+def test_the_data_card_of_real_layouts(corpus, tmp_path):
+    """The notebook on trees as the authors give them out, with controls, sentences and exclusions."""
+    if corpus == "uaspeech":
+        held_out = "M08"
+        corpora.uaspeech(tmp_path / "data", ("M08", "M10", "F05", "CM01"), old=True, labels="xls", microphones=["M5"])
+        (tmp_path / "data/audio/M08/M08_B1_D1_M5.wav").write_bytes(b"")
+    else:
+        held_out = "F03"
+        corpora.torgo(tmp_path / "data", ("F/F01", "F/F03", "F/F04", "M01", "FC/FC01"))
+    overrides = json.dumps({"data_folder": str(tmp_path / "data"), "outputs": str(tmp_path)})
+    arguments = ("-r", "recipe", f"params/{corpus}.yaml", "-r", "held_out", held_out, "-y", f"overrides: {overrides}")
+    run = papermill("00_corpus", tmp_path / "out.ipynb", *arguments)
+    assert run.returncode == 0, run.stderr
+    text = (tmp_path / "out.ipynb").read_text()
+    assert "1 x empty file" in text if corpus == "uaspeech" else "10 x empty file" in text
+    assert "CONTROL" in text
+    assert (tmp_path / corpus / "figures/durations.png").is_file()
+
+
+def _said(run):
+    return run.stdout + run.stderr
 
 
 def test_killed_while_the_graph_runs_the_next_run_goes_on(demo, recipe, tmp_path):

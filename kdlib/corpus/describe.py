@@ -110,6 +110,12 @@ def same_word(corpus: Corpus, names: list[str]) -> list[Utterance]:
     return [spoken[name][common[0]] for name in names] if common else []
 
 
+def label(corpus: Corpus, utt: Utterance) -> str:
+    """Who says what, for a caption: speaker, level where it is known, text."""
+    level = corpus.level(utt.speaker).replace("_", " ").lower()
+    return f"{utt.speaker} ({level}): {utt.text}" if level else f"{utt.speaker}: {utt.text}"
+
+
 def _by_speaker(corpus: Corpus) -> dict[str, list[Utterance]]:
     spoken: dict[str, list[Utterance]] = defaultdict(list)
     for utt in corpus:
