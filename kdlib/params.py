@@ -137,6 +137,7 @@ class Params(Strict):
     data_folder: str | None = None  # what $data_folder stands for; where UA-Speech or TORGO lies
     speakers: Literal["uaspeech"] | dict[str, Person] = {}  # who they are, where the corpus does not say it
     lexicon: str | None = None  # closed vocabulary, a word a line; by default all transcripts of who is no control
+    replace: dict[str, str] = {}  # in transcripts, before all else: {"&": "and", "7": "seven"}
     hyphens: Literal["keep", "space"] = "keep"  # of transcripts; NVIDIA's tokenizers have no hyphen
     punctuation: Literal["keep", "drop"] = "keep"
     audio: Hygiene = Hygiene()

@@ -7,6 +7,7 @@ carries `Tokens.fingerprint`; before anything is scored, `check_round_trip` send
 
 import functools
 import hashlib
+import json
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -80,7 +81,12 @@ class Tokens:
         ids = {char: _processor(self.model).encode(self._case(char)) for char in set(text) - {" "}}
         bad = sorted(char for char in ids if self.decode(ids[char]) != char)
         named = ", ".join(f"{char!r} (U+{ord(char):04X})" for char in bad) or "it as a whole"
-        way_out = "correct the transcript, or choose a model that knows it (pretrained: from_corpus trains one)"
+        way_out = (
+            f'correct it (in the recipe, for all transcripts: replace: {{{json.dumps(bad[0])}: ""}}), '
+            "or choose a model that knows it (pretrained: from_corpus trains one)"
+            if bad
+            else "correct it, or choose another model"
+        )
         if bad == ["-"]:
             way_out = "write hyphens: space in the recipe"
         return f"the tokenizer cannot write {named} of the text {text!r}; {way_out}"

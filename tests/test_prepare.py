@@ -105,7 +105,7 @@ def own(tmp_path):
 
 
 def settings(folder, **overrides):
-    told = {"manifest": str(folder / "data/corpus.csv"), "outputs": str(folder / "out")}
+    told = {"manifest": str(folder / "data/corpus.csv"), "outputs": str(folder / "out"), "folds": "none"}
     return load("params/own.yaml", "Ann", fold={"dev": "Bob"}, overrides=told | overrides)
 
 
@@ -197,7 +197,7 @@ def test_two_spellings_of_a_word_are_one_word_and_said(own):
 
 def test_a_speaker_of_the_fold_file_who_is_not_in_the_corpus_is_named(own):
     corpus = prepare.load(settings(own))
-    stranger = load("params/own.yaml", "Ann", {"dev": "Bobby"}, {"manifest": "x.csv"})
+    stranger = load("params/own.yaml", "Ann", {"dev": "Bobby"}, {"folds": "none"})
     with pytest.raises(UserError, match=r"the dev speaker 'Bobby' has no utterances; did you mean 'Bob'\?"):
         split(corpus, stranger)
 
@@ -307,3 +307,8 @@ def test_punctuation_is_said_and_dropped_where_asked_for(own):
     assert "WELL WATER" in prepare.lexicon(settings(own, punctuation="drop"))
     edit(own, '"Well, water!"', "?!")
     assert "left out, 1 x the transcript has no letters" in report(own, punctuation="drop")
+
+
+def test_transcripts_are_corrected_from_the_recipe(own):
+    params = settings(own, replace={"'": "", "Wat": "wit"})
+    assert prepare.lexicon(params) == ["CAFÉ", "CANT", "WITER", "X-RAY"]

@@ -109,7 +109,7 @@ def people(tmp_path_factory):
 
 
 def own_params(folder, name="own", fold=None, **pretraining):
-    settings = {"manifest": str(folder / "corpus.csv"), "outputs": str(folder / "out"), "name": name}
+    settings = {"manifest": str(folder / "corpus.csv"), "outputs": str(folder / "out"), "name": name, "folds": "none"}
     settings |= {"pretraining": TINY | pretraining, "speakers": {"Eve": {"level": "CONTROL"}}}
     return load("params/own.yaml", "Ann", {"dev": "Bob"} | (fold or {}), settings)
 

@@ -112,7 +112,9 @@ def test_the_same_name_is_another_person_in_another_corpus():
 
 def test_a_recipe_says_who_its_speakers_are():
     told = {"ANNA": {"level": "LOW", "sex": "F"}, "CARL": {"level": "CONTROL"}}
-    known = people(load("params/own.yaml", "ANNA", {"exclude": []}, {"speakers": told}), ["ANNA", "BEN", "CARL"])
+    known = people(
+        load("params/own.yaml", "ANNA", {"exclude": []}, {"speakers": told, "folds": "none"}), ["ANNA", "BEN", "CARL"]
+    )
     assert (known["ANNA"].level, known["ANNA"].sex, known["BEN"].level, known["CARL"].control) == ("LOW", "F", "", True)
     table_of = load("params/own.yaml", "M08", {"dev": "M10"}, {"speakers": "uaspeech"})
     assert people(table_of, ["M08"]) == {"M08": table()["M08"]}

@@ -30,7 +30,7 @@ CODE = (
     *torgo.CODE,
     *synthetic.CODE,
 )
-SETTINGS = {"corpus", "data_folder", "speakers", "lexicon", "hyphens", "punctuation", "audio"}
+SETTINGS = {"corpus", "data_folder", "speakers", "lexicon", "replace", "hyphens", "punctuation", "audio"}
 _found: dict[
     tuple[Path, str], str
 ] = {}  # corpora that this process has made or looked at, and the keys of their stages
@@ -125,7 +125,7 @@ def _read(params: Params, partial: Path, data_folder: Path) -> Reading:
 
 def _spelt(corpus: Corpus, params: Params) -> tuple[Corpus, list[Problem]]:
     """Every transcript in its one spelling, and said whether it is a word or a sentence where a corpus has both."""
-    texts = {utt.text: normalise(utt.text, params.hyphens, params.punctuation) for utt in corpus}
+    texts = {utt.text: _spell(utt.text, params) for utt in corpus}
     problems = [
         Problem(utt.utt_id, utt.speaker, str(utt.wav), "the transcript has no letters")
         for utt in corpus
@@ -135,6 +135,12 @@ def _spelt(corpus: Corpus, params: Params) -> tuple[Corpus, list[Problem]]:
     if any(" " in utt.text for utt in kept) and any(" " not in utt.text for utt in kept):
         kept = [replace(utt, word_type=utt.word_type or ("sentence" if " " in utt.text else "word")) for utt in kept]
     return replace(corpus, utterances=tuple(kept)), problems
+
+
+def _spell(text: str, params: Params) -> str:
+    for old, new in params.replace.items():
+        text = text.replace(old, new)
+    return normalise(text, params.hyphens, params.punctuation)
 
 
 def _in_blocks(corpus: Corpus, params: Params) -> Corpus:
@@ -170,7 +176,7 @@ def _lexicon(corpus: Corpus, params: Params) -> list[str]:
         if not path.is_file():
             raise UserError(f"lexicon: there is no file {path}; correct the recipe, or leave `lexicon` out")
         lines = path.read_text(encoding="utf-8-sig").splitlines()
-        words = sorted({normalise(line, params.hyphens, params.punctuation) for line in lines} - {""})
+        words = sorted({_spell(line, params) for line in lines} - {""})
     else:
         words = sorted({utt.text for utt in corpus if not corpus.is_control(utt.speaker)})
     if not corpus.dysarthric:
@@ -184,7 +190,7 @@ def _remarks(corpus: Corpus, params: Params) -> Iterator[str]:
     """What the transcripts look like before they are spelt in one way."""
     spellings: dict[str, Counter[str]] = defaultdict(Counter)
     for utt in corpus:
-        spellings[normalise(utt.text, params.hyphens, params.punctuation)][utt.text] += 1
+        spellings[_spell(utt.text, params)][utt.text] += 1
     several = {word: variants for word, variants in spellings.items() if len(variants) > 1}
     if several and params.corpus != "torgo":
         word, variants = next(iter(several.items()))
