@@ -59,6 +59,13 @@ BAD = {
     "no duration": (HEAD + "a,0,a.wav,S,X\n", "a duration of 0 s is impossible"),
     "short row": (HEAD + "a,1,a.wav\n", "line 2: speaker is empty"),
     "nothing in it": (HEAD, "no utterances in it"),
+    "no header": ("", "nothing in it; a SpeechBrain CSV has ID,duration"),
+    "semicolons": (HEAD.replace(",", ";"), "column 'ID' is missing; its columns are separated by ';', expected ','"),
+    "a comma in a text": (HEAD + "a,1,a.wav,S,Well, yes\n", "line 2: 6 fields, the header names 5; put a text that"),
+    "a quotation mark too few": (
+        HEAD + 'a,1,a.wav,S,"X\nb,1,b.wav,S,Y\n',
+        "line 3: text holds a line break or a control character; is a quotation mark never closed?",
+    ),
 }
 
 

@@ -289,6 +289,16 @@ def test_a_lexicon_from_a_file(own):
     assert prepare.lexicon(params) == ["CAFÉ", "CAN'T", "MORE", "X-RAY"]
     with pytest.raises(UserError, match="lexicon: there is no file"):
         prepare.make(settings(own, lexicon="none.txt"))
+    (own / "words.txt").write_bytes("café".encode("latin-1"))
+    with pytest.raises(UserError, match=r"words\.txt: not UTF-8"):
+        prepare.make(params)
+
+
+def test_a_data_folder_that_is_not_there_is_named(own):
+    with pytest.raises(
+        UserError, match=r"data_folder: there is no folder .*/nowhere; correct data_folder in the recipe"
+    ):
+        prepare.make(settings(own, data_folder=str(own / "nowhere")))
 
 
 def test_named_controls_are_never_held_out_and_out_of_the_lexicon(own):

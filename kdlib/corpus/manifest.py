@@ -23,6 +23,7 @@ NEMO = {"audio_filepath": "wav", "duration": "duration_s", "text": "text"}
 NEMO_SPEAKER = ("speaker", "spk_id", "speaker_id")
 
 CONTROL = "CONTROL"
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f]")
 LEVELS = ("VERY_LOW", "LOW", "MID", "HIGH", CONTROL)  # of intelligibility
 TAKEN = {"corpus", "zero_shot", "pretrained", "figures", "logs", "teachers", "logits", "parents", "tokens", "compare"}
 TAKEN |= {"ablations", "benchmarks", "con", "nul", "aux", "prn"}  # what a speaker cannot be called: folders of ours
@@ -221,14 +222,17 @@ def _read_speechbrain(path: Path) -> Iterator[tuple[int, dict]]:
         reader = csv.DictReader(file)
         there = [name.strip() for name in reader.fieldnames or []]
         reader.fieldnames = there
+        if not there:
+            raise UserError(f"{path}: nothing in it; a SpeechBrain CSV has {','.join(COLUMNS)}")
         for name in COLUMNS:
             if name not in there:
-                raise UserError(
-                    f"{path}: column {name!r} is missing{nearest(name, there)}; "
-                    f"a SpeechBrain CSV has {','.join(COLUMNS)}"
-                )
+                other = next((mark for mark in ";\t" if len(there) == 1 and mark in there[0]), "")
+                found = f"; its columns are separated by {other!r}, expected ','" if other else nearest(name, there)
+                raise UserError(f"{path}: column {name!r} is missing{found}; a SpeechBrain CSV has {','.join(COLUMNS)}")
         for row in reader:
             fields = {ours: (row[theirs] or "").strip() for theirs, ours in COLUMNS.items()}
+            if None in row:  # what is beyond the header
+                fields["extra"] = f"{len(there) + len(row[None])} fields, the header names {len(there)}"
             yield reader.line_num, fields | _optional(row)
 
 
@@ -260,9 +264,13 @@ def _optional(row: dict) -> dict:
 
 
 def _utterance(fields: dict, data_folder: str) -> Utterance:
+    if "extra" in fields:
+        raise ValueError(f"{fields['extra']}; put a text that holds a comma in quotation marks")
     for name, value in fields.items():
         if not value:
             raise ValueError(f"{name} is empty")
+        if CONTROL_CHARACTERS.search(value):
+            raise ValueError(f"{name} holds a line break or a control character; is a quotation mark never closed?")
     times = {}
     for name, what in (("duration_s", "duration"), ("offset_s", "offset")):
         if name in fields:

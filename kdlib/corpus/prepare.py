@@ -175,7 +175,10 @@ def _lexicon(corpus: Corpus, params: Params) -> list[str]:
         path = _path(params.lexicon)
         if not path.is_file():
             raise UserError(f"lexicon: there is no file {path}; correct the recipe, or leave `lexicon` out")
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
         words = sorted({_spell(line, params) for line in lines} - {""})
     else:
         words = sorted({utt.text for utt in corpus if not corpus.is_control(utt.speaker)})
@@ -235,7 +238,11 @@ def _data_folder(params: Params, folder: Path) -> Path:
     """What `$data_folder` stands for: the corpus's own folder where it was made here."""
     if params.corpus == "synthetic":
         return folder
-    return _path(params.data_folder) if params.data_folder else _path(params.manifest).parent
+    chosen = _path(params.data_folder) if params.data_folder else _path(params.manifest).parent
+    if not chosen.is_dir():
+        name = "data_folder" if params.data_folder else "manifest"
+        raise UserError(f"{name}: there is no folder {chosen}; correct {name} in the recipe")
+    return chosen
 
 
 def _path(name: str) -> Path:

@@ -6,6 +6,7 @@ controls it has heard nobody of any fold and is shared; made `from_corpus` it li
 """
 
 import argparse
+import itertools
 import json
 import random
 import shutil
@@ -23,6 +24,7 @@ from kdlib.params import Params, load
 from kdlib.stage import produce, sha256, write_json, writing
 from kdlib.tokens import Tokens, train
 
+FRAME_S = 0.04  # of the encoder's output
 CODE = ("models/pretrain.py", "corpus/speakers.py", "models/nemo.py", "train.py", "tokens.py", "corpus/audio.py")
 
 
@@ -102,6 +104,15 @@ def heard(params: Params) -> dict | None:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def fits(ids: Sequence[int], duration_s: float) -> bool:
+    """Whether CTC can write the tokens in the frames that there are: one each, and a blank between equal ones.
+
+    >>> fits([5, 6, 6], 0.16), fits([5, 6, 6], 0.12)
+    (True, False)
+    """
+    return len(ids) + sum(a == b for a, b in itertools.pairwise(ids)) <= int(duration_s / FRAME_S + 1e-6)
+
+
 def _build(partial: Path, params: Params) -> None:
     import torch
 
@@ -118,6 +129,13 @@ def _build(partial: Path, params: Params) -> None:
     model = nemo.build(tokenizer, settings)
     tokens = Tokens.for_nemo(tokenizer.read_bytes())
 
+    learnt = [utt for utt in chosen.train if fits(tokens.encode(utt.text), utt.duration_s)]
+    if len(learnt) < len(chosen.train):
+        print(
+            f"pretraining: {len(chosen.train) - len(learnt)} of {len(chosen.train)} utterances are not trained on: "
+            f"they have fewer frames of {FRAME_S * 1000:.0f} ms than tokens, and no CTC model could write them"
+        )
+
     def step(batch: tuple) -> dict[str, torch.Tensor]:
         samples, lengths, targets, sizes = batch
         logits, frames, _ = model.forward(input_signal=samples, input_signal_length=lengths)
@@ -133,7 +151,7 @@ def _build(partial: Path, params: Params) -> None:
         return samples, lengths, torch.nn.utils.rnn.pad_sequence(ids, batch_first=True), sizes
 
     epochs = training.Epochs(
-        lambda epoch: audio.batches(chosen.train, settings.batch_size, seed=params.seed * 1009 + epoch), read
+        lambda epoch: audio.batches(learnt, settings.batch_size, seed=params.seed * 1009 + epoch), read
     )
     task = training.Task(model, step, lr=settings.lr, warmup_steps=settings.warmup_steps, total_steps=settings.steps)
     training.fit(task, epochs, folder=partial, what="pretraining", steps=settings.steps, seed=params.seed)
