@@ -23,6 +23,8 @@ FOLDS = [name for name in str(config.get("folds", "M08")).split(",") if name]  #
 try:
     if FOLDS == ["all"]:
         FOLDS = kd.fold_names(kd.load(RECIPE, "nobody", {"exclude": []}).fold_set)
+    if not FOLDS:
+        raise UserError(f"no folds: there are no fold files for {RECIPE}; write them with: make folds-for RECIPE={RECIPE}")
     SETTINGS = {held_out: kd.load(RECIPE, held_out) for held_out in FOLDS}
     CORPUS = SETTINGS[FOLDS[0]].model_dump_json(include=prepare.SETTINGS | {"synthetic", "uaspeech", "torgo", "blocks", "seed"})
     CORPUS += prepare.files(SETTINGS[FOLDS[0]])
@@ -32,7 +34,8 @@ except UserError as error:  # refused here, before any work
 OUT = os.path.relpath(SETTINGS[FOLDS[0]].folder)
 NAMES = ["00_corpus", "01_baseline"]
 NOTEBOOK = {name: stage.notebook_fingerprint(Path(f"notebooks/{name}.ipynb")) for name in NAMES}
-FILES = [kd.root() / (SETTINGS[FOLDS[0]].manifest or "none"), kd.root() / (SETTINGS[FOLDS[0]].lexicon or "none"), kd.root() / SETTINGS[FOLDS[0]].nemo_model, nemo.SHIPPED]
+FIRST = SETTINGS[FOLDS[0]]
+FILES = [kd.located(name or "none") for name in (FIRST.manifest, FIRST.lexicon, FIRST.nemo_model)] + [nemo.SHIPPED]
 CODE = stage.code_fingerprint(stage.SOURCES) + "".join(map(stage.fingerprint, FILES))
 RUN = ("papermill {input.notebook} {log} --cwd notebooks --no-progress-bar --log-output --log-level INFO"
        " -r recipe {params.recipe:q} -r held_out {params.held_out}")

@@ -14,6 +14,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from kdlib.errors import UserError, nearest
 
+Microphones = Annotated[
+    tuple[Literal["M2", "M3", "M4", "M5", "M6", "M7", "M8"], ...],
+    BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),
+]
 Names = Annotated[tuple[str, ...], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]
 
 
@@ -81,7 +85,7 @@ class UASpeech(Strict):
     version: Literal["original", "noisereduce", "normalized"] = "original"  # the old release has one version only
     labels: Literal["auto", "mlf", "xls", "list"] = "auto"  # auto: the MLF files, else the xls, else kdlib's own list
     microphone: str = Field("M5", pattern=r"^M[2-8]$")  # the seven microphones are one utterance: this one is it
-    augment: Literal["all"] | Names = ()  # further microphones, for training only
+    augment: Literal["all"] | Microphones = ()  # further microphones, for training only
 
 
 class Torgo(Strict):
@@ -137,7 +141,9 @@ class Params(Strict):
     data_folder: str | None = None  # what $data_folder stands for; where UA-Speech or TORGO lies
     speakers: Literal["uaspeech"] | dict[str, Person] = {}  # who they are, where the corpus does not say it
     lexicon: str | None = None  # closed vocabulary, a word a line; by default all transcripts of who is no control
-    replace: dict[str, str] = {}  # in transcripts, before all else: {"&": "and", "7": "seven"}
+    replace: dict[
+        Annotated[str, Field(min_length=1)], str
+    ] = {}  # in transcripts, before all else: {"&": "and", "7": "seven"}
     hyphens: Literal["keep", "space"] = "keep"  # of transcripts; NVIDIA's tokenizers have no hyphen
     punctuation: Literal["keep", "drop"] = "keep"
     audio: Hygiene = Hygiene()
@@ -166,6 +172,11 @@ class Params(Strict):
     def fold_folder(self) -> Path:
         """Where the artefacts live that depend on the held-out speaker."""
         return self.folder / self.held_out
+
+
+def located(name: str) -> Path:
+    """A path of a recipe: relative to the repository's root, or from ~, or whole."""
+    return root() / Path(name).expanduser()
 
 
 def root(start: Path | None = None) -> Path:

@@ -16,6 +16,7 @@ from pathlib import Path
 from kdlib.errors import UserError
 
 BOS, EOS, BLANK = 0, 1, 2
+JOINERS = "\u200c\u200d"  # unseen, but part of words in Persian and the scripts of India
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,9 @@ def normalise(text: str, hyphens: str = "keep", punctuation: str = "keep") -> st
     'WELL WELL-KNOWN'
     """
     straight = unicodedata.normalize("NFC", text).replace("\u2019", "'").replace("\u2010", "-").replace("\u2011", "-")
+    straight = "".join(
+        char for char in straight if char in JOINERS or unicodedata.category(char) != "Cf"
+    )  # marks unseen
     if hyphens == "space":
         straight = straight.replace("-", " ")
     if punctuation == "drop":
@@ -144,6 +148,7 @@ def train(texts: Iterable[str], pieces: int, folder: Path, *, lower: bool = Fals
             character_coverage=1.0,
             required_chars=(characters.lower() if lower else characters).replace(" ", ""),
             hard_vocab_limit=False,
+            normalization_rule_name="identity",  # ours is the only one; theirs would rewrite Thai, Persian, ellipses
             minloglevel=2,
             num_threads=1,
         )

@@ -177,3 +177,32 @@ def test_what_another_version_of_the_check_found_is_not_believed(tmp_path):
     path.write_text(path.read_text().replace("examined by ", "examined by another ").replace(",0.5,", ",7.5,"))
     kept, _ = audio.check(corpus, folder=tmp_path)
     assert kept.utterances[0].duration_s == 0.5
+
+
+@pytest.mark.parametrize("rate", [22_254, 44_101, 11_127])
+def test_odd_rates_need_no_filters_of_gigabytes(tmp_path, rate):
+    samples = audio.load(utterance(tone(tmp_path / "a.wav", rate, hz=440)))
+    spectrum = np.abs(np.fft.rfft(samples))
+    assert spectrum.argmax() * 16_000 / len(samples) == pytest.approx(440, abs=3)
+
+
+def test_rates_and_levels_that_cannot_be_speech_are_named(tmp_path):
+    good = utterance(tone(tmp_path / "ok.wav"), "ok")
+    soundfile.write(tmp_path / "slow.wav", np.ones(4000) / 3, 40)
+    wave = 9000 * np.sin(np.arange(8000) / 9)
+    soundfile.write(tmp_path / "ints.wav", wave, 16_000, subtype="FLOAT")
+    bad = (utterance(tmp_path / "slow.wav", "slow"), utterance(tmp_path / "ints.wav", "ints"))
+    _, report = audio.check(Corpus((good, *bad)))
+    reasons = [problem.reason for problem in report.problems]
+    assert reasons == ["a sample rate below 4,000 Hz", "samples far beyond full scale"]
+
+
+def test_every_reason_comes_with_what_to_do():
+    said = {audio._fault(np.array(samples)) for samples in ([], [np.nan], [0.0], [9.0], [1.0])} | {audio.UNREADABLE}
+    assert said <= set(audio.ADVICE)
+
+
+def test_paths_that_nothing_can_be_called_by_are_missing(tmp_path):
+    good = utterance(tone(tmp_path / "ok.wav"), "ok")
+    _, report = audio.check(Corpus((good, utterance(tmp_path / ("x" * 300), "long"))))
+    assert report.problems[0].reason == "the file is missing"

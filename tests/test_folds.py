@@ -64,3 +64,11 @@ def test_two_speakers_leave_nobody_for_dev():
 def test_a_missing_fold_file_says_how_to_write_it(recipe):
     with pytest.raises(params.UserError, match="write its fold files with: make folds-for"):
         params.load(recipe, "Alma")
+
+
+def test_files_of_speakers_who_are_gone_are_named(recipe, capsys):
+    folder = folds.write(recipe)
+    (folder / "Gone.yaml").write_text("held_out: Gone\n")
+    capsys.readouterr()
+    folds.write(recipe)
+    assert "of speakers who are not in the corpus, or are controls, and can go: Gone" in capsys.readouterr().out

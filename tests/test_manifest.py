@@ -54,17 +54,17 @@ BAD = {
     "missing column": ("ID,duration,wav,wrd\na,1,a.wav,X\n", "column 'spk_id' is missing"),
     "misspelt column": ("ID,duratoin,wav,spk_id,wrd\na,1,a.wav,S,X\n", "did you mean 'duratoin'"),
     "duplicate id": (HEAD + "a,1,a.wav,S,X\na,1,b.wav,S,Y\n", "'a' stands twice"),
-    "empty transcript": (HEAD + "a,1,a.wav,S,\n", "line 2: text is empty"),
+    "empty transcript": (HEAD + "a,1,a.wav,S,\n", "line 2: wrd (text) is empty"),
     "duration in words": (HEAD + "a,long,a.wav,S,X\n", "line 2: duration 'long' is not a number"),
     "no duration": (HEAD + "a,0,a.wav,S,X\n", "a duration of 0 s is impossible"),
-    "short row": (HEAD + "a,1,a.wav\n", "line 2: speaker is empty"),
+    "short row": (HEAD + "a,1,a.wav\n", "line 2: spk_id (speaker) is empty"),
     "nothing in it": (HEAD, "no utterances in it"),
     "no header": ("", "nothing in it; a SpeechBrain CSV has ID,duration"),
     "semicolons": (HEAD.replace(",", ";"), "column 'ID' is missing; its columns are separated by ';', expected ','"),
     "a comma in a text": (HEAD + "a,1,a.wav,S,Well, yes\n", "line 2: 6 fields, the header names 5; put a text that"),
     "a quotation mark too few": (
         HEAD + 'a,1,a.wav,S,"X\nb,1,b.wav,S,Y\n',
-        "line 3: text holds a line break or a control character; is a quotation mark never closed?",
+        "line 3: wrd (text) holds a line break or a control character; is a quotation mark never closed?",
     ),
 }
 
@@ -113,13 +113,13 @@ def nemo(tmp_path, *rows):
 
 def test_nemo_names_that_are_not_unique_get_their_folders(tmp_path):
     path = nemo(tmp_path, {"audio_filepath": "a/1.wav"}, {"audio_filepath": "b/1.wav"}, {"audio_filepath": "b/2.wav"})
-    assert [utt.utt_id for utt in manifest.read(path)] == ["ANNA_a_1", "ANNA_b_1", "2"]
+    assert [utt.utt_id for utt in manifest.read(path)] == ["a_1", "b_1", "2"]
 
 
 def test_nemo_parts_of_one_file_are_utterances_of_their_own(tmp_path):
     rows = [{"audio_filepath": "a/long.wav", "offset": offset} for offset in (0.0, 1.25)]
     corpus = manifest.read(nemo(tmp_path, *rows))
-    assert [(utt.utt_id, utt.offset_s) for utt in corpus] == [("ANNA_a_long_0.000", 0.0), ("ANNA_a_long_1.250", 1.25)]
+    assert [(utt.utt_id, utt.offset_s) for utt in corpus] == [("a_long_0.000", 0.0), ("a_long_1.250", 1.25)]
 
 
 def test_parts_and_copies_survive_both_formats(tmp_path):
@@ -152,3 +152,33 @@ def test_least_intelligible_speakers_stand_first():
     corpus = Corpus(tuple(Utterance(name, name, Path("x"), 1.0, "ONE") for name in "ABCD"), people=known)
     assert corpus.by_intelligibility == ["B", "A", "D", "C"]
     assert corpus.dysarthric == ["A", "B", "C"]
+
+
+def test_csv_is_read_as_speechbrain_reads_it(tmp_path):
+    """Blanks behind commas, and quotation marks that begin behind them."""
+    path = csv_file(tmp_path, HEAD.replace(",", ", ") + 'a, 1, a.wav, S, "WELL, YES"\n')
+    only = next(iter(manifest.read(path)))
+    assert (only.text, only.duration_s) == ("WELL, YES", 1.0)
+
+
+def test_nemo_names_that_are_numbers_or_nought_are_names(tmp_path):
+    only = next(iter(manifest.read(nemo(tmp_path, {"audio_filepath": "a.wav", "speaker": 0, "text": 0}))))
+    assert (only.speaker, only.text) == ("0", "0")
+
+
+def test_nemo_with_a_byte_order_mark_and_line_separators_in_texts(tmp_path):
+    path = nemo(tmp_path, {"audio_filepath": "a.wav"})
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b'"one"', '"one\u2028two"'.encode()))
+    assert next(iter(manifest.read(path))).text == "one\u2028two"
+
+
+def test_an_endless_quotation_is_one_message(tmp_path):
+    path = csv_file(tmp_path, HEAD + 'a,1,a.wav,S,"X\n' + "b,1,b.wav,S,Y\n" * 20_000)
+    with pytest.raises(UserError, match="is a quotation mark never closed"):
+        manifest.read(path)
+
+
+@pytest.mark.parametrize("offset", ["-1", "soon"])
+def test_offsets_that_cannot_be_are_named(tmp_path, offset):
+    with pytest.raises(UserError, match=f"offset (of )?'?{offset}"):
+        manifest.read(nemo(tmp_path, {"audio_filepath": "a.wav", "offset": offset}))

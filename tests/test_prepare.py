@@ -1,6 +1,8 @@
 """Any manifest goes through the same stage as the embedded corpus, and what is wrong with it is said in words."""
 
+import os
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -322,3 +324,93 @@ def test_punctuation_is_said_and_dropped_where_asked_for(own):
 def test_transcripts_are_corrected_from_the_recipe(own):
     params = settings(own, replace={"'": "", "Wat": "wit"})
     assert prepare.lexicon(params) == ["CAFÉ", "CANT", "WITER", "X-RAY"]
+
+
+def test_a_recording_of_two_people_is_refused(own):
+    """Held out, one of them would be heard in training all the same."""
+    edit(own, "$data_folder/Cid/1_1.flac", "$data_folder/Ann/1_1.flac")
+    with pytest.raises(UserError, match=r"Ann/1_1\.flac is listed for Ann and for Cid"):
+        prepare.make(settings(own))
+
+
+def test_a_file_under_two_ids_of_one_person_is_said(own):
+    edit(own, "$data_folder/Ann/1_1.flac", "$data_folder/Ann/1_2.flac")
+    assert "files that stand under more than one id, and count more than once: 1, first" in report(own)
+
+
+def test_further_recordings_of_what_was_left_out_are_left_out_and_named(own):
+    """Ann_1_1 is damaged; Ann_2_1 is another recording of it, Ann_3_1 one of an utterance that is nowhere."""
+    edit(own, ",wrd\n", ",wrd,copy_of\n")
+    edit(own, ",Ann,x-ray\n", ",Ann,café,Ann_1_1\n")
+    edit(own, ",Ann,Water\n", ",Ann,Water,Ann_9_9\n")
+    (own / "data/Ann/1_1.flac").write_bytes(b"none")
+    assert "40 recordings looked at, 3 left out" in report(own)
+    left_out = (own / "out/own/corpus/left_out.csv").read_text()
+    for utt_id in ("Ann_2_1", "Ann_3_1"):
+        assert f"{utt_id},Ann," in left_out
+    assert left_out.count("another recording of an utterance that was left out") == 2
+    repeated = settings(own, blocks={"made_from": "repetition"})
+    assert len(prepare.load(repeated)) == 37
+
+
+def test_copies_are_no_repetitions_and_share_their_block(own):
+    edit(own, ",wrd\n", ",wrd,copy_of\n")
+    edit(own, ",Ann,can't\n", ",Ann,can't\n", times=1)
+    edit(own, ",Ann,x-ray\n", ",Ann,can't,Ann_0_1\n")
+    corpus = prepare.load(settings(own, blocks={"made_from": "repetition"}))
+    blocks = {utt.utt_id: utt.block for utt in corpus}
+    assert (blocks["Ann_0_1"], blocks["Ann_2_1"], blocks["Ann_0_2"]) == ("R1", "R1", "R2")
+
+
+def test_a_repetition_column_counts_where_there_is_one(own):
+    edit(own, ",wrd\n", ",wrd,repetition\n")
+    edit(own, ",Ann,can't\n", ",Ann,can't,7\n")
+    corpus = prepare.load(settings(own, blocks={"made_from": "repetition"}))
+    assert next(utt.block for utt in corpus if utt.utt_id == "Ann_0_1") == "R7"
+
+
+def test_blocks_are_made_anew_when_the_recipe_asks_for_others(own):
+    assert {utt.block for utt in prepare.load(settings(own))} == {""}
+    assert {utt.block for utt in prepare.load(settings(own, blocks={"made_from": "repetition"}))} == {"R1", "R2"}
+
+
+def test_what_is_over_when_somebody_looks_again_is_not_remembered(own, monkeypatch):
+    """Rights that were missing, a disc that hiccuped: not a fault of the file."""
+    look = audio._look
+    fault = audio.Found(audio.UNREADABLE, "", 0.0, (0.0, 0.0))
+    monkeypatch.setattr(audio, "_look", lambda utt: fault if utt.utt_id == "Ann_0_1" else look(utt))
+    assert "left out, 1 x the file may not be read" in report(own)
+    monkeypatch.setattr(audio, "_look", look)
+    assert "0 left out" in report(own, hyphens="space")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_rights_that_are_given_later_are_seen(own):
+    path = own / "data/Ann/0_1.flac"
+    path.chmod(0)
+    assert "left out, 1 x the file may not be read" in report(own)
+    path.chmod(0o644)
+    assert "0 left out" in report(own)
+
+
+def test_what_spoils_a_file_after_the_look_is_named_when_it_is_read(own):
+    corpus = prepare.load(settings(own))
+    (own / "data/Ann/0_1.flac").write_bytes(b"none")
+    with pytest.raises(UserError, match=r"Ann_0_1: .* could be read before, and cannot now .* run 00_corpus again"):
+        audio.load(corpus.utterances[0])
+
+
+def test_paths_that_are_no_text_are_left_out(own):
+    odd = own / "data" / os.fsdecode(b"caf\xe9.wav")
+    soundfile.write(own / "data/odd.wav", np.ones(4000) / 3, 8000)
+    (own / "data/odd.wav").rename(odd)
+    corpus = prepare.load(settings(own))
+    strange = replace(corpus, utterances=(*corpus.utterances, replace(corpus.utterances[0], utt_id="odd", wav=odd)))
+    kept, problems = prepare._on_disk(strange, settings(own))
+    assert (len(kept), [one.reason for one in problems]) == (40, ["its path is not UTF-8"])
+
+
+def test_transcripts_in_one_script_are_one_word_however_they_were_typed(own):
+    """A byte order mark and a soft hyphen, which nobody sees."""
+    edit(own, "Ann,Water", "Ann,\ufeffWa\u00adter")
+    assert prepare.lexicon(settings(own)) == ["CAFÉ", "CAN'T", "WATER", "X-RAY"]

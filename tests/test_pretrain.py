@@ -152,3 +152,45 @@ def test_voices_set_aside_are_of_both_sexes_where_sexes_are_known_and_of_any_whe
     assert len({name in ("CM13", "CM12") for name in apart}) == 2
     unknown = {name: replace(one, sex="") for name, one in corpus.people.items()}
     assert len(split_controls(replace(corpus, people=unknown), two).test_speakers) == 2
+
+
+def test_a_fold_that_changed_trains_its_model_anew(people):
+    """A model that heard yesterday's dev speaker must not serve a fold file that was edited today."""
+    before = heard(own_params(people))["speakers"]
+    after = heard(own_params(people, fold={"dev": "Cid"}))["speakers"]
+    assert (before, after) == (["Cid", "Dee"], ["Bob", "Dee"])
+
+
+def test_who_is_excluded_is_not_heard_even_where_named(people):
+    corpus = prepare.load(own_params(people))
+    chosen = own_params(people, fold={"exclude": ["Cid"]}, speakers=["Cid", "Dee"])
+    assert {utt.speaker for utt in split_fold(corpus, chosen).train} == {"Dee"}
+    with pytest.raises(UserError, match=r"names only speakers whom fold\.exclude keeps out of training"):
+        split_fold(corpus, own_params(people, fold={"exclude": ["Cid"]}, speakers=["Cid"]))
+    with pytest.raises(UserError, match=r"pretraining\.speakers names Ann, who is the held-out or the dev speaker"):
+        own_params(people, speakers=["Ann"])
+
+
+def test_seen_words_are_those_that_the_model_has_heard(people):
+    rows = score.read_hypotheses(baseline.baseline(own_params(people)) / "hypotheses.csv")
+    assert {row.reference: row.seen for row in rows} == {"CAFÉ": "no", "X-RAY": "yes"}
+
+
+def test_copies_are_not_scored(people, tmp_path):
+    manifest_ = (people / "corpus.csv").read_text().splitlines()
+    copies = [
+        f"{line.replace('Eve_', 'EveM3_', 1)},{line.split(',')[0]}" for line in manifest_ if line.startswith("Eve_")
+    ]
+    copies = [line.replace("/EveM3_", "/Eve_") for line in copies]
+    (tmp_path / "wav").symlink_to(people / "wav")
+    (tmp_path / "corpus.csv").write_text("\n".join([manifest_[0] + ",copy_of", *manifest_[1:], *copies]) + "\n")
+    folder = baseline.zero_shot(own_params(tmp_path))
+    rows = score.read_hypotheses(folder / "controls/hypotheses.csv")
+    assert len(copies) == 4
+    assert not any(row.utt_id.startswith("EveM3") for row in rows)
+
+
+def test_the_shipped_models_voices_are_nobody_of_another_corpus():
+    assert heard(load("params/demo.yaml", "M08"))["speakers"]
+    other = load("params/uaspeech.yaml", "M08", overrides={"pretrained": "shipped"})
+    assert heard(other)["speakers"] == []

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from kdlib.corpus.manifest import Corpus, Utterance
+from kdlib.corpus.manifest import Corpus, Speaker, Utterance
 from kdlib.corpus.speakers import dev_speaker, people, split, table, teachers
 from kdlib.errors import UserError
 from kdlib.params import load
@@ -123,7 +123,7 @@ def test_a_recipe_says_who_its_speakers_are():
 
 def test_where_nothing_is_known_everybody_is_somebodys_dev_speaker():
     names = ["A", "B", "C", "D"]
-    assert [dev_speaker(name, names, {}) for name in names] == ["B", "C", "D", "A"]
+    assert [dev_speaker(name, names, {})[0] for name in names] == ["B", "C", "D", "A"]
 
 
 @pytest.mark.parametrize("role", ["train", "teachers"])
@@ -142,3 +142,15 @@ def test_another_microphones_recordings_are_trained_on_and_never_tested_on():
         len(before.dev),
         len(before.test),
     )
+
+
+def test_per_cents_count_before_levels_and_unknown_speakers_last():
+    known = {
+        "A": Speaker("A", intelligibility_pct=50),
+        "B": Speaker("B", intelligibility_pct=44),
+        "C": Speaker("C"),
+        "D": Speaker("D", level="MID"),
+    }
+    assert dev_speaker("A", "BCD", known) == ("B", dev_speaker("M08", ["M10"], table())[1])
+    assert dev_speaker("A", "CD", known)[1] == "the next by name, since nothing else is known of the speakers"
+    assert dev_speaker("D", "ABC", known)[0] == "A"

@@ -59,4 +59,4 @@ def test_headline_and_breakdown_are_in_per_cent(folder):
 
     scores = json.loads((folder / "scores.json").read_text())
     assert tables.headline(scores).loc["greedy", "WRA"] == round(100 * 11 / 30, 1)
-    assert tables.breakdown(scores).loc["among the fold's training words: yes", "n"] == 15
+    assert tables.breakdown(scores).loc["among the training words: yes", "n"] == 15

@@ -90,3 +90,11 @@ def test_a_tokenizer_without_hyphen_names_the_way_out(tmp_path):
     with pytest.raises(UserError, match=r"cannot write '-' .*; write hyphens: space in the recipe"):
         Tokens.for_teachers(model).encode("X-RAY")
     assert normalise("X-RAY", hyphens="space") == "X RAY"
+
+
+@pytest.mark.parametrize("text", ["น้ำ", "wait\u2026", "½", "№ 7", "می\u200cخواهم", "ＦＵＬＬ"])
+def test_scripts_and_signs_come_back_as_they_went_in(tmp_path, text):
+    """sentencepiece's own normalisation would rewrite them; ours is the only one."""
+    tokens = Tokens.for_nemo(train([text, "dog"], 64, tmp_path, lower=True).read_bytes())
+    assert tokens.decode(tokens.encode(text)) == normalise(text)
+    assert tokens.decode(tokens.encode("dog")) == "DOG"

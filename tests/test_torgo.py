@@ -84,3 +84,39 @@ def test_folders_that_hold_no_torgo_are_refused(tmp_path, folder, message):
     (tmp_path / "empty" / "Docs").mkdir(parents=True)
     with pytest.raises(UserError, match=message):
         importer.read(tmp_path / folder, Torgo())
+
+
+def test_a_changed_prompt_makes_the_corpus_anew(tree):
+    """Even with an editor's backup of another ending beside it."""
+    prompt = tree / "M01/Session1/prompts/0001.txt"
+    (prompt.parent / "0001.txt~").write_text("old")
+    assert prompt in importer.depends(tree, Torgo())
+    assert "YES" in {utt.text for utt in prepare.load(params(tree))}
+    prompt.write_text("maybe\n")
+    prepare.make(params(tree))
+    assert "MAYBE" in {utt.text for utt in prepare.load(params(tree))}
+
+
+def test_prompts_in_another_encoding_keep_their_letters_and_it_is_said(tree):
+    (tree / "M01/Session1/prompts/0001.txt").write_bytes("don\u2019t, caf\u00e9".encode("cp1252"))
+    (tree / "M01/Session1/prompts/0002.txt").write_bytes(b"\xef\xbb\xbfyes")
+    found = importer.read(tree, Torgo())
+    assert {"don\u2019t, caf\u00e9", "yes"} <= {utt.text for utt in found.corpus}
+    assert found.notes[0].startswith("1 prompts are not UTF-8, read as Windows-1252; first ")
+
+
+def test_links_that_lead_nowhere_and_folders_with_a_files_name_end_nothing(tree):
+    session = tree / "M01/Session1"
+    (session / "wav_headMic/0001.wav").unlink()
+    (session / "wav_headMic/0001.wav").symlink_to("gone.wav")
+    (session / "prompts/0002.txt").unlink()
+    (session / "prompts/0002.txt").mkdir()
+    found = importer.read(tree, Torgo())
+    assert next(utt.wav.parent.name for utt in found.corpus if utt.utt_id == "M01_Session1_0001") == "wav_arrayMic"
+    assert ("M01_Session1_0002", "the recording has no prompt") in {(one.utt_id, one.reason) for one in found.problems}
+
+
+def test_xxx_inside_a_prompt_counts(tree):
+    (tree / "M01/Session1/prompts/0001.txt").write_text("the xxx house")
+    reasons = {one.utt_id: one.reason for one in importer.read(tree, Torgo()).problems}
+    assert reasons["M01_Session1_0001"] == "the prompt says xxx"

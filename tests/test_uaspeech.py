@@ -4,7 +4,7 @@ import shutil
 from collections import Counter
 
 import pytest
-from corpora import MICROPHONES, codes, uaspeech, write_mlf, write_xls
+from corpora import uaspeech, write_mlf, write_xls
 
 from kdlib.corpus import prepare
 from kdlib.corpus import uaspeech as importer
@@ -178,5 +178,71 @@ def test_the_recipe_reads_it_and_keeps_copies_out_of_tests(tmp_path):
     words = prepare.lexicon(params)
     assert len(words) == 449
     assert "X RAY" in words  # hyphens: space
-    assert len(codes()) == 255
-    assert len(MICROPHONES) == 7
+
+
+M08_B3 = {  # as the original study's own result files have them
+    **{"CW95": "COME", "D7": "SEVEN", "UW99": "AWAY", "CW11": "HE", "CW92": "DAY", "CW17": "WITH", "D6": "SIX"},
+    **{"C19": "RIGHT", "D9": "NINE", "CW91": "DOWN", "CW100": "YES", "CW32": "WHAT", "LM": "MIKE", "CW53": "ABOUT"},
+    **{"CW26": "OR", "CW98": "PART", "UW87": "DRUM", "D1": "ONE", "UW86": "BRUSH", "C5": "TAB", "UW31": "SHOUT"},
+    **{"CW5": "TO", "UW92": "CRYING", "CW27": "HAD", "CW25": "FROM", "UW2": "EXPLOIT", "UW88": "FROG", "LD": "DELTA"},
+}
+
+
+def test_the_word_list_says_what_the_original_study_heard(small):
+    texts = {utt.utt_id: utt.text for utt in read(small, labels="list").corpus}
+    assert {code: texts[f"M16_B3_{code}_M5"] for code in M08_B3} == M08_B3
+
+
+def test_an_empty_test_recording_is_one_problem_and_all_recordings_are_accounted_for(tree):
+    path = tree / "audio/original/F02/F02_B1_D1_M5.wav"
+    before = path.read_bytes()
+    path.write_bytes(b"")
+    try:
+        found, every = read(tree), read(tree, augment="all")
+    finally:
+        path.write_bytes(before)
+    assert [problem.reason for problem in found.problems] == ["empty file"]
+    assert any(note.startswith("6 recordings are of 1 utterances that have no label, or that") for note in found.notes)
+    assert len(every.corpus) == 2 * 5355 - 7
+
+
+def test_folders_in_lower_case_are_speakers_too(small):
+    (small / "audio" / "M16").rename(small / "audio" / "m16")
+    assert {utt.speaker for utt in read(small).corpus} == {"M16", "CM01"}
+
+
+def test_labels_that_fit_nothing_are_the_reason_that_is_given(tmp_path):
+    tree = uaspeech(tmp_path / "UASpeech", ("F02",), microphones=["M5"])
+    path = tree / "mlf/F02/F02_word.mlf"
+    path.write_text(path.read_text().replace("F02_", "F05_"))
+    with pytest.raises(UserError, match="none of its recordings can be used: 765 x no label for its code"):
+        read(tree)
+
+
+def test_silences_and_macs_files_are_no_labels(tmp_path):
+    tree = uaspeech(tmp_path / "UASpeech", ("F02",), microphones=["M5"])
+    path = tree / "mlf/F02/F02_word.mlf"
+    path.write_text(path.read_text().replace("\nUPWARD\n", "\n0 9 sil\n9 20 UPWARD\n20 30 sp\n"))
+    (path.parent / "._F02_word.mlf").write_text('"*/F02_B1_D1_M5.lab"\nWRONG\n.\n')
+    texts = {utt.text for utt in read(tree).corpus}
+    assert "UPWARD" in texts
+    assert not texts & {"sil UPWARD sp", "WRONG"}
+
+
+def test_a_changed_label_file_makes_the_corpus_anew(small):
+    assert small / "speaker_wordlist.xls" in importer.depends(small, UASpeech())
+    write_mlf(small / "mlf/M16/M16_word.mlf", "M16", ["M5"])
+    assert small / "mlf/M16/M16_word.mlf" in importer.depends(small, UASpeech())
+
+
+@pytest.mark.parametrize("cut", [10, 600, 5000])
+def test_a_damaged_xls_is_one_message(small, cut):
+    path = small / "speaker_wordlist.xls"
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(UserError, match=r"cannot be read as \.xls"):
+        read(small, labels="xls")
+
+
+def test_microphones_that_do_not_exist_are_refused():
+    with pytest.raises(UserError, match=r"uaspeech\.augment"):
+        load("params/uaspeech.yaml", "M08", overrides={"uaspeech": {"augment": ["M9"]}})

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -34,6 +35,8 @@ SILENT = 1e-4  # peak below which a file holds nothing
 CLIPPED = 0.5  # share of samples at full scale above which a file holds nothing but clipping
 SHARPNESS = 32  # of resampling, in zero crossings: 6, the default, mirrors what is near the upper end into the new band
 QUIET_DB, MARGIN_S = 40, 0.1  # what silence trimming cuts off, and what it leaves around the speech
+SLOWEST_HZ = 4_000
+UNREADABLE = "the file may not be read"
 EXAMINED = "examined.csv"
 _PART = 256  # files, after which what was found is written down
 
@@ -48,6 +51,11 @@ ADVICE = {
     "the prompt is a picture": "nothing: what was said is not written down",
     "the prompt says xxx": "nothing: what was said is not written down",
     "the transcript has no letters": "write down what is said, or remove the line",
+    "the file may not be read": "look at the rights of the file and its folders, or at the disk",
+    "a sample rate below 4,000 Hz": "see whether its header is right: speech needs 8,000 Hz at least",
+    "samples far beyond full scale": "divide float samples by their full scale (32768 for 16 bits)",
+    "another recording of an utterance that was left out": "see why that one was left out",
+    "its path is not UTF-8": "rename the file or its folder",
     "the file is missing": "put the file there, or correct data_folder or the manifest",
     "the file cannot be read as audio": "copy it again: it is damaged, or no audio file",
     "the file ends before the part that the manifest names": "correct offset and duration in the manifest",
@@ -84,7 +92,10 @@ class Report:
 
     def write(self, path: Path) -> None:
         """Write the files that were left out, one a line."""
-        with writing(path) as hidden, hidden.open("w", newline="", encoding="utf-8") as file:
+        with (
+            writing(path) as hidden,
+            hidden.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+        ):
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(Problem.__slots__)
             writer.writerows([getattr(problem, name) for name in Problem.__slots__] for problem in self.problems)
@@ -101,8 +112,13 @@ class Found(NamedTuple):
 
 def load(utt: Utterance, rate_hz: int = RATE_HZ) -> np.ndarray:
     """Samples of a recording, mono, at `rate_hz`."""
-    with soundfile.SoundFile(utt.wav) as file:
-        samples, found_hz = _read(file, utt), file.samplerate
+    try:
+        with soundfile.SoundFile(utt.wav) as file:
+            samples, found_hz = _read(file, utt), file.samplerate
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise UserError(
+            f"{utt.utt_id}: {utt.wav} could be read before, and cannot now ({error}); run 00_corpus again"
+        ) from None
     if found_hz == rate_hz:
         return samples
     import torch
@@ -171,13 +187,14 @@ def collate(utterances: Sequence[Utterance]) -> tuple["torch.Tensor", "torch.Ten
 
 
 def stamps(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
-    """Path, size in bytes and date of change of files; -1 for those that are not there."""
+    """Path, size in bytes and date of change of files; -1 for those that are not there or may not be read."""
     found = []
     for path in map(str, paths):
         try:
             status = os.stat(path)
-            found.append((path, status.st_size, status.st_mtime_ns))
-        except OSError:
+            readable = os.access(path, os.R_OK)
+            found.append((path, status.st_size, status.st_mtime_ns) if readable else (path, -1, status.st_mtime_ns))
+        except (OSError, ValueError):
             found.append((path, -1, -1))
     return found
 
@@ -196,7 +213,8 @@ def _read(file: soundfile.SoundFile, utt: Utterance) -> np.ndarray:
 def _resampler(from_hz: int, to_hz: int):
     import torchaudio
 
-    return torchaudio.transforms.Resample(from_hz, to_hz, lowpass_filter_width=SHARPNESS)
+    ratio = Fraction(to_hz, from_hz).limit_denominator(1000)  # 44,101 Hz as it stands would need a filter of gigabytes
+    return torchaudio.transforms.Resample(ratio.denominator, ratio.numerator, lowpass_filter_width=SHARPNESS)
 
 
 def _examine(corpus: Corpus, folder: Path | None) -> Iterator[Found]:
@@ -218,7 +236,8 @@ def _examine(corpus: Corpus, folder: Path | None) -> Iterator[Found]:
                 part = todo[start : start + _PART]
                 for (key, _), found in zip(part, pool.map(_look, (utt for _, utt in part)), strict=True):
                     kept[key] = found
-                    keep(key, found)
+                    if found.reason != UNREADABLE:  # which may be over when somebody looks again
+                        keep(key, found)
                 bar.update(len(part))
     yield from (kept[key] for key in keys)
 
@@ -229,9 +248,10 @@ def _look(utt: Utterance) -> Found:
         with soundfile.SoundFile(utt.wav) as file:
             kind = f"{file.samplerate} Hz, {file.channels} channel{'s' * (file.channels > 1)}"
             samples, rate_hz = _read(file, utt), file.samplerate
-    except (soundfile.LibsndfileError, OSError, RuntimeError):
-        missing = not utt.wav.is_file()
-        return Found("the file is missing" if missing else "the file cannot be read as audio", "", 0.0, nothing)
+            if rate_hz < SLOWEST_HZ:
+                return Found("a sample rate below 4,000 Hz", kind, 0.0, nothing)
+    except (soundfile.LibsndfileError, OSError, RuntimeError, ValueError):
+        return Found(_unreadable(str(utt.wav)), "", 0.0, nothing)
     duration_s = len(samples) / rate_hz
     if utt.offset_s is not None and duration_s < 0.95 * utt.duration_s:
         return Found("the file ends before the part that the manifest names", kind, duration_s, nothing)
@@ -239,6 +259,23 @@ def _look(utt: Utterance) -> Found:
         return Found(reason, kind, duration_s, nothing)
     start_s, end_s = loud_part(samples, rate_hz, QUIET_DB)
     return Found("", kind, duration_s, (max(0.0, start_s - MARGIN_S), min(duration_s, end_s + MARGIN_S)))
+
+
+def _unreadable(path: str) -> str:
+    """Why a file cannot be opened: the file's fault, or another's."""
+    if not os.path.isfile(path):
+        try:
+            os.stat(path)
+        except PermissionError:
+            return UNREADABLE
+        except (OSError, ValueError):
+            pass
+        return "the file is missing"
+    try:
+        with open(path, "rb"):
+            return "the file cannot be read as audio"
+    except OSError:
+        return UNREADABLE
 
 
 def _fault(samples: np.ndarray) -> str:
@@ -249,6 +286,8 @@ def _fault(samples: np.ndarray) -> str:
         return "NaN or infinite samples"
     if peak < SILENT:
         return "nothing but silence"
+    if peak > 2:
+        return "samples far beyond full scale"
     if peak >= 0.999 and float((np.abs(samples) >= 0.999).mean()) > CLIPPED:
         return "clipped to nothing"
     return ""
@@ -272,7 +311,7 @@ def _kept(folder: Path) -> dict[tuple, Found]:
     path = folder / EXAMINED
     if not path.is_file():
         return {}
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         if file.readline().strip() != _examination():
             return {}
         return {
@@ -292,7 +331,7 @@ def _keeping(folder: Path | None) -> Iterator[Callable[[tuple, Found], None]]:
         return
     path = folder / EXAMINED
     start = not (path.is_file() and path.open(encoding="utf-8").readline().strip() == _examination())
-    with path.open("w" if start else "a", newline="", encoding="utf-8") as file:
+    with path.open("w" if start else "a", newline="", encoding="utf-8", errors="surrogateescape") as file:
         file.write(f"{_examination()}\n" if start else "\n")  # ends the line that a killed run may have left
         writer = csv.writer(file, lineterminator="\n")
         yield lambda key, found: writer.writerow([*key, *found[:3], *found.speech_s, "."])

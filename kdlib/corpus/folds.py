@@ -31,6 +31,9 @@ def write(recipe: str) -> Path:
             path.write_text(text, encoding="utf-8")
     shown = folder.relative_to(root())
     print(f"{shown}: fold files of {', '.join(corpus.dysarthric)}")
+    gone = sorted(path.stem for path in folder.glob("*.yaml") if path.stem not in corpus.dysarthric)
+    if gone:
+        print(f"of speakers who are not in the corpus, or are controls, and can go: {', '.join(gone)}")
     if kept:
         print(f"left as they are, because they differ from what would be written: {', '.join(kept)}")
     print(f"next: make folds RECIPE={recipe} FOLDS={','.join(corpus.dysarthric[:2])}   (or FOLDS=all)")
@@ -51,16 +54,10 @@ def fold_file(held_out: str, speakers: Sequence[str], known: Mapping[str, Speake
     <BLANKLINE>
     """
     candidates = [name for name in speakers if name != held_out and name not in exclude]
-    dev = dev_speaker(held_out, candidates, known) if len(candidates) > 1 else None
-    me, you = known.get(held_out, Speaker(held_out)), known.get(dev, Speaker(""))
-    if dev is None:
-        rule = "nobody, since there are too few speakers"
-    elif None not in (me.intelligibility_pct, you.intelligibility_pct):
-        rule = "the nearest in intelligibility, then of the same sex, then the next by name"
-    elif me.level and you.level:
-        rule = "the nearest in level, then of the same sex, then the next by name"
-    else:
-        rule = "the next by name, since nothing else is known of the speakers"
+    dev, rule = None, "nobody, since there are too few speakers"
+    if len(candidates) > 1:
+        dev, rule = dev_speaker(held_out, candidates, known)
+    me = known.get(held_out, Speaker(held_out))
     about = f" ({me.intelligibility_pct:g} % intelligible)" if me.intelligibility_pct is not None else ""
     labels = "seed     " if me.seed_level else "published"
     remark = "    # not trained on, but teaching; no effect where held out" if exclude else ""

@@ -20,10 +20,12 @@ from kdlib.stage import writing
 COLUMNS = {"ID": "utt_id", "duration": "duration_s", "wav": "wav", "spk_id": "speaker", "wrd": "text"}
 OPTIONAL = ("block", "repetition", "word_type", "sha256", "offset_s", "copy_of")
 NEMO = {"audio_filepath": "wav", "duration": "duration_s", "text": "text"}
+THEIRS = {"utt_id": "ID", "wav": "wav (audio_filepath)", "speaker": "spk_id (speaker)", "text": "wrd (text)"}
+THEIRS |= {"duration_s": "duration"}  # what users call our fields
 NEMO_SPEAKER = ("speaker", "spk_id", "speaker_id")
 
 CONTROL = "CONTROL"
-CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f]")
+CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 LEVELS = ("VERY_LOW", "LOW", "MID", "HIGH", CONTROL)  # of intelligibility
 TAKEN = {"corpus", "zero_shot", "pretrained", "figures", "logs", "teachers", "logits", "parents", "tokens", "compare"}
 TAKEN |= {"ablations", "benchmarks", "con", "nul", "aux", "prn"}  # what a speaker cannot be called: folders of ours
@@ -137,6 +139,23 @@ class Problem:
     reason: str
 
 
+EMPTY_BYTES = 44  # a wav header and nothing after it
+
+
+def size(path: str | Path) -> int:
+    """Bytes of a file; of one that is not there, or may not be looked at, none."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
+
+
+def most_common(problems: list[Problem]) -> str:
+    """The reason that left out most, for the message that nothing is left."""
+    reasons = Counter(problem.reason for problem in problems).most_common(1)
+    return f": {reasons[0][1]} x {reasons[0][0]}, first {problems[0].wav}" if reasons else ""
+
+
 class Reading(NamedTuple):
     """What an importer found: a corpus, what it left out, and what else a person should know."""
 
@@ -164,10 +183,14 @@ def read(path: Path, data_folder: Path | None = None) -> Corpus:
                 faults.append(f"line {number}: {error}")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
+    except csv.Error as error:
+        raise UserError(f"{path}: not a CSV ({error}); is a quotation mark never closed?") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); look at its rights") from None
     if faults:
         more = f" (and {len(faults) - 3} more lines)" if len(faults) > 3 else ""
         raise UserError(f"{path}, {'; '.join(faults[:3])}{more}")
-    return Corpus(tuple(_named(utterances)), str(path))
+    return Corpus(tuple(_named(utterances, Path(folder))), str(path))
 
 
 def check_names(corpus: Corpus) -> None:
@@ -219,7 +242,7 @@ def write_nemo(utterances: Iterable[Utterance], path: Path) -> None:
 
 def _read_speechbrain(path: Path) -> Iterator[tuple[int, dict]]:
     with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
+        reader = csv.DictReader(file, skipinitialspace=True)  # as SpeechBrain reads it
         there = [name.strip() for name in reader.fieldnames or []]
         reader.fieldnames = there
         if not there:
@@ -237,7 +260,7 @@ def _read_speechbrain(path: Path) -> Iterator[tuple[int, dict]]:
 
 
 def _read_nemo(path: Path) -> Iterator[tuple[int, dict]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -250,8 +273,8 @@ def _read_nemo(path: Path) -> Iterator[tuple[int, dict]]:
             raise UserError(
                 f"{path}, line {number}: found {type(row).__name__}; NeMo manifests hold one JSON object a line"
             )
-        fields = {ours: str(row.get(theirs) or "") for theirs, ours in NEMO.items()}
-        fields["speaker"] = next((str(row[name]) for name in NEMO_SPEAKER if row.get(name)), "")
+        fields = {ours: str("" if row.get(theirs) is None else row[theirs]).strip() for theirs, ours in NEMO.items()}
+        fields["speaker"] = next((str(row[name]) for name in NEMO_SPEAKER if row.get(name) is not None), "").strip()
         if row.get("utt_id"):
             fields["utt_id"] = str(row["utt_id"])
         if row.get("offset") is not None:
@@ -268,9 +291,11 @@ def _utterance(fields: dict, data_folder: str) -> Utterance:
         raise ValueError(f"{fields['extra']}; put a text that holds a comma in quotation marks")
     for name, value in fields.items():
         if not value:
-            raise ValueError(f"{name} is empty")
+            raise ValueError(f"{THEIRS.get(name, name)} is empty")
         if CONTROL_CHARACTERS.search(value):
-            raise ValueError(f"{name} holds a line break or a control character; is a quotation mark never closed?")
+            raise ValueError(
+                f"{THEIRS.get(name, name)} holds a line break or a control character; is a quotation mark never closed?"
+            )
     times = {}
     for name, what in (("duration_s", "duration"), ("offset_s", "offset")):
         if name in fields:
@@ -293,7 +318,7 @@ def _utterance(fields: dict, data_folder: str) -> Utterance:
     return Utterance(**{"utt_id": ""} | fields | times | {"wav": Path(wav)})
 
 
-def _named(utterances: list[Utterance]) -> Iterator[Utterance]:
+def _named(utterances: list[Utterance], data_folder: Path) -> Iterator[Utterance]:
     """Ids for those that have none: the file's name, with its folders and offset where names are not unique."""
     stems = Counter(utt.wav.stem for utt in utterances if not utt.utt_id)
     for utt in utterances:
@@ -302,5 +327,7 @@ def _named(utterances: list[Utterance]) -> Iterator[Utterance]:
         elif stems[utt.wav.stem] == 1:
             yield replace(utt, utt_id=utt.wav.stem)
         else:
+            inside = utt.wav.relative_to(data_folder) if utt.wav.is_relative_to(data_folder) else utt.wav
+            folders = [part for part in inside.with_suffix("").parts if part != inside.anchor]
             part = "" if utt.offset_s is None else f"_{utt.offset_s:.3f}"
-            yield replace(utt, utt_id=f"{utt.speaker}_{utt.wav.parent.name}_{utt.wav.stem}{part}")
+            yield replace(utt, utt_id="_".join(folders) + part)

@@ -1,23 +1,24 @@
 """The first stage: whatever a recipe names as its corpus -> outputs/<recipe>/corpus, checked, for everything after it.
 
 The folder holds manifest.csv (SpeechBrain's columns and ours), lexicon.txt (the closed vocabulary), report.txt and
-left_out.csv (recordings that cannot be used). It is made anew when a recording, a label or the recipe has changed.
+left_out.csv (recordings that cannot be used). `make` looks at every file and makes it anew when a recording, a label or
+the recipe has changed; `load` and `lexicon` trust what this process has made or found before.
 """
 
 import hashlib
 import json
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from kdlib import stage
 from kdlib.corpus import audio, manifest, synthetic, torgo, uaspeech
-from kdlib.corpus.manifest import Corpus, Problem, Reading
+from kdlib.corpus.manifest import Corpus, Problem, Reading, Utterance
 from kdlib.corpus.speakers import people
 from kdlib.errors import UserError
-from kdlib.params import Params, root
+from kdlib.params import Params, located
 from kdlib.stage import produce
 from kdlib.tokens import is_mark, normalise
 
@@ -40,7 +41,7 @@ def make(params: Params) -> Path:
     """Make the corpus folder, or find it made from the same files."""
     own = {"synthetic"} if params.corpus == "synthetic" else {params.corpus} & {"uaspeech", "torgo"}
     settings = params.model_dump(mode="json", include=SETTINGS | own) | {"made_from": params.blocks.made_from}
-    inputs = [_path(name) for name in (params.manifest, params.lexicon) if name and params.corpus != "synthetic"]
+    inputs = [located(name) for name in (params.manifest, params.lexicon) if name and params.corpus != "synthetic"]
     folder = produce(
         params.folder / "corpus",
         lambda partial: _build(partial, params),
@@ -77,7 +78,7 @@ def files(params: Params) -> str:
         return ""
     folder = _data_folder(params, Path())
     if params.corpus == "manifest":
-        paths = [utt.wav for utt in manifest.read(_path(params.manifest), folder)]
+        paths = [utt.wav for utt in manifest.read(located(params.manifest), folder)]
     else:
         paths = IMPORTERS[params.corpus].depends(folder, getattr(params, params.corpus))
     return hashlib.sha256(json.dumps(audio.stamps(paths)).encode()).hexdigest()[:16]
@@ -89,49 +90,49 @@ IMPORTERS = {"uaspeech": uaspeech, "torgo": torgo}
 def _build(partial: Path, params: Params) -> None:
     data_folder = _data_folder(params, partial)
     corpus, problems, notes = _read(params, partial, data_folder)
+    begun = len(corpus) + len(problems)
     notes += _remarks(corpus, params)
-    corpus, unwritten = _spelt(corpus, params)
+    for sift in (_spelt, _on_disk, _without_orphans):
+        corpus, left_out = sift(corpus, params)
+        problems += left_out
     corpus = _in_blocks(corpus, params)
     manifest.check_names(corpus)
     before = set(corpus.speakers)
-    folder = None if params.corpus == "synthetic" else partial
-    if (
-        folder
-        and not (folder / audio.EXAMINED).is_file()
-        and (old := params.folder / "corpus" / audio.EXAMINED).is_file()
-    ):
-        shutil.copy2(old, folder)  # files that have not changed need no second look
-    corpus, report = audio.check(corpus, params.audio, folder)
-    corpus = _without_orphans(replace(corpus, people=people(params, corpus.speakers)))
+    corpus, report = audio.check(corpus, params.audio, _examined(partial, params))
+    corpus, orphans = _without_orphans(replace(corpus, people=people(params, corpus.speakers)), params)
+    problems += [*report.problems, *orphans]
     words = _lexicon(corpus, params)
     notes += [*report.notes, *_surprises(corpus, params, words, before)]
-    problems += [*unwritten, *report.problems]
-    report = replace(
-        report, checked=report.checked + len(problems) - len(report.problems), problems=problems, notes=notes
-    )
+    report = replace(report, checked=begun, problems=problems, notes=notes)
     manifest.write_speechbrain(corpus, partial / "manifest.csv", data_folder)
     (partial / "lexicon.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
-    (partial / "report.txt").write_text(f"{report}\n", encoding="utf-8")
+    (partial / "report.txt").write_text(f"{report}\n", encoding="utf-8", errors="backslashreplace")
     report.write(partial / "left_out.csv")
+
+
+def _examined(partial: Path, params: Params) -> Path | None:
+    """Where to keep what was found in each file, with what an earlier making of this corpus has found."""
+    if params.corpus == "synthetic":
+        return None
+    earlier = params.folder / "corpus" / audio.EXAMINED
+    if earlier.is_file() and not (partial / audio.EXAMINED).is_file():
+        shutil.copy2(earlier, partial)
+    return partial
 
 
 def _read(params: Params, partial: Path, data_folder: Path) -> Reading:
     if params.corpus == "synthetic":
         return Reading(synthetic.speak(params, partial), [], [])
     if params.corpus == "manifest":
-        return Reading(manifest.read(_path(params.manifest), data_folder), [], [])
+        return Reading(manifest.read(located(params.manifest), data_folder), [], [])
     return IMPORTERS[params.corpus].read(data_folder, getattr(params, params.corpus))
 
 
 def _spelt(corpus: Corpus, params: Params) -> tuple[Corpus, list[Problem]]:
     """Every transcript in its one spelling, and said whether it is a word or a sentence where a corpus has both."""
     texts = {utt.text: _spell(utt.text, params) for utt in corpus}
-    problems = [
-        Problem(utt.utt_id, utt.speaker, str(utt.wav), "the transcript has no letters")
-        for utt in corpus
-        if not texts[utt.text]
-    ]
-    kept = [replace(utt, text=texts[utt.text]) for utt in corpus if texts[utt.text]]
+    corpus, problems = _sifted(corpus, lambda utt: texts[utt.text] != "", "the transcript has no letters")
+    kept = [replace(utt, text=texts[utt.text]) for utt in corpus]
     if any(" " in utt.text for utt in kept) and any(" " not in utt.text for utt in kept):
         kept = [replace(utt, word_type=utt.word_type or ("sentence" if " " in utt.text else "word")) for utt in kept]
     return replace(corpus, utterances=tuple(kept)), problems
@@ -163,16 +164,41 @@ def _in_blocks(corpus: Corpus, params: Params) -> Corpus:
     return corpus
 
 
-def _without_orphans(corpus: Corpus) -> Corpus:
-    """Without further microphones' recordings of utterances that were left out."""
+def _on_disk(corpus: Corpus, params: Params) -> tuple[Corpus, list[Problem]]:
+    """Without files whose names are no text; refused is one recording that two people are said to have made."""
+    spoke: dict[tuple[Path, float | None], str] = {}
+    for utt in corpus:
+        if (other := spoke.setdefault((utt.wav, utt.offset_s), utt.speaker)) != utt.speaker:
+            raise UserError(
+                f"{corpus.source}: {utt.wav} is listed for {other} and for {utt.speaker}; held out, one of them would "
+                "be heard in training all the same: correct the speaker of one"
+            )
+    return _sifted(corpus, lambda utt: _is_text(str(utt.wav)), "its path is not UTF-8")
+
+
+def _is_text(name: str) -> bool:
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:
+        return False
+
+
+def _without_orphans(corpus: Corpus, params: Params) -> tuple[Corpus, list[Problem]]:
+    """Without further microphones' recordings of utterances that are not there."""
     there = {utt.utt_id for utt in corpus}
-    return replace(corpus, utterances=tuple(utt for utt in corpus if not utt.copy_of or utt.copy_of in there))
+    reason = "another recording of an utterance that was left out"
+    return _sifted(corpus, lambda utt: not utt.copy_of or utt.copy_of in there, reason)
+
+
+def _sifted(corpus: Corpus, keep: Callable[[Utterance], bool], reason: str) -> tuple[Corpus, list[Problem]]:
+    problems = [Problem(utt.utt_id, utt.speaker, str(utt.wav), reason) for utt in corpus if not keep(utt)]
+    return (replace(corpus, utterances=tuple(corpus.where(keep))), problems) if problems else (corpus, [])
 
 
 def _lexicon(corpus: Corpus, params: Params) -> list[str]:
     """The closed vocabulary: from a file, or what all speakers say who are no controls."""
     if params.lexicon:
-        path = _path(params.lexicon)
+        path = located(params.lexicon)
         if not path.is_file():
             raise UserError(f"lexicon: there is no file {path}; correct the recipe, or leave `lexicon` out")
         try:
@@ -230,7 +256,7 @@ def _surprises(corpus: Corpus, params: Params, words: list[str], before: set[str
 def _identity(params: Params) -> str:
     """Everything that a corpus may depend on and that is quickly looked at: the recipe, the manifest, the lexicon."""
     unrelated = {"held_out", "fold", "seed", "scoring", "pretraining", "pretrained", "nemo_model"}
-    lists = audio.stamps(_path(name) for name in (params.manifest, params.lexicon) if name)
+    lists = audio.stamps(located(name) for name in (params.manifest, params.lexicon) if name)
     return params.model_dump_json(exclude=unrelated) + json.dumps(lists)
 
 
@@ -238,12 +264,8 @@ def _data_folder(params: Params, folder: Path) -> Path:
     """What `$data_folder` stands for: the corpus's own folder where it was made here."""
     if params.corpus == "synthetic":
         return folder
-    chosen = _path(params.data_folder) if params.data_folder else _path(params.manifest).parent
+    chosen = located(params.data_folder) if params.data_folder else located(params.manifest).parent
     if not chosen.is_dir():
         name = "data_folder" if params.data_folder else "manifest"
         raise UserError(f"{name}: there is no folder {chosen}; correct {name} in the recipe")
     return chosen
-
-
-def _path(name: str) -> Path:
-    return root() / Path(name).expanduser()

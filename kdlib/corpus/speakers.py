@@ -34,34 +34,41 @@ def people(params: Params, names: Iterable[str]) -> dict[str, Speaker]:
         found = {name: Speaker(name) for name in names}
     told = {} if isinstance(params.speakers, str) else params.speakers
     return {
-        name: replace(one, **told[name].model_dump(exclude_unset=True)) if name in told else one
+        name: replace(one, **told[name].model_dump(exclude_none=True)) if name in told else one
         for name, one in found.items()
     }
 
 
-def dev_speaker(held_out: str, candidates: Iterable[str], known: Mapping[str, Speaker]) -> str:
-    """The rule behind the fold files: nearest in intelligibility, then of the same sex, then next by name.
+def dev_speaker(held_out: str, candidates: Iterable[str], known: Mapping[str, Speaker]) -> tuple[str, str]:
+    """Who is the dev speaker of a fold, and the rule that chose: nearest, then of the same sex, then next by name.
 
-    Intelligibility counts in per cent where it is known of both, else by level; where nothing is known the next name
-    decides (after the last comes the first), so that everybody is somebody's dev speaker.
+    Nearness counts in per cent of intelligibility among those of whom it is known, else by level; where neither is
+    known the next name decides (after the last comes the first), so that everybody is somebody's dev speaker.
 
     >>> dev_speaker("M08", ["M10", "F05", "M09"], table())
-    'M10'
-    >>> dev_speaker("C", ["A", "B"], {}), dev_speaker("A", ["B", "C"], {})
-    ('A', 'B')
+    ('M10', 'the nearest in intelligibility, then of the same sex, then the next by name')
+    >>> dev_speaker("C", ["A", "B"], {})
+    ('A', 'the next by name, since nothing else is known of the speakers')
     """
     me = known.get(held_out, Speaker(held_out))
 
     def distance(name: str) -> tuple:
         you = known.get(name, Speaker(name))
-        if None in (me.intelligibility_pct, you.intelligibility_pct):
-            levels = [LEVELS.index(one.level) if one.level in LEVELS else None for one in (me, you)]
-            apart = len(LEVELS) if None in levels else abs(levels[0] - levels[1])
+        if None not in (me.intelligibility_pct, you.intelligibility_pct):
+            near = 0, abs(you.intelligibility_pct - me.intelligibility_pct)
+        elif me.level and you.level:
+            near = 1, abs(LEVELS.index(you.level) - LEVELS.index(me.level))
         else:
-            apart = abs(you.intelligibility_pct - me.intelligibility_pct)
-        return apart, you.sex != me.sex, name < held_out, name
+            near = 2, 0
+        return *near, you.sex != me.sex, name < held_out, name
 
-    return min((name for name in candidates if name != held_out), key=distance)
+    chosen = min((name for name in candidates if name != held_out), key=distance)
+    rules = (
+        "the nearest in intelligibility, then of the same sex, then the next by name",
+        "the nearest in level, then of the same sex, then the next by name",
+        "the next by name, since nothing else is known of the speakers",
+    )
+    return chosen, rules[distance(chosen)[0]]
 
 
 def teachers(params: Params, corpus: Corpus) -> list[str]:

@@ -12,13 +12,12 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from kdlib.corpus.manifest import Corpus, Problem, Reading, Utterance
+from kdlib.corpus.manifest import EMPTY_BYTES, Corpus, Problem, Reading, Utterance, most_common, size
 from kdlib.errors import UserError
 from kdlib.params import Torgo
 
 CODE = ("corpus/torgo.py",)
-SPEAKER = re.compile(r"[FM]C?\d{2}")
-EMPTY_BYTES = 44  # a wav header and nothing after it
+SPEAKER = re.compile(r"[FM]C?\d{2}", re.IGNORECASE)
 
 
 def depends(folder: Path, settings: Torgo) -> list[Path]:
@@ -26,8 +25,8 @@ def depends(folder: Path, settings: Torgo) -> list[Path]:
     return [
         session / part / name
         for session in _sessions(folder)
-        for part in ("prompts", *settings.microphones)
-        for name in _names(session / part).values()
+        for part, ending in (("prompts", ".txt"), *((mic, ".wav") for mic in settings.microphones))
+        for name in _names(session / part, ending).values()
     ]
 
 
@@ -36,15 +35,16 @@ def read(folder: Path, settings: Torgo) -> Reading:
     utterances: list[Utterance] = []
     problems: list[Problem] = []
     used: Counter[str] = Counter()
+    recoded: list[Path] = []
     for session in _sessions(folder):
-        speaker = session.parent.name
+        speaker = session.parent.name.upper()
         prompts = _names(session / "prompts", ".txt")
         recorded = {mic: _names(session / mic, ".wav") for mic in settings.microphones}
         for number in sorted({*prompts, *(one for names in recorded.values() for one in names)}):
             utt_id = f"{speaker}_{session.name}_{number}"
             wavs = {mic: session / mic / names[number] for mic, names in recorded.items() if number in names}
-            text = _text(session / "prompts" / prompts[number]) if number in prompts else None
-            full = {mic: wav for mic, wav in wavs.items() if wav.stat().st_size > EMPTY_BYTES}
+            text = _text(session / "prompts" / prompts[number], recoded) if number in prompts else None
+            full = {mic: wav for mic, wav in wavs.items() if size(wav) > EMPTY_BYTES}
             if reason := _reason(text, bool(wavs), bool(full)):
                 place = next(iter(wavs.values()), session / "prompts" / f"{number}.txt")
                 problems.append(Problem(utt_id, speaker, str(place), reason))
@@ -55,10 +55,11 @@ def read(folder: Path, settings: Torgo) -> Reading:
                 utterances.append(Utterance(**ids, speaker=speaker, wav=wav, duration_s=0.0, text=text or ""))
     if not utterances:
         raise UserError(
-            f"data_folder: no TORGO in {folder}: none of the {len(problems)} prompts that were found has a text and a "
-            "recording; expected F01/Session1/prompts/0001.txt and F01/Session1/wav_headMic/0001.wav"
+            f"TORGO in {folder}: no prompt has a text and a recording{most_common(problems)}; expected "
+            "F01/Session1/prompts/0001.txt and F01/Session1/wav_headMic/0001.wav"
         )
-    notes = ["TORGO; " + ", ".join(f"{times:,} recordings by {mic}" for mic, times in used.items())]
+    notes = [f"{len(recoded)} prompts are not UTF-8, read as Windows-1252; first {recoded[0]}"] if recoded else []
+    notes = [*notes, "TORGO; " + ", ".join(f"{times:,} recordings by {mic}" for mic, times in used.items())]
     return Reading(Corpus(tuple(utterances), f"TORGO in {folder}"), problems, notes)
 
 
@@ -80,16 +81,28 @@ def _sessions(folder: Path) -> Iterator[Path]:
         yield from sorted(path for path in speaker.iterdir() if path.name.lower().startswith("session"))
 
 
-def _names(folder: Path, ending: str = "") -> dict[str, str]:
+def _names(folder: Path, ending: str) -> dict[str, str]:
     """Number -> file name, of a folder that may be missing."""
-    if not folder.is_dir():
+    try:
+        there = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    except (FileNotFoundError, NotADirectoryError):
         return {}
-    there = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    except PermissionError as error:
+        raise UserError(f"{folder} may not be looked into ({error.strerror}); look at its rights") from None
     return {name.rsplit(".", 1)[0]: name for name in there if name.lower().endswith(ending)}
 
 
-def _text(path: Path) -> str:
-    return " ".join(path.read_bytes().decode("utf-8", errors="replace").split())
+def _text(path: Path, recoded: list[Path]) -> str | None:
+    """What a prompt says; nothing where it cannot be read."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    try:
+        return " ".join(content.decode("utf-8-sig").split())
+    except UnicodeDecodeError:
+        recoded.append(path)
+        return " ".join(content.decode("cp1252", errors="replace").split())
 
 
 def _reason(text: str | None, recorded: bool, full: bool) -> str:

@@ -17,7 +17,7 @@ from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
-from kdlib.corpus.manifest import Corpus, Problem, Reading, Utterance
+from kdlib.corpus.manifest import EMPTY_BYTES, Corpus, Problem, Reading, Utterance, most_common, size
 from kdlib.errors import UserError
 from kdlib.params import UASpeech
 from kdlib.tokens import normalise
@@ -26,13 +26,12 @@ CODE = ("corpus/uaspeech.py", "data/uaspeech_words.json", "data/speakers.csv")
 KINDS = {"D": "digit", "L": "letter", "C": "computer", "CW": "common", "UW": "uncommon"}
 BLOCKS = ("B1", "B2", "B3")
 A_BLOCK, EVERYTHING = 255, 765  # utterances of a speaker
-EMPTY_BYTES = 44  # a wav header and nothing after it
 VERSIONS = {"original": ("original",), "noisereduce": ("noisereduce", "noisereduced"), "normalized": ("normalized",)}
 NAME = re.compile(
     r"(?P<speaker>C?[FM]\d{2})_(?P<block>B[123])_(?P<code>D\d|L[A-Z]|C\d{1,2}|CW\d{1,3}|UW\d{1,3})_(?P<mic>M[2-8])\.wav",
     re.IGNORECASE,
 )
-SPEAKER = re.compile(r"C?[FM]\d{2}")
+SPEAKER = re.compile(r"C?[FM]\d{2}", re.IGNORECASE)
 
 Label = Callable[[str, str, str], str | None]  # file's stem, block, code -> word
 
@@ -65,16 +64,21 @@ def read(folder: Path, settings: UASpeech) -> Reading:
     audio, release = _audio(folder, settings)
     label, labels = _labels(folder, settings)
     heard, problems, remarks = _heard(audio)
+    empty = {Path(problem.wav).stem for problem in problems}
     notes = [f"UA-Speech, {release}; labels from {labels}", *remarks]
     utterances: list[Utterance] = []
     unused: Counter[str] = Counter()
+    lost: dict[str, int] = {}  # utterance that cannot be used -> its recordings
     other: dict[str, tuple[str, str]] = {}  # code -> what the labels and what kdlib's list say
     for (speaker, block, code), by_mic in sorted(heard.items(), key=lambda item: _order(*item[0])):
         first = by_mic.get(settings.microphone) or next(iter(by_mic.values()))
         word = label(first.stem, block, code)
         if not word or settings.microphone not in by_mic:
-            reason = "the test microphone did not record it" if word else "no label for its code"
-            problems.append(Problem(first.stem, speaker, str(first), reason))
+            lost[first.stem.rsplit("_", 1)[0]] = len(by_mic)
+            if not word:
+                problems.append(Problem(first.stem, speaker, str(first), "no label for its code"))
+            elif f"{first.stem.rsplit('_', 1)[0]}_{settings.microphone}" not in empty:
+                problems.append(Problem(first.stem, speaker, str(first), "the test microphone did not record it"))
             continue
         if normalise(word) != normalise(listed := _by_code(word_list(), first.stem, block, code) or word):
             other[f"{block}_{code}"] = (word, listed)
@@ -87,12 +91,19 @@ def read(folder: Path, settings: UASpeech) -> Reading:
             f"{unused.total():,} recordings by the microphones {', '.join(sorted(unused))} are other recordings of the "
             f"same utterances as {settings.microphone}'s, and are not used (uaspeech.augment adds them to training)"
         )
+    if lost:
+        notes.append(
+            f"{sum(lost.values()):,} recordings are of {len(lost)} utterances that have no label, or that the test "
+            "microphone did not record"
+        )
     if other:
         code, (word, listed) = next(iter(other.items()))
         notes.append(
             f"{len(other)} codes stand for other words in {labels} than in kdlib's word list; first: {code} is "
             f"{word!r}, not {listed!r} (uaspeech: {{labels: list}} takes kdlib's)"
         )
+    if not utterances:
+        raise UserError(f"UA-Speech in {folder}: none of its recordings can be used{most_common(problems)}")
     notes += _incomplete(utterances)
     return Reading(Corpus(tuple(utterances), f"UA-Speech in {folder}"), problems, notes)
 
@@ -107,7 +118,7 @@ def _heard(audio: Path) -> tuple[dict[tuple[str, str, str], dict[str, Path]], li
             macs.append(path)
         elif not found:
             misnamed.append(path)
-        elif entry.stat().st_size <= EMPTY_BYTES:
+        elif size(entry.path) <= EMPTY_BYTES:
             problems.append(Problem(path.stem, found["speaker"].upper(), entry.path, "empty file"))
         else:
             by_mic = heard.setdefault((found["speaker"].upper(), found["block"].upper(), found["code"].upper()), {})
@@ -154,15 +165,22 @@ def _audio(folder: Path, settings: UASpeech) -> tuple[Path, str]:
 
 def _recordings(audio: Path) -> Iterator[os.DirEntry]:
     """All wav files below the speakers' folders, control speakers' among them; some lie a folder deeper."""
-    for entry in sorted(os.scandir(audio), key=lambda entry: entry.name):
+    for entry in _entries(audio):
         if entry.is_dir() and entry.name.lower() in ("control", "controls"):
             yield from _recordings(Path(entry.path))
         elif entry.is_dir() and SPEAKER.fullmatch(entry.name):
             yield from _wavs(entry.path)
 
 
+def _entries(folder: str | Path) -> list[os.DirEntry]:
+    try:
+        return sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except PermissionError as error:
+        raise UserError(f"{folder} may not be looked into ({error.strerror}); look at its rights") from None
+
+
 def _wavs(folder: str) -> Iterator[os.DirEntry]:
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+    for entry in _entries(folder):
         if entry.is_dir():
             yield from _wavs(entry.path)
         elif entry.name.lower().endswith(".wav"):
@@ -199,7 +217,7 @@ def read_mlf(path: Path) -> dict[str, str]:
     """File stem -> word of an HTK master label file; times, scores and silences are passed over."""
     words: dict[str, list[str]] = {}
     current: list[str] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in (path.read_text(encoding="utf-8", errors="replace") if path.is_file() else "").splitlines():
         line = line.strip()
         if line.startswith('"'):
             current = words.setdefault(re.split(r"[\\/]", line.strip('"'))[-1].rsplit(".", 1)[0].upper(), [])
@@ -216,7 +234,7 @@ def read_xls(path: Path) -> dict[str, str]:
 
     try:
         book = xlrd.open_workbook(path)
-    except (xlrd.XLRDError, OSError, ValueError) as error:
+    except Exception as error:  # damaged files end in errors of many kinds inside xlrd
         raise UserError(
             f"{path}: cannot be read as .xls ({error}); save it as Excel 97-2003, or write uaspeech: {{labels: list}}"
         ) from None

@@ -26,7 +26,8 @@ def baseline(params: Params) -> Path:
     def build(partial: Path) -> None:
         corpus = prepare.load(params)
         splits = split(corpus, params)
-        _score(partial, params, corpus, splits.test, held_out=params.held_out, seen=splits.seen)
+        own = set(heard(params)["words"]) if params.pretrained == "from_corpus" else splits.train_words
+        _score(partial, params, corpus, splits.test, held_out=params.held_out, seen=lambda utt: utt.text in own)
 
     return produce(
         params.fold_folder / "baseline",
@@ -47,7 +48,8 @@ def zero_shot(params: Params) -> Path:
 
     def build(partial: Path) -> None:
         corpus, known = prepare.load(params), heard(params) or {"speakers": [], "words": None}
-        seen = None if known["words"] is None else lambda utt: utt.text in known["words"]
+        words = set(known["words"] or ())
+        seen = None if known["words"] is None else lambda utt: utt.text in words
         new = corpus.where(lambda utt: utt.speaker not in known["speakers"] and not utt.copy_of)
         others = [utt for utt in new if not corpus.is_control(utt.speaker) and tested(utt, params.blocks.test)]
         _score(partial, params, corpus, others, held_out="", seen=seen)

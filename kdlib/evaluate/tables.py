@@ -21,7 +21,7 @@ def breakdown(scores: dict) -> pd.DataFrame:
     for name, one in scores["decoders"].items():
         for group in ("word_type", "seen"):
             for part, result in one["by"][group].items():
-                label = f"among the fold's training words: {part}" if group == "seen" else part
+                label = f"among the training words: {part}" if group == "seen" else part
                 rows.setdefault(label, {"n": result["n"]})[f"{name} WRA"] = _percent(result["wra"])
     return pd.DataFrame.from_dict(rows, orient="index")
 

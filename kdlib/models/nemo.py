@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from kdlib.corpus.audio import RATE_HZ
 from kdlib.errors import UserError
 from kdlib.models import Outputs
-from kdlib.params import Params, Pretraining, root
+from kdlib.params import Params, Pretraining, located
 from kdlib.stage import set_threads
 from kdlib.tokens import Tokens
 
@@ -63,7 +63,7 @@ def find(params: Params) -> Path:
         return SHIPPED
     name = params.nemo_model
     if name.endswith(".nemo"):
-        path = Path(name) if Path(name).is_absolute() else root() / name
+        path = located(name)
         if not path.is_file():
             raise UserError(
                 f"nemo_model: there is no file {path}; correct the path in the recipe, name a model of "

@@ -71,6 +71,10 @@ def split_fold(corpus: Corpus, params: Params) -> Heard:
                     f"{nearest(name, corpus.speakers)}"
                 )
         train = corpus.where(lambda utt: utt.speaker in named and utt.speaker not in params.fold.exclude)
+    if not train:
+        raise UserError(
+            f"{corpus.source}: pretraining.speakers names only speakers whom fold.exclude keeps out of training"
+        )
     return Heard(train, [], frozenset())
 
 
@@ -93,7 +97,10 @@ def pretrained(params: Params) -> Path:
 
 
 def heard(params: Params) -> dict | None:
-    """Whom and what the recipe's pretrained model has heard, where that is known."""
+    """Whom and what the recipe's pretrained model has heard, where that is known.
+
+    The shipped model's speakers are the embedded corpus's synthetic voices: nobody of any other corpus.
+    """
     if params.pretrained == "nemo":
         return None
     path = (
@@ -101,7 +108,10 @@ def heard(params: Params) -> dict | None:
         if params.pretrained == "shipped"
         else pretrained(params).with_name("heard.json")
     )
-    return json.loads(path.read_text(encoding="utf-8"))
+    record = json.loads(path.read_text(encoding="utf-8"))
+    if params.pretrained == "shipped" and params.corpus != "synthetic":
+        record |= {"speakers": [], "test_speakers": []}
+    return record
 
 
 def fits(ids: Sequence[int], duration_s: float) -> bool:
@@ -123,13 +133,16 @@ def _build(partial: Path, params: Params) -> None:
     own = params.pretrained == "from_corpus"
     chosen = split_fold(corpus, params) if own else split_controls(corpus, params)
     spoken = {utt.text for utt in (chosen.train if own else corpus)} - chosen.unseen_words
-    characters = "".join(set("".join(prepare.lexicon(params))))  # no word may be one that it cannot write
+    written = [*prepare.lexicon(params), *corpus.lexicon]  # no word may be one that it cannot write
+    characters = "".join(sorted(set("".join(written))))
     tokenizer = train(spoken, settings.pieces, partial / "tokens", lower=True, characters=characters)
     training.seed_everything(params.seed)
     model = nemo.build(tokenizer, settings)
     tokens = Tokens.for_nemo(tokenizer.read_bytes())
 
     learnt = [utt for utt in chosen.train if fits(tokens.encode(utt.text), utt.duration_s)]
+    if not learnt:
+        raise UserError(f"{corpus.source}: every utterance has fewer frames of {FRAME_S * 1000:.0f} ms than tokens")
     if len(learnt) < len(chosen.train):
         print(
             f"pretraining: {len(chosen.train) - len(learnt)} of {len(chosen.train)} utterances are not trained on: "
@@ -159,9 +172,9 @@ def _build(partial: Path, params: Params) -> None:
     write_json(
         partial / "heard.json",
         {
-            "speakers": sorted({utt.speaker for utt in chosen.train}),
-            "utterances": len(chosen.train),
-            "words": sorted({utt.text for utt in chosen.train}),
+            "speakers": sorted({utt.speaker for utt in learnt}),
+            "utterances": len(learnt),
+            "words": sorted({utt.text for utt in learnt}),
             "unseen_words": sorted(chosen.unseen_words),
             "test_speakers": chosen.test_speakers,
             "tokens": tokens.fingerprint,
