@@ -129,9 +129,8 @@ def train(texts: Iterable[str], pieces: int, folder: Path, *, lower: bool = Fals
     import sentencepiece
 
     sentences = sorted({normalise(text).lower() if lower else normalise(text) for text in texts})
-    needed = (
-        len(set("".join(sentences) + (characters.lower() if lower else characters)) - {" "}) + 4
-    )  # <unk> <s> </s> ▁
+    required = set(characters.lower() if lower else characters) - {" "}
+    needed = len((set("".join(sentences)) - {" "}) | required) + 4  # and <unk> <s> </s> ▁
     if pieces < needed:
         raise UserError(
             f"no tokenizer of {pieces} pieces can write the {needed - 4} different characters of these "
@@ -146,7 +145,7 @@ def train(texts: Iterable[str], pieces: int, folder: Path, *, lower: bool = Fals
             vocab_size=pieces,
             model_type="bpe",
             character_coverage=1.0,
-            required_chars=(characters.lower() if lower else characters).replace(" ", ""),
+            required_chars="".join(sorted(required)),
             hard_vocab_limit=False,
             normalization_rule_name="identity",  # ours is the only one; theirs would rewrite Thai, Persian, ellipses
             minloglevel=2,

@@ -98,3 +98,9 @@ def test_scripts_and_signs_come_back_as_they_went_in(tmp_path, text):
     tokens = Tokens.for_nemo(train([text, "dog"], 64, tmp_path, lower=True).read_bytes())
     assert tokens.decode(tokens.encode(text)) == normalise(text)
     assert tokens.decode(tokens.encode("dog")) == "DOG"
+
+
+def test_the_order_of_characters_makes_no_other_tokenizer(tmp_path):
+    """Sets come in another order in every process; the fingerprint must not."""
+    made = [train(["ONE", "TWO"], 64, tmp_path / order, characters=order).read_bytes() for order in ("XYZ'", "Z'XYYX")]
+    assert made[0] == made[1]

@@ -120,3 +120,12 @@ def test_xxx_inside_a_prompt_counts(tree):
     (tree / "M01/Session1/prompts/0001.txt").write_text("the xxx house")
     reasons = {one.utt_id: one.reason for one in importer.read(tree, Torgo()).problems}
     assert reasons["M01_Session1_0001"] == "the prompt says xxx"
+
+
+def test_a_folder_that_may_not_be_looked_into_is_one_message(tree, monkeypatch):
+    def refuse(folder, settings):
+        raise PermissionError(13, "Permission denied", str(folder / "M01"))
+
+    monkeypatch.setattr(importer, "depends", refuse)
+    with pytest.raises(UserError, match=r"TORGO/M01: cannot be read \(Permission denied\); look at its rights"):
+        prepare.make(params(tree))

@@ -185,8 +185,6 @@ def read(path: Path, data_folder: Path | None = None) -> Corpus:
         raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
     except csv.Error as error:
         raise UserError(f"{path}: not a CSV ({error}); is a quotation mark never closed?") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); look at its rights") from None
     if faults:
         more = f" (and {len(faults) - 3} more lines)" if len(faults) > 3 else ""
         raise UserError(f"{path}, {'; '.join(faults[:3])}{more}")

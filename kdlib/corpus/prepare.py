@@ -5,6 +5,7 @@ left_out.csv (recordings that cannot be used). `make` looks at every file and ma
 the recipe has changed; `load` and `lexicon` trust what this process has made or found before.
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -77,10 +78,11 @@ def files(params: Params) -> str:
     if params.corpus == "synthetic":
         return ""
     folder = _data_folder(params, Path())
-    if params.corpus == "manifest":
-        paths = [utt.wav for utt in manifest.read(located(params.manifest), folder)]
-    else:
-        paths = IMPORTERS[params.corpus].depends(folder, getattr(params, params.corpus))
+    with _said_in_words():
+        if params.corpus == "manifest":
+            paths = [utt.wav for utt in manifest.read(located(params.manifest), folder)]
+        else:
+            paths = IMPORTERS[params.corpus].depends(folder, getattr(params, params.corpus))
     return hashlib.sha256(json.dumps(audio.stamps(paths)).encode()).hexdigest()[:16]
 
 
@@ -123,9 +125,19 @@ def _examined(partial: Path, params: Params) -> Path | None:
 def _read(params: Params, partial: Path, data_folder: Path) -> Reading:
     if params.corpus == "synthetic":
         return Reading(synthetic.speak(params, partial), [], [])
-    if params.corpus == "manifest":
-        return Reading(manifest.read(located(params.manifest), data_folder), [], [])
-    return IMPORTERS[params.corpus].read(data_folder, getattr(params, params.corpus))
+    with _said_in_words():
+        if params.corpus == "manifest":
+            return Reading(manifest.read(located(params.manifest), data_folder), [], [])
+        return IMPORTERS[params.corpus].read(data_folder, getattr(params, params.corpus))
+
+
+@contextlib.contextmanager
+def _said_in_words() -> Iterator[None]:
+    """A folder that may not be looked into, a disc that fails."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); look at its rights") from None
 
 
 def _spelt(corpus: Corpus, params: Params) -> tuple[Corpus, list[Problem]]:

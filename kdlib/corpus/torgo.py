@@ -87,8 +87,6 @@ def _names(folder: Path, ending: str) -> dict[str, str]:
         there = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except PermissionError as error:
-        raise UserError(f"{folder} may not be looked into ({error.strerror}); look at its rights") from None
     return {name.rsplit(".", 1)[0]: name for name in there if name.lower().endswith(ending)}
 
 

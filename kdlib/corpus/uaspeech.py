@@ -165,22 +165,15 @@ def _audio(folder: Path, settings: UASpeech) -> tuple[Path, str]:
 
 def _recordings(audio: Path) -> Iterator[os.DirEntry]:
     """All wav files below the speakers' folders, control speakers' among them; some lie a folder deeper."""
-    for entry in _entries(audio):
+    for entry in sorted(os.scandir(audio), key=lambda entry: entry.name):
         if entry.is_dir() and entry.name.lower() in ("control", "controls"):
             yield from _recordings(Path(entry.path))
         elif entry.is_dir() and SPEAKER.fullmatch(entry.name):
             yield from _wavs(entry.path)
 
 
-def _entries(folder: str | Path) -> list[os.DirEntry]:
-    try:
-        return sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except PermissionError as error:
-        raise UserError(f"{folder} may not be looked into ({error.strerror}); look at its rights") from None
-
-
 def _wavs(folder: str) -> Iterator[os.DirEntry]:
-    for entry in _entries(folder):
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.is_dir():
             yield from _wavs(entry.path)
         elif entry.name.lower().endswith(".wav"):
