@@ -192,7 +192,7 @@ def stamps(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
     for path in map(str, paths):
         try:
             status = os.stat(path)
-            readable = os.access(path, os.R_OK)
+            readable = os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids)
             found.append((path, status.st_size, status.st_mtime_ns) if readable else (path, -1, status.st_mtime_ns))
         except (OSError, ValueError):
             found.append((path, -1, -1))
