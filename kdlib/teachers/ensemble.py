@@ -1,0 +1,193 @@
+"""Several teachers' stores -> one target for a batch of utterances, exact at any temperature.
+
+`logprob_mean` (the original study's) needs the mean of the logits alone, for the normalisers cancel when the mean of
+the log-probabilities is normalised; with linear heads that is one product of the stacked activations with the stacked
+heads. `prob_mean` adds probabilities, a teacher at a time. Which teachers speak, and how loudly, is said by `Choice`;
+learned fusion will be one more. Never more is held than one batch's activations of every teacher.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from kdlib.errors import UserError
+from kdlib.teachers.store import LogitStore
+
+if TYPE_CHECKING:
+    import torch
+
+CODE = ("teachers/ensemble.py", "teachers/store.py")
+MEANS = ("logprob_mean", "prob_mean")
+MISSING = ("strict", "partial", "all")
+MAX_DRIFT = 1  # frames by which two models of one stride may differ on one recording
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which teachers speak for an utterance, and how much each says. Weights need not sum to one; 0 is silence."""
+
+    mean: str = "logprob_mean"  # one of MEANS
+    weights: Mapping[str, float] = field(default_factory=dict)  # by teacher; empty: all alike
+    own: bool = False  # the speaker's own teacher alone, where there is one
+    missing: str = "strict"  # utterances that not every teacher has: leave out, or take from `at_least` teachers
+    at_least: int = 10  # for "partial"
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Which utterances an ensemble can speak of."""
+
+    usable: list[str]
+    incomplete: int  # of the usable ones, how many not every teacher has
+    left_out: dict[str, int]  # utterance -> teachers that have it, too few
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.usable):,} utterances have a target, {self.incomplete:,} of them not from every teacher; "
+            f"{len(self.left_out):,} have too few teachers"
+        )
+
+
+class Ensemble:
+    """Teachers' stores under one choice."""
+
+    def __init__(self, stores: Mapping[str, LogitStore], choice: Choice) -> None:
+        import torch
+
+        if not stores:
+            raise UserError("an ensemble needs a teacher: no store was given")
+        if choice.mean not in MEANS or choice.missing not in MISSING:
+            raise ValueError(f"expected one of {MEANS} and one of {MISSING}, found {choice.mean!r}, {choice.missing!r}")
+        self.choice = choice
+        self.stores = {name: store for name, store in stores.items() if choice.weights.get(name, 1.0) > 0}
+        if unknown := sorted(set(choice.weights) - set(stores)):
+            raise UserError(f"weights name teachers that have no store here: {', '.join(unknown)}")
+        if not self.stores:
+            raise UserError("an ensemble needs a teacher: every weight is 0")
+        _check_alike(self.stores)
+        self.stride_ms = next(iter(self.stores.values())).header.stride_ms
+        self._stacked = None
+        if choice.mean == "logprob_mean" and all(store.head is not None for store in self.stores.values()):
+            heads = [store.head for store in self.stores.values()]
+            weights, biases = torch.cat([head[0] for head in heads], 1), torch.stack([head[1] for head in heads], 1)
+            self._stacked = torch.cat([weights, biases], 1)  # [V, d1 + d2 + ... + K]
+
+    def coverage(self, utt_ids: Sequence[str]) -> Coverage:
+        """Which of these utterances have a target."""
+        needed = {"strict": len(self.stores), "partial": min(self.choice.at_least, len(self.stores)), "all": 1}
+        has = {utt_id: sum(utt_id in store for store in self.stores.values()) for utt_id in utt_ids}
+        enough = needed[self.choice.missing]
+        usable = [utt_id for utt_id, count in has.items() if count >= enough]
+        incomplete = sum(has[utt_id] < len(self.stores) for utt_id in usable)
+        return Coverage(usable, incomplete, {utt_id: count for utt_id, count in has.items() if count < enough})
+
+    def log_probs(
+        self,
+        utt_ids: Sequence[str],
+        speakers: Sequence[str],
+        lengths: Sequence[int] | None = None,
+        temperature: float = 1.0,
+    ) -> "tuple[torch.Tensor, torch.Tensor]":
+        """The target of a batch: log-probabilities [B, T, V] at a temperature, and frames [B].
+
+        `speakers` say whose speech it is, for `own`. `lengths` are the student's frames, which the target is aligned
+        to; without them the longest teacher's count.
+        """
+        import torch
+
+        weights = torch.tensor([self._weights(utt_id, who) for utt_id, who in zip(utt_ids, speakers, strict=True)])
+        parts = {name: self._hidden(store, utt_ids) for name, store in self.stores.items()}
+        heard_by = [[one[index] for one in parts.values() if one[index] is not None] for index in range(len(utt_ids))]
+        frames = list(lengths) if lengths is not None else [max(map(len, hidden)) for hidden in heard_by]
+        padded = {
+            name: torch.nn.utils.rnn.pad_sequence(
+                [
+                    torch.zeros(count, self.stores[name].header.width) if one is None else aligned(one, count, name)
+                    for one, count in zip(hidden, frames, strict=True)
+                ],
+                batch_first=True,
+            )
+            for name, hidden in parts.items()
+        }
+        mean = self._mean_of_logits if self.choice.mean == "logprob_mean" else self._mean_of_probs
+        return mean(padded, weights, temperature), torch.tensor(frames)
+
+    def _mean_of_logits(self, padded: dict, weights: "torch.Tensor", temperature: float) -> "torch.Tensor":
+        import torch
+
+        if self._stacked is None:
+            logits = sum(
+                weight[:, None, None] * self._logits(name, hidden)
+                for (name, hidden), weight in zip(padded.items(), weights.T, strict=True)
+            )
+        else:
+            scaled = [weight[:, None, None] * hidden for hidden, weight in zip(padded.values(), weights.T, strict=True)]
+            biases = weights[:, None, :].expand(-1, scaled[0].shape[1], -1)
+            logits = torch.cat([*scaled, biases], -1) @ self._stacked.T
+        return (logits / temperature).log_softmax(-1)
+
+    def _mean_of_probs(self, padded: dict, weights: "torch.Tensor", temperature: float) -> "torch.Tensor":
+        probs = sum(
+            weight[:, None, None] * (self._logits(name, hidden) / temperature).softmax(-1)
+            for (name, hidden), weight in zip(padded.items(), weights.T, strict=True)
+        )
+        return probs.clamp_min(1e-30).log()
+
+    def _logits(self, name: str, hidden: "torch.Tensor") -> "torch.Tensor":
+        head = self.stores[name].head
+        return hidden if head is None else hidden @ head[0].T + head[1]
+
+    def _hidden(self, store: LogitStore, utt_ids: Sequence[str]) -> "list[torch.Tensor | None]":
+        return [store.hidden(utt_id) if utt_id in store else None for utt_id in utt_ids]
+
+    def _weights(self, utt_id: str, speaker: str) -> list[float]:
+        """Each teacher's weight on an utterance; they sum to one over those that have it."""
+        there = {name: self.choice.weights.get(name, 1.0) for name, store in self.stores.items() if utt_id in store}
+        if not there:
+            raise UserError(f"no teacher has an output on {utt_id}; extract it, or leave it out as `coverage` says")
+        if self.choice.own and speaker in there:
+            there = {speaker: 1.0}
+        total = sum(there.values())
+        return [there.get(name, 0.0) / total for name in self.stores]
+
+
+def aligned(hidden: "torch.Tensor", frames: int, teacher: str) -> "torch.Tensor":
+    """One recording's frames in another model's number of frames of the same stride.
+
+    Models of one stride differ by a frame at the end: the last one is repeated or dropped. More is another stride, or
+    another recording, and is refused.
+    """
+    import torch
+
+    more = frames - len(hidden)
+    if abs(more) > MAX_DRIFT:
+        raise UserError(
+            f"teacher {teacher} has {len(hidden)} frames where {frames} are expected: another stride or another "
+            "recording; give the teacher's frames on the student's stride (`resampled`) or extract them again"
+        )
+    if more <= 0:
+        return hidden[:frames]
+    return (
+        torch.cat([hidden, hidden[-1:].expand(more, -1)]) if len(hidden) else hidden.new_zeros(frames, hidden.shape[1])
+    )
+
+
+def resampled(hidden: "torch.Tensor", stride_ms: float, to_ms: float, frames: int) -> "torch.Tensor":
+    """Frames of one stride on the grid of another: each new frame takes the old one at the middle of its time."""
+    import torch
+
+    middle = (torch.arange(frames) + 0.5) * to_ms
+    return hidden[(middle / stride_ms).long().clamp_max(len(hidden) - 1)]
+
+
+def _check_alike(stores: Mapping[str, LogitStore]) -> None:
+    """Averaged can only be what means the same."""
+    (first, one), *others = stores.items()
+    for name, store in others:
+        for what in ("tokens", "size", "blank", "output", "stride_ms"):
+            here, there = getattr(one.header, what), getattr(store.header, what)
+            if here != there:
+                raise UserError(
+                    f"the teachers {first} and {name} cannot be averaged: {what} is {here} and {there}; extract one of "
+                    "them again"
+                )
