@@ -1,0 +1,74 @@
+"""The Transformer decoder over any encoder's encodings: teacher-forced, and free-running greedily.
+
+BOS and EOS are explicit: the decoder is given BOS and the text, and is to say the text and EOS. Padding is masked by
+lengths, never by a token's id (SpeechBrain's own masks take id 0 for padding, which is our BOS).
+"""
+
+import torch
+from torch import nn
+
+from kdlib.models.conformer import mask
+from kdlib.tokens import BOS, EOS
+
+CODE = ("models/decoder.py", "models/conformer.py")
+
+
+class AttentionDecoder(nn.Module):
+    """SpeechBrain's Transformer decoder with an embedding before and a head behind it."""
+
+    def __init__(self, *, size: int, d_model: int, heads: int, layers: int, ffn: int, dropout: float = 0.1) -> None:
+        from speechbrain.lobes.models.transformer.Transformer import (
+            NormalizedEmbedding,
+            PositionalEncoding,
+            TransformerDecoder,
+        )
+
+        super().__init__()
+        self.embed = NormalizedEmbedding(d_model, size)
+        self.positions = PositionalEncoding(d_model)
+        self.decoder = TransformerDecoder(
+            num_layers=layers, nhead=heads, d_ffn=ffn, d_model=d_model, dropout=dropout, normalize_before=True
+        )
+        self.head = nn.Linear(d_model, size)
+
+    def activations(self, encoded: torch.Tensor, frames: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+        """What enters the head, [B, L, D], for inputs [B, L] that begin with BOS."""
+        embedded = self.embed(inputs)
+        steps = inputs.shape[1]
+        causal = torch.ones(steps, steps, dtype=torch.bool, device=inputs.device).triu(1)
+        hidden, *_ = self.decoder(
+            embedded + self.positions(embedded),
+            encoded,
+            tgt_mask=causal,
+            memory_key_padding_mask=~mask(frames, encoded.shape[1]),
+        )
+        return hidden
+
+    def forward(self, encoded: torch.Tensor, frames: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+        """Logits [B, L, V] over the token after each of the inputs."""
+        return self.head(self.activations(encoded, frames, inputs))
+
+    @torch.inference_mode()
+    def greedy(self, encoded: torch.Tensor, frames: torch.Tensor, longest: int) -> list[list[int]]:
+        """Free-running: the best token after BOS, and so on, until EOS or `longest` tokens."""
+        said = torch.full((len(encoded), 1), BOS, dtype=torch.long, device=encoded.device)
+        done = torch.zeros(len(encoded), dtype=torch.bool, device=encoded.device)
+        while not done.all() and said.shape[1] <= longest:
+            best = self(encoded, frames, said)[:, -1].argmax(-1)
+            said = torch.cat([said, best.masked_fill(done, EOS)[:, None]], 1)
+            done |= best == EOS
+        return [row[1:].tolist()[: row[1:].tolist().index(EOS)] if EOS in row[1:] else row[1:].tolist() for row in said]
+
+
+def teacher_forced(ids: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Inputs BOS + ids [B, L], targets ids + EOS [B, L], and lengths [B], of token ids.
+
+    >>> inputs, targets, lengths = teacher_forced([[7, 8], [9]])
+    >>> inputs.tolist(), targets.tolist(), lengths.tolist()
+    ([[0, 7, 8], [0, 9, 1]], [[7, 8, 1], [9, 1, 1]], [3, 2])
+    """
+    inputs = [torch.tensor([BOS, *one]) for one in ids]
+    targets = [torch.tensor([*one, EOS]) for one in ids]
+    pad = {"batch_first": True, "padding_value": EOS}
+    lengths = torch.tensor([len(one) + 1 for one in ids])
+    return nn.utils.rnn.pad_sequence(inputs, **pad), nn.utils.rnn.pad_sequence(targets, **pad), lengths
