@@ -59,7 +59,7 @@ def test_conda_takes_its_pip_part_from_the_same_lock():
 
 
 def test_the_extras_are_named():
-    assert set(PROJECT["optional-dependencies"]) == {"embedded", "dev", "cluster"}
+    assert set(PROJECT["optional-dependencies"]) == {"embedded", "hdf5", "dev", "cluster"}
 
 
 def test_every_command_that_the_readme_names_exists():
