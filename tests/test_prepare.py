@@ -296,6 +296,18 @@ def test_a_lexicon_from_a_file(own):
         prepare.make(params)
 
 
+def test_a_changed_lexicon_is_read_again_whatever_its_name(own):
+    """Even one that is called like the manifest."""
+    (own / "lists").mkdir()
+    (own / "lists/corpus.csv").write_text("water\n")
+    params = settings(own, lexicon=str(own / "lists/corpus.csv"))
+    assert prepare.lexicon(params) == ["WATER"]
+    (own / "lists/corpus.csv").write_text("water\nfire\n")
+    edit(own, "x-ray", "beam")
+    assert prepare.lexicon(params) == ["FIRE", "WATER"]
+    assert "BEAM" in prepare.load(params).lexicon
+
+
 def test_a_data_folder_that_is_not_there_is_named(own):
     with pytest.raises(
         UserError, match=r"data_folder: there is no folder .*/nowhere; correct data_folder in the recipe"

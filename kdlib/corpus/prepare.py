@@ -33,22 +33,19 @@ CODE = (
     *synthetic.CODE,
 )
 SETTINGS = {"corpus", "data_folder", "speakers", "lexicon", "replace", "hyphens", "punctuation", "audio"}
-_found: dict[
-    tuple[Path, str], str
-] = {}  # corpora that this process has made or looked at, and the keys of their stages
+_found: dict[tuple[Path, str], str] = {}  # what this process has made or looked at -> the key of its stage
 
 
 def make(params: Params) -> Path:
     """Make the corpus folder, or find it made from the same files."""
     own = {"synthetic"} if params.corpus == "synthetic" else {params.corpus} & {"uaspeech", "torgo"}
     settings = params.model_dump(mode="json", include=SETTINGS | own) | {"made_from": params.blocks.made_from}
-    inputs = [located(name) for name in (params.manifest, params.lexicon) if name and params.corpus != "synthetic"]
+    lists = [located(name) for name in (params.manifest, params.lexicon) if name and params.corpus != "synthetic"]
     folder = produce(
         params.folder / "corpus",
         lambda partial: _build(partial, params),
         what="corpus",
-        parameters=settings | {"files": files(params)},
-        inputs=inputs,
+        parameters=settings | {"files": files(params), "lists": [stage.fingerprint(path) for path in lists]},
         code=CODE,
     )
     _found[folder, _identity(params)] = stage.fingerprint(folder)
