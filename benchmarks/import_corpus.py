@@ -21,20 +21,16 @@ from kdlib.corpus.speakers import table
 from kdlib.params import load, root
 from kdlib.stage import write_json
 
-KINDS = [("C", 1, 19), ("CW", 1, 100), ("UW", 1, 100), ("D", 0, 9)]
-
 
 def lay_out(folder: Path, files: int, seconds: float) -> int:
     noise = np.random.default_rng(0).normal(0, 0.1, 10 * 16_000).astype(np.float32)
-    codes = [f"L{chr(65 + n)}" for n in range(26)] + [
-        f"{kind}{n}" for kind, low, high in KINDS for n in range(low, high + 1)
-    ]
+    words = uaspeech.word_list()
     made = 0
     for speaker in table():
         place = folder / "audio" / "original" / speaker
         place.mkdir(parents=True)
         for block in uaspeech.BLOCKS:
-            for code in codes:
+            for code in (code.removeprefix(f"{block}_") for code in words if code[0] != "B" or code.startswith(block)):
                 for mic in range(2, 9):
                     if made == files:
                         return made

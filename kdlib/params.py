@@ -201,9 +201,9 @@ def load(recipe: str | Path, held_out: str, fold: dict | None = None, overrides:
         raise UserError(f"parameter 'overrides': expected names and values, found {overrides!r}")
     for source, settings in [*layers, ("parameter 'overrides'", overrides or {})]:
         _validate(settings, held_out, source)
+    chosen = _validate({"name": path.stem} | _merged([*layers, ("", overrides or {})]), held_out, _shown(path))
+    _check_recipe(chosen, _shown(path))
     if not fold:
-        chosen = _validate({"name": path.stem} | _merged([*layers, ("", overrides or {})]), held_out, _shown(path))
-        _check_recipe(chosen, _shown(path))
         fold, source = _fold_file(chosen.fold_set, held_out, _shown(path))
         layers.append((source, {"fold": fold}))
     else:
@@ -211,7 +211,6 @@ def load(recipe: str | Path, held_out: str, fold: dict | None = None, overrides:
     layers.append(("parameter 'overrides'", overrides or {}))
     _validate(layers[-2][1], held_out, layers[-2][0])
     params = _validate({"name": path.stem} | _merged(layers), held_out, _shown(path))
-    _check_recipe(params, _shown(path))
     _check_whole(params, layers[-2][0], _shown(path))
     return params
 

@@ -306,14 +306,20 @@ def _examination() -> str:
     return f"examined by {code_fingerprint(['corpus/audio.py'])}"
 
 
+def _is_ours(path: Path) -> bool:
+    """Whether this code wrote down what stands there."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.readline().strip() == _examination().encode()
+
+
 def _kept(folder: Path) -> dict[tuple, Found]:
     """What an earlier look found, where it was this code that looked."""
     path = folder / EXAMINED
-    if not path.is_file():
+    if not _is_ours(path):
         return {}
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        if file.readline().strip() != _examination():
-            return {}
         return {
             (row[0], int(row[1]), int(row[2]), row[3]): Found(
                 row[4], row[5], float(row[6]), (float(row[7]), float(row[8]))
@@ -330,7 +336,7 @@ def _keeping(folder: Path | None) -> Iterator[Callable[[tuple, Found], None]]:
         yield lambda key, found: None
         return
     path = folder / EXAMINED
-    start = not (path.is_file() and path.open(encoding="utf-8").readline().strip() == _examination())
+    start = not _is_ours(path)
     with path.open("w" if start else "a", newline="", encoding="utf-8", errors="surrogateescape") as file:
         file.write(f"{_examination()}\n" if start else "\n")  # ends the line that a killed run may have left
         writer = csv.writer(file, lineterminator="\n")

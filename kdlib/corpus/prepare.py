@@ -230,7 +230,7 @@ def _remarks(corpus: Corpus, params: Params) -> Iterator[str]:
     for utt in corpus:
         spellings[_spell(utt.text, params)][utt.text] += 1
     several = {word: variants for word, variants in spellings.items() if len(variants) > 1}
-    if several and params.corpus != "torgo":
+    if several:
         word, variants = next(iter(several.items()))
         named = ", ".join(f"{variant!r} {times}" for variant, times in variants.most_common(4))
         yield (

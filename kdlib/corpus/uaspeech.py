@@ -74,10 +74,11 @@ def read(folder: Path, settings: UASpeech) -> Reading:
         first = by_mic.get(settings.microphone) or next(iter(by_mic.values()))
         word = label(first.stem, block, code)
         if not word or settings.microphone not in by_mic:
-            lost[first.stem.rsplit("_", 1)[0]] = len(by_mic)
+            name = first.stem.rsplit("_", 1)[0]
+            lost[name] = len(by_mic)
             if not word:
                 problems.append(Problem(first.stem, speaker, str(first), "no label for its code"))
-            elif f"{first.stem.rsplit('_', 1)[0]}_{settings.microphone}" not in empty:
+            elif f"{name}_{settings.microphone}" not in empty:
                 problems.append(Problem(first.stem, speaker, str(first), "the test microphone did not record it"))
             continue
         if normalise(word) != normalise(listed := _by_code(word_list(), first.stem, block, code) or word):
