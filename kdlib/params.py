@@ -120,6 +120,63 @@ class Pretraining(Strict):
     warmup_steps: int = Field(300, ge=0)
 
 
+class Vocabulary(Strict):
+    """The tokens that teachers and students share: 0 BOS, 1 EOS, 2 blank, every other id sentencepiece's own."""
+
+    source: str = "pretrained"  # the pretrained model's pieces; "corpus": of the closed lexicon; or a model's path
+    pieces: int = Field(256, ge=16)  # at most, where they are made of the corpus
+    size: int | None = Field(None, ge=4)  # outputs; those beyond the pieces are never used (original study: 5000)
+
+
+class Training(Strict):
+    """How long and how fast a model is trained."""
+
+    steps: int = Field(ge=1)  # at most, where there is a dev block to stop on
+    batch_size: int = Field(32, ge=1)
+    lr: float = Field(1e-3, gt=0)
+    warmup_steps: int = Field(100, ge=0)
+    check_every: int = Field(5, ge=1)  # epochs between two looks at the dev block
+    patience: int = Field(6, ge=1)  # looks without a better one, after which training ends
+
+
+class Teacher(Strict):
+    """A teacher a speaker: its shape, what it starts from, and how it is adapted to the speaker."""
+
+    backbone: Literal["sb", "nemo"] = "sb"  # SpeechBrain's Conformer, or the student's own pretrained encoder
+    parent: Literal["shipped", "controls", "from_corpus", "none"] = "controls"  # whom the shared start has heard
+    d_model: int = Field(96, ge=8)
+    layers: int = Field(4, ge=1)
+    heads: int = Field(4, ge=1)
+    ffn: int = Field(384, ge=8)
+    kernel: int = Field(15, ge=3)
+    mels: int = Field(40, ge=8)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    decoder_layers: int = Field(2, ge=1)
+    ctc_weight: float = Field(0.8, gt=0, le=1)  # the rest is the attention decoder's: .3 would starve the CTC head
+    label_smoothing: float = Field(0.1, ge=0, lt=1)  # of the attention decoder
+    dev_share: float = Field(0.15, ge=0, lt=0.5)  # of the training blocks, kept from training to stop on
+    start: Training = Training(steps=2000, lr=2e-3, warmup_steps=300, check_every=3)  # of the parent
+    adapt: Training = Training(steps=300, batch_size=16, lr=5e-4, warmup_steps=30)
+
+    @property
+    def family(self) -> str:
+        """The folder's name of teachers that can be averaged with each other."""
+        if self.backbone == "nemo":
+            return "nemo"
+        return "speechbrain-scratch" if self.parent == "none" else "speechbrain"
+
+
+class Aggregation(Strict):
+    """How the teachers' outputs become one target."""
+
+    method: Literal["logprob_mean", "prob_mean", "weighted_accuracy", "weighted_loss", "best", "own", "same_level"] = (
+        "logprob_mean"
+    )
+    missing: Literal["strict", "partial", "all"] = "strict"  # utterances that not every teacher has
+    at_least: int = Field(10, ge=1)  # teachers, for "partial"
+    encoding: Literal["fp16", "int8"] = "fp16"  # of the stores
+
+
 class Scoring(Strict):
     """How hypotheses are scored."""
 
@@ -154,6 +211,9 @@ class Params(Strict):
     pretrained: Literal["shipped", "controls", "from_corpus", "nemo"] = "shipped"
     nemo_model: str = "nvidia/stt_en_conformer_ctc_small"  # a model's name, or the path of a .nemo file
     pretraining: Pretraining = Pretraining()
+    tokens: Vocabulary = Vocabulary()
+    teacher: Teacher = Teacher()
+    aggregation: Aggregation = Aggregation()
     scoring: Scoring = Scoring()
     outputs: str = "outputs"
 
@@ -240,6 +300,11 @@ def _check_recipe(params: Params, recipe: str) -> None:
         raise UserError(
             f"{recipe}: pretraining.d_model {params.pretraining.d_model} cannot be divided among "
             f"{params.pretraining.heads} heads; choose heads that divide it"
+        )
+    if params.teacher.d_model % params.teacher.heads:
+        raise UserError(
+            f"{recipe}: teacher.d_model {params.teacher.d_model} cannot be divided among {params.teacher.heads} heads; "
+            "choose heads that divide it"
         )
     if params.corpus == "manifest" and not params.manifest:
         raise UserError(f"{recipe}: corpus is 'manifest', but no manifest is named; write manifest: path/to/corpus.csv")

@@ -1,4 +1,4 @@
-"""The one training loop, on Lightning: deterministic epochs, checkpoints, exact resume, progress.
+"""The one training loop, on Lightning: deterministic epochs, checkpoints, exact resume, dev block, curves, progress.
 
 Every epoch's batches and random numbers follow from the seed and the epoch's number alone, so that a run that was
 killed and goes on from its last checkpoint ends with the same weights as an undisturbed one.
@@ -21,8 +21,9 @@ from kdlib.errors import UserError
 from kdlib.stage import progress, set_threads
 
 Step = Callable[[Any], dict[str, torch.Tensor]]  # a batch -> named losses; "loss" is minimised
+Check = Callable[[], dict[str, float]]  # a look at the dev block -> named numbers; the greatest "dev_score" is best
 
-CHECKPOINT = "latest.ckpt"
+CHECKPOINT, BEST = "latest.ckpt", "best.ckpt"
 
 
 class Task(pl.LightningModule):
@@ -75,6 +76,49 @@ class Task(pl.LightningModule):
             return (step + 1) / self.warmup_steps
         done = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+class _Checks(pl.Callback):
+    """Looks at the dev block each few epochs and at the end, keeps the best weights, and stops when none come any more.
+
+    Lightning's own callbacks look at what was logged last, and after a resume that is nothing: the same run would then
+    stop elsewhere. The state of this one is part of the checkpoint.
+    """
+
+    def __init__(self, check: Check, every: int, patience: int, best: Path) -> None:
+        self.check, self.every, self.patience, self.best = check, every, patience, best
+        self.score, self.best_step, self.waited, self.looked_at = -math.inf, 0, 0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("score", "best_step", "waited", "looked_at")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+
+    def on_train_start(self, trainer: pl.Trainer, module: Task) -> None:
+        trainer.should_stop = self.waited >= self.patience  # killed between the stop and the end
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: Task) -> None:
+        if (trainer.current_epoch + 1) % self.every == 0:
+            self._look(trainer, module)
+
+    def on_train_end(self, trainer: pl.Trainer, module: Task) -> None:
+        if self.looked_at < trainer.global_step:
+            self._look(trainer, module)
+
+    def _look(self, trainer: pl.Trainer, module: Task) -> None:
+        module.eval()
+        with torch.inference_mode():
+            found = self.check()
+        module.train()
+        self.looked_at = trainer.global_step
+        trainer.logger.log_metrics(found, trainer.global_step)
+        if found["dev_score"] > self.score:
+            self.score, self.best_step, self.waited = found["dev_score"], trainer.global_step, 0
+            torch.save(module.model.state_dict(), self.best)
+        else:
+            self.waited += 1
+            trainer.should_stop = trainer.should_stop or self.waited >= self.patience
 
 
 class Epochs(pl.LightningDataModule):
@@ -135,10 +179,15 @@ def fit(
     seed: int,
     checkpoint_every: int = 1,
     clip: float = 1.0,
-) -> None:
+    check: Check | None = None,
+    check_every: int = 1,
+    patience: int = 1,
+) -> dict[str, float]:
     """Train `task` for `steps` steps; go on from `folder`'s last checkpoint where there is one.
 
-    `checkpoint_every` counts epochs. The checkpoint is the run's own and is removed by whoever made the folder.
+    `checkpoint_every` and `check_every` count epochs. With `check` the model ends with the weights that scored best on
+    the dev block, and after `patience` looks without a better one training is over. The curves lie in
+    `folder/tensorboard`; the checkpoints stay until `tidy`. Returned: steps made, and the best score with its step.
     """
     set_threads()
     rank_zero.log.setLevel(logging.ERROR)  # Lightning's remarks on hardware
@@ -149,14 +198,16 @@ def fit(
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
+    looks = [_Checks(check, check_every, patience, folder / BEST)] if check else []
     trainer = pl.Trainer(
         max_steps=steps,
         accelerator="auto",
         devices=1,
-        logger=False,
+        logger=pl.loggers.TensorBoardLogger(folder, name="", version="tensorboard"),
+        log_every_n_steps=10,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[_Progress(what, steps, seed), saver],
+        callbacks=[_Progress(what, steps, seed), *looks, saver],
         gradient_clip_val=clip,
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,
@@ -169,8 +220,19 @@ def fit(
         except SystemExit:  # Lightning ends the whole process on Ctrl-C
             stopped = f"{what}: stopped at step {trainer.global_step} of {steps}; run it again to go on"
             raise KeyboardInterrupt(stopped) from None
-    if trainer.global_step < steps:
+    if trainer.global_step < steps and not trainer.should_stop:
         raise UserError(f"{what}: only {trainer.global_step} of {steps} steps were made: there is nothing to train on")
+    record = {"steps": trainer.global_step}
+    if looks:
+        task.model.load_state_dict(torch.load(folder / BEST, weights_only=True))
+        record |= {"best_step": looks[0].best_step, "best_dev_score": round(looks[0].score, 6)}
+    return record
+
+
+def tidy(folder: Path) -> None:
+    """Remove the checkpoints: to be called when what was trained lies safely in the folder."""
+    for name in (CHECKPOINT, BEST):
+        (folder / name).unlink(missing_ok=True)
 
 
 def seed_everything(seed: int) -> None:

@@ -3,7 +3,7 @@
 Before a single score, every reference makes the round trip through the system's own tokenizer.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -18,7 +18,7 @@ from kdlib.models import Outputs
 from kdlib.stage import progress
 from kdlib.tokens import Tokens, check_round_trip, normalise
 
-DECODERS = ("greedy", "lexicon")  # what `hear` fills
+DECODERS = ("greedy", "lexicon")  # what `hear` fills by itself
 CODE = (
     "data/homophones.json",
     "models/__init__.py",
@@ -43,32 +43,42 @@ class System(Protocol):
 
 
 def hear(
-    system: System,
+    system: System, utterances: Sequence[Utterance], lexicon: Sequence[str], *, what: str = "evaluation", **options
+) -> list[Hypothesis]:
+    """Let a system hear utterances, and decode what it answers; for the options see `decode`."""
+    return decode(lambda batch: system(*audio.collate(batch)), system.tokens, utterances, lexicon, what=what, **options)
+
+
+def decode(
+    answer: Callable[[list[Utterance]], Outputs],
+    tokens: Tokens,
     utterances: Sequence[Utterance],
     lexicon: Sequence[str],
     *,
     batch_size: int = 32,
     level: Callable[[str], str] = lambda speaker: "",
     seen: Callable[[Utterance], bool] | None = None,
-    what: str = "evaluation",
+    what: str = "decoding",
     posteriors: Path | None = None,
+    attention: Mapping[str, str] | None = None,
 ) -> list[Hypothesis]:
-    """Decode utterances greedily and over a closed lexicon; rows come back in the order given.
+    """Decode what `answer` gives for a batch, greedily and over a closed lexicon; rows come back in the order given.
 
-    With `posteriors`, that folder gets `ctc.npz`: log-probabilities [T, V] in fp16 by utterance id.
+    `attention` are the texts of an attention decoder by utterance id. With `posteriors`, that folder gets `ctc.npz`:
+    log-probabilities [T, V] in fp16 by utterance id.
     """
-    check_round_trip(system.tokens, [utt.text for utt in utterances])
-    closed = Lexicon(lexicon, system.tokens)
+    check_round_trip(tokens, [utt.text for utt in utterances])
+    closed = Lexicon(lexicon, tokens)
     rows: dict[str, Hypothesis] = {}
     kept: dict[str, np.ndarray] = {}
     with progress(len(utterances), what, "utt") as bar:
         for batch in audio.batches(utterances, batch_size):
-            outputs = system(*audio.collate(batch))
+            outputs = answer(batch)
             parts = (
                 batch,
-                greedy(outputs, system.tokens.blank),
+                greedy(outputs, tokens.blank),
                 closed.best(outputs),
-                blank_share(outputs, system.tokens.blank).tolist(),
+                blank_share(outputs, tokens.blank).tolist(),
             )
             for utt, ids, word, blanks in zip(*parts, strict=True):
                 rows[utt.utt_id] = Hypothesis(
@@ -78,8 +88,9 @@ def hear(
                     utt.word_type,
                     "" if seen is None else "yes" if seen(utt) else "no",
                     normalise(utt.text),
-                    system.tokens.decode(ids),
+                    tokens.decode(ids),
                     word,
+                    attention="" if attention is None else attention[utt.utt_id],
                     n_tokens=len(ids),
                     blank_share=round(blanks, 4),
                     token_ids=" ".join(map(str, ids)),

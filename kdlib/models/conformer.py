@@ -1,6 +1,6 @@
-"""SpeechBrain's Conformer as a teacher or a student: samples in, `Outputs` out, a frame each 40 ms.
+"""SpeechBrain's Conformer encoder, for teachers and students: samples in, encodings out, a frame each 40 ms.
 
-Log-mel features, normalised by utterance -> two convolutions of stride 2 -> Conformer encoder -> CTC head. What is
+Log-mel features, normalised by utterance -> two convolutions of stride 2 -> Conformer encoder. What is
 padding is masked at every step, so that an utterance's outputs do not depend on its neighbours in the batch: stored
 ones are made in other batches than they are trained with. SpeechBrain takes 1-4 s to import: inside functions.
 """
@@ -11,9 +11,8 @@ import torch
 from torch import nn
 
 from kdlib.corpus.audio import RATE_HZ
-from kdlib.models import Outputs
 
-CODE = ("models/conformer.py", "models/__init__.py")
+CODE = ("models/conformer.py",)
 HOP = RATE_HZ // 100
 STRIDE_MS = 40.0
 
@@ -32,15 +31,15 @@ class Shape:
 
 
 class Conformer(nn.Module):
-    """Encoder and CTC head over `size` tokens."""
+    """The encoder."""
 
-    def __init__(self, shape: Shape, size: int) -> None:
+    def __init__(self, shape: Shape) -> None:
         from speechbrain.lobes.features import Fbank
         from speechbrain.lobes.models.transformer.Conformer import ConformerEncoder
         from speechbrain.nnet.attention import RelPosEncXL
 
         super().__init__()
-        self.shape = shape
+        self.shape, self.width, self.stride_ms = shape, shape.d_model, STRIDE_MS
         self.features = Fbank(sample_rate=RATE_HZ, n_mels=shape.mels, n_fft=512, win_length=25, hop_length=10)
         self.subsampling = nn.ModuleList(
             [nn.Conv2d(channels, shape.d_model, 3, stride=2, padding=1) for channels in (1, shape.d_model)]
@@ -59,17 +58,11 @@ class Conformer(nn.Module):
         for layer in self.encoder.layers:  # SpeechBrain masks behind this convolution: padding has leaked in by then
             layer.convolution_module.conv.register_forward_pre_hook(self._without_padding)
         self.dropout = nn.Dropout(shape.dropout)
-        self.ctc_head = nn.Linear(shape.d_model, size)
 
-    def forward(self, samples: torch.Tensor, lengths: torch.Tensor) -> Outputs:
-        """Samples [B, N] and their numbers [B] -> CTC logits [B, T, V], encodings [B, T, D] of every layer."""
-        encoded, frames, hidden = self.encode(samples, lengths)
-        return Outputs(self.ctc_head(encoded), frames, encoded, hidden)
-
-    def encode(
+    def forward(
         self, samples: torch.Tensor, lengths: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, dict[int, torch.Tensor]]:
-        """Encodings [B, T, D], frames [B], and every layer's output by its number, from 1."""
+        """Samples [B, N], their numbers [B] -> encodings [B, T, D], frames [B], every layer's output [B, T, D]."""
         mels, frames = self._mels(samples, lengths)
         image = mels[:, None]
         for layer in self.subsampling:

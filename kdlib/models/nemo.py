@@ -75,12 +75,8 @@ def find(params: Params) -> Path:
 
 def restore(path: Path):
     """The model in a `.nemo` file, on the CPU."""
-    try:
-        with tarfile.open(path) as archive:
-            members = archive.getnames()
-    except (tarfile.TarError, OSError, EOFError) as error:
-        reason = str(error).splitlines()[0].rstrip(":")
-        raise UserError(f"{path} is not a complete .nemo file ({reason}); download or make it again") from None
+    with _archive(path) as archive:
+        members = archive.getnames()
     if not any(name.endswith("model_config.yaml") for name in members):
         raise UserError(
             f"{path} holds no model_config.yaml: it is not a .nemo file, or it was cut off; download or make it again"
@@ -96,6 +92,25 @@ def restore(path: Path):
     if not isinstance(model, EncDecCTCModelBPE):
         raise UserError(f"{path} holds a {type(model).__name__}; expected a CTC model with sentencepiece tokens")
     return model
+
+
+def tokenizer(path: Path) -> bytes:
+    """The sentencepiece model in a `.nemo` file, without importing NeMo."""
+    with _archive(path) as archive:
+        for member in archive.getmembers():
+            if member.name.endswith("tokenizer.model"):
+                return archive.extractfile(member).read()
+    raise UserError(f"{path} holds no tokenizer.model; expected a CTC model with sentencepiece tokens")
+
+
+@contextlib.contextmanager
+def _archive(path: Path) -> Iterator[tarfile.TarFile]:
+    try:
+        with tarfile.open(path) as archive:
+            yield archive
+    except (tarfile.TarError, OSError, EOFError) as error:
+        reason = str(error).splitlines()[0].rstrip(":")
+        raise UserError(f"{path} is not a complete .nemo file ({reason}); download or make it again") from None
 
 
 def build(tokenizer: Path, settings: Pretraining):

@@ -179,7 +179,7 @@ def _build(partial: Path, params: Params) -> None:
             "tokens": tokens.fingerprint,
         },
     )
-    (partial / training.CHECKPOINT).unlink()
+    training.tidy(partial)
 
 
 def ship(params: Params) -> None:

@@ -6,6 +6,7 @@ heads. `prob_mean` adds probabilities, a teacher at a time. Which teachers speak
 learned fusion will be one more. Never more is held than one batch's activations of every teacher.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ class Choice:
 
     mean: str = "logprob_mean"  # one of MEANS
     weights: Mapping[str, float] = field(default_factory=dict)  # by teacher; empty: all alike
+    losses: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # teacher -> utterance -> exp(-it) weighs
     own: bool = False  # the speaker's own teacher alone, where there is one
     missing: str = "strict"  # utterances that not every teacher has: leave out, or take from `at_least` teachers
     at_least: int = 10  # for "partial"
@@ -51,14 +53,16 @@ class Coverage:
 class Ensemble:
     """Teachers' stores under one choice."""
 
-    def __init__(self, stores: Mapping[str, LogitStore], choice: Choice) -> None:
+    def __init__(
+        self, stores: Mapping[str, LogitStore], choice: Choice, barred: Mapping[str, str] | None = None
+    ) -> None:
         import torch
 
         if not stores:
             raise UserError("an ensemble needs a teacher: no store was given")
         if choice.mean not in MEANS or choice.missing not in MISSING:
             raise ValueError(f"expected one of {MEANS} and one of {MISSING}, found {choice.mean!r}, {choice.missing!r}")
-        self.choice = choice
+        self.choice, self.barred = choice, barred or {}  # barred: speaker -> why there is no target on their speech
         self.stores = {name: store for name, store in stores.items() if choice.weights.get(name, 1.0) > 0}
         if unknown := sorted(set(choice.weights) - set(stores)):
             raise UserError(f"weights name teachers that have no store here: {', '.join(unknown)}")
@@ -95,6 +99,9 @@ class Ensemble:
         """
         import torch
 
+        for utt_id, speaker in zip(utt_ids, speakers, strict=True):
+            if speaker in self.barred:
+                raise UserError(f"{utt_id}: {speaker} {self.barred[speaker]}: no training target on this speech")
         weights = torch.tensor([self._weights(utt_id, who) for utt_id, who in zip(utt_ids, speakers, strict=True)])
         parts = {name: self._hidden(store, utt_ids) for name, store in self.stores.items()}
         heard_by = [[one[index] for one in parts.values() if one[index] is not None] for index in range(len(utt_ids))]
@@ -147,6 +154,11 @@ class Ensemble:
             raise UserError(f"no teacher has an output on {utt_id}; extract it, or leave it out as `coverage` says")
         if self.choice.own and speaker in there:
             there = {speaker: 1.0}
+        losses = [self.choice.losses.get(name, {}).get(utt_id, 0.0) for name in there]
+        if math.isfinite(least := min(losses)):  # the smallest apart, so that not all weights vanish
+            there = {
+                name: one * math.exp(least - loss) for (name, one), loss in zip(there.items(), losses, strict=True)
+            }
         total = sum(there.values())
         return [there.get(name, 0.0) / total for name in self.stores]
 

@@ -1,0 +1,88 @@
+"""The shared `tokens/` stage: the one piece set that teachers and students of a recipe write in.
+
+It is the pretrained model's own, so that a student keeps its head (`moved_head` puts the blank where it belongs); or
+trained on the closed lexicon; or given as a file. There may be more outputs than pieces: the rest is never used.
+"""
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdlib.corpus import prepare
+from kdlib.errors import UserError
+from kdlib.models import nemo
+from kdlib.models.pretrain import pretrained
+from kdlib.params import Params, located
+from kdlib.stage import produce
+from kdlib.tokens import BLANK, Tokens, check_round_trip, train
+
+if TYPE_CHECKING:
+    import torch
+
+CODE = ("models/vocabulary.py", "tokens.py")
+FILE = "tokenizer.model"
+
+
+def vocabulary(params: Params) -> Tokens:
+    """The recipe's tokens, made or found."""
+    return Tokens.for_teachers(made(params) / FILE, params.tokens.size)
+
+
+def made(params: Params) -> Path:
+    """The stage's folder."""
+    given = params.tokens.source
+    own = given not in ("pretrained", "corpus")
+    if given == "pretrained" and params.pretrained == "from_corpus":
+        raise UserError(
+            "tokens.source is 'pretrained', but this recipe makes a pretrained model for each fold, and teachers serve "
+            "all folds; write in the recipe: tokens: {source: corpus}"
+        )
+    if own and not located(given).is_file():
+        raise UserError(
+            f"tokens.source: there is no file {located(given)}; correct the path of the sentencepiece model in the "
+            "recipe, or write tokens: {source: corpus}"
+        )
+    inputs = [located(given)] if own else [pretrained(params)] if given == "pretrained" else []
+    return produce(
+        params.folder / "tokens",
+        lambda partial: _build(partial, params),
+        what="tokens",
+        parameters=params.tokens.model_dump(mode="json"),
+        inputs=[prepare.made(params), *inputs],
+        code=CODE,
+    )
+
+
+def moved_head(weight: "torch.Tensor", bias: "torch.Tensor", tokens: Tokens) -> "tuple[torch.Tensor, torch.Tensor]":
+    """A pretrained CTC head (blank last) over the same pieces, with the blank at its id and unused tokens silent."""
+    pieces = len(tokens.pieces)
+    wide = weight.new_zeros(tokens.size, weight.shape[1])
+    low = bias.new_full((tokens.size,), float(bias.min()) - 10)
+    wide[:pieces], low[:pieces] = weight[:pieces], bias[:pieces]
+    wide[BLANK], low[BLANK] = weight[pieces], bias[pieces]
+    return wide, low
+
+
+def _build(partial: Path, params: Params) -> None:
+    corpus, words, given = prepare.load(params), prepare.lexicon(params), params.tokens.source
+    if given == "pretrained":
+        (partial / FILE).write_bytes(nemo.tokenizer(pretrained(params)))
+    elif given == "corpus":
+        characters = "".join([*words, *corpus.lexicon])
+        (train(words, params.tokens.pieces, partial / "made", characters=characters)).rename(partial / FILE)
+        (partial / "made").rmdir()
+    else:
+        shutil.copyfile(located(given), partial / FILE)
+    pieces = len(Tokens.for_teachers(partial / FILE).pieces)
+    if params.tokens.size and params.tokens.size < pieces:
+        raise UserError(
+            f"tokens.size is {params.tokens.size}, but the tokenizer has {pieces} pieces; write {pieces} or more"
+        )
+    try:
+        check_round_trip(Tokens.for_teachers(partial / FILE, params.tokens.size), {*words, *corpus.lexicon})
+    except UserError as error:
+        raise UserError(
+            f"tokens.source {given!r} cannot serve the teachers, who need the ids 0, 1 and 2 for BOS, EOS and blank: "
+            f"{error}; write tokens: {{source: corpus}}"
+        ) from None
+    print(f"tokens: {pieces} pieces ({given}), {params.tokens.size or pieces} outputs")

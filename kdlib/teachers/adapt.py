@@ -1,0 +1,322 @@
+"""Teachers: one shared parent, then a teacher a speaker, adapted from it on that speaker's training blocks.
+
+A shared parent keeps the teachers' CTC spikes in the same frames, without which their average says little. It is
+trained on controls and so is shared by all folds, as are its teachers, each of which has heard one speaker more; one
+made `from_corpus` belongs to a fold. With `backbone: nemo` the parent is the student's own pretrained encoder, and only
+the attention decoder (and the CTC head, where the tokens are others) is trained on the controls before adapting.
+A part of the training blocks, `teacher.dev_share`, is not trained on: training stops when it gets no better.
+"""
+
+import random
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdlib.corpus import audio, prepare
+from kdlib.corpus.manifest import Corpus, Utterance
+from kdlib.corpus.speakers import in_blocks, split
+from kdlib.errors import UserError, nearest
+from kdlib.models import nemo, vocabulary
+from kdlib.models.pretrain import fits, heard, pretrained, split_controls
+from kdlib.params import Params, Training
+from kdlib.stage import produce
+from kdlib.tokens import Tokens
+
+if TYPE_CHECKING:
+    import torch
+
+    from kdlib.models.hybrid import Hybrid
+
+CODE = (
+    "teachers/adapt.py",
+    "models/hybrid.py",
+    "models/vocabulary.py",
+    "models/conformer.py",
+    "models/decoder.py",
+    "models/nemo.py",
+    "models/pretrain.py",
+    "corpus/speakers.py",
+    "decode/greedy.py",
+    "train.py",
+    "tokens.py",
+    "corpus/audio.py",
+)
+SHIPPED = nemo.SHIPPED.with_name("parent")
+DEV_AT_MOST = 400  # utterances of a parent's dev block
+
+
+@dataclass(frozen=True)
+class Material:
+    """What one model is trained on, and what it is stopped on."""
+
+    train: list[Utterance]
+    dev: list[Utterance]
+
+
+def place(params: Params) -> Path:
+    """Where teachers and their stores lie: shared by all folds, unless their parent has heard a fold's speakers."""
+    return params.fold_folder if _belongs(params) else params.folder
+
+
+def speakers(corpus: Corpus, named: Sequence[str]) -> list[str]:
+    """Speakers who are asked for by name and can have a teacher."""
+    for name in named:
+        if name not in corpus.dysarthric:
+            hint = nearest(name, corpus.dysarthric)
+            raise UserError(f"speakers: there can be no teacher of {name!r}, who has no utterances{hint}")
+    return list(named)
+
+
+def parent(params: Params) -> Path | None:
+    """The folder of the shared start of all teachers; nothing where each starts from scratch or from the checkpoint."""
+    settings = params.teacher
+    if settings.parent == "none":
+        return None
+    if settings.parent == "shipped" and settings.backbone == "sb":
+        return _shipped(params)
+    inputs = [pretrained(params)] if settings.backbone == "nemo" else []
+    return produce(
+        place(params) / "parents" / settings.family,
+        lambda partial: _build_parent(partial, params),
+        what=f"parent of the teachers ({settings.family})",
+        parameters=settings.model_dump(mode="json", exclude={"adapt"}) | of_the_fold(params),
+        inputs=[prepare.made(params), vocabulary.made(params), *inputs],
+        seed=params.seed,
+        code=CODE,
+    )
+
+
+def teacher(params: Params, speaker: str) -> Path:
+    """The folder of a speaker's teacher, trained now or found."""
+    settings, start = params.teacher, parent(params)
+    inputs = [start / "model.json", start / "model.safetensors"] if start else []
+    if settings.backbone == "nemo":
+        inputs.append(pretrained(params))
+    return produce(
+        place(params) / "teachers" / settings.family / speaker,
+        lambda partial: _build_teacher(partial, params, speaker),
+        what=f"teacher {speaker}",
+        parameters=settings.model_dump(mode="json", exclude={"start"}) | {"blocks": params.blocks.train, "of": speaker},
+        inputs=[prepare.made(params), vocabulary.made(params), *inputs],
+        seed=params.seed,
+        code=CODE,
+    )
+
+
+def material(utterances: Sequence[Utterance], share: float, seed: str) -> Material:
+    """Set a share of the utterances aside, with all their recordings by other microphones."""
+    originals = sorted({utt.copy_of or utt.utt_id for utt in utterances})
+    apart = set(random.Random(seed).sample(originals, round(share * len(originals))))
+    return Material(
+        [utt for utt in utterances if (utt.copy_of or utt.utt_id) not in apart],
+        [utt for utt in utterances if utt.utt_id in apart],
+    )
+
+
+def _belongs(params: Params) -> bool:
+    from_checkpoint = params.teacher.backbone == "nemo" and params.pretrained == "from_corpus"
+    return params.teacher.parent == "from_corpus" or from_checkpoint
+
+
+def of_the_fold(params: Params) -> dict:
+    """What of the fold a stage depends on: nothing, where it is shared by all of them."""
+    return {"fold": params.fold.model_dump(mode="json"), "held_out": params.held_out} if _belongs(params) else {}
+
+
+def _shipped(params: Params) -> Path:
+    """The package's own parent, where it fits the recipe."""
+    from kdlib.models import hybrid
+
+    _, tokens, record = hybrid.load(SHIPPED)
+    ours = vocabulary.vocabulary(params)
+    wanted = _blank_model(params, ours)[0]
+    alike = all(record[name] == value for name, value in hybrid.described(wanted).items())
+    if tokens.fingerprint != ours.fingerprint or not alike:
+        raise UserError(
+            "teacher.parent is 'shipped', but the shipped parent has other tokens or another shape than this recipe; "
+            "write in the recipe: teacher: {parent: controls}, or from_corpus where the corpus has no controls"
+        )
+    return SHIPPED
+
+
+def _build_parent(partial: Path, params: Params) -> None:
+    settings, corpus = params.teacher, prepare.load(params)
+    if settings.parent == "from_corpus":
+        chosen = material(split(corpus, params).train, settings.dev_share, f"{params.seed} parent")
+    else:
+        if not any(map(corpus.is_control, corpus.speakers)):
+            raise UserError(
+                f"{corpus.source}: no control speakers to train the teachers' parent on; write in the recipe: "
+                "teacher: {parent: from_corpus}, or none to train each teacher from scratch; or name controls under "
+                "`speakers:`"
+            )
+        controls = split_controls(corpus, params)
+        dev = corpus.where(lambda utt: utt.speaker in controls.test_speakers and not utt.copy_of)
+        known = {utt.text for utt in controls.train}
+        dev = [utt for utt in dev if utt.text in known]
+        random.Random(params.seed).shuffle(dev)
+        chosen = Material(controls.train, dev[:DEV_AT_MOST])
+    model, tokens, ready = _first(params)
+    if settings.backbone == "nemo":
+        model.encoder.freeze()
+        model.ctc_head.requires_grad_(not ready)
+    _train(partial, params, settings.start, model, tokens, chosen, "parent of the teachers", _heard_before(params))
+
+
+def _build_teacher(partial: Path, params: Params, speaker: str) -> None:
+    from kdlib.models import hybrid
+
+    corpus, settings, start = prepare.load(params), params.teacher, parent(params)
+    own = corpus.where(lambda utt: utt.speaker == speaker and in_blocks(utt, params.blocks.train))
+    if not own:
+        raise UserError(
+            f"{corpus.source}: {speaker} says nothing in the training blocks {', '.join(params.blocks.train)}: there "
+            "can be no teacher; leave the speaker out, or change blocks.train"
+        )
+    if start:
+        model, tokens, record = hybrid.load(start)
+        before = record["heard"]
+    else:
+        model, tokens, _ = _first(params)
+        before = _heard_before(params)
+    chosen = material(own, settings.dev_share, f"{params.seed} {speaker}")
+    _train(partial, params, settings.adapt, model, tokens, chosen, f"teacher {speaker}", before)
+
+
+def _heard_before(params: Params) -> list[str]:
+    """Whom a checkpoint had heard that teachers start from. NVIDIA's have heard nobody of these corpora."""
+    known = heard(params) if params.teacher.backbone == "nemo" else None
+    return known["speakers"] if known else []
+
+
+def _blank_model(params: Params, tokens: Tokens) -> "tuple[Hybrid, Tokens]":
+    """SpeechBrain's encoder and both heads, with random weights."""
+    from kdlib.models import hybrid
+    from kdlib.models.conformer import Conformer, Shape
+
+    settings = params.teacher
+    named = ("d_model", "layers", "heads", "ffn", "kernel", "mels", "dropout")
+    encoder = Conformer(Shape(**{name: getattr(settings, name) for name in named}))
+    return hybrid.Hybrid(encoder, _heads(params, tokens, encoder.width)), tokens
+
+
+def _heads(params: Params, tokens: Tokens, width: int):
+    from kdlib.models.hybrid import Heads
+
+    settings = params.teacher
+    fitting = max(count for count in range(1, settings.heads + 1) if width % count == 0)
+    return Heads(tokens.size, settings.decoder_layers, fitting, settings.ffn, settings.dropout)
+
+
+def _first(params: Params) -> "tuple[Hybrid, Tokens, bool]":
+    """A model to begin with, and whether its CTC head is trained already."""
+    from kdlib import train
+    from kdlib.models import hybrid
+
+    tokens = vocabulary.vocabulary(params)
+    train.seed_everything(params.seed)
+    if params.teacher.backbone == "sb":
+        return *_blank_model(params, tokens), False
+    source = nemo.restore(pretrained(params))
+    encoder = hybrid.NeMoEncoder.of(source)
+    model = hybrid.Hybrid(encoder, _heads(params, tokens, encoder.width))
+    ready = nemo.tokenizer(pretrained(params)) == tokens.model
+    if ready:
+        head = source.decoder.decoder_layers[0]
+        weight, bias = vocabulary.moved_head(head.weight.detach()[:, :, 0], head.bias.detach(), tokens)
+        model.ctc_head.load_state_dict({"weight": weight, "bias": bias})
+    return model, tokens, ready
+
+
+def _train(
+    partial: Path,
+    params: Params,
+    pace: Training,
+    model: "Hybrid",
+    tokens: Tokens,
+    chosen: Material,
+    what: str,
+    before: list[str],
+) -> None:
+    from kdlib import train
+    from kdlib.models import hybrid
+
+    learnt = [utt for utt in chosen.train if fits(tokens.encode(utt.text), utt.duration_s)]
+    if not learnt:
+        raise UserError(f"{what}: every utterance has fewer frames of 40 ms than tokens; is its audio cut off?")
+
+    def read(utterances: Sequence[Utterance]) -> tuple:
+        return *audio.collate(utterances), [tokens.encode(utt.text) for utt in utterances]
+
+    def step(batch: tuple) -> "dict[str, torch.Tensor]":
+        return losses(model, batch, params.teacher.ctc_weight, params.teacher.label_smoothing)
+
+    dev = [read(batch) for batch in audio.batches(chosen.dev, 32)]
+    record = train.fit(
+        train.Task(model, step, lr=pace.lr, warmup_steps=pace.warmup_steps, total_steps=pace.steps),
+        train.Epochs(lambda epoch: audio.batches(learnt, pace.batch_size, seed=params.seed * 1009 + epoch), read),
+        folder=partial,
+        what=what,
+        steps=pace.steps,
+        seed=params.seed,
+        checkpoint_every=pace.check_every,
+        check=(lambda: look(model, dev, params.teacher.ctc_weight)) if dev else None,
+        check_every=pace.check_every,
+        patience=pace.patience,
+    )
+    known = sorted({*before, *(utt.speaker for utt in learnt)})
+    sizes = {"train_utterances": len(learnt), "dev_utterances": len(chosen.dev)}
+    hybrid.save(model, tokens, partial, heard=known, **sizes, **record)
+    train.tidy(partial)
+
+
+def losses(model: "Hybrid", batch: tuple, ctc_weight: float, smoothing: float = 0.0) -> "dict[str, torch.Tensor]":
+    """The joint loss: CTC a token, and cross-entropy of the teacher-forced decoder a token."""
+    import torch
+
+    from kdlib.models.decoder import teacher_forced
+    from kdlib.tokens import BLANK
+
+    samples, lengths, ids = batch
+    inputs, targets, steps = teacher_forced(ids)
+    outputs = model(samples, lengths, inputs)
+    flat = torch.nn.utils.rnn.pad_sequence([torch.tensor(one) for one in ids], batch_first=True)
+    sizes = torch.tensor([len(one) for one in ids])
+    logprobs = outputs.ctc_logits.log_softmax(-1).transpose(0, 1)
+    ctc = torch.nn.functional.ctc_loss(logprobs, flat, outputs.lengths, sizes, blank=BLANK, zero_infinity=True)
+    padding = torch.arange(targets.shape[1])[None] >= steps[:, None]
+    attention = torch.nn.functional.cross_entropy(
+        outputs.decoder_logits.transpose(1, 2), targets.masked_fill(padding, -100), label_smoothing=smoothing
+    )
+    return {"loss": ctc_weight * ctc + (1 - ctc_weight) * attention, "ctc": ctc, "attention": attention}
+
+
+def look(model: "Hybrid", dev: Sequence[tuple], ctc_weight: float) -> dict[str, float]:
+    """A look at the dev block: greedy CTC accuracy, and the loss, which decides between equal ones."""
+    from kdlib.decode.greedy import greedy
+    from kdlib.tokens import BLANK
+
+    right = total = loss = 0
+    for batch in dev:
+        samples, lengths, ids = batch
+        said = greedy(model(samples, lengths), BLANK)
+        right += sum(one == other for one, other in zip(said, ids, strict=True))
+        loss += float(losses(model, batch, ctc_weight)["loss"]) * len(ids)
+        total += len(ids)
+    wra, loss = right / total, loss / total
+    return {"dev_wra": wra, "dev_loss": loss, "dev_score": wra - 1e-3 * min(loss, 100.0)}
+
+
+def ship(params: Params) -> None:
+    """Copy a recipe's parent into the package, its weights in half precision."""
+    from safetensors.torch import load_file, save_file
+
+    made = parent(params)
+    SHIPPED.mkdir(exist_ok=True)
+    weights = load_file(made / "model.safetensors")
+    half = {name: weight.half() if weight.is_floating_point() else weight for name, weight in weights.items()}
+    save_file(half, SHIPPED / "model.safetensors")
+    for name in ("model.json", "tokenizer.model", "run.json"):
+        shutil.copyfile(made / name, SHIPPED / name)

@@ -1,0 +1,136 @@
+"""What would a student be taught? Every way of combining a fold's teachers, decoded as if it were a model.
+
+On a sample of the training speech, which is what targets are made for, and on the dev speaker's test blocks. The first
+thing that tells whether distillation can work: a target that recognises little, or is nearly all blank, teaches little.
+"""
+
+import json
+import random
+from pathlib import Path
+
+import pandas as pd
+
+from kdlib.corpus import prepare
+from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.speakers import split
+from kdlib.evaluate import score, system
+from kdlib.models import Outputs
+from kdlib.models.vocabulary import vocabulary
+from kdlib.params import Params
+from kdlib.stage import produce
+from kdlib.teachers import extract, scores, spikes, targets
+from kdlib.teachers.ensemble import Ensemble
+
+CODE = ("teachers/aggregates.py", "teachers/spikes.py", *targets.CODE, *scores.CODE)
+SAMPLE, ALIGNED = 480, 120  # training utterances that are decoded, and that are aligned for the times of spikes
+
+
+def aggregates(params: Params) -> Path:
+    """The stage's folder: <method>/<speech>/scores.json, coverage.json, spikes.csv, together.csv."""
+    names = targets.teachers(params)
+    return produce(
+        params.fold_folder / "aggregates" / params.teacher.family,
+        lambda partial: _build(partial, params),
+        what="aggregates",
+        parameters={
+            "aggregation": params.aggregation.model_dump(exclude={"method"}),
+            "fold": params.fold.model_dump(mode="json"),
+            "scoring": params.scoring.model_dump(),
+        },
+        inputs=[
+            prepare.made(params),
+            *(extract.extract(params, name, purpose) for name in names for purpose in ("training", "analysis")),
+        ],
+        seed=params.seed,
+        code=CODE,
+    )
+
+
+def table(folder: Path) -> pd.DataFrame:
+    """One row a method and kind of speech; shares in per cent."""
+    rows = []
+    for method in targets.METHODS:
+        for speech in ("training", "dev"):
+            path = folder / method / speech
+            if not (path / "scores.json").is_file():
+                continue
+            found = json.loads((path / "scores.json").read_text(encoding="utf-8"))
+            heard = pd.DataFrame(score.read_hypotheses(path / "hypotheses.csv"))
+            rows.append(
+                {
+                    "aggregate": method,
+                    "speech": speech,
+                    "teachers": json.loads((folder / method / "coverage.json").read_text())["teachers"],
+                    "n": found["n"],
+                    "greedy WRA": round(100 * found["decoders"]["greedy"]["wra"], 1),
+                    "lexicon WRA": round(100 * found["decoders"]["lexicon"]["wra"], 1),
+                    "blank frames": round(100 * heard.blank_share.mean(), 1),
+                    "empty": round(100 * float((heard.greedy == "").mean()), 1),
+                    "distinct words": heard.greedy[heard.greedy != ""].nunique(),
+                    "of": heard.reference.nunique(),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def sample(params: Params, size: int) -> list[Utterance]:
+    """Training utterances of a fold, drawn at random."""
+    train = split(prepare.load(params), params).train
+    return sorted(random.Random(params.seed).sample(train, min(size, len(train))), key=lambda utt: utt.utt_id)
+
+
+def _build(partial: Path, params: Params) -> None:
+    drawn, dev = sample(params, SAMPLE), split(prepare.load(params), params).dev
+    for method in targets.METHODS:
+        folder = partial / method
+        if (folder / "coverage.json").is_file():  # a killed run came that far
+            continue
+        for speech, purpose, utterances in (("training", "training", drawn), ("dev", "analysis", dev)):
+            if utterances:
+                ensemble = targets.target(params, method, purpose=purpose)
+                _score(folder / speech, params, method, ensemble, utterances)
+        training = targets.target(params, method)
+        usable = training.coverage([utt.utt_id for utt in split(prepare.load(params), params).train])
+        score.write_json(
+            folder / "coverage.json",
+            {
+                "teachers": len(training.stores),
+                "usable": len(usable.usable),
+                "incomplete": usable.incomplete,
+                "left_out": len(usable.left_out),
+            },
+        )
+    stores = targets.target(params, "logprob_mean").stores
+    shared = [utt for utt in drawn if all(utt.utt_id in store for store in stores.values())][:ALIGNED]
+    spikes.compare(stores, shared, vocabulary(params)).to_csv(partial / "spikes.csv", index=False)
+    spikes.together(stores, shared).to_csv(partial / "together.csv")
+
+
+def _score(folder: Path, params: Params, method: str, ensemble: Ensemble, utterances: list[Utterance]) -> None:
+    tokens, corpus = vocabulary(params), prepare.load(params)
+    usable = set(ensemble.coverage([utt.utt_id for utt in utterances]).usable)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def answer(batch: list[Utterance]) -> Outputs:
+        log_probs, frames = ensemble.log_probs([utt.utt_id for utt in batch], [utt.speaker for utt in batch])
+        return Outputs(log_probs, frames, log_probs)
+
+    rows = system.decode(
+        answer,
+        tokens,
+        [utt for utt in utterances if utt.utt_id in usable],
+        prepare.lexicon(params),
+        level=corpus.level,
+        what=f"{method}, {folder.name} speech",
+    )
+    score.write(
+        rows,
+        system.DECODERS,
+        folder,
+        system=f"teachers, {method}",
+        held_out=params.held_out,
+        tokenizer=tokens.fingerprint,
+        checkpoint=f"{len(ensemble.stores)} stores",
+        fold_homophones=params.scoring.fold_homophones,
+        bootstrap=params.scoring.bootstrap,
+    )

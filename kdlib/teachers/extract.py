@@ -1,0 +1,222 @@
+"""What every teacher says of every utterance, once: CTC frame by frame, and the attention decoder.
+
+All teachers hear the same recordings. `training` holds every dysarthric speaker's training blocks, the decoder being
+given the reference (BOS, the tokens; it is to say the tokens, EOS). `analysis` holds the test blocks, the decoder
+running free: for scores, for choices on the dev speaker, and refused as a training target. Both are stages that a run
+goes on with after a kill, behind the last whole batch and with the same bytes.
+"""
+
+import contextlib
+import csv
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from kdlib.corpus import audio, prepare
+from kdlib.corpus.manifest import Corpus, Utterance
+from kdlib.corpus.speakers import in_blocks, split, tested
+from kdlib.errors import UserError
+from kdlib.params import Params
+from kdlib.stage import produce, progress
+from kdlib.teachers import adapt
+from kdlib.teachers.store import Header, LogitStore, Writer
+from kdlib.tokens import BLANK, BOS, EOS
+
+if TYPE_CHECKING:
+    import torch
+
+    from kdlib.models.hybrid import Trained
+
+Purpose = Literal["training", "analysis"]
+CODE = ("teachers/extract.py", "teachers/store.py", "corpus/speakers.py", "models/hybrid.py", "models/conformer.py")
+CODE += ("models/decoder.py", "models/nemo.py", "tokens.py", "corpus/audio.py")
+BATCH = 32
+SAID = "said.csv"  # beside the stores: what the decoder says by itself, and the CTC loss of the reference
+
+
+class Said(NamedTuple):
+    """A row of said.csv."""
+
+    utt_id: str
+    free_running: tuple[int, ...]  # of the attention decoder; not run for training utterances
+    ctc_loss: float  # of the reference, in nats a token
+
+
+def utterances(params: Params, corpus: Corpus, purpose: Purpose) -> list[Utterance]:
+    """What teachers are asked about: the same for all of them and, where teachers serve all folds, for all folds."""
+    blocks = params.blocks
+    if purpose == "analysis":
+        return corpus.where(lambda utt: not corpus.is_control(utt.speaker) and tested(utt, blocks.test))
+    if adapt.place(params) != params.folder:
+        return split(corpus, params).train
+    return corpus.where(lambda utt: not corpus.is_control(utt.speaker) and in_blocks(utt, blocks.train))
+
+
+def extract(params: Params, speaker: str, purpose: Purpose) -> Path:
+    """The folder of a teacher's outputs: `ctc` and, for training, `decoder`, and said.csv."""
+    settings = {"encoding": params.aggregation.encoding, "purpose": purpose}
+    blocks = params.blocks.train if purpose == "training" else params.blocks.test
+    return produce(
+        adapt.place(params) / "logits" / params.teacher.family / speaker / purpose,
+        lambda partial: _build(partial, params, speaker, purpose),
+        what=f"outputs of {speaker} for {purpose}",
+        parameters=settings | {"blocks": blocks} | adapt.of_the_fold(params),
+        inputs=[prepare.made(params), adapt.teacher(params, speaker)],
+        code=CODE,
+    )
+
+
+def opened(params: Params, speaker: str, purpose: Purpose, output: str = "ctc") -> LogitStore:
+    """A teacher's store."""
+    return LogitStore(extract(params, speaker, purpose) / output)
+
+
+def said(params: Params, speaker: str, purpose: Purpose) -> dict[str, Said]:
+    """What lies beside a teacher's stores, by utterance."""
+    return _said(extract(params, speaker, purpose) / SAID)
+
+
+def _build(partial: Path, params: Params, speaker: str, purpose: Purpose) -> None:
+    from kdlib.models.hybrid import Trained
+
+    teacher = Trained(adapt.teacher(params, speaker))
+    corpus = prepare.load(params)
+    asked = utterances(params, corpus, purpose)
+    outputs = ("ctc", "decoder") if purpose == "training" else ("ctc",)
+    longest = max(len(teacher.tokens.encode(text)) for text in {*prepare.lexicon(params), *(u.text for u in asked)})
+    with contextlib.ExitStack() as stack:
+        headed = {name: _header(teacher, speaker, name, params, purpose) for name in outputs}
+        _announce(speaker, teacher, asked, [header for header, _ in headed.values()])
+        writers = {name: stack.enter_context(Writer(partial / name, *headed[name])) for name in outputs}
+        rows = stack.enter_context(_Rows(partial / SAID))
+        bar = stack.enter_context(progress(len(asked), f"{speaker} on {purpose} speech", "utt"))
+        for batch in (batch for part in _parts(asked) for batch in audio.batches(part, BATCH)):
+            if any(utt.utt_id not in sink for utt in batch for sink in (rows, *writers.values())):
+                _one(teacher, batch, writers, rows, 0 if purpose == "training" else longest + 4)
+            bar.update(len(batch))
+
+
+def _one(teacher: "Trained", batch: list[Utterance], writers: dict[str, Writer], rows: "_Rows", longest: int) -> None:
+    """Ask about a batch and write down what is not there yet."""
+    import torch
+
+    from kdlib.models.decoder import teacher_forced
+
+    ids = [teacher.tokens.encode(utt.text) for utt in batch]
+    with torch.inference_mode():
+        outputs = teacher(*audio.collate(batch))
+        kept = {"ctc": (outputs.encoded, outputs.lengths)}
+        if "decoder" in writers:
+            inputs, _, steps = teacher_forced(ids)
+            kept["decoder"] = (teacher.model.decoder.activations(outputs.encoded, outputs.lengths, inputs), steps)
+        losses = _losses(outputs.ctc_logits, outputs.lengths, ids)
+        free = teacher.model.decode_greedy(outputs.encoded, outputs.lengths, longest) if longest else [[]] * len(batch)
+    for name, writer in writers.items():
+        for utt, activations, length in zip(batch, kept[name][0], kept[name][1].tolist(), strict=True):
+            if utt.utt_id not in writer:
+                writer.add(utt.utt_id, activations[:length])
+        writer.flush()
+    rows.add(Said(utt.utt_id, tuple(one), loss) for utt, one, loss in zip(batch, free, losses, strict=True))
+
+
+def _losses(logits: "torch.Tensor", lengths: "torch.Tensor", ids: list[list[int]]) -> list[float]:
+    """The CTC loss of each reference in nats a token; what the frames cannot hold is infinite."""
+    import torch
+
+    flat = torch.nn.utils.rnn.pad_sequence([torch.tensor(one) for one in ids], batch_first=True)
+    sizes = torch.tensor([len(one) for one in ids])
+    logprobs = logits.log_softmax(-1).transpose(0, 1)
+    found = torch.nn.functional.ctc_loss(logprobs, flat, lengths, sizes, blank=BLANK, reduction="none")
+    return (found / sizes).tolist()
+
+
+def _parts(asked: Sequence[Utterance]) -> list[list[Utterance]]:
+    """A speaker at a time, so that what a killed run has done is whole speakers."""
+    return [[utt for utt in asked if utt.speaker == name] for name in sorted({utt.speaker for utt in asked})]
+
+
+def _header(
+    teacher: "Trained", speaker: str, output: str, params: Params, purpose: Purpose
+) -> "tuple[Header, tuple[torch.Tensor, torch.Tensor]]":
+    """What a store's numbers mean, and the head that expands them."""
+    head = teacher.model.ctc_head if output == "ctc" else teacher.model.decoder.head
+    header = Header(
+        teacher=speaker,
+        heard=tuple(teacher.record["heard"]),
+        output=output,
+        encoding=params.aggregation.encoding,
+        size=teacher.tokens.size,
+        width=head.in_features,
+        tokens=teacher.tokens.fingerprint,
+        blank=BLANK,
+        bos=BOS,
+        eos=EOS,
+        stride_ms=teacher.model.encoder.stride_ms if output == "ctc" else 0.0,
+        purpose=purpose,
+    )
+    return header, (head.weight, head.bias)
+
+
+def _announce(speaker: str, teacher: "Trained", asked: Sequence[Utterance], headers: Sequence[Header]) -> None:
+    """Say beforehand how long it will take and how large it will be."""
+    import torch
+
+    purpose = headers[0].purpose
+    if not asked:
+        raise UserError(
+            f"outputs of {speaker} for {purpose}: no utterance is asked for; look at `blocks` in the recipe"
+        )
+    seconds = sum(utt.duration_s for utt in asked)
+    probe = sorted(asked, key=lambda utt: utt.duration_s)[len(asked) // 2 :][:BATCH]
+    with torch.inference_mode():
+        teacher(*audio.collate(probe[:1]))
+        started = time.perf_counter()
+        teacher(*audio.collate(probe))
+    pace = (time.perf_counter() - started) / sum(utt.duration_s for utt in probe)
+    frames = 1000 * seconds / teacher.model.encoder.stride_ms
+    words = sum(len(teacher.tokens.encode(utt.text)) + 1 for utt in asked)
+    rows = {"ctc": frames, "decoder": words}
+    stored = sum(rows[one.output] * one.row.itemsize for one in headers)
+    dense = sum(rows[one.output] * 4 * one.size for one in headers)
+    print(
+        f"outputs of {speaker} for {purpose}: {len(asked):,} utterances, {seconds / 60:.0f} min of speech; "
+        f"about {1.3 * pace * seconds:.0f} s and {stored / 1e6:.0f} MB (as float32 logits {dense / 1e6:,.0f} MB)"
+    )
+
+
+class _Rows:
+    """said.csv, appended batch by batch; a row that a killed run left unfinished is dropped."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._done = _said(path) if path.is_file() else {}
+        self._file = path.open("w", newline="", encoding="utf-8")
+        self._writer = csv.writer(self._file, lineterminator="\n")
+        self._writer.writerow([*Said._fields, "whole"])
+        self._write(self._done.values())
+
+    def __contains__(self, utt_id: str) -> bool:
+        return utt_id in self._done
+
+    def __enter__(self) -> "_Rows":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, rows) -> None:
+        new = [row for row in rows if row.utt_id not in self._done]
+        self._done |= {row.utt_id: row for row in new}
+        self._write(new)
+
+    def _write(self, rows) -> None:
+        for row in rows:
+            self._writer.writerow([row.utt_id, " ".join(map(str, row.free_running)), f"{row.ctc_loss:.6g}", "."])
+        self._file.flush()
+
+
+def _said(path: Path) -> dict[str, Said]:
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.reader(file) if len(row) == 4 and row[3] == "."]
+    return {row[0]: Said(row[0], tuple(map(int, row[1].split())), float(row[2])) for row in rows}

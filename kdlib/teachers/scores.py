@@ -1,0 +1,93 @@
+"""How well each teacher recognises each speaker: scores of its outputs on the test blocks, and the matrix of them all.
+
+The teachers' own dev blocks are parts of their training blocks, so these numbers chose nothing but the weights of
+`targets`, which read the fold's dev speaker alone.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from kdlib.corpus import prepare
+from kdlib.corpus.manifest import Utterance
+from kdlib.evaluate import score, system
+from kdlib.models import Outputs
+from kdlib.models.vocabulary import vocabulary
+from kdlib.params import Params
+from kdlib.stage import produce
+from kdlib.teachers import adapt
+from kdlib.teachers.extract import extract, opened, said, utterances
+from kdlib.teachers.store import LogitStore
+
+CODE = ("teachers/scores.py", "teachers/store.py", *system.CODE)
+DECODERS = (*system.DECODERS, "attention")
+
+
+def scores(params: Params, speaker: str) -> Path:
+    """The folder with a teacher's hypotheses and scores on everybody's test blocks."""
+
+    def build(partial: Path) -> None:
+        corpus, tokens = prepare.load(params), vocabulary(params)
+        store, asked = opened(params, speaker, "analysis"), utterances(params, corpus, "analysis")
+        own = corpus.where(lambda utt: utt.speaker == speaker and utt.block in ("", *params.blocks.train))
+        known = {utt.text for utt in own}
+        rows = system.decode(
+            lambda batch: answered(store, batch),
+            tokens,
+            asked,
+            prepare.lexicon(params),
+            level=corpus.level,
+            seen=lambda utt: utt.text in known,
+            what=f"scores of {speaker}",
+            attention={
+                row.utt_id: tokens.decode(row.free_running) for row in said(params, speaker, "analysis").values()
+            },
+        )
+        score.write(
+            rows,
+            DECODERS,
+            partial,
+            system=f"teacher {speaker}",
+            held_out="",
+            tokenizer=tokens.fingerprint,
+            checkpoint=f"teachers/{params.teacher.family}/{speaker}",
+            fold_homophones=params.scoring.fold_homophones,
+            bootstrap=params.scoring.bootstrap,
+        )
+
+    return produce(
+        adapt.teacher(params, speaker) / "scores",
+        build,
+        what=f"scores of {speaker}",
+        parameters={"scoring": params.scoring.model_dump(), "blocks": params.blocks.train},
+        inputs=[prepare.made(params), extract(params, speaker, "analysis")],
+        code=CODE,
+    )
+
+
+def answered(store: LogitStore, batch: Sequence[Utterance]) -> Outputs:
+    """What a teacher said of a batch, as if it said it now."""
+    hidden, lengths = store.batch([utt.utt_id for utt in batch])
+    weight, bias = store.head
+    return Outputs(hidden @ weight.T + bias, lengths, hidden)
+
+
+def matrix(params: Params, teachers: Sequence[str], decoder: str) -> pd.DataFrame:
+    """WRA of each teacher (row) on each speaker (column), from the least to the most intelligible."""
+    corpus = prepare.load(params)
+    rows = {}
+    for name in teachers:
+        found = json.loads((scores(params, name) / "scores.json").read_text(encoding="utf-8"))
+        rows[name] = {who: one["wra"] for who, one in found["decoders"][decoder]["by"]["speaker"].items()}
+    order = [name for name in corpus.by_intelligibility if name in corpus.dysarthric]
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    return table.reindex(index=[name for name in order if name in rows], columns=[n for n in order if n in table])
+
+
+def own_and_others(table: pd.DataFrame) -> pd.DataFrame:
+    """Of every teacher in a matrix: WRA on its own speaker, and the mean over the others."""
+    own = pd.Series({name: table.loc[name].get(name) for name in table.index})
+    others = pd.Series({name: table.loc[name].drop(name, errors="ignore").mean() for name in table.index})
+    return pd.DataFrame({"own speaker": own, "other speakers": others})

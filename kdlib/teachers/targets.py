@@ -1,0 +1,90 @@
+"""A fold's targets: whose stores are opened, which choice combines them, and on whose speech there is a target at all.
+
+The held-out and the dev speaker teach nothing and are no targets; a teacher that heard one of them is refused. Weights
+come from the fold's dev speaker, or from the reference of each utterance (CA-MKD, Zhang et al. 2022, weighs teachers by
+their loss on the label); the latter are known only where there is a reference.
+"""
+
+import json
+import warnings
+from collections.abc import Mapping
+
+from kdlib.corpus import prepare, speakers
+from kdlib.errors import UserError
+from kdlib.models.vocabulary import vocabulary
+from kdlib.params import Params
+from kdlib.teachers import adapt
+from kdlib.teachers.ensemble import Choice, Ensemble
+from kdlib.teachers.extract import Purpose, opened, said
+from kdlib.teachers.scores import scores
+from kdlib.teachers.store import LogitStore
+
+CODE = ("teachers/targets.py", "teachers/ensemble.py", "teachers/store.py", "corpus/speakers.py")
+METHODS = ("logprob_mean", "prob_mean", "weighted_accuracy", "weighted_loss", "best", "own", "same_level")
+
+
+def teachers(params: Params, method: str = "") -> list[str]:
+    """Whose teachers a fold averages under a method."""
+    if method == "same_level":
+        params = params.model_copy(update={"fold": params.fold.model_copy(update={"teachers": "same_level"})})
+    return speakers.teachers(params, prepare.load(params))
+
+
+def target(params: Params, method: str | None = None, output: str = "ctc", purpose: Purpose = "training") -> Ensemble:
+    """The fold's teachers under a method, by default the recipe's.
+
+    For `training` it speaks of the training speakers alone; for `analysis` of test blocks, and is no target.
+    """
+    method = method or params.aggregation.method
+    names = teachers(params, method)
+    tokens, away = vocabulary(params), _away(params)
+    stores: dict[str, LogitStore] = {}
+    for name in names:
+        stores[name] = opened(params, name, purpose, output)
+        stores[name].check(tokens=tokens, held_out=away, training=purpose == "training")
+    barred = away if purpose == "training" else {}
+    return Ensemble(stores, choice(params, method, names, purpose), barred)
+
+
+def choice(params: Params, method: str, names: list[str], purpose: Purpose = "training") -> Choice:
+    """A method of the recipe, in terms of an ensemble."""
+    known = {"missing": params.aggregation.missing, "at_least": params.aggregation.at_least}
+    if method == "weighted_accuracy":
+        return Choice(weights=_allowed(accuracies(params, names)), **known)
+    if method == "weighted_loss":
+        losses = {name: {row.utt_id: row.ctc_loss for row in said(params, name, purpose).values()} for name in names}
+        return Choice(losses=losses, **known)
+    if method == "best":
+        found = accuracies(params, names)
+        best = max(names, key=lambda name: (found[name], name))
+        return Choice(weights={name: float(name == best) for name in names}, **known)
+    if method in ("logprob_mean", "same_level"):
+        return Choice(**known)
+    if method in ("prob_mean", "own"):
+        return Choice(mean="prob_mean" if method == "prob_mean" else "logprob_mean", own=method == "own", **known)
+    raise UserError(f"aggregation: unknown method {method!r}; expected one of {', '.join(METHODS)}")
+
+
+def accuracies(params: Params, names: list[str]) -> dict[str, float]:
+    """Greedy CTC accuracy of teachers on the fold's dev speaker; without one, on their own dev blocks."""
+    if params.fold.dev is None:
+        records = {name: json.loads((adapt.teacher(params, name) / "model.json").read_text()) for name in names}
+        return {name: max(0.0, record.get("best_dev_score", 0.0)) for name, record in records.items()}
+    found = {}
+    for name in names:
+        result = json.loads((scores(params, name) / "scores.json").read_text(encoding="utf-8"))
+        found[name] = result["decoders"]["greedy"]["by"]["speaker"][params.fold.dev]["wra"]
+    return found
+
+
+def _allowed(weights: Mapping[str, float]) -> dict[str, float]:
+    if any(weights.values()):
+        return dict(weights)
+    warnings.warn("no teacher recognises a word of the dev speaker: all weigh the same", stacklevel=2)
+    return dict.fromkeys(weights, 1.0)
+
+
+def _away(params: Params) -> dict[str, str]:
+    """Speakers on whose speech there is no target, and why."""
+    found = {params.held_out: "is held out"}
+    return found | ({params.fold.dev: "is the dev speaker"} if params.fold.dev else {})
