@@ -2,14 +2,14 @@
 #   make demo   one fold of the embedded corpus, from the corpus to the scored baseline (HELD_OUT=M05 for another speaker)
 #   make test   the tests
 #   make folds-for RECIPE=...          write the fold files of a corpus of your own
-#   make folds RECIPE=... FOLDS=A,B    run some of its folds (FOLDS=all for all)
+#   make folds RECIPE=... FOLDS=A,B    run some of its folds (FOLDS=all for all; UNTIL=baseline stops behind 01_baseline)
 PYTHON   ?= $(shell command -v python3.11 || command -v python3)
 RECIPE   ?= params/demo.yaml
 HELD_OUT ?= M08
 FOLDS    ?= M08,M05,M16,M01,M04
 BIN      := .venv/bin
 READY    := .venv/.ready
-SNAKEMAKE := $(BIN)/snakemake --profile profiles/local
+SNAKEMAKE := $(BIN)/snakemake --profile profiles/local $(if $(UNTIL),--until $(UNTIL))
 
 export OMP_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS ?= 1

@@ -17,6 +17,7 @@ from kdlib import stage
 from kdlib.corpus import prepare
 from kdlib.errors import UserError
 from kdlib.models import nemo
+from kdlib.teachers import adapt
 
 RECIPE = config.get("recipe", "params/demo.yaml")
 FOLDS = [name for name in str(config.get("folds", "M08")).split(",") if name]  # "07,": so that 07 stays a name
@@ -32,11 +33,15 @@ try:
 except UserError as error:  # refused here, before any work
     sys.exit(f"\n{error}\n")
 OUT = os.path.relpath(SETTINGS[FOLDS[0]].folder)
-NAMES = ["00_corpus", "01_baseline"]
+NAMES = ["00_corpus", "01_baseline", "02_teachers", "03_logits"]
 NOTEBOOK = {name: stage.notebook_fingerprint(Path(f"notebooks/{name}.ipynb")) for name in NAMES}
 FIRST = SETTINGS[FOLDS[0]]
 FILES = [kd.located(name or "none") for name in (FIRST.manifest, FIRST.lexicon, FIRST.nemo_model)] + [nemo.SHIPPED]
 CODE = stage.code_fingerprint(stage.SOURCES) + "".join(map(stage.fingerprint, FILES))
+PARTS = int(config.get("parts", 2))  # jobs among which the teachers are divided
+# Teachers that all folds share are trained for all folds at once; those with a parent of the fold's own, for each.
+OWNERS = FOLDS if adapt.place(FIRST) != FIRST.folder else FOLDS[:1]
+SHARE = "" if OWNERS == FOLDS else " of all"  # one fold needs its own teachers only
 RUN = ("papermill {input.notebook} {log} --cwd notebooks --no-progress-bar --log-output --log-level INFO"
        " -r recipe {params.recipe:q} -r held_out {params.held_out}")
 os.environ["FIRST_FOLD"] = FOLDS[0]  # which fold 00_corpus shows: no reason to execute it again
@@ -47,9 +52,16 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 
 
+def jobs(stem, held_out):
+    """The executed notebooks of the jobs that make the teachers, or the stores, of a fold."""
+    owner = held_out if held_out in OWNERS else OWNERS[0]
+    return [f"{OUT}/{stem}_{owner}_{part}.ipynb" for part in range(1, PARTS + 1)]
+
+
 rule folds:
     input:
         expand(f"{OUT}/{{held_out}}/baseline/01_baseline.ipynb", held_out=FOLDS),
+        expand(f"{OUT}/{{held_out}}/aggregates/03_logits.ipynb", held_out=FOLDS),
 
 
 rule corpus:
@@ -86,5 +98,81 @@ rule baseline:
         label=lambda wildcards: f"{wildcards.held_out}/01_baseline",
         settings=lambda wildcards: SETTINGS[wildcards.held_out].model_dump_json(),
         code=CODE + NOTEBOOK["01_baseline"],
+    shell:
+        RUN + END
+
+
+rule some_teachers:
+    input:
+        f"{OUT}/corpus/00_corpus.ipynb",
+        notebook=ancient("notebooks/02_teachers.ipynb"),
+    output:
+        notebook=f"{OUT}/teachers/jobs/02_{{owner}}_{{part}}.ipynb",
+    log:
+        f"{OUT}/logs/02_teachers_{{owner}}_{{part}}.ipynb",
+    params:
+        recipe=RECIPE,
+        held_out=lambda wildcards: wildcards.owner,
+        label=lambda wildcards: f"{wildcards.owner}/02_teachers {wildcards.part}/{PARTS}",
+        settings=lambda wildcards: SETTINGS[wildcards.owner].model_dump_json(),
+        code=CODE + NOTEBOOK["02_teachers"],
+    shell:
+        RUN + " -r speakers '{wildcards.part}/{PARTS}{SHARE}'" + END
+
+
+rule some_logits:
+    input:
+        f"{OUT}/teachers/jobs/02_{{owner}}_{{part}}.ipynb",
+        notebook=ancient("notebooks/03_logits.ipynb"),
+    output:
+        notebook=f"{OUT}/logits/jobs/03_{{owner}}_{{part}}.ipynb",
+    log:
+        f"{OUT}/logs/03_logits_{{owner}}_{{part}}.ipynb",
+    params:
+        recipe=RECIPE,
+        held_out=lambda wildcards: wildcards.owner,
+        label=lambda wildcards: f"{wildcards.owner}/03_logits {wildcards.part}/{PARTS}",
+        settings=lambda wildcards: SETTINGS[wildcards.owner].model_dump_json(),
+        code=CODE + NOTEBOOK["03_logits"],
+    shell:
+        RUN + " -r speakers '{wildcards.part}/{PARTS}{SHARE}'" + END
+
+
+rule teachers:
+    input:
+        lambda wildcards: jobs("teachers/jobs/02", wildcards.held_out),
+        notebook=ancient("notebooks/02_teachers.ipynb"),
+    output:
+        report(f"{OUT}/{{held_out}}/figures/teacher_matrix.png", category="teachers", subcategory="{held_out}"),
+        notebook=f"{OUT}/{{held_out}}/teachers/02_teachers.ipynb",
+    log:
+        f"{OUT}/logs/02_teachers_{{held_out}}.ipynb",
+    params:
+        recipe=RECIPE,
+        held_out=lambda wildcards: wildcards.held_out,
+        label=lambda wildcards: f"{wildcards.held_out}/02_teachers",
+        settings=lambda wildcards: SETTINGS[wildcards.held_out].model_dump_json(),
+        code=CODE + NOTEBOOK["02_teachers"],
+    shell:
+        RUN + END
+
+
+rule logits:
+    input:
+        f"{OUT}/{{held_out}}/teachers/02_teachers.ipynb",
+        lambda wildcards: jobs("logits/jobs/03", wildcards.held_out),
+        notebook=ancient("notebooks/03_logits.ipynb"),
+    output:
+        report(f"{OUT}/{{held_out}}/figures/aggregates.png", category="teachers", subcategory="{held_out}"),
+        report(f"{OUT}/{{held_out}}/figures/spikes.png", category="teachers", subcategory="{held_out}"),
+        notebook=f"{OUT}/{{held_out}}/aggregates/03_logits.ipynb",
+    log:
+        f"{OUT}/logs/03_logits_{{held_out}}.ipynb",
+    params:
+        recipe=RECIPE,
+        held_out=lambda wildcards: wildcards.held_out,
+        label=lambda wildcards: f"{wildcards.held_out}/03_logits",
+        settings=lambda wildcards: SETTINGS[wildcards.held_out].model_dump_json(),
+        code=CODE + NOTEBOOK["03_logits"],
     shell:
         RUN + END

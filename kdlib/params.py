@@ -154,6 +154,7 @@ class Teacher(Strict):
     decoder_layers: int = Field(2, ge=1)
     ctc_weight: float = Field(0.8, gt=0, le=1)  # the rest is the attention decoder's: .3 would starve the CTC head
     label_smoothing: float = Field(0.1, ge=0, lt=1)  # of the attention decoder
+    augment: bool = True  # SpecAugment and other tempi, while teachers are trained
     dev_share: float = Field(0.15, ge=0, lt=0.5)  # of the training blocks, kept from training to stop on
     start: Training = Training(steps=2000, lr=2e-3, warmup_steps=300, check_every=3)  # of the parent
     adapt: Training = Training(steps=300, batch_size=16, lr=5e-4, warmup_steps=30)

@@ -124,6 +124,11 @@ def write_json(path: Path, content: Any) -> None:
         hidden.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def read_json(path: Path) -> Any:
+    """What `write_json` has written."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[Path]:
     """A hidden name to write to, renamed to `path` if all went well and removed if not."""

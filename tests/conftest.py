@@ -37,3 +37,14 @@ def small_model(smoke) -> Path:
     from kdlib.models.pretrain import pretrained
 
     return pretrained(smoke)
+
+
+@pytest.fixture(scope="session")
+def taught(smoke) -> Params:
+    """The smoke recipe's parameters, with the teachers of all its three speakers trained, extracted and scored."""
+    from kdlib.teachers import extract, scores
+
+    for name in ("M04", "M08", "M10"):
+        scores.scores(smoke, name)
+        extract.extract(smoke, name, "training")
+    return smoke

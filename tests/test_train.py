@@ -1,3 +1,7 @@
+import signal
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -52,3 +56,52 @@ def test_frozen_weights_are_not_given_to_the_optimiser():
     model.weight.requires_grad = False
     optimizer = task(dict, model).configure_optimizers()["optimizer"]
     assert [len(group["params"]) for group in optimizer.param_groups] == [1]
+
+
+LEARNS = """
+import os, sys
+import torch
+from pathlib import Path
+from kdlib import train
+
+model = torch.nn.Linear(1, 1, bias=False)
+torch.nn.init.zeros_(model.weight)
+looks = []
+
+def check():  # best in the middle: from then on the weight overshoots
+    looks.append(float(model.weight))
+    print("looked", len(looks), round(looks[-1], 6), flush=True)
+    return {"dev_score": -abs(float(model.weight) - 0.5)}
+
+def step(batch):
+    return {"loss": ((model(batch) - 2 * batch) ** 2).mean()}
+
+def die(self, trainer, *rest, end=train._Progress.on_train_batch_end):
+    end(self, trainer, *rest)
+    if trainer.global_step == int(sys.argv[2]):
+        os.kill(os.getpid(), 9)
+
+train._Progress.on_train_batch_end = die
+task = train.Task(model, step, lr=0.05, warmup_steps=0, total_steps=100)
+epochs = train.Epochs(lambda epoch: [torch.ones(1, 1)] * 3, torch.clone)
+record = train.fit(task, epochs, folder=Path(sys.argv[1]), what="test", steps=100, seed=1, check=check,
+                   check_every=2, patience=3)
+print("END", record, float(model.weight))
+"""
+
+
+def learn(folder, die_at):
+    return subprocess.run([sys.executable, "-c", LEARNS, str(folder), str(die_at)], capture_output=True, text=True)
+
+
+def test_the_best_weights_are_kept_training_stops_and_a_killed_run_stops_at_the_same_place(tmp_path):
+    whole = learn(tmp_path / "whole", 0)
+    assert whole.returncode == 0, whole.stderr
+    end = next(line for line in whole.stdout.splitlines() if line.startswith("END"))
+    assert "'steps': 30, 'best_step': 12" in end  # looks each 6 steps of 0.05: 0.6 is nearest to 0.5, then 3 in vain
+    assert float(end.split()[-1]) == pytest.approx(0.6, abs=0.02)
+    assert any((tmp_path / "whole" / "tensorboard").iterdir())
+    assert learn(tmp_path / "killed", 17).returncode == -signal.SIGKILL
+    again = learn(tmp_path / "killed", 0)
+    assert next(line for line in again.stdout.splitlines() if line.startswith("END")) == end
+    assert again.stdout.count("looked") < whole.stdout.count("looked")

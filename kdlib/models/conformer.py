@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from kdlib.corpus.audio import RATE_HZ
+from kdlib.models import augment
 
-CODE = ("models/conformer.py",)
+CODE = ("models/conformer.py", "models/augment.py")
 HOP = RATE_HZ // 100
 STRIDE_MS = 40.0
 
@@ -27,6 +28,7 @@ class Shape:
     ffn: int = 1024
     kernel: int = 31
     mels: int = 80
+    channels: int = 32  # of the two convolutions
     dropout: float = 0.1
 
 
@@ -40,11 +42,12 @@ class Conformer(nn.Module):
 
         super().__init__()
         self.shape, self.width, self.stride_ms = shape, shape.d_model, STRIDE_MS
+        self.spec_augment = False  # in training
         self.features = Fbank(sample_rate=RATE_HZ, n_mels=shape.mels, n_fft=512, win_length=25, hop_length=10)
         self.subsampling = nn.ModuleList(
-            [nn.Conv2d(channels, shape.d_model, 3, stride=2, padding=1) for channels in (1, shape.d_model)]
+            [nn.Conv2d(channels, shape.channels, 3, stride=2, padding=1) for channels in (1, shape.channels)]
         )
-        self.project = nn.Linear(shape.d_model * ((shape.mels + 3) // 4), shape.d_model)
+        self.project = nn.Linear(shape.channels * ((shape.mels + 3) // 4), shape.d_model)
         self.positions = RelPosEncXL(shape.d_model)
         self.encoder = ConformerEncoder(
             num_layers=shape.layers,
@@ -64,6 +67,8 @@ class Conformer(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, dict[int, torch.Tensor]]:
         """Samples [B, N], their numbers [B] -> encodings [B, T, D], frames [B], every layer's output [B, T, D]."""
         mels, frames = self._mels(samples, lengths)
+        if self.training and self.spec_augment:
+            mels = augment.masked(mels.transpose(1, 2)).transpose(1, 2)
         image = mels[:, None]
         for layer in self.subsampling:
             image, frames = nn.functional.gelu(layer(image)), (frames + 1) // 2

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from kdlib.errors import UserError
-from kdlib.models import Outputs, conformer, decoder, nemo
+from kdlib.models import Outputs, augment, conformer, decoder, nemo
 from kdlib.models.decoder import AttentionDecoder
 from kdlib.stage import set_threads, write_json
 from kdlib.tokens import Tokens
@@ -73,6 +73,7 @@ class NeMoEncoder(nn.Module):
         self.preprocessor, self.encoder, self.config = preprocessor, encoder, config
         self.width, self.frozen = int(config["encoder"]["d_model"]), False
         self.stride_ms = 1000 * config["preprocessor"]["window_stride"] * config["encoder"]["subsampling_factor"]
+        self.spec_augment = False  # in training
         self.train()
 
     @classmethod
@@ -110,6 +111,8 @@ class NeMoEncoder(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, dict[int, torch.Tensor]]:
         """Samples [B, N], their numbers [B] -> encodings [B, T, D], frames [B], and no layers."""
         features, sizes = self.preprocessor(input_signal=samples, length=lengths)
+        if self.encoder.training and self.spec_augment:
+            features = augment.masked(features)
         encoded, frames = self.encoder(audio_signal=features, length=sizes)
         return encoded.transpose(1, 2)[:, : int(frames.max())], frames, {}
 

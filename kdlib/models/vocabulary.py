@@ -32,11 +32,6 @@ def made(params: Params) -> Path:
     """The stage's folder."""
     given = params.tokens.source
     own = given not in ("pretrained", "corpus")
-    if given == "pretrained" and params.pretrained == "from_corpus":
-        raise UserError(
-            "tokens.source is 'pretrained', but this recipe makes a pretrained model for each fold, and teachers serve "
-            "all folds; write in the recipe: tokens: {source: corpus}"
-        )
     if own and not located(given).is_file():
         raise UserError(
             f"tokens.source: there is no file {located(given)}; correct the path of the sentencepiece model in the "
@@ -44,13 +39,18 @@ def made(params: Params) -> Path:
         )
     inputs = [located(given)] if own else [pretrained(params)] if given == "pretrained" else []
     return produce(
-        params.folder / "tokens",
+        (params.fold_folder if of_the_fold(params) else params.folder) / "tokens",
         lambda partial: _build(partial, params),
         what="tokens",
         parameters=params.tokens.model_dump(mode="json"),
         inputs=[prepare.made(params), *inputs],
         code=CODE,
     )
+
+
+def of_the_fold(params: Params) -> bool:
+    """Whether each fold has pieces of its own: those of a model that was trained on its speakers."""
+    return params.tokens.source == "pretrained" and params.pretrained == "from_corpus"
 
 
 def moved_head(weight: "torch.Tensor", bias: "torch.Tensor", tokens: Tokens) -> "tuple[torch.Tensor, torch.Tensor]":

@@ -3,7 +3,7 @@
 Widths follow a text column; fonts are embedded; speakers stand in the order of their published intelligibility.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from kdlib.corpus import audio
 from kdlib.corpus.manifest import Utterance
+from kdlib.stage import writing
 
 LEVELS = ("VERY_LOW", "LOW", "MID", "HIGH", "CONTROL")
 COLOURS = dict(zip(LEVELS, sns.color_palette("colorblind", len(LEVELS)), strict=True))
@@ -42,7 +43,8 @@ def save(figure: Figure, folder: Path, name: str) -> Path:
     """Write `name`.pdf and `name`.png into a folder; return the PNG's path."""
     folder.mkdir(parents=True, exist_ok=True)
     for kind in ("pdf", "png"):
-        figure.savefig(folder / f"{name}.{kind}")
+        with writing(folder / f"{name}.{kind}") as hidden:
+            figure.savefig(hidden, format=kind)
     return folder / f"{name}.png"
 
 
@@ -122,6 +124,75 @@ def wra_by_speaker(scores: pd.DataFrame, held_out: str) -> Figure:
             f"{_order(scores.level)}; held out: {held_out}; solid: {decoders[0]}, light: {', '.join(decoders[1:])}"
         )
         _level_legend(axes, scores.level)
+        return figure
+
+
+def teacher_matrix(tables: Mapping[str, pd.DataFrame]) -> Figure:
+    """WRA of each teacher (row) on each speaker (column), one panel a decoder; each teacher's own speaker is framed."""
+    with plt.rc_context(style()):
+        first = next(iter(tables.values()))
+        height = 1.1 + 0.21 * len(first) * len(tables)
+        figure, panels = plt.subplots(len(tables), 1, figsize=(WIDTH_IN, max(2.4, height)), squeeze=False, sharex=True)
+        for axes, (decoder, table) in zip(panels[:, 0], tables.items(), strict=True):
+            sns.heatmap(
+                100 * table,
+                ax=axes,
+                vmin=0,
+                vmax=100,
+                cmap="viridis",
+                annot=True,
+                fmt=".0f",
+                annot_kws={"size": 7},
+                cbar=False,
+            )
+            for row, name in enumerate(table.index):
+                if name in table.columns:
+                    column = list(table.columns).index(name)
+                    axes.add_patch(plt.Rectangle((column, row), 1, 1, fill=False, edgecolor="white", linewidth=2))
+            axes.set_title(f"{decoder}: WRA (%)", loc="left")
+            axes.set_ylabel("teacher")
+            axes.tick_params(left=False, bottom=False, labelrotation=0)
+        panels[-1, 0].set_xlabel("speaker, from least to most intelligible; framed: the teacher's own")
+        return figure
+
+
+def aggregates(table: pd.DataFrame) -> Figure:
+    """Greedy and closed-lexicon WRA of every aggregate, one panel a kind of speech."""
+    with plt.rc_context(style()):
+        kinds = list(dict.fromkeys(table.speech))
+        figure, panels = plt.subplots(1, len(kinds), figsize=(WIDTH_IN, 2.9), squeeze=False, sharey=True)
+        for axes, kind in zip(panels[0], kinds, strict=True):
+            part = table[table.speech == kind].iloc[::-1]
+            place = np.arange(len(part))
+            axes.barh(place + 0.2, part["greedy WRA"], 0.38, color=COLOURS["LOW"], label="greedy")
+            axes.barh(place - 0.2, part["lexicon WRA"], 0.38, color=COLOURS["LOW"], alpha=0.45, label="closed lexicon")
+            axes.set_yticks(place, part.aggregate)
+            axes.set_xlim(0, 100)
+            axes.set_title(f"{kind} speech ({part.n.iloc[0]} utterances)", loc="left")
+            axes.set_xlabel("WRA (%)")
+        handles, names = panels[0, 0].get_legend_handles_labels()
+        figure.legend(handles, names, ncols=2, frameon=False, loc="outside lower center")
+        return figure
+
+
+def spikes(rows: Mapping[str, np.ndarray], stride_ms: float, title: str) -> Figure:
+    """When each teacher (row), and their means, find a token more likely than the blank in one utterance."""
+    with plt.rc_context(style()):
+        figure, axes = plt.subplots(figsize=(WIDTH_IN, 0.9 + 0.19 * len(rows)))
+        end = stride_ms * max(map(len, rows.values())) / 1000
+        image = axes.imshow(
+            np.array(list(rows.values())),
+            aspect="auto",
+            cmap="magma_r",
+            vmin=0,
+            vmax=1,
+            extent=(0, end, len(rows) - 0.5, -0.5),
+            interpolation="nearest",
+        )
+        axes.set_yticks(range(len(rows)), list(rows))
+        axes.set_xlabel("time (s)")
+        axes.set_title(title, loc="left")
+        figure.colorbar(image, ax=axes, label="P(not blank)")
         return figure
 
 

@@ -8,6 +8,7 @@ A part of the training blocks, `teacher.dev_share`, is not trained on: training 
 """
 
 import random
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdlib.corpus import audio, prepare
-from kdlib.corpus.manifest import Corpus, Utterance
-from kdlib.corpus.speakers import in_blocks, split
+from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.speakers import in_blocks, split, teachers
 from kdlib.errors import UserError, nearest
 from kdlib.models import nemo, vocabulary
 from kdlib.models.pretrain import fits, heard, pretrained, split_controls
@@ -34,6 +35,7 @@ CODE = (
     "models/hybrid.py",
     "models/vocabulary.py",
     "models/conformer.py",
+    "models/augment.py",
     "models/decoder.py",
     "models/nemo.py",
     "models/pretrain.py",
@@ -60,13 +62,20 @@ def place(params: Params) -> Path:
     return params.fold_folder if _belongs(params) else params.folder
 
 
-def speakers(corpus: Corpus, named: Sequence[str]) -> list[str]:
-    """Speakers who are asked for by name and can have a teacher."""
-    for name in named:
+def chosen(params: Params, asked: Sequence[str] | str = ()) -> list[str]:
+    """Whose teachers a notebook is asked for: by default the fold's; names; "all"; or a part: "1/2", "2/3 of all"."""
+    corpus = prepare.load(params)
+    if isinstance(asked, str):
+        part, _, everybody = asked.partition(" of ") if "/" in asked else ("1/1", "", asked)
+        if not re.fullmatch(r"[1-9]\d*/[1-9]\d*", part) or everybody not in ("", "all"):
+            raise UserError(f'speakers: expected names, "all", "1/2" or "1/2 of all", found {asked!r}')
+        index, parts = map(int, part.split("/"))
+        return (corpus.dysarthric if everybody else teachers(params, corpus))[index - 1 :: parts]
+    for name in asked:
         if name not in corpus.dysarthric:
             hint = nearest(name, corpus.dysarthric)
             raise UserError(f"speakers: there can be no teacher of {name!r}, who has no utterances{hint}")
-    return list(named)
+    return list(asked) or teachers(params, corpus)
 
 
 def parent(params: Params) -> Path | None:
@@ -117,7 +126,7 @@ def material(utterances: Sequence[Utterance], share: float, seed: str) -> Materi
 
 def _belongs(params: Params) -> bool:
     from_checkpoint = params.teacher.backbone == "nemo" and params.pretrained == "from_corpus"
-    return params.teacher.parent == "from_corpus" or from_checkpoint
+    return params.teacher.parent == "from_corpus" or from_checkpoint or vocabulary.of_the_fold(params)
 
 
 def of_the_fold(params: Params) -> dict:
@@ -241,8 +250,9 @@ def _train(
     before: list[str],
 ) -> None:
     from kdlib import train
-    from kdlib.models import hybrid
+    from kdlib.models import augment, hybrid
 
+    model.encoder.spec_augment = params.teacher.augment
     learnt = [utt for utt in chosen.train if fits(tokens.encode(utt.text), utt.duration_s)]
     if not learnt:
         raise UserError(f"{what}: every utterance has fewer frames of 40 ms than tokens; is its audio cut off?")
@@ -251,6 +261,8 @@ def _train(
         return *audio.collate(utterances), [tokens.encode(utt.text) for utt in utterances]
 
     def step(batch: tuple) -> "dict[str, torch.Tensor]":
+        if params.teacher.augment:
+            batch = *augment.stretched(*batch[:2]), batch[2]
         return losses(model, batch, params.teacher.ctc_weight, params.teacher.label_smoothing)
 
     dev = [read(batch) for batch in audio.batches(chosen.dev, 32)]

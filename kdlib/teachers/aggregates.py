@@ -73,6 +73,12 @@ def table(folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def disagreement(folder: Path) -> tuple[pd.DataFrame, pd.Series]:
+    """What `spikes.compare` and `spikes.together` found."""
+    together = pd.read_csv(folder / "together.csv", index_col=0).iloc[:, 0]
+    return pd.read_csv(folder / "spikes.csv"), together
+
+
 def sample(params: Params, size: int) -> list[Utterance]:
     """Training utterances of a fold, drawn at random."""
     train = split(prepare.load(params), params).train

@@ -9,9 +9,11 @@ goes on with after a kill, behind the last whole batch and with the same bytes.
 import contextlib
 import csv
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import pandas as pd
 
 from kdlib.corpus import audio, prepare
 from kdlib.corpus.manifest import Corpus, Utterance
@@ -70,6 +72,23 @@ def extract(params: Params, speaker: str, purpose: Purpose) -> Path:
 def opened(params: Params, speaker: str, purpose: Purpose, output: str = "ctc") -> LogitStore:
     """A teacher's store."""
     return LogitStore(extract(params, speaker, purpose) / output)
+
+
+def sizes(folders: Mapping[str, Path]) -> pd.DataFrame:
+    """What stores hold and take, one row a teacher, beside what their logits would take as float32."""
+    rows = {}
+    for name, folder in folders.items():
+        stores = {output: LogitStore(folder / output) for output in ("ctc", "decoder")}
+        kept = sum(file.stat().st_size for store in stores.values() for file in store.folder.iterdir())
+        dense = sum(4 * store.header.size * sum(map(store.frames, store)) for store in stores.values())
+        rows[name] = {
+            "utterances": len(stores["ctc"]),
+            "CTC frames": sum(map(stores["ctc"].frames, stores["ctc"])),
+            "decoder steps": sum(map(stores["decoder"].frames, stores["decoder"])),
+            "MB": round(kept / 1e6, 1),
+            "MB as float32 logits": round(dense / 1e6, 1),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def said(params: Params, speaker: str, purpose: Purpose) -> dict[str, Said]:

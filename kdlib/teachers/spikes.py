@@ -69,6 +69,16 @@ def compare(stores: Mapping[str, LogitStore], utterances: Sequence[Utterance], t
     return pd.DataFrame(rows, columns=["one", "other", "mean_ms", "within_a_frame", "tokens"])
 
 
+def said(pairs: pd.DataFrame) -> str:
+    """What `compare` found, in a sentence."""
+    if pairs.empty:
+        return "one teacher alone: there is nothing to compare"
+    return (
+        f"{len(pairs)} pairs of teachers: their tokens are {pairs.mean_ms.mean():.0f} ms apart on average, "
+        f"{100 * pairs.within_a_frame.mean():.0f} % of them within a frame"
+    )
+
+
 def together(stores: Mapping[str, LogitStore], utterances: Sequence[Utterance]) -> pd.Series:
     """How many teachers find a token more likely than the blank, in the frames where at least one does: shares."""
     counts = np.zeros(len(stores) + 1, dtype=int)

@@ -1,0 +1,128 @@
+"""Encoder, CTC head and decoder together: sizes, saving, and both encoders behind one interface."""
+
+import pytest
+import torch
+
+from kdlib.errors import UserError
+from kdlib.models import hybrid, nemo
+from kdlib.models.conformer import Conformer, Shape
+from kdlib.models.vocabulary import moved_head
+from kdlib.tokens import BLANK, Tokens
+
+TINY = Shape(d_model=32, layers=2, heads=4, ffn=64, kernel=7, mels=40)
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tokens") / "tokenizer.model"
+    path.write_bytes(nemo.tokenizer(nemo.SHIPPED))
+    return Tokens.for_teachers(path, 80)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return hybrid.Hybrid(Conformer(TINY), hybrid.Heads(80, layers=1, ffn=64)).eval()
+
+
+@pytest.fixture(scope="module")
+def pretrained():
+    source = nemo.restore(nemo.SHIPPED)
+    source.eval()
+    encoder = hybrid.NeMoEncoder.of(source)
+    return source, hybrid.Hybrid(encoder, hybrid.Heads(80, layers=1)).eval()
+
+
+@pytest.fixture(scope="module")
+def batch():
+    torch.manual_seed(1)
+    waves = [torch.randn(length) / 10 for length in (16_000, 9_123)]
+    return torch.nn.utils.rnn.pad_sequence(waves, batch_first=True), torch.tensor([16_000, 9_123])
+
+
+def test_outputs_have_the_shapes_that_they_say(model, batch):
+    outputs = model(*batch, torch.tensor([[0, 5, 6], [0, 7, 1]]))
+    assert tuple(outputs.ctc_logits.shape) == (2, 26, 80)
+    assert tuple(outputs.decoder_logits.shape) == (2, 3, 80)
+    assert len(model.decode_greedy(outputs.encoded, outputs.lengths, 5)) == 2
+
+
+def test_the_original_studys_shape():
+    """d_model 144 and 5,000 tokens: the CTC head alone has 144 x 5,000 weights and 5,000 biases."""
+    model = hybrid.Hybrid(Conformer(Shape()), hybrid.Heads(5000))
+    assert sum(weight.numel() for weight in model.ctc_head.parameters()) == 725_000
+
+
+def test_ctc_only_has_no_decoder():
+    assert hybrid.Hybrid(Conformer(TINY), hybrid.Heads(80, layers=0)).decoder is None
+
+
+def test_saved_and_loaded_it_says_the_same(model, tokens, batch, tmp_path):
+    hybrid.save(model, tokens, tmp_path, heard=["M08"])
+    again = hybrid.Trained(tmp_path)
+    assert again.record["heard"] == ["M08"]
+    assert again.tokens.fingerprint == tokens.fingerprint
+    assert torch.equal(again(*batch).ctc_logits, model(*batch).ctc_logits)
+
+
+def test_a_damaged_model_is_one_message(model, tokens, tmp_path):
+    hybrid.save(model, tokens, tmp_path)
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights[:-100])
+    with pytest.raises(UserError, match=r"model.safetensors is damaged"):
+        hybrid.load(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="holds no complete model"):
+        hybrid.load(tmp_path)
+
+
+def test_a_model_with_another_tokenizer_is_refused(model, tokens, tmp_path):
+    hybrid.save(model, tokens, tmp_path)
+    content = (tmp_path / "model.json").read_text()
+    (tmp_path / "model.json").write_text(content.replace(tokens.fingerprint, "0" * 16))
+    with pytest.raises(UserError, match="the ids would mean other words"):
+        hybrid.load(tmp_path)
+
+
+def test_the_pretrained_head_says_the_same_in_the_teachers_space(pretrained, tokens, batch):
+    """NeMo's blank is last, ours is 2; a piece's id is its id."""
+    source, model = pretrained
+    head = source.decoder.decoder_layers[0]
+    weight, bias = moved_head(head.weight.detach()[:, :, 0], head.bias.detach(), tokens)
+    model.ctc_head.load_state_dict({"weight": weight, "bias": bias})
+    with torch.inference_mode():
+        ours = model(*batch)
+        theirs = nemo.NeMoCTC.__call__(type("Whole", (), {"model": source})(), *batch)
+    ours_probs, theirs_probs = ours.ctc_logits.softmax(-1), theirs.ctc_logits.softmax(-1)
+    for index, length in enumerate(theirs.lengths.tolist()):
+        assert torch.allclose(ours_probs[index, :length, BLANK], theirs_probs[index, :length, 64], atol=1e-3)
+        assert torch.allclose(ours_probs[index, :length, 3:64], theirs_probs[index, :length, 3:64], atol=1e-3)
+        assert ours_probs[index, :length, 64:].max() < 1e-3  # tokens that no piece has
+
+
+def test_neighbours_do_not_change_nemos_encoder(pretrained, batch):
+    _, model = pretrained
+    samples, lengths = batch
+    with torch.inference_mode():
+        together = model(samples, lengths)
+        alone = model(samples[1:, : int(lengths[1])], lengths[1:])
+    length = int(alone.lengths[0])
+    assert int(together.lengths[1]) == length
+    assert (together.encoded[1, :length] - alone.encoded[0, :length]).abs().max() < 1e-3
+
+
+def test_nemos_encoder_is_built_again_from_what_was_saved(pretrained, tokens, batch, tmp_path):
+    _, model = pretrained
+    hybrid.save(model, tokens, tmp_path)
+    with torch.inference_mode():
+        assert torch.allclose(hybrid.Trained(tmp_path)(*batch).encoded, model(*batch).encoded, atol=1e-5)
+    assert model.encoder.stride_ms == 40
+
+
+def test_a_frozen_encoder_learns_nothing_in_training(pretrained):
+    _, model = pretrained
+    model.encoder.freeze()
+    model.train()
+    assert not model.encoder.encoder.training
+    assert not any(weight.requires_grad for weight in model.encoder.parameters())
+    assert model.ctc_head.training
