@@ -16,11 +16,11 @@ export OPENBLAS_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 export PYTHONWARNINGS ?= ignore::SyntaxWarning
 
-.PHONY: demo test folds folds-for dry-run report lab pretrained bench lint lock help
+.PHONY: demo test folds folds-for dry-run report lab pretrained parent bench lint lock help
 
 help:
 	@sed -n 's/^#   //p' Makefile
-	@echo "folds  folds-for  dry-run  report  lab  pretrained  bench  lint  lock   (see README.md)"
+	@echo "folds  folds-for  dry-run  report  lab  pretrained  parent  bench  lint  lock   (see README.md)"
 
 demo: $(READY)
 	@$(SNAKEMAKE) --config recipe=$(RECIPE) folds=$(HELD_OUT),
@@ -54,6 +54,9 @@ lab: $(READY)
 
 pretrained: $(READY)
 	$(BIN)/python -m kdlib.models.pretrain $(RECIPE) --ship
+
+parent: $(READY)
+	$(BIN)/python -m kdlib.teachers.adapt $(RECIPE) --ship
 
 # Every version of every package, with no index address.
 lock: $(READY)

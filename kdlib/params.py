@@ -131,7 +131,7 @@ class Vocabulary(Strict):
 class Training(Strict):
     """How long and how fast a model is trained."""
 
-    steps: int = Field(ge=1)  # at most, where there is a dev block to stop on
+    steps: int = Field(300, ge=1)  # at most, where there is a dev block to stop on
     batch_size: int = Field(32, ge=1)
     lr: float = Field(1e-3, gt=0)
     warmup_steps: int = Field(100, ge=0)

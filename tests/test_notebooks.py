@@ -68,6 +68,20 @@ def test_the_graph_leaves_what_the_contract_says(demo):
     for name in ("corpus/manifest.csv", "corpus/lexicon.txt", "corpus/run.json", "corpus/00_corpus.ipynb"):
         assert (out / name).is_file()
     for name in (
+        "tokens/tokenizer.model",
+        "parents/speechbrain/model.safetensors",
+        "teachers/speechbrain/M04/scores/scores.json",
+        "logits/speechbrain/M04/training/ctc/header.json",
+        "logits/speechbrain/M04/training/decoder/frames.bin",
+        "logits/speechbrain/M04/analysis/said.csv",
+        "M08/teachers/02_teachers.ipynb",
+        "M08/figures/teacher_matrix.pdf",
+        "M08/aggregates/03_logits.ipynb",
+        "M08/aggregates/speechbrain/logprob_mean/dev/scores.json",
+        "M08/figures/spikes.png",
+    ):
+        assert (out / name).is_file()
+    for name in (
         "run.json",
         "01_baseline.ipynb",
         "hypotheses.csv",
@@ -90,8 +104,15 @@ def test_the_log_is_for_people(demo):
 
 def test_executed_notebooks_hold_pictures_and_no_errors(demo):
     out, _ = demo
-    for name in ("corpus/00_corpus.ipynb", "M08/baseline/01_baseline.ipynb"):
-        outputs = [one for cell in nbformat.read(out / name, as_version=4).cells for one in cell.get("outputs", [])]
+    for name in (
+        "corpus/00_corpus",
+        "M08/baseline/01_baseline",
+        "M08/teachers/02_teachers",
+        "M08/aggregates/03_logits",
+    ):
+        outputs = [
+            one for cell in nbformat.read(out / f"{name}.ipynb", as_version=4).cells for one in cell.get("outputs", [])
+        ]
         assert any("image/png" in one.get("data", {}) for one in outputs)
         assert not any(one.output_type == "error" for one in outputs)
 
@@ -115,7 +136,7 @@ def test_nothing_is_to_be_done_again_even_after_saving_with_outputs(demo, recipe
 def test_another_fold_reuses_what_is_shared(demo, recipe):
     out, _ = demo
     made = {name: (out / name / "run.json").read_text() for name in ("corpus", "zero_shot")}
-    run = snakemake(recipe, "folds=M10")
+    run = snakemake(recipe, "folds=M10", "--until", "baseline")
     assert run.returncode == 0, run.stdout + run.stderr
     assert made == {name: (out / name / "run.json").read_text() for name in made}
     assert (out / "M10/baseline/scores.json").is_file()
@@ -147,7 +168,7 @@ def test_an_error_in_a_notebook_is_one_sentence(demo, recipe, tmp_path):
     broken = tmp_path / "broken.yaml"
     settings = yaml.safe_load(recipe.read_text()) | {"name": "mine", "pretrained": "nemo", "nemo_model": "none.nemo"}
     broken.write_text(yaml.safe_dump(settings))
-    run = snakemake(broken, "folds=M10")
+    run = snakemake(broken, "folds=M10", "--until", "baseline")
     log = run.stdout + run.stderr
     assert run.returncode != 0
     assert log.count("UserError: nemo_model: there is no file") == 1
@@ -191,8 +212,10 @@ def strangers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("strangers")
     corpora.own(folder, repetitions=1, spoken=False)
     tiny = {"steps": 2, "d_model": 16, "layers": 1, "heads": 2, "conv_channels": 8, "batch_size": 8, "warmup_steps": 1}
+    pace = {"steps": 2, "batch_size": 4, "warmup_steps": 1}
+    teacher = {"backbone": "nemo", "parent": "from_corpus", "heads": 2, "ffn": 16, "start": pace, "adapt": pace}
     settings = {"corpus": "manifest", "manifest": str(folder / "corpus.csv"), "outputs": str(folder)}
-    settings |= {"pretrained": "from_corpus", "pretraining": tiny, "folds": f"test-{os.getpid()}"}
+    settings |= {"pretrained": "from_corpus", "pretraining": tiny, "teacher": teacher, "folds": f"test-{os.getpid()}"}
     (folder / "mine.yaml").write_text(yaml.safe_dump(settings))
     yield folder / "mine.yaml"
     shutil.rmtree(root() / "params/folds" / settings["folds"], ignore_errors=True)
@@ -204,7 +227,7 @@ def test_a_corpus_of_ones_own_goes_from_its_csv_to_two_scored_folds_with_two_com
     run = subprocess.run(command, capture_output=True, text=True, cwd=root())
     assert run.returncode == 0, run.stdout + run.stderr
     assert f"next: make folds RECIPE={strangers} FOLDS=07,Alma" in run.stdout
-    run = snakemake(strangers, "folds=07,NO,")
+    run = snakemake(strangers, "folds=07,NO,", "--until", "baseline")
     assert run.returncode == 0, run.stdout + run.stderr
     out = strangers.parent / "mine"
     assert (out / "corpus/report.txt").read_text().splitlines() == [
@@ -217,7 +240,23 @@ def test_a_corpus_of_ones_own_goes_from_its_csv_to_two_scored_folds_with_two_com
         assert json.loads((out / held_out / "pretrained/heard.json").read_text())["speakers"] == others
         written = (out / held_out / "baseline/hypotheses.csv").read_text(encoding="utf-8")
         assert all(word in written for word in ("CAN'T", "CAFÉ", "X-RAY"))
-    assert "Nothing to be done" in _said(snakemake(strangers, "folds=07,NO,", "--dry-run", "--quiet", "host"))
+    again = snakemake(strangers, "folds=07,NO,", "--until", "baseline", "--dry-run", "--quiet", "host")
+    assert "Nothing to be done" in _said(again)
+
+
+def test_teachers_of_a_corpus_without_controls_belong_to_the_fold(strangers):
+    """They start from the fold's own pretrained model, so nothing of them may lie in the shared folders."""
+    out = strangers.parent / "mine"
+    run = papermill("03_logits", out / "03.ipynb", "-r", "recipe", str(strangers), "-r", "held_out", "07")
+    assert run.returncode == 0, run.stderr
+    assert not (out / "teachers").exists()
+    assert not (out / "logits").exists()
+    heard = {
+        path.parent.name: json.loads(path.read_text())["heard"] for path in out.glob("07/teachers/nemo/*/model.json")
+    }
+    assert sorted(heard) == ["Boris", "Chidi", "NO", "Žofie"]
+    assert all("07" not in names and "Alma" not in names for names in heard.values())
+    assert (out / "07/figures/aggregates.png").is_file()
 
 
 def test_a_recording_that_changes_is_seen_by_the_graph(strangers):

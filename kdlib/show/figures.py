@@ -166,7 +166,7 @@ def aggregates(table: pd.DataFrame) -> Figure:
             place = np.arange(len(part))
             axes.barh(place + 0.2, part["greedy WRA"], 0.38, color=COLOURS["LOW"], label="greedy")
             axes.barh(place - 0.2, part["lexicon WRA"], 0.38, color=COLOURS["LOW"], alpha=0.45, label="closed lexicon")
-            axes.set_yticks(place, part.aggregate)
+            axes.set_yticks(place, part["aggregate"])
             axes.set_xlim(0, 100)
             axes.set_title(f"{kind} speech ({part.n.iloc[0]} utterances)", loc="left")
             axes.set_xlabel("WRA (%)")

@@ -7,9 +7,11 @@ the attention decoder (and the CTC head, where the tokens are others) is trained
 A part of the training blocks, `teacher.dev_share`, is not trained on: training stops when it gets no better.
 """
 
+import argparse
 import random
 import re
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,7 @@ from kdlib.corpus.speakers import in_blocks, split, teachers
 from kdlib.errors import UserError, nearest
 from kdlib.models import nemo, vocabulary
 from kdlib.models.pretrain import fits, heard, pretrained, split_controls
-from kdlib.params import Params, Training
+from kdlib.params import Params, Training, load
 from kdlib.stage import produce
 from kdlib.tokens import Tokens
 
@@ -332,3 +334,16 @@ def ship(params: Params) -> None:
     save_file(half, SHIPPED / "model.safetensors")
     for name in ("model.json", "tokenizer.model", "run.json"):
         shutil.copyfile(made / name, SHIPPED / name)
+    print(f"{SHIPPED.name}: {sum(file.stat().st_size for file in SHIPPED.iterdir()) / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Train the parent of a recipe's teachers on the corpus's controls.")
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--ship", action="store_true", help="put it into the package")
+    choice = parser.parse_args()
+    try:
+        made_of = load(choice.recipe, "nobody", {"exclude": []}, {"teacher": {"parent": "controls"}})
+        ship(made_of) if choice.ship else parent(made_of)
+    except UserError as error:
+        sys.exit(f"\n{error}\n")

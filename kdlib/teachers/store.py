@@ -80,7 +80,8 @@ class Writer:
                 raise ValueError(
                     f"head {tuple(weight.shape)} does not fit {header.size} tokens of width {header.width}"
                 )
-            save_file({"weight": weight, "bias": bias}, folder / "head.safetensors")
+            kept = weight.half() if header.encoding == "int8" else weight  # as exact as the activations are
+            save_file({"weight": kept, "bias": bias}, folder / "head.safetensors")
         self._frames = (folder / "frames.bin").open("ab")
         self._index = (folder / "index.csv").open("a", newline="", encoding="utf-8")
         self._done = _whole_rows(folder / "index.csv")
@@ -281,4 +282,4 @@ def _read_head(folder: Path, checksum: str) -> "tuple[torch.Tensor, torch.Tensor
     if not path.is_file() or sha256(path) != checksum:
         raise UserError(f"{path} is missing or damaged; extract the store again")
     parts = load_file(path)
-    return parts["weight"], parts["bias"]
+    return parts["weight"].float(), parts["bias"]

@@ -1,0 +1,175 @@
+"""Teachers: what they hear, where they lie, and that a killed one ends with the same weights."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from kdlib.corpus import prepare
+from kdlib.corpus.speakers import in_blocks, split
+from kdlib.errors import UserError
+from kdlib.models import hybrid, nemo
+from kdlib.models.pretrain import heard
+from kdlib.params import load
+from kdlib.teachers import adapt
+from kdlib.tokens import Tokens
+
+RUN = """
+import os, sys
+from kdlib import train
+from kdlib.params import load
+from kdlib.teachers import adapt
+
+def step_and_die(self, trainer, *rest, step=train._Progress.on_train_batch_end):
+    step(self, trainer, *rest)
+    if trainer.global_step == int(sys.argv[2]):
+        os.kill(os.getpid(), 9)
+
+train._Progress.on_train_batch_end = step_and_die
+pace = {"steps": 20, "batch_size": 16, "check_every": 1, "warmup_steps": 1}
+settings = {"outputs": sys.argv[1], "teacher": {"start": pace, "adapt": pace | {"batch_size": 4}}}
+adapt.teacher(load("params/smoke.yaml", "M08", overrides=settings), "M04")
+"""
+
+
+def run(folder, die_at_step):
+    command = [sys.executable, "-c", RUN, str(folder), str(die_at_step)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def record(folder):
+    return json.loads((folder / "model.json").read_text())
+
+
+def test_a_teacher_has_heard_controls_and_its_own_speaker(taught, corpus):
+    parent = record(adapt.parent(taught))["heard"]
+    assert len(parent) > 1
+    assert set(record(adapt.teacher(taught, "M04"))["heard"]) == {*parent, "M04"}
+    assert all(map(corpus.is_control, parent))
+
+
+def test_teachers_are_shared_by_folds(taught):
+    other = load("params/smoke.yaml", "M10", overrides={"outputs": taught.outputs})
+    assert adapt.teacher(other, "M04") == adapt.teacher(taught, "M04")
+    assert adapt.teacher(taught, "M04").parent == taught.folder / "teachers" / "speechbrain"
+
+
+def test_what_stops_training_is_not_trained_on(corpus):
+    own = corpus.where(lambda utt: utt.speaker == "M04" and in_blocks(utt, ("B1", "B3")))
+    chosen = adapt.material(own, 0.25, "seed")
+    assert {utt.utt_id for utt in chosen.train}.isdisjoint(utt.utt_id for utt in chosen.dev)
+    assert sorted([*chosen.train, *chosen.dev], key=own.index) == own
+    assert len(chosen.dev) == round(0.25 * len(own))
+    assert adapt.material(own, 0.25, "seed") == chosen
+
+
+def test_other_microphones_follow_their_utterance(corpus):
+    from dataclasses import replace
+
+    own = corpus.where(lambda utt: utt.speaker == "M04")
+    copies = [replace(utt, utt_id=f"{utt.utt_id}_M7", copy_of=utt.utt_id) for utt in own]
+    chosen = adapt.material([*own, *copies], 0.25, "seed")
+    apart = {utt.utt_id for utt in chosen.dev}
+    assert not any(utt.copy_of for utt in chosen.dev)
+    assert not any(utt.copy_of in apart for utt in chosen.train)
+
+
+def test_killed_and_resumed_the_weights_are_the_same(taught, tmp_path):
+    for name in ("corpus", "pretrained"):
+        shutil.copytree(taught.folder / name, tmp_path / "smoke" / name)
+    shutil.copytree(tmp_path, tmp_path / "whole")
+    whole = run(tmp_path / "whole", 0)
+    assert whole.returncode == 0, whole.stderr
+    assert run(tmp_path, 18).returncode == -signal.SIGKILL  # in the parent
+    again = run(tmp_path, 8)  # in the teacher, of whose steps the parent has none left
+    assert again.returncode == -signal.SIGKILL
+    assert "parent of the teachers: goes on from step" in again.stdout + again.stderr
+    assert not (tmp_path / "smoke/teachers/speechbrain/M04").exists()
+    again = run(tmp_path, 0)
+    assert "teacher M04: goes on from step" in again.stdout + again.stderr
+    ours, theirs = (
+        hybrid.load(folder / "smoke/teachers/speechbrain/M04")[0].state_dict()
+        for folder in (tmp_path, tmp_path / "whole")
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_from_the_students_checkpoint(outputs, corpus):
+    params = load(
+        "params/smoke.yaml",
+        "M08",
+        overrides={"outputs": str(outputs), "pretrained": "shipped", "teacher": {"backbone": "nemo"}, "name": "nemo"},
+    )
+    parent, _, known = hybrid.load(adapt.parent(params))
+    source = nemo.restore(nemo.SHIPPED)
+    for name, weight in source.encoder.state_dict().items():  # frozen while the decoder learns
+        assert torch.equal(weight, parent.encoder.encoder.state_dict()[name]), name
+    assert torch.equal(parent.ctc_head.weight[5], source.decoder.decoder_layers[0].weight[5, :, 0])
+    assert known["backbone"] == "nemo"
+    teacher, _, known = hybrid.load(adapt.teacher(params, "M04"))
+    assert not torch.equal(teacher.ctc_head.weight, parent.ctc_head.weight)
+    assert set(known["heard"]) == {"M04", *heard(params)["speakers"]}
+
+
+def test_from_scratch_nobody_else_was_heard(outputs):
+    params = load("params/smoke.yaml", "M08", overrides={"outputs": str(outputs), "teacher": {"parent": "none"}})
+    assert adapt.parent(params) is None
+    folder = adapt.teacher(params, "M04")
+    assert folder.parent.name == "speechbrain-scratch"
+    assert record(folder)["heard"] == ["M04"]
+
+
+def test_a_parent_made_of_the_folds_speakers_belongs_to_the_fold(outputs, corpus):
+    params = load("params/smoke.yaml", "M08", overrides={"outputs": str(outputs), "teacher": {"parent": "from_corpus"}})
+    folder = adapt.parent(params)
+    assert folder == params.fold_folder / "parents" / "speechbrain"
+    assert record(folder)["heard"] == sorted({utt.speaker for utt in split(corpus, params).train})
+    assert not {params.held_out, params.fold.dev} & set(record(folder)["heard"])
+
+
+def test_without_controls_there_is_a_way_out(monkeypatch, outputs, tmp_path):
+    params = load("params/smoke.yaml", "M08", overrides={"outputs": str(outputs), "name": "uncontrolled"})
+    monkeypatch.setattr(type(prepare.load(params)), "is_control", lambda self, name: False)
+    with pytest.raises(UserError, match="no control speakers to train the teachers' parent on; write in the recipe"):
+        adapt._build_parent(tmp_path, params)
+
+
+def test_the_shipped_parent_fits_the_demo_and_no_other_shape(tmp_path):
+    tokens = Tokens.for_teachers(adapt.SHIPPED / "tokenizer.model")
+    assert tokens.model == nemo.tokenizer(nemo.SHIPPED)
+    assert sum(file.stat().st_size for file in adapt.SHIPPED.iterdir()) < 5e6
+    settings = {"outputs": str(tmp_path), "pretrained": "shipped", "teacher": {"parent": "shipped"}}
+    with pytest.raises(UserError, match="the shipped parent has other tokens or another shape"):
+        adapt.parent(load("params/smoke.yaml", "M08", overrides=settings))
+
+
+@pytest.mark.parametrize(
+    ("asked", "names"),
+    [
+        ((), ["M04"]),  # the fold's: M08 is held out, M10 its dev speaker
+        (["M10"], ["M10"]),
+        ("all", ["M04", "M08", "M10"]),
+        ("1/2 of all", ["M04", "M10"]),
+        ("2/2 of all", ["M08"]),
+        ("2/2", []),
+    ],
+)
+def test_whose_teachers_are_asked_for(smoke, corpus, asked, names):
+    assert adapt.chosen(smoke, asked) == names
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (["M80"], "there can be no teacher of 'M80', .*; expected one of M04, M08, M10"),
+        ("half", 'expected names, "all", "1/2"'),
+    ],
+)
+def test_who_cannot_be_asked_for(smoke, corpus, asked, message):
+    with pytest.raises(UserError, match=message):
+        adapt.chosen(smoke, asked)

@@ -1,0 +1,34 @@
+import json
+
+from kdlib.corpus.speakers import split
+from kdlib.params import load
+from kdlib.teachers import aggregates, targets
+
+
+def test_every_method_is_decoded_on_training_and_dev_speech(taught, corpus):
+    folder = aggregates.aggregates(taught)
+    table = aggregates.table(folder)
+    assert set(zip(table["aggregate"], table.speech, strict=True)) == {
+        (method, speech) for method in targets.METHODS for speech in ("training", "dev")
+    }
+    train = split(corpus, taught).train
+    assert table[table.speech == "training"].n.unique().tolist() == [min(aggregates.SAMPLE, len(train))]
+    coverage = json.loads((folder / "logprob_mean" / "coverage.json").read_text())
+    assert coverage == {"teachers": 1, "usable": len(train), "incomplete": 0, "left_out": 0}
+
+
+def test_one_teacher_is_the_same_under_every_mean(taught):
+    table = aggregates.table(aggregates.aggregates(taught)).set_index(["aggregate", "speech"])
+    for speech in ("training", "dev"):
+        scores = {tuple(table.loc[(method, speech)].drop("teachers")) for method in targets.METHODS}
+        assert len(scores) == 1
+
+
+def test_a_fold_without_a_dev_speaker_has_no_dev_speech(taught):
+    fold = {"dev": None, "exclude": ["M01"], "teachers": ["M04", "M10"]}
+    params = load("params/smoke.yaml", "M08", fold, {"outputs": taught.outputs})
+    folder = aggregates.aggregates(params)
+    assert set(aggregates.table(folder).speech) == {"training"}
+    pairs, together = aggregates.disagreement(folder)
+    assert len(pairs) == 1
+    assert len(together) == 2

@@ -1,0 +1,127 @@
+"""Extraction: the same recordings for every teacher, killed and resumed to the same bytes, and what is announced."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from kdlib.corpus import audio
+from kdlib.models import hybrid
+from kdlib.models.decoder import teacher_forced
+from kdlib.teachers import adapt, extract
+from kdlib.tokens import BLANK
+
+RUN = """
+import os, sys
+from kdlib.params import load
+from kdlib.teachers import extract, store
+
+extract.BATCH = 4
+calls = []
+
+def die(self, *rest, add=store.Writer.add):
+    add(self, *rest)
+    calls.append(1)
+    if len(calls) == int(sys.argv[2]):
+        self.flush()
+        os.kill(os.getpid(), 9)
+
+store.Writer.add = die
+for purpose in ("training", "analysis"):
+    extract.extract(load("params/smoke.yaml", "M08", overrides={"outputs": sys.argv[1]}), "M04", purpose)
+"""
+
+
+def run(folder, die_at):
+    command = [sys.executable, "-c", RUN, str(folder), str(die_at)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+@pytest.fixture(scope="module")
+def teacher(taught):
+    return hybrid.Trained(adapt.teacher(taught, "M04"))
+
+
+def test_every_teacher_is_asked_about_the_same_recordings(taught, corpus):
+    asked = [utt.utt_id for utt in extract.utterances(taught, corpus, "training")]
+    for name in ("M04", "M08", "M10"):
+        for output in ("ctc", "decoder"):
+            assert sorted(extract.opened(taught, name, "training", output)) == sorted(asked)
+    assert {utt.block for utt in extract.utterances(taught, corpus, "training")} == {"B1", "B3"}
+    assert {utt.block for utt in extract.utterances(taught, corpus, "analysis")} == {"B2"}
+
+
+def test_what_is_stored_is_what_the_teacher_says(taught, corpus, teacher):
+    stores = {output: extract.opened(taught, "M04", "training", output) for output in ("ctc", "decoder")}
+    said = extract.said(taught, "M04", "training")
+    for utt in extract.utterances(taught, corpus, "training")[::5]:
+        ids = teacher.tokens.encode(utt.text)
+        inputs, _, _ = teacher_forced([ids])
+        samples, lengths = audio.collate([utt])
+        with torch.inference_mode():
+            outputs = teacher.model(samples, lengths, inputs)
+        assert torch.allclose(stores["ctc"].logits(utt.utt_id), outputs.ctc_logits[0], atol=1e-2)  # fp16
+        assert torch.allclose(stores["decoder"].logits(utt.utt_id), outputs.decoder_logits[0], atol=1e-2)
+        assert stores["decoder"].frames(utt.utt_id) == len(ids) + 1  # the tokens and EOS
+        loss = torch.nn.functional.ctc_loss(
+            outputs.ctc_logits[0].log_softmax(-1), torch.tensor(ids), outputs.lengths, torch.tensor([len(ids)]), BLANK
+        )
+        assert said[utt.utt_id].ctc_loss == pytest.approx(float(loss), rel=1e-3)
+
+
+def test_the_decoder_runs_free_on_analysis_speech(taught, corpus, teacher):
+    said = extract.said(taught, "M04", "analysis")
+    for utt in extract.utterances(taught, corpus, "analysis")[::5]:
+        with torch.inference_mode():
+            outputs = teacher(*audio.collate([utt]))
+        free = teacher.model.decode_greedy(outputs.encoded, outputs.lengths, 40)[0]
+        kept = list(said[utt.utt_id].free_running)
+        assert kept == free[: len(kept)]
+        assert kept == free or len(kept) >= 4
+    assert not any(row.free_running for row in extract.said(taught, "M04", "training").values())
+
+
+def test_headers_say_what_a_store_may_be_used_for(taught):
+    training, analysis = (extract.opened(taught, "M04", purpose).header for purpose in ("training", "analysis"))
+    assert (training.purpose, analysis.purpose) == ("training", "analysis")
+    assert "M04" in training.heard
+    assert training.stride_ms == 40
+    assert extract.opened(taught, "M04", "training", "decoder").header.stride_ms == 0
+
+
+def test_killed_and_resumed_every_byte_is_the_same(taught, tmp_path):
+    for name in ("corpus", "pretrained", "tokens", "parents", "teachers"):
+        shutil.copytree(taught.folder / name, tmp_path / "smoke" / name)
+    shutil.copytree(tmp_path, tmp_path / "whole")
+    assert run(tmp_path / "whole", 0).returncode == 0
+    for die_at in (6, 5, 30):  # in a batch of four, twice; then in the analysis
+        assert run(tmp_path, die_at).returncode == -signal.SIGKILL
+    assert run(tmp_path, 0).returncode == 0
+    places = [folder / "smoke/logits/speechbrain/M04" for folder in (tmp_path, tmp_path / "whole")]
+    names = sorted(path.relative_to(places[1]) for path in places[1].rglob("*") if path.is_file())
+    assert len(names) > 10
+    for name in names:
+        if name.name != "run.json":
+            assert (places[0] / name).read_bytes() == (places[1] / name).read_bytes(), name
+
+
+def test_time_and_bytes_are_said_beforehand(taught, corpus, teacher, capsys):
+    asked = extract.utterances(taught, corpus, "training")
+    headers = [extract._header(teacher, "M04", output, taught, "training")[0] for output in ("ctc", "decoder")]
+    extract._announce("M04", teacher, asked, headers)
+    said = capsys.readouterr().out
+    assert f"outputs of M04 for training: {len(asked)} utterances" in said
+    assert "MB (as float32 logits" in said
+
+
+def test_sizes_are_those_of_the_files(taught):
+    folder = extract.extract(taught, "M04", "training")
+    row = extract.sizes({"M04": folder}).loc["M04"]
+    stores = [extract.opened(taught, "M04", "training", output) for output in ("ctc", "decoder")]
+    assert row["CTC frames"] == sum(map(stores[0].frames, stores[0]))
+    dense = sum(4 * store.header.size * sum(map(store.frames, store)) for store in stores)
+    assert row["MB as float32 logits"] == round(dense / 1e6, 1)
