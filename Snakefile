@@ -36,7 +36,8 @@ OUT = os.path.relpath(SETTINGS[FOLDS[0]].folder)
 NAMES = ["00_corpus", "01_baseline", "02_teachers", "03_logits"]
 NOTEBOOK = {name: stage.notebook_fingerprint(Path(f"notebooks/{name}.ipynb")) for name in NAMES}
 FIRST = SETTINGS[FOLDS[0]]
-FILES = [kd.located(name or "none") for name in (FIRST.manifest, FIRST.lexicon, FIRST.nemo_model)] + [nemo.SHIPPED]
+FILES = [kd.located(name or "none") for name in (FIRST.manifest, FIRST.lexicon, FIRST.nemo_model, FIRST.tokens.source)]
+FILES += [nemo.SHIPPED, adapt.SHIPPED / "model.safetensors"]
 CODE = stage.code_fingerprint(stage.SOURCES) + "".join(map(stage.fingerprint, FILES))
 PARTS = int(config.get("parts", 2))  # jobs among which the teachers are divided
 # Teachers that all folds share are trained for all folds at once; those with a parent of the fold's own, for each.
@@ -45,7 +46,7 @@ SHARE = "" if OWNERS == FOLDS else " of all"  # one fold needs its own teachers 
 RUN = ("papermill {input.notebook} {log} --cwd notebooks --no-progress-bar --log-output --log-level INFO"
        " -r recipe {params.recipe:q} -r held_out {params.held_out}")
 os.environ["FIRST_FOLD"] = FOLDS[0]  # which fold 00_corpus shows: no reason to execute it again
-END = " 2>&1 | python -m kdlib.stage follow {params.label} || {{ python -m kdlib.stage {log}; exit 1; }}; cp {log} {output.notebook}"
+END = " 2>&1 | python -m kdlib.stage follow {params.label:q} || {{ python -m kdlib.stage {log}; exit 1; }}; cp {log} {output.notebook}"
 
 os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # .venv, activated or not
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):

@@ -1,5 +1,8 @@
 """Aggregation against the naive formulas in float64, and what it refuses."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -165,3 +168,41 @@ def test_dense_logits_and_heads_are_averaged_together(teachers, tmp_path):
 def test_weights_that_cannot_be(teachers, weights):
     with pytest.raises(UserError, match=r"weights name teachers that have no store|every weight is 0"):
         Ensemble(teachers[0], Choice(weights=weights))
+
+
+def test_never_more_is_held_than_one_batch_of_every_teacher(teachers, monkeypatch):
+    """Activations that are alive at once, counted as they are read: a batch times the teachers, and none afterwards."""
+    stores, _ = teachers
+    alive, most = weakref.WeakSet(), []
+    read = LogitStore.hidden
+
+    def hidden(self, utt_id):
+        kept = read(self, utt_id)
+        alive.add(kept)
+        most.append(len(alive))
+        return kept
+
+    monkeypatch.setattr(LogitStore, "hidden", hidden)
+    ensemble = Ensemble(stores, Choice())
+    for _ in range(3):
+        ensemble.log_probs(["M04_1", "F05_1"], ["M04", "F05"])
+    gc.collect()
+    assert max(most) == 2 * len(stores)
+    assert len(alive) == 0
+
+
+def test_a_loss_on_the_reference_weighs_a_teacher_down(teachers):
+    stores, logits = teachers
+    losses = {"M04": {"M04_1": 0.5}, "M09": {"M04_1": 3.0}, "F05": {"M04_1": float("inf")}}
+    weights = torch.tensor([-0.5, -3.0, -torch.inf], dtype=torch.float64).softmax(0)
+    naive = sum(
+        weight * logits[name]["M04_1"].log_softmax(-1) for weight, name in zip(weights, stores, strict=True)
+    ).log_softmax(-1)
+    assert (target(stores, Choice(losses=losses), "M04_1") - naive).abs().max() < 1e-5
+
+
+def test_speech_that_is_barred_has_no_target(teachers):
+    stores, _ = teachers
+    ensemble = Ensemble(stores, Choice(), barred={"M09": "is held out"})
+    with pytest.raises(UserError, match="M09_1: M09 is held out: no training target on this speech"):
+        ensemble.log_probs(["M04_1", "M09_1"], ["M04", "M09"])

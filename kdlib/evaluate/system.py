@@ -15,7 +15,7 @@ from kdlib.decode.greedy import blank_share, greedy
 from kdlib.decode.lexicon import Lexicon
 from kdlib.evaluate.score import Hypothesis
 from kdlib.models import Outputs
-from kdlib.stage import progress
+from kdlib.stage import progress, set_threads
 from kdlib.tokens import Tokens, check_round_trip, normalise
 
 DECODERS = ("greedy", "lexicon")  # what `hear` fills by itself
@@ -67,6 +67,7 @@ def decode(
     `attention` are the texts of an attention decoder by utterance id. With `posteriors`, that folder gets `ctc.npz`:
     log-probabilities [T, V] in fp16 by utterance id.
     """
+    set_threads()
     check_round_trip(tokens, [utt.text for utt in utterances])
     closed = Lexicon(lexicon, tokens)
     rows: dict[str, Hypothesis] = {}

@@ -87,7 +87,11 @@ def matrix(params: Params, teachers: Sequence[str], decoder: str) -> pd.DataFram
 
 
 def own_and_others(table: pd.DataFrame) -> pd.DataFrame:
-    """Of every teacher in a matrix: WRA on its own speaker, and the mean over the others."""
-    own = pd.Series({name: table.loc[name].get(name) for name in table.index})
-    others = pd.Series({name: table.loc[name].drop(name, errors="ignore").mean() for name in table.index})
-    return pd.DataFrame({"own speaker": own, "other speakers": others})
+    """Of every speaker of a matrix who has a teacher: WRA by the own teacher, and the mean over the others."""
+    own = [name for name in table.columns if name in table.index]
+    return pd.DataFrame(
+        {
+            "own teacher": {name: table.loc[name, name] for name in own},
+            "other teachers": {name: table[name].drop(name).mean() for name in own},
+        }
+    )
