@@ -157,7 +157,7 @@ class Teacher(Strict):
     augment: bool = True  # SpecAugment and other tempi, while teachers are trained
     dev_share: float = Field(0.15, ge=0, lt=0.5)  # of the training blocks, kept from training to stop on
     start: Training = Training(steps=2000, lr=2e-3, warmup_steps=300, check_every=3)  # of the parent
-    adapt: Training = Training(steps=300, batch_size=16, lr=5e-4, warmup_steps=30)
+    adapt: Training = Training(steps=300, batch_size=16, lr=1e-3, warmup_steps=30)
 
     @property
     def family(self) -> str:

@@ -32,4 +32,5 @@ def test_the_matrix_stands_in_order_of_intelligibility(taught):
     assert list(table.columns) == ["M04", "M08", "M10"]  # M08 and M10: 93 %, then by name
     by = scores.own_and_others(table)
     assert list(by.index) == ["M04", "M08"]  # M10 has no teacher here
-    assert by.loc["M04"].to_dict() == {"own teacher": table.loc["M04", "M04"], "other teachers": table.loc["M08", "M04"]}
+    expected = {"own teacher": table.loc["M04", "M04"], "other teachers": table.loc["M08", "M04"]}
+    assert by.loc["M04"].to_dict() == expected
