@@ -115,10 +115,11 @@ rule some_teachers:
         recipe=RECIPE,
         held_out=lambda wildcards: wildcards.owner,
         label=lambda wildcards: f"{wildcards.owner}/02_teachers {wildcards.part}/{PARTS}",
+        speakers=lambda wildcards: f"{wildcards.part}/{PARTS}{SHARE}",
         settings=lambda wildcards: SETTINGS[wildcards.owner].model_dump_json(),
         code=CODE + NOTEBOOK["02_teachers"],
     shell:
-        RUN + " -r speakers '{wildcards.part}/{PARTS}{SHARE}'" + END
+        RUN + " -r speakers {params.speakers:q}" + END
 
 
 rule some_logits:
@@ -133,10 +134,11 @@ rule some_logits:
         recipe=RECIPE,
         held_out=lambda wildcards: wildcards.owner,
         label=lambda wildcards: f"{wildcards.owner}/03_logits {wildcards.part}/{PARTS}",
+        speakers=lambda wildcards: f"{wildcards.part}/{PARTS}{SHARE}",
         settings=lambda wildcards: SETTINGS[wildcards.owner].model_dump_json(),
         code=CODE + NOTEBOOK["03_logits"],
     shell:
-        RUN + " -r speakers '{wildcards.part}/{PARTS}{SHARE}'" + END
+        RUN + " -r speakers {params.speakers:q}" + END
 
 
 rule teachers:

@@ -302,6 +302,11 @@ def _check_recipe(params: Params, recipe: str) -> None:
             f"{recipe}: pretraining.d_model {params.pretraining.d_model} cannot be divided among "
             f"{params.pretraining.heads} heads; choose heads that divide it"
         )
+    if params.teacher.kernel % 2 == 0 or params.teacher.d_model % 2:
+        raise UserError(
+            f"{recipe}: teacher.kernel must be odd and teacher.d_model even, found {params.teacher.kernel} and "
+            f"{params.teacher.d_model}"
+        )
     if params.teacher.d_model % params.teacher.heads:
         raise UserError(
             f"{recipe}: teacher.d_model {params.teacher.d_model} cannot be divided among {params.teacher.heads} heads; "

@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def produce(
     """
     depends = {
         "parameters": _plain(parameters),
-        "inputs": {path.name: fingerprint(path) for path in inputs},
+        "inputs": _named(inputs),
         "code": code_fingerprint(code),
         "seed": seed,
     }
@@ -88,6 +89,16 @@ def produce(
         _replace(partial, folder)
     print(f"{what}: made in {record['wall_s']:.1f} s ({_shown(folder)})")
     return folder
+
+
+def _named(inputs: Iterable[Path]) -> dict[str, str]:
+    """Fingerprints by name; the second of a name is called so: `training 2`."""
+    found: dict[str, str] = {}
+    times: Counter[str] = Counter()
+    for path in inputs:
+        times[path.name] += 1
+        found[f"{path.name} {times[path.name]}" if times[path.name] > 1 else path.name] = fingerprint(path)
+    return found
 
 
 def fingerprint(path: Path) -> str:

@@ -119,10 +119,19 @@ def is_mark(char: str) -> bool:
     return char not in "'-" and unicodedata.category(char)[0] in "PS"
 
 
-def train(texts: Iterable[str], pieces: int, folder: Path, *, lower: bool = False, characters: str = "") -> Path:
+def train(
+    texts: Iterable[str],
+    pieces: int,
+    folder: Path,
+    *,
+    lower: bool = False,
+    characters: str = "",
+    setting: str = "pretraining: {pieces: %d}",
+) -> Path:
     """Train a byte-pair model on texts; return `folder/tokenizer.model`. Each text counts once.
 
-    It can write the texts and all of `characters`. Few texts may yield fewer pieces than asked for.
+    It can write the texts and all of `characters`. Few texts may yield fewer pieces than asked for. `setting` is what a
+    recipe says of the number.
     """
     import io
 
@@ -134,7 +143,7 @@ def train(texts: Iterable[str], pieces: int, folder: Path, *, lower: bool = Fals
     if pieces < needed:
         raise UserError(
             f"no tokenizer of {pieces} pieces can write the {needed - 4} different characters of these "
-            f"{len(sentences)} texts; write at least {needed} in the recipe (pretraining: {{pieces: {2 * needed}}})"
+            f"{len(sentences)} texts; write at least {needed} in the recipe ({setting % (2 * needed)})"
         )
     folder.mkdir(parents=True, exist_ok=True)
     model = io.BytesIO()

@@ -18,12 +18,12 @@ import torch
 from lightning_utilities.core import rank_zero
 
 from kdlib.errors import UserError
-from kdlib.stage import progress, set_threads
+from kdlib.stage import progress, set_threads, writing
 
 Step = Callable[[Any], dict[str, torch.Tensor]]  # a batch -> named losses; "loss" is minimised
 Check = Callable[[], dict[str, float]]  # a look at the dev block -> named numbers; the greatest "dev_score" is best
 
-CHECKPOINT, BEST = "latest.ckpt", "best.ckpt"
+CHECKPOINT, BEST = "latest.ckpt", "best-{}.ckpt"
 
 
 class Task(pl.LightningModule):
@@ -85,8 +85,8 @@ class _Checks(pl.Callback):
     stop elsewhere. The state of this one is part of the checkpoint.
     """
 
-    def __init__(self, check: Check, every: int, patience: int, best: Path) -> None:
-        self.check, self.every, self.patience, self.best = check, every, patience, best
+    def __init__(self, check: Check, every: int, patience: int, folder: Path) -> None:
+        self.check, self.every, self.patience, self.folder = check, every, patience, folder
         self.score, self.best_step, self.waited, self.looked_at = -math.inf, 0, 0, 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -114,8 +114,13 @@ class _Checks(pl.Callback):
         self.looked_at = trainer.global_step
         trainer.logger.log_metrics(found, trainer.global_step)
         if found["dev_score"] > self.score:
+            kept = {self.best_step, trainer.global_step}  # a run that is killed now goes on from the former
+            for path in self.folder.glob(BEST.format("*")):
+                if path.stem.removeprefix("best-") not in map(str, kept):
+                    path.unlink()
             self.score, self.best_step, self.waited = found["dev_score"], trainer.global_step, 0
-            torch.save(module.model.state_dict(), self.best)
+            with writing(self.folder / BEST.format(self.best_step)) as hidden:
+                torch.save(module.model.state_dict(), hidden)
         else:
             self.waited += 1
             trainer.should_stop = trainer.should_stop or self.waited >= self.patience
@@ -198,7 +203,7 @@ def fit(
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
-    looks = [_Checks(check, check_every, patience, folder / BEST)] if check else []
+    looks = [_Checks(check, check_every, patience, folder)] if check else []
     trainer = pl.Trainer(
         max_steps=steps,
         accelerator="auto",
@@ -224,15 +229,18 @@ def fit(
         raise UserError(f"{what}: only {trainer.global_step} of {steps} steps were made: there is nothing to train on")
     record = {"steps": trainer.global_step}
     if looks:
-        task.model.load_state_dict(torch.load(folder / BEST, weights_only=True))
+        if not math.isfinite(looks[0].score):
+            raise UserError(f"{what}: the loss on the dev block is never a number; lower the learning rate")
+        best = torch.load(folder / BEST.format(looks[0].best_step), weights_only=True, map_location="cpu")
+        task.model.load_state_dict(best)
         record |= {"best_step": looks[0].best_step, "best_dev_score": round(looks[0].score, 6)}
     return record
 
 
 def tidy(folder: Path) -> None:
     """Remove the checkpoints: to be called when what was trained lies safely in the folder."""
-    for name in (CHECKPOINT, BEST):
-        (folder / name).unlink(missing_ok=True)
+    for path in (folder / CHECKPOINT, *folder.glob(BEST.format("*"))):
+        path.unlink(missing_ok=True)
 
 
 def seed_everything(seed: int) -> None:

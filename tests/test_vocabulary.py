@@ -50,6 +50,8 @@ def test_a_tokenizer_that_uses_the_special_ids_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
+        ({"source": "params/base.yaml"}, "params/base.yaml is no sentencepiece model; name the .model file"),
+        ({"source": "corpus", "pieces": 16}, r"in the recipe \(tokens: {source: corpus, pieces: "),
         ({"source": "none.model"}, "there is no file .*none.model; correct the path"),
         ({"size": 20}, "tokens.size is 20, but the tokenizer has 64 pieces; write 64 or more"),
     ],

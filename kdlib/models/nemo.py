@@ -39,11 +39,6 @@ class NeMoCTC:
         self.model = restore(path)
         self.model.eval()
         self.tokens = Tokens.for_nemo(self.model.tokenizer.tokenizer.serialized_model_proto())
-        heard_hz = int(self.model.cfg.preprocessor.sample_rate)
-        if heard_hz != RATE_HZ:
-            raise UserError(
-                f"{path} was trained on {heard_hz} Hz; kdlib gives models {RATE_HZ} Hz: choose a model of that rate"
-            )
 
     def __call__(self, samples: "torch.Tensor", lengths: "torch.Tensor") -> Outputs:
         """Samples [B, N] and their numbers [B] -> log-probabilities over pieces and blank."""
@@ -91,6 +86,11 @@ def restore(path: Path):
         raise UserError(f"{path} could not be restored by NeMo ({reason}); download or make it again") from error
     if not isinstance(model, EncDecCTCModelBPE):
         raise UserError(f"{path} holds a {type(model).__name__}; expected a CTC model with sentencepiece tokens")
+    heard_hz = int(model.cfg.preprocessor.sample_rate)
+    if heard_hz != RATE_HZ:
+        raise UserError(
+            f"{path} was trained on {heard_hz} Hz; kdlib gives models {RATE_HZ} Hz: choose a model of that rate"
+        )
     return model
 
 

@@ -69,11 +69,18 @@ def _build(partial: Path, params: Params) -> None:
         (partial / FILE).write_bytes(nemo.tokenizer(pretrained(params)))
     elif given == "corpus":
         characters = "".join([*words, *corpus.lexicon])
-        (train(words, params.tokens.pieces, partial / "made", characters=characters)).rename(partial / FILE)
+        setting = "tokens: {source: corpus, pieces: %d}"
+        trained = train(words, params.tokens.pieces, partial / "made", characters=characters, setting=setting)
+        trained.rename(partial / FILE)
         (partial / "made").rmdir()
     else:
         shutil.copyfile(located(given), partial / FILE)
-    pieces = len(Tokens.for_teachers(partial / FILE).pieces)
+    try:
+        pieces = len(Tokens.for_teachers(partial / FILE).pieces)
+    except RuntimeError:  # of sentencepiece
+        raise UserError(
+            f"tokens.source: {given} is no sentencepiece model; name the .model file that sentencepiece has written"
+        ) from None
     if params.tokens.size and params.tokens.size < pieces:
         raise UserError(
             f"tokens.size is {params.tokens.size}, but the tokenizer has {pieces} pieces; write {pieces} or more"

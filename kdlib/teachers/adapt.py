@@ -4,7 +4,8 @@ A shared parent keeps the teachers' CTC spikes in the same frames, without which
 trained on controls and so is shared by all folds, as are its teachers, each of which has heard one speaker more; one
 made `from_corpus` belongs to a fold. With `backbone: nemo` the parent is the student's own pretrained encoder, and only
 the attention decoder (and the CTC head, where the tokens are others) is trained on the controls before adapting.
-A part of the training blocks, `teacher.dev_share`, is not trained on: training stops when it gets no better.
+A part of the training blocks, `teacher.dev_share`, is not trained on: training stops when it gets no better. (A model
+that was pretrained `from_corpus` has heard that part too, and teachers that start from it stop later than they should.)
 """
 
 import argparse
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdlib.corpus import audio, prepare
-from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.manifest import Corpus, Utterance
 from kdlib.corpus.speakers import in_blocks, split, teachers
 from kdlib.errors import UserError, nearest
 from kdlib.models import nemo, vocabulary
@@ -69,10 +70,12 @@ def chosen(params: Params, asked: Sequence[str] | str = ()) -> list[str]:
     corpus = prepare.load(params)
     if isinstance(asked, str):
         part, _, everybody = asked.partition(" of ") if "/" in asked else ("1/1", "", asked)
-        if not re.fullmatch(r"[1-9]\d*/[1-9]\d*", part) or everybody not in ("", "all"):
+        index, parts = map(int, part.split("/")) if re.fullmatch(r"[1-9]\d*/[1-9]\d*", part) else (1, 0)
+        if index > parts or everybody not in ("", "all"):
             raise UserError(f'speakers: expected names, "all", "1/2" or "1/2 of all", found {asked!r}')
-        index, parts = map(int, part.split("/"))
-        return (corpus.dysarthric if everybody else teachers(params, corpus))[index - 1 :: parts]
+        speak = {utt.speaker for utt in corpus if in_blocks(utt, params.blocks.train)}
+        everyone = [name for name in corpus.dysarthric if name in speak]
+        return (everyone if everybody else teachers(params, corpus))[index - 1 :: parts]
     for name in asked:
         if name not in corpus.dysarthric:
             hint = nearest(name, corpus.dysarthric)
@@ -92,7 +95,7 @@ def parent(params: Params) -> Path | None:
         place(params) / "parents" / settings.family,
         lambda partial: _build_parent(partial, params),
         what=f"parent of the teachers ({settings.family})",
-        parameters=settings.model_dump(mode="json", exclude={"adapt"}) | of_the_fold(params),
+        parameters=settings.model_dump(mode="json", exclude={"adapt", "dev_share"}) | _hears(params),
         inputs=[prepare.made(params), vocabulary.made(params), *inputs],
         seed=params.seed,
         code=CODE,
@@ -116,14 +119,36 @@ def teacher(params: Params, speaker: str) -> Path:
     )
 
 
-def material(utterances: Sequence[Utterance], share: float, seed: str) -> Material:
-    """Set a share of the utterances aside, with all their recordings by other microphones."""
-    originals = sorted({utt.copy_of or utt.utt_id for utt in utterances})
-    apart = set(random.Random(seed).sample(originals, round(share * len(originals))))
+def material(utterances: Sequence[Utterance], share: float, seed: int) -> Material:
+    """Set a share of the utterances aside, with all their recordings by other microphones.
+
+    An utterance's own draw decides, so that a parent made of the corpus sets the same ones aside as its teachers.
+    """
+
+    def apart(utt: Utterance) -> bool:
+        return random.Random(f"{seed} {utt.copy_of or utt.utt_id}").random() < share
+
     return Material(
-        [utt for utt in utterances if (utt.copy_of or utt.utt_id) not in apart],
-        [utt for utt in utterances if utt.utt_id in apart],
+        [utt for utt in utterances if not apart(utt)], [utt for utt in utterances if apart(utt) and not utt.copy_of]
     )
+
+
+def own_speech(params: Params, corpus: Corpus, speaker: str) -> Material:
+    """What a speaker's teacher is adapted to."""
+    own = corpus.where(lambda utt: utt.speaker == speaker and in_blocks(utt, params.blocks.train))
+    if not own:
+        raise UserError(
+            f"{corpus.source}: {speaker} says nothing in the training blocks {', '.join(params.blocks.train)}: there "
+            "can be no teacher; leave the speaker out of fold.teachers, or change blocks.train"
+        )
+    return material(own, params.teacher.dev_share, params.seed)
+
+
+def _hears(params: Params) -> dict:
+    """What decides whom a parent hears."""
+    if params.teacher.parent == "from_corpus":
+        return of_the_fold(params) | {"blocks": params.blocks.train, "dev_share": params.teacher.dev_share}
+    return of_the_fold(params) | params.pretraining.model_dump(include={"test_controls", "unseen_words"})
 
 
 def _belongs(params: Params) -> bool:
@@ -155,7 +180,7 @@ def _shipped(params: Params) -> Path:
 def _build_parent(partial: Path, params: Params) -> None:
     settings, corpus = params.teacher, prepare.load(params)
     if settings.parent == "from_corpus":
-        chosen = material(split(corpus, params).train, settings.dev_share, f"{params.seed} parent")
+        chosen = material(split(corpus, params).train, settings.dev_share, params.seed)
     else:
         if not any(map(corpus.is_control, corpus.speakers)):
             raise UserError(
@@ -180,19 +205,13 @@ def _build_teacher(partial: Path, params: Params, speaker: str) -> None:
     from kdlib.models import hybrid
 
     corpus, settings, start = prepare.load(params), params.teacher, parent(params)
-    own = corpus.where(lambda utt: utt.speaker == speaker and in_blocks(utt, params.blocks.train))
-    if not own:
-        raise UserError(
-            f"{corpus.source}: {speaker} says nothing in the training blocks {', '.join(params.blocks.train)}: there "
-            "can be no teacher; leave the speaker out, or change blocks.train"
-        )
+    chosen = own_speech(params, corpus, speaker)
     if start:
         model, tokens, record = hybrid.load(start)
         before = record["heard"]
     else:
         model, tokens, _ = _first(params)
         before = _heard_before(params)
-    chosen = material(own, settings.dev_share, f"{params.seed} {speaker}")
     _train(partial, params, settings.adapt, model, tokens, chosen, f"teacher {speaker}", before)
 
 
@@ -290,17 +309,18 @@ def losses(model: "Hybrid", batch: tuple, ctc_weight: float, smoothing: float = 
     """The joint loss: CTC a token, and cross-entropy of the teacher-forced decoder a token."""
     import torch
 
+    from kdlib.models.conformer import mask
     from kdlib.models.decoder import teacher_forced
     from kdlib.tokens import BLANK
 
     samples, lengths, ids = batch
-    inputs, targets, steps = teacher_forced(ids)
+    inputs, targets, steps = (part.to(samples.device) for part in teacher_forced(ids))
     outputs = model(samples, lengths, inputs)
-    flat = torch.nn.utils.rnn.pad_sequence([torch.tensor(one) for one in ids], batch_first=True)
-    sizes = torch.tensor([len(one) for one in ids])
+    flat = torch.nn.utils.rnn.pad_sequence([torch.tensor(one) for one in ids], batch_first=True).to(samples.device)
+    sizes = steps - 1  # without EOS
     logprobs = outputs.ctc_logits.log_softmax(-1).transpose(0, 1)
     ctc = torch.nn.functional.ctc_loss(logprobs, flat, outputs.lengths, sizes, blank=BLANK, zero_infinity=True)
-    padding = torch.arange(targets.shape[1])[None] >= steps[:, None]
+    padding = ~mask(steps, targets.shape[1])
     attention = torch.nn.functional.cross_entropy(
         outputs.decoder_logits.transpose(1, 2), targets.masked_fill(padding, -100), label_smoothing=smoothing
     )
@@ -313,9 +333,10 @@ def look(model: "Hybrid", dev: Sequence[tuple], ctc_weight: float) -> dict[str, 
     from kdlib.tokens import BLANK
 
     right = total = loss = 0
-    for batch in dev:
-        samples, lengths, ids = batch
-        said = greedy(model(samples, lengths), BLANK)
+    device = next(model.parameters()).device
+    for samples, lengths, ids in dev:
+        batch = samples.to(device), lengths.to(device), ids
+        said = greedy(model(*batch[:2]), BLANK)
         right += sum(one == other for one, other in zip(said, ids, strict=True))
         loss += float(losses(model, batch, ctc_weight)["loss"]) * len(ids)
         total += len(ids)

@@ -22,6 +22,12 @@ from kdlib.teachers import extract, scores, spikes, targets
 from kdlib.teachers.ensemble import Ensemble
 
 CODE = ("teachers/aggregates.py", "teachers/spikes.py", *targets.CODE, *scores.CODE)
+REMARKS = {
+    ("weighted_loss", "training"): "weighed by the reference",
+    ("weighted_loss", "dev"): "weighed by the reference",
+    ("weighted_accuracy", "dev"): "weighed on this speech",
+    ("best", "dev"): "chosen on this speech",
+}
 SAMPLE, ALIGNED = 480, 120  # training utterances that are decoded, and that are aligned for the times of spikes
 
 
@@ -68,6 +74,7 @@ def table(folder: Path) -> pd.DataFrame:
                     "empty": round(100 * float((heard.greedy == "").mean()), 1),
                     "distinct words": heard.greedy[heard.greedy != ""].nunique(),
                     "of": heard.reference.nunique(),
+                    "remark": REMARKS.get((method, speech), ""),
                 }
             )
     return pd.DataFrame(rows)

@@ -1,7 +1,7 @@
 """How well each teacher recognises each speaker: scores of its outputs on the test blocks, and the matrix of them all.
 
-The teachers' own dev blocks are parts of their training blocks, so these numbers chose nothing but the weights of
-`targets`, which read the fold's dev speaker alone.
+What a teacher was trained on is left out of its scores: where a corpus has no blocks, its own speaker's column holds
+what it was stopped on. Nothing is chosen by these numbers but the weights of `targets`, on the fold's dev speaker.
 """
 
 import json
@@ -30,9 +30,9 @@ def scores(params: Params, speaker: str) -> Path:
 
     def build(partial: Path) -> None:
         corpus, tokens = prepare.load(params), vocabulary(params)
-        store, asked = opened(params, speaker, "analysis"), utterances(params, corpus, "analysis")
-        own = corpus.where(lambda utt: utt.speaker == speaker and utt.block in ("", *params.blocks.train))
-        known = {utt.text for utt in own}
+        store, learnt = opened(params, speaker, "analysis"), adapt.own_speech(params, corpus, speaker).train
+        trained, known = {utt.utt_id for utt in learnt}, {utt.text for utt in learnt}
+        asked = [utt for utt in utterances(params, corpus, "analysis") if utt.utt_id not in trained]
         rows = system.decode(
             lambda batch: answered(store, batch),
             tokens,
@@ -62,6 +62,7 @@ def scores(params: Params, speaker: str) -> Path:
         build,
         what=f"scores of {speaker}",
         parameters={"scoring": params.scoring.model_dump(), "blocks": params.blocks.train},
+        seed=params.seed,
         inputs=[prepare.made(params), extract(params, speaker, "analysis")],
         code=CODE,
     )

@@ -5,7 +5,6 @@ come from the fold's dev speaker, or from the reference of each utterance (CA-MK
 their loss on the label); the latter are known only where there is a reference.
 """
 
-import json
 import warnings
 from collections.abc import Mapping
 
@@ -13,6 +12,7 @@ from kdlib.corpus import prepare, speakers
 from kdlib.errors import UserError
 from kdlib.models.vocabulary import vocabulary
 from kdlib.params import Params
+from kdlib.stage import read_json
 from kdlib.teachers import adapt
 from kdlib.teachers.ensemble import Choice, Ensemble
 from kdlib.teachers.extract import Purpose, opened, said
@@ -24,10 +24,14 @@ METHODS = ("logprob_mean", "prob_mean", "weighted_accuracy", "weighted_loss", "b
 
 
 def teachers(params: Params, method: str = "") -> list[str]:
-    """Whose teachers a fold averages under a method."""
-    if method == "same_level":
-        params = params.model_copy(update={"fold": params.fold.model_copy(update={"teachers": "same_level"})})
-    return speakers.teachers(params, prepare.load(params))
+    """Whose teachers a fold averages under a method: all of the fold's, or those of the held-out speaker's level."""
+    corpus = prepare.load(params)
+    names = speakers.teachers(params, corpus)
+    if method != "same_level":
+        return names
+    level = params.model_copy(update={"fold": params.fold.model_copy(update={"teachers": "same_level"})})
+    same = speakers.teachers(level, corpus)
+    return [name for name in names if name in same] or names
 
 
 def target(params: Params, method: str | None = None, output: str = "ctc", purpose: Purpose = "training") -> Ensemble:
@@ -55,7 +59,7 @@ def choice(params: Params, method: str, names: list[str], purpose: Purpose = "tr
         losses = {name: {row.utt_id: row.ctc_loss for row in said(params, name, purpose).values()} for name in names}
         return Choice(losses=losses, **known)
     if method == "best":
-        found = accuracies(params, names)
+        found = _allowed(accuracies(params, names))
         best = max(names, key=lambda name: (found[name], name))
         return Choice(weights={name: float(name == best) for name in names}, **known)
     if method in ("logprob_mean", "same_level"):
@@ -68,11 +72,13 @@ def choice(params: Params, method: str, names: list[str], purpose: Purpose = "tr
 def accuracies(params: Params, names: list[str]) -> dict[str, float]:
     """Greedy CTC accuracy of teachers on the fold's dev speaker; without one, on their own dev blocks."""
     if params.fold.dev is None:
-        records = {name: json.loads((adapt.teacher(params, name) / "model.json").read_text()) for name in names}
-        return {name: max(0.0, record.get("best_dev_score", 0.0)) for name, record in records.items()}
+        records = {name: read_json(adapt.teacher(params, name) / "model.json") for name in names}
+        known = {name: max(0.0, one["best_dev_score"]) for name, one in records.items() if "best_dev_score" in one}
+        mean = sum(known.values()) / max(1, len(known))  # for those that have no dev block
+        return {name: known.get(name, mean) for name in names}
     found = {}
     for name in names:
-        result = json.loads((scores(params, name) / "scores.json").read_text(encoding="utf-8"))
+        result = read_json(scores(params, name) / "scores.json")
         found[name] = result["decoders"]["greedy"]["by"]["speaker"][params.fold.dev]["wra"]
     return found
 
@@ -80,7 +86,7 @@ def accuracies(params: Params, names: list[str]) -> dict[str, float]:
 def _allowed(weights: Mapping[str, float]) -> dict[str, float]:
     if any(weights.values()):
         return dict(weights)
-    warnings.warn("no teacher recognises a word of the dev speaker: all weigh the same", stacklevel=2)
+    warnings.warn("no teacher recognises a word of what the choice is made on: all weigh the same", stacklevel=2)
     return dict.fromkeys(weights, 1.0)
 
 
