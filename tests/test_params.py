@@ -77,8 +77,8 @@ BAD_OVERRIDES = {
     ),
     "unknown choice": ({"pretrained": "shiped"}, "'shipped', 'controls', 'from_corpus' or 'nemo', found 'shiped'"),
     "heads do not divide": ({"pretraining": {"heads": 5}}, "d_model 96 cannot be divided among 5 heads"),
-    "teacher heads": ({"teacher": {"heads": 5}}, "teacher.d_model 16 cannot be divided among 5 heads"),
-    "even kernel": ({"teacher": {"kernel": 8}}, "teacher.kernel must be odd and teacher.d_model even, found 8 and 16"),
+    "teacher heads": ({"teacher": {"heads": 5}}, "teacher.d_model 96 cannot be divided among 5 heads"),
+    "even kernel": ({"teacher": {"kernel": 8}}, "teacher.kernel must be odd and teacher.d_model even, found 8 and 96"),
     "no manifest": ({"corpus": "manifest"}, "no manifest is named"),
 }
 
