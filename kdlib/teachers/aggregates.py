@@ -27,6 +27,7 @@ REMARKS = {
     ("weighted_loss", "dev"): "weighed by the reference",
     ("weighted_accuracy", "dev"): "weighed on this speech",
     ("best", "dev"): "chosen on this speech",
+    ("own", "training"): "trained on most of this speech",
 }
 SAMPLE, ALIGNED = 480, 120  # training utterances that are decoded, and that are aligned for the times of spikes
 
