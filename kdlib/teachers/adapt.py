@@ -31,6 +31,7 @@ from kdlib.tokens import Tokens
 if TYPE_CHECKING:
     import torch
 
+    from kdlib.models import Outputs
     from kdlib.models.hybrid import Hybrid
 
 CODE = (
@@ -307,6 +308,13 @@ def _train(
 
 def losses(model: "Hybrid", batch: tuple, ctc_weight: float, smoothing: float = 0.0) -> "dict[str, torch.Tensor]":
     """The joint loss: CTC a token, and cross-entropy of the teacher-forced decoder a token."""
+    return _answered(model, batch, ctc_weight, smoothing)[1]
+
+
+def _answered(
+    model: "Hybrid", batch: tuple, ctc_weight: float, smoothing: float = 0.0
+) -> "tuple[Outputs, dict[str, torch.Tensor]]":
+    """What a model says of a batch, and its losses."""
     import torch
 
     from kdlib.models.conformer import mask
@@ -324,7 +332,7 @@ def losses(model: "Hybrid", batch: tuple, ctc_weight: float, smoothing: float = 
     attention = torch.nn.functional.cross_entropy(
         outputs.decoder_logits.transpose(1, 2), targets.masked_fill(padding, -100), label_smoothing=smoothing
     )
-    return {"loss": ctc_weight * ctc + (1 - ctc_weight) * attention, "ctc": ctc, "attention": attention}
+    return outputs, {"loss": ctc_weight * ctc + (1 - ctc_weight) * attention, "ctc": ctc, "attention": attention}
 
 
 def look(model: "Hybrid", dev: Sequence[tuple], ctc_weight: float) -> dict[str, float]:
@@ -335,10 +343,9 @@ def look(model: "Hybrid", dev: Sequence[tuple], ctc_weight: float) -> dict[str, 
     right = total = loss = 0
     device = next(model.parameters()).device
     for samples, lengths, ids in dev:
-        batch = samples.to(device), lengths.to(device), ids
-        said = greedy(model(*batch[:2]), BLANK)
-        right += sum(one == other for one, other in zip(said, ids, strict=True))
-        loss += float(losses(model, batch, ctc_weight)["loss"]) * len(ids)
+        outputs, found = _answered(model, (samples.to(device), lengths.to(device), ids), ctc_weight)
+        right += sum(one == other for one, other in zip(greedy(outputs, BLANK), ids, strict=True))
+        loss += float(found["loss"]) * len(ids)
         total += len(ids)
     wra, loss = right / total, loss / total
     return {"dev_wra": wra, "dev_loss": loss, "dev_score": wra - 1e-3 * min(loss, 100.0)}

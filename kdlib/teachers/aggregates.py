@@ -4,7 +4,6 @@ On a sample of the training speech, which is what targets are made for, and on t
 thing that tells whether distillation can work: a target that recognises little, or is nearly all blank, teaches little.
 """
 
-import json
 import random
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from kdlib.evaluate import score, system
 from kdlib.models import Outputs
 from kdlib.models.vocabulary import vocabulary
 from kdlib.params import Params
-from kdlib.stage import produce
+from kdlib.stage import produce, read_json, write_json
 from kdlib.teachers import extract, scores, spikes, targets
 from kdlib.teachers.ensemble import Ensemble
 
@@ -61,13 +60,13 @@ def table(folder: Path) -> pd.DataFrame:
             path = folder / method / speech
             if not (path / "scores.json").is_file():
                 continue
-            found = json.loads((path / "scores.json").read_text(encoding="utf-8"))
+            found = read_json(path / "scores.json")
             heard = pd.DataFrame(score.read_hypotheses(path / "hypotheses.csv"))
             rows.append(
                 {
                     "aggregate": method,
                     "speech": speech,
-                    "teachers": json.loads((folder / method / "coverage.json").read_text())["teachers"],
+                    "teachers": read_json(folder / method / "coverage.json")["teachers"],
                     "n": found["n"],
                     "greedy WRA": round(100 * found["decoders"]["greedy"]["wra"], 1),
                     "lexicon WRA": round(100 * found["decoders"]["lexicon"]["wra"], 1),
@@ -105,7 +104,7 @@ def _build(partial: Path, params: Params) -> None:
                 _score(folder / speech, params, method, ensemble, utterances)
         training = targets.target(params, method)
         usable = training.coverage([utt.utt_id for utt in split(prepare.load(params), params).train])
-        score.write_json(
+        write_json(
             folder / "coverage.json",
             {
                 "teachers": len(training.stores),

@@ -4,7 +4,6 @@ What a teacher was trained on is left out of its scores: where a corpus has no b
 what it was stopped on. Nothing is chosen by these numbers but the weights of `targets`, on the fold's dev speaker.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from kdlib.evaluate import score, system
 from kdlib.models import Outputs
 from kdlib.models.vocabulary import vocabulary
 from kdlib.params import Params
-from kdlib.stage import produce
+from kdlib.stage import produce, read_json
 from kdlib.teachers import adapt
 from kdlib.teachers.extract import extract, opened, said, utterances
 from kdlib.teachers.store import LogitStore
@@ -80,7 +79,7 @@ def matrix(params: Params, teachers: Sequence[str], decoder: str) -> pd.DataFram
     corpus = prepare.load(params)
     rows = {}
     for name in teachers:
-        found = json.loads((scores(params, name) / "scores.json").read_text(encoding="utf-8"))
+        found = read_json(scores(params, name) / "scores.json")
         rows[name] = {who: one["wra"] for who, one in found["decoders"][decoder]["by"]["speaker"].items()}
     order = [name for name in corpus.by_intelligibility if name in corpus.dysarthric]
     table = pd.DataFrame.from_dict(rows, orient="index")

@@ -7,11 +7,12 @@ their loss on the label); the latter are known only where there is a reference.
 
 import warnings
 from collections.abc import Mapping
+from typing import get_args
 
 from kdlib.corpus import prepare, speakers
 from kdlib.errors import UserError
 from kdlib.models.vocabulary import vocabulary
-from kdlib.params import Params
+from kdlib.params import Aggregation, Params
 from kdlib.stage import read_json
 from kdlib.teachers import adapt
 from kdlib.teachers.ensemble import Choice, Ensemble
@@ -20,7 +21,7 @@ from kdlib.teachers.scores import scores
 from kdlib.teachers.store import LogitStore
 
 CODE = ("teachers/targets.py", "teachers/ensemble.py", "teachers/store.py", "corpus/speakers.py")
-METHODS = ("logprob_mean", "prob_mean", "weighted_accuracy", "weighted_loss", "best", "own", "same_level")
+METHODS = get_args(Aggregation.model_fields["method"].annotation)
 
 
 def teachers(params: Params, method: str = "") -> list[str]:
