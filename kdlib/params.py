@@ -10,180 +10,26 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from kdlib.errors import UserError, nearest
-
-Microphones = Annotated[
-    tuple[Literal["M2", "M3", "M4", "M5", "M6", "M7", "M8"], ...],
-    BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),
-]
-Names = Annotated[tuple[str, ...], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]
-
-
-class Strict(BaseModel):
-    """No unknown names, no silent conversion of types, no change after validation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Fold(Strict):
-    """Who is held out from what. Written in `params/folds/<corpus>/<SPEAKER>.yaml`."""
-
-    dev: str | None = None  # speaker for every choice; never trained on, its teacher is not averaged
-    exclude: Names = ()  # removed from training; no effect on the held-out one
-    train: Literal["all"] | Names = "all"
-    teachers: Literal["all", "same_level"] | Names = "all"
-    levels: Literal["seed", "published"] = "seed"  # whose level labels `same_level` reads
-
-
-class Blocks(Strict):
-    """Which recording blocks are trained and tested on (the literature's; the original study used B3 for both).
-
-    A corpus without blocks is trained and tested on as a whole: on its own speakers each.
-    """
-
-    made_from: Literal["column", "repetition"] = "column"  # repetition: R1, R2, ... each time a speaker says a word
-    train: Names = Field(("B1", "B3"), min_length=1)
-    test: Names = Field(("B2",), min_length=1)
-
-
-class Words(Strict):
-    """How many words of each kind of the UA-Speech list the embedded corpus speaks."""
-
-    digits: int = Field(10, ge=0, le=10)
-    letters: int = Field(0, ge=0, le=26)
-    computer: int = Field(0, ge=0, le=19)
-    common: int = Field(0, ge=0, le=100)
-    uncommon_per_block: int = Field(0, ge=0, le=100)
-
-
-class Synthetic(Strict):
-    """The embedded corpus: synthetic voices with the UA-Speech speakers' ids, sexes and intelligibilities."""
-
-    speakers: Literal["all"] | Names = "all"
-    words: Words = Words()
-    repetitions: int = Field(2, ge=1, le=7)  # of each word in each block
-    controls: int = Field(13, ge=2, le=13)
-    control_words: Annotated[int, Field(ge=0)] | Literal["all"] = "all"  # of the whole list, beside the words above
-    seed: int = Field(1, ge=0)  # of the voices; the seed of training is another
-    severity_gain: float = Field(0.9, ge=0, le=3)  # calibrated on the baseline's error, on nothing else
-    sample_rate: int = Field(16_000, ge=8_000, le=48_000)
-
-
-class Person(Strict):
-    """What a recipe says of a speaker."""
-
-    level: Literal["VERY_LOW", "LOW", "MID", "HIGH", "CONTROL"] | None = None  # of intelligibility
-    intelligibility_pct: float | None = Field(None, ge=0, le=100)
-    sex: Literal["F", "M"] | None = None
-
-
-class UASpeech(Strict):
-    """Which of UA-Speech's recordings are read (`data_folder`: the folder that holds audio/)."""
-
-    version: Literal["original", "noisereduce", "normalized"] = "original"  # the old release has one version only
-    labels: Literal["auto", "mlf", "xls", "list"] = "auto"  # auto: the MLF files, else the xls, else kdlib's own list
-    microphone: str = Field("M5", pattern=r"^M[2-8]$")  # the seven microphones are one utterance: this one is it
-    augment: Literal["all"] | Microphones = ()  # further microphones, for training only
-
-
-class Torgo(Strict):
-    """Which of TORGO's recordings are read (`data_folder`: the folder that holds the speakers' folders)."""
-
-    microphones: Names = Field(("wav_headMic", "wav_arrayMic"), min_length=1)  # the first that recorded a prompt is it
-    augment: bool = False  # the other microphone too, for training only
-
-
-class Hygiene(Strict):
-    """Which recordings are left out, and what is cut off the others."""
-
-    shortest_s: float = Field(0.1, gt=0)  # below it no model has a frame to write a word in
-    letters_per_s: float = Field(30.0, gt=0)  # more than this cannot be said: the transcript is another file's
-    trim_silence: bool = False  # cut off what is 40 dB below the loudest 20 ms, but for a margin of 0.1 s
-
-
-class Pretraining(Strict):
-    """How the small pretrained model is made from control voices (`make pretrained`) or from a fold's own speakers."""
-
-    speakers: Names = ()  # from_corpus: who is heard; empty: the fold's training speakers
-    test_controls: int = Field(3, ge=1, le=6)  # voices that are not trained on
-    unseen_words: float = Field(0.1, ge=0, lt=1)  # share of the words beyond the corpus's own that are not trained on
-    pieces: int = Field(64, ge=32, le=1024)
-    d_model: int = Field(96, ge=16)
-    layers: int = Field(4, ge=1)
-    heads: int = Field(4, ge=1)
-    conv_channels: int = Field(32, ge=1)
-    steps: int = Field(2000, ge=1)
-    batch_size: int = Field(32, ge=1)
-    lr: float = Field(2e-3, gt=0)
-    warmup_steps: int = Field(300, ge=0)
-
-
-class Vocabulary(Strict):
-    """The tokens that teachers and students share: 0 BOS, 1 EOS, 2 blank, every other id sentencepiece's own."""
-
-    source: str = "pretrained"  # the pretrained model's pieces; "corpus": of the closed lexicon; or a model's path
-    pieces: int = Field(256, ge=16)  # at most, where they are made of the corpus
-    size: int | None = Field(None, ge=4)  # outputs; those beyond the pieces are never used (original study: 5000)
-
-
-class Training(Strict):
-    """How long and how fast a model is trained."""
-
-    steps: int = Field(300, ge=1)  # at most, where there is a dev block to stop on
-    batch_size: int = Field(32, ge=1)
-    lr: float = Field(1e-3, gt=0)
-    warmup_steps: int = Field(100, ge=0)
-    check_every: int = Field(5, ge=1)  # epochs between two looks at the dev block
-    patience: int = Field(6, ge=1)  # looks without a better one, after which training ends
-
-
-class Teacher(Strict):
-    """A teacher a speaker: its shape, what it starts from, and how it is adapted to the speaker."""
-
-    backbone: Literal["sb", "nemo"] = "sb"  # SpeechBrain's Conformer, or the student's own pretrained encoder
-    parent: Literal["shipped", "controls", "from_corpus", "none"] = "controls"  # whom the shared start has heard
-    d_model: int = Field(96, ge=8)
-    layers: int = Field(4, ge=1)
-    heads: int = Field(4, ge=1)
-    ffn: int = Field(384, ge=8)
-    kernel: int = Field(15, ge=3)
-    mels: int = Field(40, ge=8)
-    dropout: float = Field(0.1, ge=0, lt=1)
-    decoder_layers: int = Field(2, ge=1)
-    ctc_weight: float = Field(0.8, gt=0, le=1)  # the rest is the attention decoder's: .3 would starve the CTC head
-    label_smoothing: float = Field(0.1, ge=0, lt=1)  # of the attention decoder
-    augment: bool = True  # SpecAugment and other tempi, while teachers are trained
-    dev_share: float = Field(0.15, ge=0, lt=0.5)  # of the training blocks, kept from training to stop on
-    start: Training = Training(steps=2000, lr=2e-3, warmup_steps=300, check_every=3)  # of the parent
-    adapt: Training = Training(steps=300, batch_size=16, lr=1e-3, warmup_steps=30)
-
-    @property
-    def family(self) -> str:
-        """The folder's name of teachers that can be averaged with each other."""
-        if self.backbone == "nemo":
-            return "nemo"
-        return "speechbrain-scratch" if self.parent == "none" else "speechbrain"
-
-
-class Aggregation(Strict):
-    """How the teachers' outputs become one target."""
-
-    method: Literal["logprob_mean", "prob_mean", "weighted_accuracy", "weighted_loss", "best", "own", "same_level"] = (
-        "logprob_mean"
-    )
-    missing: Literal["strict", "partial", "all"] = "strict"  # utterances that not every teacher has
-    at_least: int = Field(10, ge=1)  # teachers, for "partial"
-    encoding: Literal["fp16", "int8"] = "fp16"  # of the stores
-
-
-class Scoring(Strict):
-    """How hypotheses are scored."""
-
-    fold_homophones: bool = False  # count TO for TWO, RIGHT for WRITE, ... as correct
-    bootstrap: int = Field(1000, ge=100)
-    batch_size: int = Field(32, ge=1)
+from kdlib.settings import (
+    Aggregation,
+    Blocks,
+    Distill,
+    Fold,
+    Hygiene,
+    Person,
+    Pretraining,
+    Scoring,
+    Strict,
+    Student,
+    Synthetic,
+    Teacher,
+    Torgo,
+    UASpeech,
+    Vocabulary,
+)
 
 
 class Params(Strict):
@@ -197,11 +43,10 @@ class Params(Strict):
     corpus: Literal["synthetic", "manifest", "uaspeech", "torgo"] = "synthetic"
     manifest: str | None = None  # SpeechBrain CSV or NeMo JSON lines, where corpus: manifest
     data_folder: str | None = None  # what $data_folder stands for; where UA-Speech or TORGO lies
-    speakers: Literal["uaspeech"] | dict[str, Person] = {}  # who they are, where the corpus does not say it
+    speakers: Literal["uaspeech"] | dict[str, Person] = Field({})  # who they are, where the corpus does not say it
     lexicon: str | None = None  # closed vocabulary, a word a line; by default all transcripts of who is no control
-    replace: dict[
-        Annotated[str, Field(min_length=1)], str
-    ] = {}  # in transcripts, before all else: {"&": "and", "7": "seven"}
+    # in transcripts, before all else: {"&": "and", "7": "seven"}
+    replace: dict[Annotated[str, Field(min_length=1)], str] = Field({})
     hyphens: Literal["keep", "space"] = "keep"  # of transcripts; NVIDIA's tokenizers have no hyphen
     punctuation: Literal["keep", "drop"] = "keep"
     audio: Hygiene = Hygiene()
@@ -215,6 +60,10 @@ class Params(Strict):
     tokens: Vocabulary = Vocabulary()
     teacher: Teacher = Teacher()
     aggregation: Aggregation = Aggregation()
+    student: Student = Student()
+    distill: Distill = Distill()
+    variant: str = Field("", pattern=r"^[\w.-]*$")  # which of the variants this is: set by `load`
+    variants: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], dict[str, Any]] = Field({})  # what is other in each
     scoring: Scoring = Scoring()
     outputs: str = "outputs"
 
@@ -249,8 +98,10 @@ def root(start: Path | None = None) -> Path:
     raise UserError(f"no params/base.yaml in {here} or above it: start inside the repository")
 
 
-def load(recipe: str | Path, held_out: str, fold: dict | None = None, overrides: dict | None = None) -> Params:
-    """Read, merge and check a recipe, a fold and overrides.
+def load(
+    recipe: str | Path, held_out: str, fold: dict | None = None, overrides: dict | None = None, variant: str = ""
+) -> Params:
+    """Read, merge and check a recipe, a fold, one of the recipe's variants, and overrides.
 
     An empty `fold` reads the fold file of the recipe's corpus: `params/folds/<folds>/<held_out>.yaml`.
     """
@@ -269,11 +120,26 @@ def load(recipe: str | Path, held_out: str, fold: dict | None = None, overrides:
         layers.append((source, {"fold": fold}))
     else:
         layers.append(("parameter 'fold'", {"fold": fold}))
+    _validate(layers[-1][1], held_out, layers[-1][0])
+    fold_source = layers[-1][0]
+    if variant:
+        layers.append(_variant(chosen, variant, held_out, _shown(path)))
     layers.append(("parameter 'overrides'", overrides or {}))
-    _validate(layers[-2][1], held_out, layers[-2][0])
     params = _validate({"name": path.stem} | _merged(layers), held_out, _shown(path))
-    _check_whole(params, layers[-2][0], _shown(path))
+    _check_recipe(params, _shown(path))
+    _check_whole(params, fold_source, _shown(path))
     return params
+
+
+def _variant(params: Params, variant: str, held_out: str, recipe: str) -> tuple[str, dict]:
+    """A variant of a recipe, as a layer of its own."""
+    if variant not in params.variants:
+        raise UserError(f"{recipe}: variants: unknown variant {variant!r}{nearest(variant, list(params.variants))}")
+    source, settings = f"{recipe}: variants.{variant}", params.variants[variant]
+    if beyond := sorted(set(settings) & {"name", "outputs", "variant", "variants", "held_out"}):
+        raise UserError(f"{source}: {beyond[0]} cannot differ between variants of a recipe")
+    _validate(settings, held_out, source)
+    return source, settings | {"variant": variant}
 
 
 def recipe_files(recipe: str | Path) -> list[Path]:
@@ -311,6 +177,25 @@ def _check_recipe(params: Params, recipe: str) -> None:
         raise UserError(
             f"{recipe}: teacher.d_model {params.teacher.d_model} cannot be divided among {params.teacher.heads} heads; "
             "choose heads that divide it"
+        )
+    for number, phase in enumerate(params.student.phases, start=1):
+        if (phase.epochs is None) == (phase.steps is None):
+            raise UserError(
+                f"{recipe}: student.phases: phase {number} must say either its epochs or its steps, "
+                f"found epochs {phase.epochs} and steps {phase.steps}"
+            )
+    if params.distill.heads != "ctc" and not params.student.decoder_layers:
+        raise UserError(
+            f"{recipe}: distill.heads is {params.distill.heads!r}, but the student has no decoder; write student: "
+            "{decoder_layers: 4}"
+        )
+    if params.distill.alpha + params.distill.beta + params.distill.gamma + params.distill.pseudo.weight == 0:
+        raise UserError(f"{recipe}: distill: alpha, beta, gamma and pseudo.weight are all 0: nothing would be learnt")
+    taught = params.distill.alpha + params.distill.gamma + params.distill.pseudo.weight
+    if params.student.augment == "mask_and_tempo" and taught and params.distill.heads != "decoder":
+        raise UserError(
+            f"{recipe}: student.augment is 'mask_and_tempo', but the teachers' outputs by frame are those of the "
+            "unchanged recording; write augment: mask, which leaves frames where they are"
         )
     if params.corpus == "manifest" and not params.manifest:
         raise UserError(f"{recipe}: corpus is 'manifest', but no manifest is named; write manifest: path/to/corpus.csv")

@@ -5,7 +5,7 @@ import soundfile
 from kdlib.corpus import audio
 from kdlib.corpus.manifest import Corpus, Utterance
 from kdlib.errors import UserError
-from kdlib.params import Hygiene
+from kdlib.settings import Hygiene
 
 
 def utterance(path, name="a"):

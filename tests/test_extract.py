@@ -78,7 +78,7 @@ def test_the_decoder_runs_free_on_analysis_speech(taught, corpus, teacher):
     for utt in extract.utterances(taught, corpus, "analysis")[::5]:
         with torch.inference_mode():
             outputs = teacher(*audio.collate([utt]))
-        free = teacher.model.decode_greedy(outputs.encoded, outputs.lengths, 40)[0]
+        free = teacher.model.decode_greedy(outputs.encoded, 40, outputs.lengths)[0]
         kept = list(said[utt.utt_id].free_running)
         assert kept == free[: len(kept)]
         assert kept == free or len(kept) >= 4

@@ -44,7 +44,7 @@ def test_outputs_have_the_shapes_that_they_say(model, batch):
     outputs = model(*batch, torch.tensor([[0, 5, 6], [0, 7, 1]]))
     assert tuple(outputs.ctc_logits.shape) == (2, 26, 80)
     assert tuple(outputs.decoder_logits.shape) == (2, 3, 80)
-    assert len(model.decode_greedy(outputs.encoded, outputs.lengths, 5)) == 2
+    assert len(model.decode_greedy(outputs.encoded, 5, outputs.lengths)) == 2
 
 
 def test_the_original_studys_shape():
@@ -121,7 +121,7 @@ def test_nemos_encoder_is_built_again_from_what_was_saved(pretrained, tokens, ba
 
 def test_a_frozen_encoder_learns_nothing_in_training(pretrained):
     _, model = pretrained
-    model.encoder.freeze()
+    model.freeze()
     model.train()
     assert not model.encoder.encoder.training
     assert not any(weight.requires_grad for weight in model.encoder.parameters())

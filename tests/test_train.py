@@ -6,16 +6,16 @@ import pytest
 import torch
 
 from kdlib.errors import UserError
-from kdlib.train import Epochs, Task, fit
+from kdlib.train import Epochs, Task, cosine, fit
 
 
 def task(step, model=None, **settings):
-    options = {"lr": 0.1, "warmup_steps": 2, "total_steps": 10} | settings
+    options = {"lr": 0.1, "scale": cosine(2, 10)} | settings
     return Task(model or torch.nn.Linear(1, 1), step, **options)
 
 
 def test_the_schedule_warms_up_and_falls_to_zero():
-    scales = [task(dict)._scale(step) for step in range(11)]
+    scales = [cosine(2, 10)(step) for step in range(11)]
     assert scales[:3] == [0.5, 1.0, 1.0]
     assert scales[2:] == sorted(scales[2:], reverse=True)
     assert scales[10] == pytest.approx(0)
@@ -82,7 +82,7 @@ def die(self, trainer, *rest, end=train._Progress.on_train_batch_end):
         os.kill(os.getpid(), 9)
 
 train._Progress.on_train_batch_end = die
-task = train.Task(model, step, lr=0.05, warmup_steps=0, total_steps=100)
+task = train.Task(model, step, lr=0.05, scale=train.cosine(0, 100))
 epochs = train.Epochs(lambda epoch: [torch.ones(1, 1)] * 3, torch.clone)
 record = train.fit(task, epochs, folder=Path(sys.argv[1]), what="test", steps=100, seed=1, check=check,
                    check_every=2, patience=3)

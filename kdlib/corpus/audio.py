@@ -24,7 +24,7 @@ import soundfile
 
 from kdlib.corpus.manifest import Corpus, Problem, Utterance
 from kdlib.errors import UserError
-from kdlib.params import Hygiene
+from kdlib.settings import Hygiene
 from kdlib.stage import code_fingerprint, progress, writing
 
 if TYPE_CHECKING:

@@ -29,7 +29,8 @@ from kdlib.corpus.manifest import Corpus, Utterance
 from kdlib.corpus.speakers import table
 from kdlib.corpus.uaspeech import BLOCKS, KINDS, kind, word_list
 from kdlib.errors import UserError, nearest
-from kdlib.params import Params, Synthetic
+from kdlib.params import Params
+from kdlib.settings import Synthetic
 from kdlib.stage import progress, writing
 
 CODE = ("corpus/synthetic.py", "corpus/dysarthria.py", "corpus/espeak.py", "data/word_duration_ratios.csv")

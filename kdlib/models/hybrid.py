@@ -37,7 +37,7 @@ class Hybrid(nn.Module):
 
     def __init__(self, encoder: nn.Module, heads: Heads) -> None:
         super().__init__()
-        self.encoder, self.heads = encoder, heads
+        self.encoder, self.heads, self.frozen = encoder, heads, False
         self.ctc_head = nn.Linear(encoder.width, heads.size)
         self.decoder = None
         if heads.layers:
@@ -50,19 +50,55 @@ class Hybrid(nn.Module):
                 dropout=heads.dropout,
             )
 
-    def forward(self, samples: torch.Tensor, lengths: torch.Tensor, inputs: torch.Tensor | None = None) -> Outputs:
-        """Samples [B, N], their numbers [B] and, for the decoder, inputs [B, L] that begin with BOS -> `Outputs`."""
-        encoded, frames, hidden = self.encoder(samples, lengths)
-        said = None if inputs is None else self.forward_decoder(encoded, frames, inputs)
+    def freeze(self, frozen: bool = True) -> None:
+        """Let the encoder learn nothing, neither weights nor statistics of batch normalisation; or let it learn."""
+        self.frozen = frozen
+        self.encoder.requires_grad_(not frozen)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "Hybrid":
+        """Training, in which a frozen encoder takes no part."""
+        super().train(mode)
+        self.encoder.train(mode and not self.frozen)
+        return self
+
+    def forward(self, wavs: torch.Tensor, wav_lens: torch.Tensor, targets: torch.Tensor | None = None) -> Outputs:
+        """Samples [B, N], their numbers [B] and, for the decoder, targets [B, L] that begin with BOS -> `Outputs`."""
+        encoded, frames, hidden = self.encoder(wavs, wav_lens)
+        said = None if targets is None else self.forward_decoder(encoded, targets, frames)
         return Outputs(self.ctc_head(encoded), frames, encoded, hidden, said)
 
-    def forward_decoder(self, encoded: torch.Tensor, frames: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-        """Logits [B, L, V] over the token after each of the inputs."""
-        return self.decoder(encoded, frames, inputs)
+    def forward_decoder(self, encoded: torch.Tensor, targets: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Logits [B, L, V] over the token after each of the targets, of encodings [B, T, D] with `lengths` frames."""
+        return self.decoder(encoded, lengths, targets)
 
-    def decode_greedy(self, encoded: torch.Tensor, frames: torch.Tensor, longest: int) -> list[list[int]]:
-        """What the decoder says by itself, at most `longest` tokens."""
-        return self.decoder.greedy(encoded, frames, longest)
+    def decode_greedy(
+        self, encoded: torch.Tensor, max_len: int, lengths: torch.Tensor | None = None
+    ) -> list[list[int]]:
+        """What the decoder says by itself, at most `max_len` tokens; without `lengths` no frame is padding."""
+        if lengths is None:
+            lengths = torch.full((len(encoded),), encoded.shape[1], device=encoded.device)
+        return self.decoder.greedy(encoded, lengths, max_len)
+
+
+class NeMoHybridStudent(Hybrid):
+    """NeMo's preprocessor and encoder under a CTC head and a decoder for the teachers' tokens (seed 001)."""
+
+    @classmethod
+    def of(cls, source: nn.Module, heads: Heads, *, freeze_preprocessor: bool = True) -> "NeMoHybridStudent":
+        """On the encoder of a restored NeMo model, with its weights; the heads are new."""
+        student = cls(NeMoEncoder.of(source), heads)
+        student.encoder.preprocessor_frozen = freeze_preprocessor
+        return student
+
+
+def fitting(width: int, heads: int) -> int:
+    """The number of attention heads nearest to what was asked for that divides the width; of two the smaller.
+
+    >>> [fitting(176, heads) for heads in (4, 8, 9, 10, 12)]
+    [4, 8, 8, 11, 11]
+    """
+    return min((count for count in range(1, width + 1) if width % count == 0), key=lambda count: abs(count - heads))
 
 
 class NeMoEncoder(nn.Module):
@@ -71,9 +107,10 @@ class NeMoEncoder(nn.Module):
     def __init__(self, preprocessor: nn.Module, encoder: nn.Module, config: dict) -> None:
         super().__init__()
         self.preprocessor, self.encoder, self.config = preprocessor, encoder, config
-        self.width, self.frozen = int(config["encoder"]["d_model"]), False
+        self.width = int(config["encoder"]["d_model"])
         self.stride_ms = 1000 * config["preprocessor"]["window_stride"] * config["encoder"]["subsampling_factor"]
         self.spec_augment = False  # in training
+        self.preprocessor_frozen = True
         self.train()
 
     @classmethod
@@ -96,15 +133,10 @@ class NeMoEncoder(nn.Module):
         return cls(*built, config)
 
     def train(self, mode: bool = True) -> "NeMoEncoder":
-        """Train the encoder; features stay as they are (in training NeMo adds noise to them)."""
-        super().train(mode and not self.frozen)
-        self.preprocessor.eval()
+        """Train the encoder; features stay as they are (in training NeMo adds noise to the samples)."""
+        super().train(mode)
+        self.preprocessor.train(mode and not self.preprocessor_frozen)
         return self
-
-    def freeze(self) -> None:
-        """Learn nothing any more: neither weights nor the statistics of batch normalisation."""
-        self.frozen = True
-        self.requires_grad_(False).eval()
 
     def forward(
         self, samples: torch.Tensor, lengths: torch.Tensor
@@ -166,7 +198,8 @@ def load(folder: Path) -> tuple[Hybrid, Tokens, dict]:
             f"{folder}: its tokenizer is {tokens.fingerprint}, the model was trained with {record['tokens']}; the ids "
             "would mean other words: restore the file, or train the model again"
         )
-    model = Hybrid(build_encoder(record["backbone"], record["encoder"]), Heads(**record["heads"]))
+    kind = NeMoHybridStudent if record["backbone"] == "nemo" else Hybrid
+    model = kind(build_encoder(record["backbone"], record["encoder"]), Heads(**record["heads"]))
     model.load_state_dict({name: weight.float() for name, weight in weights.items()})
     return model, tokens, record
 

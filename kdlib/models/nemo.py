@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 from kdlib.corpus.audio import RATE_HZ
 from kdlib.errors import UserError
 from kdlib.models import Outputs
-from kdlib.params import Params, Pretraining, located
+from kdlib.params import Params, located
+from kdlib.settings import Pretraining
 from kdlib.stage import set_threads
 from kdlib.tokens import Tokens
 

@@ -165,7 +165,8 @@ def _build(partial: Path, params: Params) -> None:
     epochs = training.Epochs(
         lambda epoch: audio.batches(learnt, settings.batch_size, seed=params.seed * 1009 + epoch), read
     )
-    task = training.Task(model, step, lr=settings.lr, warmup_steps=settings.warmup_steps, total_steps=settings.steps)
+    scale = training.cosine(settings.warmup_steps, settings.steps)
+    task = training.Task(model, step, lr=settings.lr, scale=scale)
     training.fit(task, epochs, folder=partial, what="pretraining", steps=settings.steps, seed=params.seed)
     model.save_to(str(partial / "pretrained.nemo"))
     write_json(

@@ -19,6 +19,8 @@ from kdlib.tokens import BLANK, Tokens, check_round_trip, train
 if TYPE_CHECKING:
     import torch
 
+    from kdlib.models.hybrid import Hybrid
+
 CODE = ("models/vocabulary.py", "tokens.py")
 FILE = "tokenizer.model"
 
@@ -61,6 +63,16 @@ def moved_head(weight: "torch.Tensor", bias: "torch.Tensor", tokens: Tokens) -> 
     wide[:pieces], low[:pieces] = weight[:pieces], bias[:pieces]
     wide[BLANK], low[BLANK] = weight[pieces], bias[pieces]
     return wide, low
+
+
+def take_head(model: "Hybrid", source: "torch.nn.Module", tokens: Tokens) -> bool:
+    """Give a model the CTC head of the NeMo model that it was made of, if they write in the same pieces."""
+    if source.tokenizer.tokenizer.serialized_model_proto() != tokens.model:
+        return False
+    head = source.decoder.decoder_layers[0]
+    weight, bias = moved_head(head.weight.detach()[:, :, 0], head.bias.detach(), tokens)
+    model.ctc_head.load_state_dict({"weight": weight, "bias": bias})
+    return True
 
 
 def _build(partial: Path, params: Params) -> None:

@@ -24,7 +24,8 @@ from kdlib.corpus.speakers import in_blocks, split, teachers
 from kdlib.errors import UserError, nearest
 from kdlib.models import nemo, vocabulary
 from kdlib.models.pretrain import fits, heard, pretrained, split_controls
-from kdlib.params import Params, Training, load
+from kdlib.params import Params, load
+from kdlib.settings import Training
 from kdlib.stage import produce
 from kdlib.tokens import Tokens
 
@@ -42,6 +43,7 @@ CODE = (
     "models/augment.py",
     "models/decoder.py",
     "models/nemo.py",
+    "models/supervised.py",
     "models/pretrain.py",
     "corpus/speakers.py",
     "decode/greedy.py",
@@ -197,7 +199,7 @@ def _build_parent(partial: Path, params: Params) -> None:
         chosen = Material(controls.train, dev[:DEV_AT_MOST])
     model, tokens, ready = _first(params)
     if settings.backbone == "nemo":
-        model.encoder.freeze()
+        model.freeze()
         model.ctc_head.requires_grad_(not ready)
     _train(partial, params, settings.start, model, tokens, chosen, "parent of the teachers", _heard_before(params))
 
@@ -234,11 +236,10 @@ def _blank_model(params: Params, tokens: Tokens) -> "tuple[Hybrid, Tokens]":
 
 
 def _heads(params: Params, tokens: Tokens, width: int):
-    from kdlib.models.hybrid import Heads
+    from kdlib.models.hybrid import Heads, fitting
 
     settings = params.teacher
-    fitting = max(count for count in range(1, settings.heads + 1) if width % count == 0)
-    return Heads(tokens.size, settings.decoder_layers, fitting, settings.ffn, settings.dropout)
+    return Heads(tokens.size, settings.decoder_layers, fitting(width, settings.heads), settings.ffn, settings.dropout)
 
 
 def _first(params: Params) -> "tuple[Hybrid, Tokens, bool]":
@@ -251,14 +252,8 @@ def _first(params: Params) -> "tuple[Hybrid, Tokens, bool]":
     if params.teacher.backbone == "sb":
         return *_blank_model(params, tokens), False
     source = nemo.restore(pretrained(params))
-    encoder = hybrid.NeMoEncoder.of(source)
-    model = hybrid.Hybrid(encoder, _heads(params, tokens, encoder.width))
-    ready = nemo.tokenizer(pretrained(params)) == tokens.model
-    if ready:
-        head = source.decoder.decoder_layers[0]
-        weight, bias = vocabulary.moved_head(head.weight.detach()[:, :, 0], head.bias.detach(), tokens)
-        model.ctc_head.load_state_dict({"weight": weight, "bias": bias})
-    return model, tokens, ready
+    model = hybrid.NeMoHybridStudent.of(source, _heads(params, tokens, source.cfg.encoder.d_model))
+    return model, tokens, vocabulary.take_head(model, source, tokens)
 
 
 def _train(
@@ -289,7 +284,7 @@ def _train(
 
     dev = [read(batch) for batch in audio.batches(chosen.dev, 32)]
     record = train.fit(
-        train.Task(model, step, lr=pace.lr, warmup_steps=pace.warmup_steps, total_steps=pace.steps),
+        train.Task(model, step, lr=pace.lr, scale=train.cosine(pace.warmup_steps, pace.steps)),
         train.Epochs(lambda epoch: audio.batches(learnt, pace.batch_size, seed=params.seed * 1009 + epoch), read),
         folder=partial,
         what=what,
@@ -315,23 +310,13 @@ def _answered(
     model: "Hybrid", batch: tuple, ctc_weight: float, smoothing: float = 0.0
 ) -> "tuple[Outputs, dict[str, torch.Tensor]]":
     """What a model says of a batch, and its losses."""
-    import torch
-
-    from kdlib.models.conformer import mask
+    from kdlib.models import supervised
     from kdlib.models.decoder import teacher_forced
-    from kdlib.tokens import BLANK
 
     samples, lengths, ids = batch
-    inputs, targets, steps = (part.to(samples.device) for part in teacher_forced(ids))
-    outputs = model(samples, lengths, inputs)
-    flat = torch.nn.utils.rnn.pad_sequence([torch.tensor(one) for one in ids], batch_first=True).to(samples.device)
-    sizes = steps - 1  # without EOS
-    logprobs = outputs.ctc_logits.log_softmax(-1).transpose(0, 1)
-    ctc = torch.nn.functional.ctc_loss(logprobs, flat, outputs.lengths, sizes, blank=BLANK, zero_infinity=True)
-    padding = ~mask(steps, targets.shape[1])
-    attention = torch.nn.functional.cross_entropy(
-        outputs.decoder_logits.transpose(1, 2), targets.masked_fill(padding, -100), label_smoothing=smoothing
-    )
+    outputs = model(samples, lengths, teacher_forced(ids)[0].to(samples.device))
+    ctc = supervised.ctc(outputs, ids)
+    attention = supervised.cross_entropy(outputs.decoder_logits, ids, smoothing)
     return outputs, {"loss": ctc_weight * ctc + (1 - ctc_weight) * attention, "ctc": ctc, "attention": attention}
 
 

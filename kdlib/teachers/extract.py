@@ -130,7 +130,7 @@ def _one(teacher: "Trained", batch: list[Utterance], writers: dict[str, Writer],
             inputs, _, steps = teacher_forced(ids)
             kept["decoder"] = (teacher.model.decoder.activations(outputs.encoded, outputs.lengths, inputs), steps)
         losses = _losses(outputs.ctc_logits, outputs.lengths, ids)
-        free = teacher.model.decode_greedy(outputs.encoded, outputs.lengths, longest) if longest else [[]] * len(batch)
+        free = teacher.model.decode_greedy(outputs.encoded, longest, outputs.lengths) if longest else [[]] * len(batch)
     for name, writer in writers.items():
         for utt, activations, length in zip(batch, kept[name][0], kept[name][1].tolist(), strict=True):
             if utt.utt_id not in writer:

@@ -12,7 +12,8 @@ from typing import get_args
 from kdlib.corpus import prepare, speakers
 from kdlib.errors import UserError
 from kdlib.models.vocabulary import vocabulary
-from kdlib.params import Aggregation, Params
+from kdlib.params import Params
+from kdlib.settings import Aggregation
 from kdlib.stage import read_json
 from kdlib.teachers import adapt
 from kdlib.teachers.ensemble import Choice, Ensemble

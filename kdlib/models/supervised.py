@@ -1,0 +1,33 @@
+"""Losses against references, for teachers and students: CTC (Graves et al. 2006), and cross-entropy of the decoder.
+
+Both are means a token, over utterances of CTC and over all tokens of cross-entropy; padding counts for nothing.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from kdlib.models import Outputs
+from kdlib.models.conformer import mask
+from kdlib.models.decoder import teacher_forced
+from kdlib.tokens import BLANK
+
+CODE = ("models/supervised.py", "models/decoder.py", "models/conformer.py")
+
+
+def ctc(outputs: Outputs, ids: Sequence[Sequence[int]]) -> torch.Tensor:
+    """-log P(ids | frames) a token, mean over utterances; 0 for what the frames cannot hold."""
+    device = outputs.ctc_logits.device
+    flat = torch.nn.utils.rnn.pad_sequence([torch.tensor(one) for one in ids], batch_first=True).to(device)
+    sizes = torch.tensor([len(one) for one in ids], device=device)
+    logprobs = outputs.ctc_logits.float().log_softmax(-1).transpose(0, 1)
+    return torch.nn.functional.ctc_loss(logprobs, flat, outputs.lengths, sizes, blank=BLANK, zero_infinity=True)
+
+
+def cross_entropy(logits: torch.Tensor, ids: Sequence[Sequence[int]], smoothing: float = 0.0) -> torch.Tensor:
+    """-log P(next token | those before) of decoder logits [B, L, V] that were given BOS and ids; EOS is one of them."""
+    _, targets, steps = (part.to(logits.device) for part in teacher_forced([list(one) for one in ids]))
+    padding = ~mask(steps, targets.shape[1])
+    return torch.nn.functional.cross_entropy(
+        logits.float().transpose(1, 2), targets.masked_fill(padding, -100), label_smoothing=smoothing
+    )

@@ -1,0 +1,245 @@
+"""What a recipe may say, part by part: names, types, limits and defaults. `params.py` puts the parts together."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+_Listed = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)  # YAML has no tuples
+Microphones = Annotated[tuple[Literal["M2", "M3", "M4", "M5", "M6", "M7", "M8"], ...], _Listed]
+Names = Annotated[tuple[str, ...], _Listed]
+
+
+class Strict(BaseModel):
+    """No unknown names, no silent conversion of types, no change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Fold(Strict):
+    """Who is held out from what. Written in `params/folds/<corpus>/<SPEAKER>.yaml`."""
+
+    dev: str | None = None  # speaker for every choice; never trained on, its teacher is not averaged
+    exclude: Names = ()  # removed from training; no effect on the held-out one
+    train: Literal["all"] | Names = "all"
+    teachers: Literal["all", "same_level"] | Names = "all"
+    levels: Literal["seed", "published"] = "seed"  # whose level labels `same_level` reads
+
+
+class Blocks(Strict):
+    """Which recording blocks are trained and tested on (the literature's; the original study used B3 for both).
+
+    A corpus without blocks is trained and tested on as a whole: on its own speakers each.
+    """
+
+    made_from: Literal["column", "repetition"] = "column"  # repetition: R1, R2, ... each time a speaker says a word
+    train: Names = Field(("B1", "B3"), min_length=1)
+    test: Names = Field(("B2",), min_length=1)
+
+
+class Words(Strict):
+    """How many words of each kind of the UA-Speech list the embedded corpus speaks."""
+
+    digits: int = Field(10, ge=0, le=10)
+    letters: int = Field(0, ge=0, le=26)
+    computer: int = Field(0, ge=0, le=19)
+    common: int = Field(0, ge=0, le=100)
+    uncommon_per_block: int = Field(0, ge=0, le=100)
+
+
+class Synthetic(Strict):
+    """The embedded corpus: synthetic voices with the UA-Speech speakers' ids, sexes and intelligibilities."""
+
+    speakers: Literal["all"] | Names = "all"
+    words: Words = Words()
+    repetitions: int = Field(2, ge=1, le=7)  # of each word in each block
+    controls: int = Field(13, ge=2, le=13)
+    control_words: Annotated[int, Field(ge=0)] | Literal["all"] = "all"  # of the whole list, beside the words above
+    seed: int = Field(1, ge=0)  # of the voices; the seed of training is another
+    severity_gain: float = Field(0.9, ge=0, le=3)  # calibrated on the baseline's error, on nothing else
+    sample_rate: int = Field(16_000, ge=8_000, le=48_000)
+
+
+class Person(Strict):
+    """What a recipe says of a speaker."""
+
+    level: Literal["VERY_LOW", "LOW", "MID", "HIGH", "CONTROL"] | None = None  # of intelligibility
+    intelligibility_pct: float | None = Field(None, ge=0, le=100)
+    sex: Literal["F", "M"] | None = None
+
+
+class UASpeech(Strict):
+    """Which of UA-Speech's recordings are read (`data_folder`: the folder that holds audio/)."""
+
+    version: Literal["original", "noisereduce", "normalized"] = "original"  # the old release has one version only
+    labels: Literal["auto", "mlf", "xls", "list"] = "auto"  # auto: the MLF files, else the xls, else kdlib's own list
+    microphone: str = Field("M5", pattern=r"^M[2-8]$")  # the seven microphones are one utterance: this one is it
+    augment: Literal["all"] | Microphones = ()  # further microphones, for training only
+
+
+class Torgo(Strict):
+    """Which of TORGO's recordings are read (`data_folder`: the folder that holds the speakers' folders)."""
+
+    microphones: Names = Field(("wav_headMic", "wav_arrayMic"), min_length=1)  # the first that recorded a prompt is it
+    augment: bool = False  # the other microphone too, for training only
+
+
+class Hygiene(Strict):
+    """Which recordings are left out, and what is cut off the others."""
+
+    shortest_s: float = Field(0.1, gt=0)  # below it no model has a frame to write a word in
+    letters_per_s: float = Field(30.0, gt=0)  # more than this cannot be said: the transcript is another file's
+    trim_silence: bool = False  # cut off what is 40 dB below the loudest 20 ms, but for a margin of 0.1 s
+
+
+class Pretraining(Strict):
+    """How the small pretrained model is made from control voices (`make pretrained`) or from a fold's own speakers."""
+
+    speakers: Names = ()  # from_corpus: who is heard; empty: the fold's training speakers
+    test_controls: int = Field(3, ge=1, le=6)  # voices that are not trained on
+    unseen_words: float = Field(0.1, ge=0, lt=1)  # share of the words beyond the corpus's own that are not trained on
+    pieces: int = Field(64, ge=32, le=1024)
+    d_model: int = Field(96, ge=16)
+    layers: int = Field(4, ge=1)
+    heads: int = Field(4, ge=1)
+    conv_channels: int = Field(32, ge=1)
+    steps: int = Field(2000, ge=1)
+    batch_size: int = Field(32, ge=1)
+    lr: float = Field(2e-3, gt=0)
+    warmup_steps: int = Field(300, ge=0)
+
+
+class Vocabulary(Strict):
+    """The tokens that teachers and students share: 0 BOS, 1 EOS, 2 blank, every other id sentencepiece's own."""
+
+    source: str = "pretrained"  # the pretrained model's pieces; "corpus": of the closed lexicon; or a model's path
+    pieces: int = Field(256, ge=16)  # at most, where they are made of the corpus
+    size: int | None = Field(None, ge=4)  # outputs; those beyond the pieces are never used (original study: 5000)
+
+
+class Training(Strict):
+    """How long and how fast a model is trained."""
+
+    steps: int = Field(300, ge=1)  # at most, where there is a dev block to stop on
+    batch_size: int = Field(32, ge=1)
+    lr: float = Field(1e-3, gt=0)
+    warmup_steps: int = Field(100, ge=0)
+    check_every: int = Field(5, ge=1)  # epochs between two looks at the dev block
+    patience: int = Field(6, ge=1)  # looks without a better one, after which training ends
+
+
+class Conformer(Strict):
+    """The sizes of a SpeechBrain Conformer."""
+
+    d_model: int = Field(96, ge=8)
+    layers: int = Field(4, ge=1)
+    heads: int = Field(4, ge=1)
+    ffn: int = Field(384, ge=8)
+    kernel: int = Field(15, ge=3)
+    mels: int = Field(40, ge=8)
+    dropout: float = Field(0.1, ge=0, lt=1)
+
+
+class Teacher(Conformer):
+    """A teacher a speaker: its shape, what it starts from, and how it is adapted to the speaker."""
+
+    backbone: Literal["sb", "nemo"] = "sb"  # SpeechBrain's Conformer, or the student's own pretrained encoder
+    parent: Literal["shipped", "controls", "from_corpus", "none"] = "controls"  # whom the shared start has heard
+    decoder_layers: int = Field(2, ge=1)
+    ctc_weight: float = Field(0.8, gt=0, le=1)  # the rest is the attention decoder's: .3 would starve the CTC head
+    label_smoothing: float = Field(0.1, ge=0, lt=1)  # of the attention decoder
+    augment: bool = True  # SpecAugment and other tempi, while teachers are trained
+    dev_share: float = Field(0.15, ge=0, lt=0.5)  # of the training blocks, kept from training to stop on
+    start: Training = Training(steps=2000, lr=2e-3, warmup_steps=300, check_every=3)  # of the parent
+    adapt: Training = Training(steps=300, batch_size=16, lr=1e-3, warmup_steps=30)
+
+    @property
+    def family(self) -> str:
+        """The folder's name of teachers that can be averaged with each other."""
+        if self.backbone == "nemo":
+            return "nemo"
+        return "speechbrain-scratch" if self.parent == "none" else "speechbrain"
+
+
+class Aggregation(Strict):
+    """How the teachers' outputs become one target."""
+
+    method: Literal["logprob_mean", "prob_mean", "weighted_accuracy", "weighted_loss", "best", "own", "same_level"] = (
+        "logprob_mean"
+    )
+    missing: Literal["strict", "partial", "all"] = "strict"  # utterances that not every teacher has
+    at_least: int = Field(10, ge=1)  # teachers, for "partial"
+    encoding: Literal["fp16", "int8"] = "fp16"  # of the stores
+
+
+class Phase(Strict):
+    """A stretch of a student's training, with a learning rate, a warm-up and an optimiser of its own."""
+
+    epochs: int | None = Field(None, ge=1)  # either these
+    steps: int | None = Field(None, ge=1)  # or these
+    lr: float = Field(1e-3, gt=0)  # the highest; under noam the factor before d_model ** -0.5
+    warmup_steps: int = Field(100, ge=0)
+    freeze_encoder: bool = False
+
+
+class Student(Strict):
+    """The student: what it is made of, and how long and how fast it is trained."""
+
+    backbone: Literal["nemo", "sb"] = "nemo"  # the pretrained NeMo model's encoder, or SpeechBrain's Conformer
+    start: Literal["pretrained", "scratch"] = "pretrained"  # sb: the teachers' parent, or random weights
+    conformer: Conformer | None = None  # sizes for sb from scratch; by default the teachers'
+    resume: str | None = None  # a saved student to go on from, with its latest weights: for phases in several runs
+    decoder_layers: int = Field(0, ge=0)  # 0: a CTC head alone
+    heads: int = Field(8, ge=1)  # of the decoder's attention; adjusted to divide the encoder's width
+    ffn: int = Field(1024, ge=8)  # of the decoder
+    dropout: float = Field(0.1, ge=0, lt=1)  # of the decoder
+    freeze_preprocessor: bool = True  # else NeMo adds a little noise to the waveform in training
+    augment: Literal["none", "mask", "mask_and_tempo"] = "mask"  # tempo moves frames: only without targets by frame
+    phases: Annotated[tuple[Phase, ...], _Listed] = Field((Phase(steps=300),), min_length=1)
+    schedule: Literal["cosine", "noam"] = "cosine"
+    batch_size: int = Field(16, ge=1)
+    accumulate: int = Field(1, ge=1)  # batches a step
+    clip: float = Field(1.0, gt=0)  # of the gradients' norm
+    check_every: int = Field(1, ge=1)  # epochs between two looks at the dev speaker
+    patience: int = Field(1000, ge=1)  # looks without a better one, after which a phase ends
+    precision: Literal["fp32", "bf16"] = "fp32"
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: int = Field(1, ge=1)  # several: DDP
+
+
+class PseudoLabels(Strict):
+    """Cross-entropy with the teachers' best token, where they are sure of it (seed 001's `PL CE`)."""
+
+    weight: float = Field(0.0, ge=0)
+    confidence: float = Field(0.5, ge=0, le=1)  # least probability of the best token
+    least_nonblank: float = Field(0.0, ge=0, le=1)  # least probability that a frame is no blank
+    smoothing: float = Field(0.0, ge=0, lt=1)
+
+
+class Distill(Strict):
+    """What the student's loss is made of: alpha x teachers + beta x references + gamma x the teachers' encodings."""
+
+    alpha: float = Field(0.5, ge=0)
+    alpha_end: float | None = Field(None, ge=0)  # at the end of training, straight from alpha
+    beta: float = Field(0.5, ge=0)
+    gamma: float = Field(0.0, ge=0)
+    heads: Literal["ctc", "decoder", "both"] = "ctc"  # which learn, from teachers and references alike
+    ctc_weight: float = Field(0.8, ge=0, le=1)  # of the CTC head, where both learn
+    allow_decoder_kd: bool = False  # a decoder on NeMo's encoder learns from SpeechBrain teachers only on purpose
+    temperature: float = Field(2.0, gt=0)
+    temperature_end: float | None = Field(None, gt=0)
+    soften: Literal["both", "student", "teacher"] = "both"  # what the temperature divides; T ** 2 only for both
+    label_smoothing: float = Field(0.1, ge=0, lt=1)  # of the decoder's references
+    blanks: Literal["all", "drop_blank", "symmetric"] = "all"  # which frames are taught
+    around: int = Field(2, ge=0)  # frames on each side of what is no blank, for symmetric
+    best_shift: int = Field(0, ge=0)  # frames by which targets may be moved to fit the student's spikes
+    first_token: Literal["keep", "no_specials", "skip"] = "keep"  # of the decoder's targets
+    pseudo: PseudoLabels = PseudoLabels()
+    allow: Names = ()  # preflight checks that may refuse without stopping the run
+
+
+class Scoring(Strict):
+    """How hypotheses are scored."""
+
+    fold_homophones: bool = False  # count TO for TWO, RIGHT for WRITE, ... as correct
+    bootstrap: int = Field(1000, ge=100)
+    batch_size: int = Field(32, ge=1)
