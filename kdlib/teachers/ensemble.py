@@ -70,7 +70,7 @@ class Ensemble:
             raise UserError("an ensemble needs a teacher: every weight is 0")
         _check_alike(self.stores)
         self.stride_ms = next(iter(self.stores.values())).header.stride_ms
-        self._stacked = None
+        self._stacked, self.device = None, "cpu"
         if choice.mean == "logprob_mean" and all(store.head is not None for store in self.stores.values()):
             heads = [store.head for store in self.stores.values()]
             weights, biases = torch.cat([head[0] for head in heads], 1), torch.stack([head[1] for head in heads], 1)
@@ -85,6 +85,11 @@ class Ensemble:
         incomplete = sum(has[utt_id] < len(self.stores) for utt_id in usable)
         return Coverage(usable, incomplete, {utt_id: count for utt_id, count in has.items() if count < enough})
 
+    @property
+    def softened(self) -> bool:
+        """Whether `logits` are those of one temperature: means of probabilities are, means of logits serve all."""
+        return self.choice.mean == "prob_mean"
+
     def log_probs(
         self,
         utt_ids: Sequence[str],
@@ -92,11 +97,49 @@ class Ensemble:
         lengths: Sequence[int] | None = None,
         temperature: float = 1.0,
     ) -> "tuple[torch.Tensor, torch.Tensor]":
-        """The target of a batch: log-probabilities [B, T, V] at a temperature, and frames [B].
+        """The target of a batch: log-probabilities [B, T, V] at a temperature, and frames [B]; see `logits`."""
+        logits, frames = self.logits(utt_ids, speakers, lengths, temperature)
+        return (logits / (1.0 if self.softened else temperature)).log_softmax(-1), frames
 
+    def logits(
+        self,
+        utt_ids: Sequence[str],
+        speakers: Sequence[str],
+        lengths: Sequence[int] | None = None,
+        temperature: float = 1.0,
+    ) -> "tuple[torch.Tensor, torch.Tensor]":
+        """The target of a batch before normalising, [B, T, V], and frames [B].
+
+        Mean logits are to be divided by a temperature; of probabilities the mean is taken at `temperature` (`softened`).
         `speakers` say whose speech it is, for `own`. `lengths` are the student's frames, which the target is aligned
         to; without them the longest teacher's count.
         """
+        import torch
+
+        padded, weights, frames = self._padded(utt_ids, speakers, lengths)
+        if self.softened:
+            return self._mean_of_probs(padded, weights, temperature), torch.tensor(frames)
+        return self._mean_of_logits(padded, weights), torch.tensor(frames)
+
+    def features(
+        self, utt_ids: Sequence[str], speakers: Sequence[str], lengths: Sequence[int] | None = None
+    ) -> "torch.Tensor":
+        """The teachers' mean activations [B, T, d]: of those that share a parent, whose dimensions mean the same."""
+        padded, weights, _ = self._padded(utt_ids, speakers, lengths)
+        return sum(weight[:, None, None] * one for one, weight in zip(padded.values(), weights.T, strict=True))
+
+    def to(self, device: "torch.device | str") -> "Ensemble":
+        """Do the products on a device."""
+        self.device = device
+        self._stacked = None if self._stacked is None else self._stacked.to(device)
+        for store in self.stores.values():
+            store.head = None if store.head is None else tuple(part.to(device) for part in store.head)
+        return self
+
+    def _padded(
+        self, utt_ids: Sequence[str], speakers: Sequence[str], lengths: Sequence[int] | None
+    ) -> "tuple[dict[str, torch.Tensor], torch.Tensor, list[int]]":
+        """Every teacher's activations [B, T, d], their weights [B, K], and frames."""
         import torch
 
         for utt_id, speaker in zip(utt_ids, speakers, strict=True):
@@ -113,25 +156,22 @@ class Ensemble:
                     for one, count in zip(hidden, frames, strict=True)
                 ],
                 batch_first=True,
-            )
+            ).to(self.device)
             for name, hidden in parts.items()
         }
-        mean = self._mean_of_logits if self.choice.mean == "logprob_mean" else self._mean_of_probs
-        return mean(padded, weights, temperature), torch.tensor(frames)
+        return padded, weights.to(self.device), frames
 
-    def _mean_of_logits(self, padded: dict, weights: "torch.Tensor", temperature: float) -> "torch.Tensor":
+    def _mean_of_logits(self, padded: dict, weights: "torch.Tensor") -> "torch.Tensor":
         import torch
 
         if self._stacked is None:
-            logits = sum(
+            return sum(
                 weight[:, None, None] * self._logits(name, hidden)
                 for (name, hidden), weight in zip(padded.items(), weights.T, strict=True)
             )
-        else:
-            scaled = [weight[:, None, None] * hidden for hidden, weight in zip(padded.values(), weights.T, strict=True)]
-            biases = weights[:, None, :].expand(-1, scaled[0].shape[1], -1)
-            logits = torch.cat([*scaled, biases], -1) @ self._stacked.T
-        return (logits / temperature).log_softmax(-1)
+        scaled = [weight[:, None, None] * hidden for hidden, weight in zip(padded.values(), weights.T, strict=True)]
+        biases = weights[:, None, :].expand(-1, scaled[0].shape[1], -1)
+        return torch.cat([*scaled, biases], -1) @ self._stacked.T
 
     def _mean_of_probs(self, padded: dict, weights: "torch.Tensor", temperature: float) -> "torch.Tensor":
         probs = sum(

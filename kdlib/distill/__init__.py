@@ -1,0 +1,1 @@
+"""Distillation: losses, the objective that weighs them, the checks before training, and the students that result."""

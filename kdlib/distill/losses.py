@@ -1,0 +1,179 @@
+"""Losses of distillation. B utterances, T frames of CTC or steps of a decoder, V tokens, D dimensions.
+
+Every loss is a mean over the rows that count, said by weights [B, T] in which padding is 0; no row counts where the
+weights are all 0, and the loss is 0. Targets are the teachers' logits or log-probabilities (the normaliser cancels).
+Losses against references are in `models/supervised.py`.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from kdlib.models.conformer import mask
+
+CODE = ("distill/losses.py", "models/conformer.py")
+NEVER = -1e4  # a logit that no softmax sees; infinity would make 0 x infinity of it
+AT_ONCE = {"cpu": 2**18, "cuda": 2**24}  # elements in work: what a processor's cache holds, or what keeps a GPU busy
+
+
+class _SoftKL(torch.autograd.Function):
+    """Sum of w KL(p || q) over rows, p = softmax(target / T_p), q = softmax(logits / T_q); d/dlogits = w (q - p) / T_q.
+
+    Row by row in parts that stay in the cache; kept is the gradient alone, and rows of weight 0 are not looked at.
+    """
+
+    @staticmethod
+    def forward(
+        ctx, logits: torch.Tensor, target: torch.Tensor, weights: torch.Tensor, divide_q: float, divide_p: float
+    ) -> torch.Tensor:
+        size = logits.shape[-1]
+        flat, wanted, counts = logits.reshape(-1, size), target.reshape(-1, size), weights.reshape(-1)
+        chosen = counts.nonzero()[:, 0]
+        whole = len(chosen) == len(counts)  # then parts are views, and nothing is copied
+        learns = ctx.needs_input_grad[0]
+        grad = None
+        if learns:
+            grad = torch.empty_like(flat) if whole else torch.zeros_like(flat)
+        total = torch.zeros((), dtype=torch.float64, device=flat.device)
+        at_once = max(1, AT_ONCE.get(flat.device.type, 2**18) // size)
+        for part in chosen.split(at_once) if len(chosen) else ():
+            rows = slice(int(part[0]), int(part[-1]) + 1) if whole else part
+            z, u, w = flat[rows].float() / divide_q, wanted[rows].float() / divide_p, counts[rows].float()
+            q, lse_q = _softmax(z)
+            p, lse_p = _softmax(u)
+            total += (((p * u.sub_(z)).sum(1) + lse_q - lse_p) * w).sum()
+            if learns:
+                grad[rows] = q.sub_(p).mul_(w[:, None] / divide_q).to(grad.dtype)
+        ctx.save_for_backward(grad)
+        ctx.shape = logits.shape
+        return total.to(torch.float32)
+
+    @staticmethod
+    def backward(ctx, upstream: torch.Tensor) -> tuple:
+        (grad,) = ctx.saved_tensors
+        return (grad * upstream.to(grad.dtype)).view(ctx.shape), None, None, None, None
+
+
+def _softmax(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Softmax of rows and the logarithm of its normaliser, at the price of one exponential."""
+    highest = logits.amax(1, keepdim=True)
+    probs = (logits - highest).exp_()
+    total = probs.sum(1, keepdim=True)
+    return probs.div_(total), (highest + total.log())[:, 0]
+
+
+def soft_kl(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    weights: torch.Tensor,
+    temperature: float = 1.0,
+    *,
+    soften: str = "both",
+    softened: bool = False,
+) -> torch.Tensor:
+    """Mean KL(teacher || student) of rows [B, T, V], in nats (Hinton et al. 2015).
+
+    The temperature divides both sides' logits, or one's as `soften` says. Only where both are divided is the loss
+    multiplied by T ** 2, which keeps its gradient as large as at T = 1. `softened` targets were made at the temperature
+    already.
+
+    >>> zero = torch.zeros(1, 1, 4)
+    >>> sure = torch.tensor([[[9.0, 0.0, 0.0, 0.0]]])
+    >>> bool(soft_kl(sure, sure, torch.ones(1, 1), 2.0).abs() < 1e-6)
+    True
+    >>> bool(soft_kl(zero, sure, torch.ones(1, 1)) > 1.3)  # log 4 = 1.386
+    True
+    """
+    divide_q = 1.0 if soften == "teacher" else temperature
+    divide_p = 1.0 if soften == "student" or softened else temperature
+    scale = temperature**2 if soften == "both" else 1.0
+    shares = weights.float() * (scale / weights.sum().clamp_min(1e-9))
+    return _SoftKL.apply(logits, target, shares, divide_q, divide_p)
+
+
+def taught(target: torch.Tensor, lengths: torch.Tensor, blanks: str, blank: int, around: int = 0) -> torch.Tensor:
+    """Weights [B, T]: which frames of a CTC target are taught.
+
+    `all`; `drop_blank`: only those where the teacher's best token is none (as the seeds' code did: the student is never
+    taught the blank); `symmetric`: those and `around` frames on each side (Hilmes et al. 2025, arXiv 2506.01503).
+    """
+    inside = mask(lengths, target.shape[1])
+    if blanks == "all":
+        return inside.float()
+    spikes = ((target.argmax(-1) != blank) & inside).float()
+    if blanks == "symmetric":
+        spikes = nn.functional.max_pool1d(spikes[:, None], 2 * around + 1, stride=1, padding=around)[:, 0]
+    return spikes * inside
+
+
+def best_shift(
+    logits: torch.Tensor, target: torch.Tensor, lengths: torch.Tensor, at_most: int, blank: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Frames [B] by which a target is to be moved so that its spikes fit the student's, and how well they do then [B].
+
+    A spike is the probability that a frame is no blank; the fit is the cosine of the two tracks. Of equal shifts the
+    smallest counts; positive is later.
+    """
+    inside = mask(lengths, logits.shape[1])
+    mine, theirs = (
+        (1 - side.detach().float().log_softmax(-1)[..., blank].exp()) * inside for side in (logits, target)
+    )
+    order = sorted(range(-at_most, at_most + 1), key=lambda shift: (abs(shift), shift))
+    fits = torch.stack([_cosine(mine, _moved(theirs, shift)) for shift in order])  # [S, B]
+    best = (fits > fits.amax(0) - 1e-6).float().argmax(0)  # the first of equals
+    return torch.tensor(order, device=best.device)[best], fits.gather(0, best[None])[0]
+
+
+def shifted(target: torch.Tensor, shifts: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """A target [B, T, V] moved by frames [B]; what comes in at an end is the frame that stood there."""
+    frames = torch.arange(target.shape[1], device=target.device)[None] - shifts[:, None]
+    frames = torch.minimum(frames.clamp_min(0), (lengths[:, None] - 1).clamp_min(0))
+    return target.gather(1, frames[..., None].expand_as(target))
+
+
+def without_specials(target: torch.Tensor, ids: Iterable[int]) -> torch.Tensor:
+    """A decoder's target [B, L, V] whose first step does not speak of some ids, such as EOS and the blank."""
+    changed = target.clone()
+    changed[:, 0, list(ids)] = NEVER
+    return changed
+
+
+def pseudo_label(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    weights: torch.Tensor,
+    *,
+    confidence: float = 0.0,
+    least_nonblank: float = 0.0,
+    smoothing: float = 0.0,
+    blank: int | None = None,
+) -> torch.Tensor:
+    """Cross-entropy with the target's best token, where it is sure of it and sure enough that it is no blank."""
+    probs = target.detach().float().softmax(-1)
+    sure, best = probs.max(-1)
+    counted = weights * (sure >= confidence)
+    if blank is not None and least_nonblank > 0:
+        counted = counted * (1 - probs[..., blank] >= least_nonblank)
+    each = nn.functional.cross_entropy(
+        logits.float().transpose(1, 2), best, reduction="none", label_smoothing=smoothing
+    )
+    return (each * counted).sum() / counted.sum().clamp_min(1e-9)
+
+
+def features(encoded: torch.Tensor, wanted: torch.Tensor, weights: torch.Tensor, project: nn.Module) -> torch.Tensor:
+    """Mean squared distance of projected encodings from the teachers' [B, T, D] (FitNets, Romero et al. 2015)."""
+    each = (project(encoded).float() - wanted).pow(2).mean(-1)
+    return (each * weights).sum() / weights.sum().clamp_min(1e-9)
+
+
+def _moved(track: torch.Tensor, shift: int) -> torch.Tensor:
+    """A track [B, T] moved later by `shift` frames, with silence coming in."""
+    if shift == 0:
+        return track
+    silence = track.new_zeros(len(track), min(abs(shift), track.shape[1]))
+    return torch.cat([silence, track[:, :-shift]] if shift > 0 else [track[:, -shift:], silence], 1)
+
+
+def _cosine(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    return (one * other).sum(1) / (one.norm(dim=1) * other.norm(dim=1)).clamp_min(1e-9)

@@ -1,0 +1,204 @@
+"""Every loss against a naive version in float64, and what each must not do."""
+
+import math
+
+import pytest
+import torch
+
+from kdlib.distill import losses
+from kdlib.models.conformer import mask
+
+B, T, V, BLANK = 3, 7, 11, 2
+
+
+@pytest.fixture
+def batch():
+    """Student's logits, teacher's logits, lengths; what lies behind the lengths is rubbish."""
+    generator = torch.Generator().manual_seed(0)
+    logits, target = (3 * torch.randn(B, T, V, generator=generator) for _ in range(2))
+    lengths = torch.tensor([7, 4, 1])
+    target[~mask(lengths, T)] = 77.0
+    return logits, target, lengths
+
+
+def naive(logits, target, weights, divide_q, divide_p, scale):
+    """The definition, one row at a time."""
+    total = norm = torch.zeros((), dtype=torch.float64)
+    for b in range(B):
+        for t in range(T):
+            p = torch.softmax(target[b, t].double() / divide_p, 0)
+            log_q = torch.log_softmax(logits[b, t] / divide_q, 0)
+            total = total + weights[b, t] * (p * (p.log() - log_q)).sum()
+            norm = norm + weights[b, t]
+    return scale * total / norm
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
+@pytest.mark.parametrize(("soften", "q", "p", "scaled"), [("both", 1, 1, 2), ("student", 1, 0, 0), ("teacher", 0, 1, 0)])
+def test_soft_kl_and_its_gradient_are_those_of_the_definition(batch, temperature, soften, q, p, scaled):
+    logits, target, lengths = batch
+    weights = mask(lengths, T).float() * torch.tensor([0.3, 1.0, 2.0])[:, None]
+    mine, exact = logits.clone().requires_grad_(), logits.double().requires_grad_()
+    loss = losses.soft_kl(mine, target, weights, temperature, soften=soften)
+    wanted = naive(exact, target, weights, temperature**q, temperature**p, temperature**scaled)
+    (3 * loss).backward()
+    (3 * wanted).backward()
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+    assert (mine.grad - exact.grad).abs().max() < 1e-5
+    assert mine.grad[~mask(lengths, T)].abs().max() == 0
+
+
+def test_soft_kl_in_parts_is_soft_kl_as_a_whole(batch, monkeypatch):
+    logits, target, lengths = batch
+    weights = mask(lengths, T).float()
+    whole = losses.soft_kl(logits, target, weights, 2.0)
+    monkeypatch.setitem(losses.AT_ONCE, "cpu", V)  # a row at a time
+    assert losses.soft_kl(logits, target, weights, 2.0) == pytest.approx(whole.item(), rel=1e-6)
+    full = torch.ones(B, T)
+    target = target.clamp_max(10)
+    mine, other = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    losses.soft_kl(mine, target, full, 2.0).backward()
+    monkeypatch.setitem(losses.AT_ONCE, "cpu", 2**18)
+    losses.soft_kl(other, target, full, 2.0).backward()
+    assert torch.allclose(mine.grad, other.grad, atol=1e-7)
+
+
+def test_soft_kl_at_the_original_studys_size_is_exact_to_a_ten_thousandth():
+    generator = torch.Generator().manual_seed(1)
+    logits, target = (5 * torch.randn(2, 30, 5000, generator=generator) for _ in range(2))
+    mine, exact = logits.clone().requires_grad_(), logits.double().requires_grad_()
+    losses.soft_kl(mine, target, torch.ones(2, 30), 2.0).backward()
+    q, p = exact / 2, (target.double() / 2).log_softmax(-1)
+    (4 * (p.exp() * (p - q.log_softmax(-1))).sum(-1).mean()).backward()
+    assert (mine.grad - exact.grad).abs().max() < 1e-4 * exact.grad.abs().max()
+
+
+def test_targets_are_logits_or_log_probabilities_alike(batch):
+    logits, target, lengths = batch
+    weights = mask(lengths, T).float()
+    one = losses.soft_kl(logits, target, weights, 3.0)
+    other = losses.soft_kl(logits, target.log_softmax(-1), weights, 3.0)
+    assert one.item() == pytest.approx(other.item(), rel=1e-5)
+
+
+def test_a_target_that_was_softened_is_not_softened_again(batch):
+    logits, target, lengths = batch
+    weights = mask(lengths, T).float()
+    once = losses.soft_kl(logits, target, weights, 2.0)
+    ready = losses.soft_kl(logits, (target / 2).log_softmax(-1), weights, 2.0, softened=True)
+    assert once.item() == pytest.approx(ready.item(), rel=1e-5)
+
+
+def test_where_nothing_counts_the_loss_and_its_gradient_are_zero(batch):
+    logits, target, _ = batch
+    logits.requires_grad_()
+    loss = losses.soft_kl(logits, target, torch.zeros(B, T), 2.0)
+    loss.backward()
+    assert loss.item() == 0
+    assert logits.grad.abs().max() == 0
+
+
+def test_kl_is_a_mean_over_frames_not_over_tokens_or_padding():
+    """Three traps: PyTorch's reduction="mean" divides by V too, "batchmean" by B alone, softmax over dim 1 is time."""
+    logits = torch.zeros(2, 5, V)
+    target = torch.full((2, 5, V), losses.NEVER)
+    target[..., 4] = 0.0
+    weights = torch.tensor([[1.0, 1, 1, 1, 1], [1, 0, 0, 0, 0]])
+    assert losses.soft_kl(logits, target, weights).item() == pytest.approx(math.log(V), rel=1e-6)
+
+
+def test_half_precision_gets_half_precision_gradients(batch):
+    logits, target, lengths = batch
+    half = logits.bfloat16().requires_grad_()
+    losses.soft_kl(half, target, mask(lengths, T).float(), 2.0).backward()
+    assert half.grad.dtype == torch.bfloat16
+
+
+def spiking(places, length=T):
+    """A target [1, length, V] that writes token 5 at places, and else the blank."""
+    target = torch.zeros(1, length, V)
+    target[..., BLANK] = 4.0
+    target[0, places, 5] = 8.0
+    return target
+
+
+@pytest.mark.parametrize(
+    ("blanks", "around", "expected"),
+    [
+        ("all", 0, [1, 1, 1, 1, 1, 1, 0]),
+        ("drop_blank", 0, [0, 0, 1, 0, 0, 1, 0]),
+        ("symmetric", 1, [0, 1, 1, 1, 1, 1, 0]),  # frame 6 is padding
+        ("symmetric", 0, [0, 0, 1, 0, 0, 1, 0]),
+    ],
+)
+def test_which_frames_are_taught(blanks, around, expected):
+    weights = losses.taught(spiking([2, 5, 6]), torch.tensor([6]), blanks, BLANK, around)
+    assert weights[0].tolist() == expected
+
+
+@pytest.mark.parametrize(("mine", "theirs", "shift"), [([4], [2], 2), ([1], [3], -2), ([3], [3], 0), ([6], [0], 0)])
+def test_the_best_shift_brings_the_targets_spikes_to_the_students(mine, theirs, shift):
+    """The last pair is six frames apart, more than may be moved: it stays where it is."""
+    logits, target, lengths = spiking(mine), spiking(theirs), torch.tensor([7])
+    shifts, fit = losses.best_shift(logits, target, lengths, 3, BLANK)
+    assert shifts.tolist() == [shift]
+    moved = losses.shifted(target, shifts, lengths)
+    if (mine, theirs) != ([6], [0]):
+        assert fit.item() > 0.95  # what comes in at the end is silence, where the other side is not quite silent
+        assert torch.equal(moved, logits)
+
+
+def test_shifting_does_not_take_padding_in():
+    target = spiking([3], length=6)
+    target[0, 4:] = 99.0
+    moved = losses.shifted(target, torch.tensor([-2]), torch.tensor([4]))
+    assert moved[0, :4].argmax(-1).tolist() == [BLANK, 5, 5, 5]  # the last frame that there is, again and again
+
+
+def test_the_first_step_does_not_speak_of_specials(batch):
+    _, target, _ = batch
+    changed = losses.without_specials(target, (0, 1, 2))
+    assert changed[:, 0].softmax(-1)[:, :3].max() == 0
+    assert torch.equal(changed[:, 1:], target[:, 1:])
+    rest = target[:, 0, 3:].softmax(-1)
+    assert torch.allclose(changed[:, 0].softmax(-1)[:, 3:], rest)
+    assert losses.soft_kl(torch.zeros_like(target), changed, torch.ones(B, T)).isfinite()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_pseudo_labels_are_learnt_where_the_teacher_is_sure(batch, smoothing):
+    logits, target, lengths = batch
+    inside, confidence, nonblank = mask(lengths, T), 0.5, 0.6
+    total, counted = 0.0, 0
+    for b in range(B):
+        for t in range(T):
+            p = target[b, t].double().softmax(0)
+            if inside[b, t] and p.max() >= confidence and 1 - p[BLANK] >= nonblank:
+                wanted = torch.full((V,), smoothing / V, dtype=torch.float64)
+                wanted[p.argmax()] += 1 - smoothing
+                total, counted = total - (wanted * logits[b, t].double().log_softmax(0)).sum(), counted + 1
+    options = {"confidence": confidence, "least_nonblank": nonblank, "smoothing": smoothing, "blank": BLANK}
+    loss = losses.pseudo_label(logits, target, inside.float(), **options)
+    assert 0 < counted < inside.sum()
+    assert loss.item() == pytest.approx(total.item() / counted, rel=1e-5)
+
+
+def test_no_sure_teacher_no_pseudo_label(batch):
+    logits, target, lengths = batch
+    loss = losses.pseudo_label(logits, target, mask(lengths, T).float(), confidence=1.0 + 1e-9)
+    assert loss.item() == 0
+
+
+def test_features_are_compared_after_projection_and_without_padding(batch):
+    _, _, lengths = batch
+    generator = torch.Generator().manual_seed(3)
+    encoded, wanted = torch.randn(B, T, 4, generator=generator), torch.randn(B, T, 6, generator=generator)
+    project = torch.nn.Linear(4, 6)
+    inside = mask(lengths, T)
+    rows = [(b, t) for b in range(B) for t in range(T) if inside[b, t]]
+    weight, bias = project.weight.double(), project.bias.double()
+    exact = sum(((weight @ encoded[b, t].double() + bias - wanted[b, t].double()) ** 2).mean() for b, t in rows)
+    found = losses.features(encoded, wanted, inside.float(), project)
+    assert found.item() == pytest.approx(exact.item() / len(rows), rel=1e-5)
+    found.backward()
+    assert project.weight.grad.abs().max() > 0
