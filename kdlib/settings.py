@@ -144,6 +144,7 @@ class Teacher(Conformer):
 
     backbone: Literal["sb", "nemo"] = "sb"  # SpeechBrain's Conformer, or the student's own pretrained encoder
     parent: Literal["shipped", "controls", "from_corpus", "none"] = "controls"  # whom the shared start has heard
+    at_most: int | None = Field(None, ge=1)  # teachers a fold: as many, evenly from the least to the most intelligible
     decoder_layers: int = Field(2, ge=1)
     ctc_weight: float = Field(0.8, gt=0, le=1)  # the rest is the attention decoder's: .3 would starve the CTC head
     label_smoothing: float = Field(0.1, ge=0, lt=1)  # of the attention decoder

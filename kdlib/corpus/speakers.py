@@ -7,7 +7,7 @@ exist for UA-Speech, the published ones and the original study's; both are kept 
 import csv
 import functools
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 
@@ -78,7 +78,7 @@ def teachers(params: Params, corpus: Corpus) -> list[str]:
     if isinstance(fold.teachers, tuple):
         return list(fold.teachers)
     if fold.teachers == "all":
-        return others
+        return evenly([name for name in corpus.by_intelligibility if name in others], params.teacher.at_most)
     mine = corpus.level(params.held_out, fold.levels)
     same = [name for name in others if mine and corpus.level(name, fold.levels) == mine]
     if not same:
@@ -87,6 +87,19 @@ def teachers(params: Params, corpus: Corpus) -> list[str]:
             f"{why} by the {fold.levels} labels: all {len(others)} others teach {params.held_out}", stacklevel=2
         )
     return same or others
+
+
+def evenly(ordered: Sequence[str], at_most: int | None) -> list[str]:
+    """At most so many of them, evenly from the first to the last, by name.
+
+    >>> evenly(["C", "E", "A", "D", "B"], 3)
+    ['A', 'B', 'C']
+    """
+    if at_most is None or at_most >= len(ordered):
+        return sorted(ordered)
+    if at_most == 1:
+        return [ordered[len(ordered) // 2]]
+    return sorted(ordered[round(index * (len(ordered) - 1) / (at_most - 1))] for index in range(at_most))
 
 
 @dataclass(frozen=True)
