@@ -85,7 +85,9 @@ class Task(pl.LightningModule):
     def configure_optimizers(self) -> dict:
         """AdamW; the schedule counts steps."""
         trained = [weight for weight in self.model.parameters() if weight.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=self.lr, weight_decay=self.weight_decay, betas=(0.9, 0.98), fused=True)
+        optimizer = torch.optim.AdamW(
+            trained, lr=self.lr, weight_decay=self.weight_decay, betas=(0.9, 0.98), fused=True
+        )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.scale)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -34,7 +34,9 @@ def naive(logits, target, weights, divide_q, divide_p, scale):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
-@pytest.mark.parametrize(("soften", "q", "p", "scaled"), [("both", 1, 1, 2), ("student", 1, 0, 0), ("teacher", 0, 1, 0)])
+@pytest.mark.parametrize(
+    ("soften", "q", "p", "scaled"), [("both", 1, 1, 2), ("student", 1, 0, 0), ("teacher", 0, 1, 0)]
+)
 def test_soft_kl_and_its_gradient_are_those_of_the_definition(batch, temperature, soften, q, p, scaled):
     logits, target, lengths = batch
     weights = mask(lengths, T).float() * torch.tensor([0.3, 1.0, 2.0])[:, None]

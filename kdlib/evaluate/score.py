@@ -36,6 +36,7 @@ class Hypothesis:
     lexicon: str = ""
     beam: str = ""
     attention: str = ""
+    attention_lexicon: str = ""
     n_tokens: int = 0
     blank_share: float = 0.0
     token_ids: str = ""  # greedy, space-separated

@@ -19,6 +19,7 @@ from kdlib.stage import progress, set_threads
 from kdlib.tokens import Tokens, check_round_trip, normalise
 
 DECODERS = ("greedy", "lexicon")  # what `hear` fills by itself
+Say = Callable[[list[Utterance], Outputs], Mapping[str, Sequence[str]]]  # -> column -> texts, one an utterance
 CODE = (
     "data/homophones.json",
     "models/__init__.py",
@@ -60,12 +61,12 @@ def decode(
     seen: Callable[[Utterance], bool] | None = None,
     what: str = "decoding",
     posteriors: Path | None = None,
-    attention: Mapping[str, str] | None = None,
+    say: Say | None = None,
 ) -> list[Hypothesis]:
     """Decode what `answer` gives for a batch, greedily and over a closed lexicon; rows come back in the order given.
 
-    `attention` are the texts of an attention decoder by utterance id. With `posteriors`, that folder gets `ctc.npz`:
-    log-probabilities [T, V] in fp16 by utterance id.
+    `say` gives the texts of other decoders, by column. With `posteriors`, that folder gets `ctc.npz`: log-probabilities
+    [T, V] in fp16 by utterance id.
     """
     set_threads()
     check_round_trip(tokens, [utt.text for utt in utterances])
@@ -81,7 +82,8 @@ def decode(
                 closed.best(outputs),
                 blank_share(outputs, tokens.blank).tolist(),
             )
-            for utt, ids, word, blanks in zip(*parts, strict=True):
+            others = say(batch, outputs) if say else {}
+            for row, (utt, ids, word, blanks) in enumerate(zip(*parts, strict=True)):
                 rows[utt.utt_id] = Hypothesis(
                     utt.utt_id,
                     utt.speaker,
@@ -91,7 +93,7 @@ def decode(
                     normalise(utt.text),
                     tokens.decode(ids),
                     word,
-                    attention="" if attention is None else attention[utt.utt_id],
+                    **{column: texts[row] for column, texts in others.items()},
                     n_tokens=len(ids),
                     blank_share=round(blanks, 4),
                     token_ids=" ".join(map(str, ids)),

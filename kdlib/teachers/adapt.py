@@ -115,7 +115,8 @@ def teacher(params: Params, speaker: str) -> Path:
         place(params) / "teachers" / settings.family / speaker,
         lambda partial: _build_teacher(partial, params, speaker),
         what=f"teacher {speaker}",
-        parameters=settings.model_dump(mode="json", exclude={"start", "at_most"}) | {"blocks": params.blocks.train, "of": speaker},
+        parameters=settings.model_dump(mode="json", exclude={"start", "at_most"})
+        | {"blocks": params.blocks.train, "of": speaker},
         inputs=[prepare.made(params), vocabulary.made(params), *inputs],
         seed=params.seed,
         code=CODE,

@@ -110,7 +110,7 @@ class Ensemble:
     ) -> "tuple[torch.Tensor, torch.Tensor]":
         """The target of a batch before normalising, [B, T, V], and frames [B].
 
-        Mean logits are to be divided by a temperature; of probabilities the mean is taken at `temperature` (`softened`).
+        Mean logits are to be divided by a temperature; of probabilities it is taken at `temperature` (`softened`).
         `speakers` say whose speech it is, for `own`. `lengths` are the student's frames, which the target is aligned
         to; without them the longest teacher's count.
         """

@@ -30,6 +30,7 @@ def scores(params: Params, speaker: str) -> Path:
     def build(partial: Path) -> None:
         corpus, tokens = prepare.load(params), vocabulary(params)
         store, learnt = opened(params, speaker, "analysis"), adapt.own_speech(params, corpus, speaker).train
+        spoken = said(params, speaker, "analysis")
         trained, known = {utt.utt_id for utt in learnt}, {utt.text for utt in learnt}
         asked = [utt for utt in utterances(params, corpus, "analysis") if utt.utt_id not in trained]
         rows = system.decode(
@@ -40,9 +41,7 @@ def scores(params: Params, speaker: str) -> Path:
             level=corpus.level,
             seen=lambda utt: utt.text in known,
             what=f"scores of {speaker}",
-            attention={
-                row.utt_id: tokens.decode(row.free_running) for row in said(params, speaker, "analysis").values()
-            },
+            say=lambda batch, _: {"attention": [tokens.decode(spoken[utt.utt_id].free_running) for utt in batch]},
         )
         score.write(
             rows,
