@@ -200,7 +200,7 @@ class Student(Strict):
     batch_size: int = Field(16, ge=1)
     accumulate: int = Field(1, ge=1)  # batches a step
     clip: float = Field(1.0, gt=0)  # of the gradients' norm
-    check_every: int = Field(1, ge=1)  # epochs between two looks at the dev speaker
+    looks: int = Field(1, ge=1)  # at the dev speaker, an epoch
     patience: int = Field(1000, ge=1)  # looks without a better one, after which a phase ends
     precision: Literal["fp32", "bf16"] = "fp32"
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"

@@ -8,6 +8,7 @@ killed and goes on from its last checkpoint ends with the same weights as an und
 import logging
 import math
 import random
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -85,8 +86,9 @@ class Task(pl.LightningModule):
     def configure_optimizers(self) -> dict:
         """AdamW; the schedule counts steps."""
         trained = [weight for weight in self.model.parameters() if weight.requires_grad]
+        fused = self._trainer is None or self.trainer.precision == "32-true"  # else Lightning cannot clip
         optimizer = torch.optim.AdamW(
-            trained, lr=self.lr, weight_decay=self.weight_decay, betas=(0.9, 0.98), fused=True
+            trained, lr=self.lr, weight_decay=self.weight_decay, betas=(0.9, 0.98), fused=fused
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.scale)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -172,8 +174,8 @@ class _Progress(pl.Callback):
     places after a resume.
     """
 
-    def __init__(self, what: str, steps: int, seed: int, looks: Sequence[_Checks]) -> None:
-        self.what, self.steps, self.seed, self.looks = what, steps, seed, looks
+    def __init__(self, what: str, steps: int, seed: int, parts: int, looks: Sequence[_Checks]) -> None:
+        self.what, self.steps, self.seed, self.parts, self.looks = what, steps, seed, parts, looks
         self.bar = None
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -195,7 +197,7 @@ class _Progress(pl.Callback):
             return
         losses = {name: f"{float(value):.3f}" for name, value in trainer.callback_metrics.items() if name != "step"}
         dev = {name: f"{one.found[name]:.3f}" for one in self.looks for name in ("dev_wra",) if name in one.found}
-        self.bar.set_postfix(epoch=trainer.current_epoch + 1, **losses, **dev, refresh=False)
+        self.bar.set_postfix(epoch=trainer.current_epoch // self.parts + 1, **losses, **dev, refresh=False)
         self.bar.update(trainer.global_step - self.bar.n)
 
     def on_train_end(self, *_: Any) -> None:
@@ -208,7 +210,7 @@ class _Progress(pl.Callback):
 
 
 class _Record(pl.Callback):
-    """Writes down how training ended, and the last weights: where processes are forked, they alone know it."""
+    """Writes down how training ended, and the last weights."""
 
     def __init__(self, what: str, steps: int, folder: Path, looks: Sequence[_Checks]) -> None:
         self.what, self.steps, self.folder, self.looks = what, steps, folder, looks
@@ -246,13 +248,16 @@ def fit(
     precision: str = "32-true",
     accelerator: str = "auto",
     devices: int = 1,
+    parts: int = 1,
 ) -> dict[str, float]:
     """Train `task` for `steps` steps; go on from `folder`'s last checkpoint where there is one.
 
-    `checkpoint_every` and `check_every` count epochs. With `check` the model ends with the weights that scored best on
+    `checkpoint_every` and `check_every` count epochs; where these are parts of epochs, `parts` says how many each has.
+    With `check` the model ends with the weights that scored best on
     the dev block (`last` has those of the last step), and after `patience` looks without a better one training is over.
     The curves lie in `board`, or `folder/tensorboard`; the checkpoints stay until `tidy`. Returned: steps made, and
-    the best score with its step.
+    the best score with its step. With several `devices` Lightning runs the process's own command once more for each:
+    call this from a process that does nothing else.
     """
     if (folder / ENDED).is_file():
         return _ended(task, folder, check is not None)
@@ -271,13 +276,13 @@ def fit(
         max_steps=steps,
         accelerator=accelerator,
         devices=devices,
-        strategy="auto" if devices == 1 else "ddp_notebook_find_unused_parameters_true",  # forks: in notebooks too
+        strategy="auto" if devices == 1 else "ddp_find_unused_parameters_true",
         precision=precision,
         logger=pl.loggers.TensorBoardLogger(board.parent, name="", version=board.name),
         log_every_n_steps=10,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[_Progress(what, steps, seed, looks), *looks, _Record(what, steps, folder, looks), saver],
+        callbacks=[_Progress(what, steps, seed, parts, looks), *looks, _Record(what, steps, folder, looks), saver],
         gradient_clip_val=clip,
         accumulate_grad_batches=accumulate,
         reload_dataloaders_every_n_epochs=1,
@@ -291,6 +296,8 @@ def fit(
         except SystemExit:  # Lightning ends the whole process on Ctrl-C
             stopped = f"{what}: stopped at step {trainer.global_step} of {steps}; run it again to go on"
             raise KeyboardInterrupt(stopped) from None
+    if not trainer.is_global_zero:
+        sys.exit(0)  # each phase starts processes of its own
     return _ended(task, folder, bool(looks))
 
 
@@ -316,6 +323,11 @@ def curves(folder: Path) -> pd.DataFrame:
             rows |= {(one.step, name): one.value for one in events.Scalars(name)}
     table = [(step, name, value) for (step, name), value in sorted(rows.items()) if name != "epoch"]
     return pd.DataFrame(table, columns=["step", "name", "value"])
+
+
+def device(accelerator: str = "auto") -> str:
+    """Where training takes place."""
+    return "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def seed_everything(seed: int) -> None:

@@ -181,17 +181,17 @@ def described(model: Hybrid) -> dict:
     return {"backbone": backbone, "encoder": encoder, "heads": asdict(model.heads)}
 
 
-def load(folder: Path) -> tuple[Hybrid, Tokens, dict]:
-    """A saved model, its tokens, and what else is known of it."""
+def load(folder: Path, file: str = "model.safetensors") -> tuple[Hybrid, Tokens, dict]:
+    """A saved model, with the weights of one of its files, its tokens, and what else is known of it."""
     from safetensors.torch import load_file
 
     try:
         record = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-        weights = load_file(folder / "model.safetensors")
+        weights = load_file(folder / file)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} holds no complete model ({error}); train it again") from None
     except Exception as error:  # safetensors has an exception of its own
-        raise UserError(f"{folder}/model.safetensors is damaged ({error}); train it again") from None
+        raise UserError(f"{folder}/{file} is damaged ({error}); train it again") from None
     tokens = Tokens.for_teachers(folder / "tokenizer.model", record["heads"]["size"])
     if tokens.fingerprint != record["tokens"]:
         raise UserError(
