@@ -1,12 +1,18 @@
 # The commands. Each sets up .venv by itself, once, from requirements.lock.
-#   make demo   one fold of the embedded corpus, from the corpus to the scored baseline (HELD_OUT=M05 for another speaker)
+#   make demo   one fold of the embedded corpus, from the corpus to a distilled student and its hard-label control
+#               (HELD_OUT=M05 for another speaker)
 #   make test   the tests
 #   make folds-for RECIPE=...          write the fold files of a corpus of your own
 #   make folds RECIPE=... FOLDS=A,B    run some of its folds (FOLDS=all for all; UNTIL=baseline stops behind 01_baseline)
+#   make compare                       one fold's students by each of VARIANTS, SEEDS=1,2, and their table
+#   make evaluate CHECKPOINT=... MANIFEST=...   score any saved model on any manifest
+#   make export CHECKPOINT=... NEMO=...         write a student as a .nemo file
 PYTHON   ?= $(shell command -v python3.11 || command -v python3)
 RECIPE   ?= params/demo.yaml
 HELD_OUT ?= M08
 FOLDS    ?= M08,M05,M16,M01,M04
+VARIANTS ?= hard,ctc_kd,ctc_kd_same_checkpoint,ctc_kd_same_level,ctc_kd_only,decoder_kd,decoder_hard
+SEEDS    ?= 1,2
 BIN      := .venv/bin
 READY    := .venv/.ready
 SNAKEMAKE := $(BIN)/snakemake --profile profiles/local $(if $(UNTIL),--until $(UNTIL))
@@ -16,11 +22,11 @@ export OPENBLAS_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 export PYTHONWARNINGS ?= ignore::SyntaxWarning
 
-.PHONY: demo test folds folds-for dry-run report lab pretrained parent bench lint lock help
+.PHONY: demo test folds folds-for dry-run report compare evaluate export lab pretrained parent bench lint lock help
 
 help:
 	@sed -n 's/^#   //p' Makefile
-	@echo "folds  folds-for  dry-run  report  lab  pretrained  parent  bench  lint  lock   (see README.md)"
+	@echo "folds  folds-for  dry-run  report  compare  evaluate  export  lab  pretrained  parent  bench  lint  lock   (see README.md)"
 
 demo: $(READY)
 	@$(SNAKEMAKE) --config recipe=$(RECIPE) folds=$(HELD_OUT),
@@ -37,6 +43,17 @@ dry-run: $(READY)
 
 report: $(READY)
 	@$(SNAKEMAKE) --config recipe=$(RECIPE) folds=$(FOLDS), --report outputs/report.html
+
+compare: $(READY)
+	@$(SNAKEMAKE) --config recipe=$(RECIPE) folds=$(HELD_OUT), variants=$(VARIANTS), seeds=$(SEEDS),
+	@$(BIN)/python -m kdlib.distill.results $(RECIPE) $(HELD_OUT)
+
+evaluate: $(READY)
+	@$(BIN)/python -m kdlib.evaluate.checkpoint $(CHECKPOINT) $(MANIFEST) $(if $(TOKENIZER),--tokenizer $(TOKENIZER)) \
+	  $(if $(MAX_DECODE_LEN),--max-decode-len $(MAX_DECODE_LEN)) $(if $(DATA_FOLDER),--data-folder $(DATA_FOLDER))
+
+export: $(READY)
+	@$(BIN)/python -m kdlib.models.export $(CHECKPOINT) $(NEMO)
 
 test: $(READY)
 	$(BIN)/python -m pytest

@@ -33,12 +33,14 @@ try:
 except UserError as error:  # refused here, before any work
     sys.exit(f"\n{error}\n")
 OUT = os.path.relpath(SETTINGS[FOLDS[0]].folder)
-NAMES = ["00_corpus", "01_baseline", "02_teachers", "03_logits"]
+NAMES = ["00_corpus", "01_baseline", "02_teachers", "03_logits", "04_distill"]
 NOTEBOOK = {name: stage.notebook_fingerprint(Path(f"notebooks/{name}.ipynb")) for name in NAMES}
 FIRST = SETTINGS[FOLDS[0]]
 FILES = [kd.located(name or "none") for name in (FIRST.manifest, FIRST.lexicon, FIRST.nemo_model, FIRST.tokens.source)]
 FILES += [nemo.SHIPPED, adapt.SHIPPED / "model.safetensors"]
 CODE = stage.code_fingerprint(stage.SOURCES) + "".join(map(stage.fingerprint, FILES))
+VARIANTS = [name for name in str(config.get("variants", "")).split(",") if name] or list(FIRST.compare)
+SEEDS = [int(one) for one in str(config.get("seeds", "")).split(",") if one] or list(FIRST.seeds)
 PARTS = int(config.get("parts", 2))  # jobs among which the teachers are divided
 # Teachers that all folds share are trained for all folds at once; those with a parent of the fold's own, for each.
 OWNERS = FOLDS if adapt.place(FIRST) != FIRST.folder else FOLDS[:1]
@@ -63,6 +65,13 @@ rule folds:
     input:
         expand(f"{OUT}/{{held_out}}/baseline/01_baseline.ipynb", held_out=FOLDS),
         expand(f"{OUT}/{{held_out}}/aggregates/03_logits.ipynb", held_out=FOLDS),
+        expand(f"{OUT}/{{held_out}}/students/{{variant}}/seed{{seed}}/04_distill.ipynb", held_out=FOLDS, variant=VARIANTS, seed=SEEDS),
+
+
+wildcard_constraints:
+    held_out="[^/]+",
+    variant="[^/]+",
+    seed="[0-9]+",
 
 
 rule corpus:
@@ -179,3 +188,26 @@ rule logits:
         code=CODE + NOTEBOOK["03_logits"],
     shell:
         RUN + END
+
+
+rule students:
+    input:
+        f"{OUT}/{{held_out}}/aggregates/03_logits.ipynb",
+        notebook=ancient("notebooks/04_distill.ipynb"),
+    output:
+        report(
+            f"{OUT}/{{held_out}}/figures/training_{{variant}}_seed{{seed}}.png", category="students", subcategory="{held_out}"
+        ),
+        notebook=f"{OUT}/{{held_out}}/students/{{variant}}/seed{{seed}}/04_distill.ipynb",
+    log:
+        f"{OUT}/logs/04_distill_{{held_out}}_{{variant}}_{{seed}}.ipynb",
+    params:
+        recipe=RECIPE,
+        held_out=lambda wildcards: wildcards.held_out,
+        variant=lambda wildcards: wildcards.variant,
+        seed=lambda wildcards: wildcards.seed,
+        label=lambda wildcards: f"{wildcards.held_out}/04_distill {wildcards.variant} {wildcards.seed}",
+        settings=lambda wildcards: SETTINGS[wildcards.held_out].model_dump_json(),
+        code=CODE + NOTEBOOK["04_distill"],
+    shell:
+        RUN + " -r variant {params.variant} -p seed {params.seed}" + END

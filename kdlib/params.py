@@ -19,6 +19,8 @@ from kdlib.settings import (
     Distill,
     Fold,
     Hygiene,
+    Listed,
+    Names,
     Person,
     Pretraining,
     Scoring,
@@ -64,6 +66,8 @@ class Params(Strict):
     distill: Distill = Distill()
     variant: str = Field("", pattern=r"^[\w.-]*$")  # which of the variants this is: set by `load`
     variants: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], dict[str, Any]] = Field({})  # what is other in each
+    compare: Names = ("hard", "ctc_kd")  # variants that a whole run trains
+    seeds: Annotated[tuple[int, ...], Listed] = (1,)  # of each
     scoring: Scoring = Scoring()
     outputs: str = "outputs"
 

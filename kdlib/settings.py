@@ -4,9 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-_Listed = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)  # YAML has no tuples
-Microphones = Annotated[tuple[Literal["M2", "M3", "M4", "M5", "M6", "M7", "M8"], ...], _Listed]
-Names = Annotated[tuple[str, ...], _Listed]
+Listed = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)  # YAML has no tuples
+Microphones = Annotated[tuple[Literal["M2", "M3", "M4", "M5", "M6", "M7", "M8"], ...], Listed]
+Names = Annotated[tuple[str, ...], Listed]
 
 
 class Strict(BaseModel):
@@ -195,7 +195,7 @@ class Student(Strict):
     dropout: float = Field(0.1, ge=0, lt=1)  # of the decoder
     freeze_preprocessor: bool = True  # else NeMo adds a little noise to the waveform in training
     augment: Literal["none", "mask", "mask_and_tempo"] = "mask"  # tempo moves frames: only without targets by frame
-    phases: Annotated[tuple[Phase, ...], _Listed] = Field((Phase(steps=300),), min_length=1)
+    phases: Annotated[tuple[Phase, ...], Listed] = Field((Phase(steps=300),), min_length=1)
     schedule: Literal["cosine", "noam"] = "cosine"
     batch_size: int = Field(16, ge=1)
     accumulate: int = Field(1, ge=1)  # batches a step
@@ -235,6 +235,7 @@ class Distill(Strict):
     best_shift: int = Field(0, ge=0)  # frames by which targets may be moved to fit the student's spikes
     first_token: Literal["keep", "no_specials", "skip"] = "keep"  # of the decoder's targets
     pseudo: PseudoLabels = PseudoLabels()
+    control: str = "hard"  # the variant of the same student and steps without teachers
     allow: Names = ()  # preflight checks that may refuse without stopping the run
 
 

@@ -134,9 +134,9 @@ class _Checks(pl.Callback):
     def _look(self, trainer: pl.Trainer, module: Task) -> None:
         module.eval()
         with torch.inference_mode():
-            found = self.check() if trainer.is_global_zero else {}
+            found = self.check()  # in every process: NeMo's encoder waits for the others
         module.train()
-        self.found = found = trainer.strategy.broadcast(found)  # processes decide alike
+        self.found = found = trainer.strategy.broadcast(found)  # and all decide alike
         self.looked_at = trainer.global_step
         if trainer.is_global_zero:
             trainer.logger.log_metrics(found, trainer.global_step + module.made_before)

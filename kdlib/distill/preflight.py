@@ -182,7 +182,7 @@ def check_aggregate(texts: Sequence[str], references: Sequence[str]) -> Check:
 def check_best_teacher(target: float, teachers: Mapping[str, float], margin: float = 0.1) -> Check:
     """A mean that is worse than its best member was better not taken."""
     best = max(teachers, key=lambda name: teachers[name])
-    said = f"the target recognises {100 * target:.0f} % of the sample, its best member ({best}) {100 * teachers[best]:.0f} %"
+    said = f"the target recognises {100 * target:.0f} % of the sample, {best} alone {100 * teachers[best]:.0f} %"
     return Check("best teacher", WARN if target < teachers[best] - margin else PASS, said)
 
 

@@ -196,6 +196,37 @@ def spikes(rows: Mapping[str, np.ndarray], stride_ms: float, title: str) -> Figu
         return figure
 
 
+def training(curves: pd.DataFrame) -> Figure:
+    """Losses by name, and words right on dev speech, over the steps of a training. Columns: step, name, value."""
+    with plt.rc_context(style()):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH_IN, 2.6))
+        names = [name for name in dict.fromkeys(curves.name) if not name.startswith("dev_")]
+        for index, name in enumerate(sorted(names, key=lambda name: (name != "loss", name))):
+            part = curves[curves.name == name]
+            width = 1.8 if name == "loss" else 1.0
+            left.plot(part.step, part.value, marker=".", linewidth=width, color=f"C{index}", label=name)
+        left.set_ylim(bottom=0)
+        left.set_xlabel("step")
+        left.set_ylabel("loss (nats)")
+        left.legend(frameon=False)
+        looks = curves[curves.name == "dev_wra"]
+        right.plot(looks.step, 100 * looks.value, "k.-")
+        if len(looks):
+            best = looks.loc[looks.value.idxmax()]
+            right.plot(best.step, 100 * best.value, "o", markersize=9, fillstyle="none", color="C3")
+            right.annotate(
+                f"{100 * best.value:.1f}",
+                (best.step, 100 * best.value),
+                (0, -14),
+                textcoords="offset points",
+                ha="center",
+            )
+        right.set_ylim(0, 105)
+        right.set_xlabel("step")
+        right.set_ylabel("dev speaker's words right (%)")
+        return figure
+
+
 def _order(levels: pd.Series) -> str:
     return "speaker, from least to most intelligible" if set(levels) - {"?"} else "speaker"
 

@@ -1,0 +1,105 @@
+"""Score any saved model on any manifest: `make evaluate CHECKPOINT=... MANIFEST=...` (TOKENIZER, MAX_DECODE_LEN).
+
+A checkpoint is the folder of a student or a teacher, or a `.nemo` file. A tokenizer that is named must be the one that
+the model was trained with: with another one every word would be wrong, and nothing else would say so.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdlib.corpus import audio
+from kdlib.corpus.manifest import read
+from kdlib.decode import attention
+from kdlib.errors import UserError
+from kdlib.evaluate import score, system
+from kdlib.evaluate.tables import headline
+from kdlib.params import root
+from kdlib.tokens import normalise
+
+if TYPE_CHECKING:
+    from kdlib.evaluate.system import System
+
+OPTIONS = {
+    "checkpoint": "the folder of a saved model (model.json, model.safetensors, tokenizer.model), or a .nemo file",
+    "manifest": "SpeechBrain CSV or NeMo JSON lines",
+}
+
+
+def opened(path: Path) -> "System":
+    """The system in a folder or a `.nemo` file."""
+    if path.suffix == ".nemo":
+        from kdlib.models.nemo import NeMoCTC
+
+        return NeMoCTC(path)
+    from kdlib.models.hybrid import Trained
+
+    if not path.is_dir():
+        raise UserError(f"checkpoint: there is no {path}; expected {OPTIONS['checkpoint']}")
+    return Trained(path)
+
+
+def evaluate(
+    checkpoint: Path,
+    manifest: Path,
+    out: Path,
+    *,
+    tokenizer: Path | None = None,
+    max_decode_len: int | None = None,
+    lexicon: Path | None = None,
+    data_folder: Path | None = None,
+) -> dict:
+    """Score a model on a manifest; write hypotheses, scores and evaluation files to `out`; return the scores."""
+    one = opened(checkpoint)
+    if tokenizer and not tokenizer.is_file():
+        raise UserError(f"tokenizer: there is no file {tokenizer}")
+    if tokenizer and tokenizer.read_bytes() != one.tokens.model:
+        raise UserError(
+            f"tokenizer: {tokenizer} is not the one that {checkpoint} was trained with: its ids mean other pieces, and "
+            "all words would be wrong; leave the option out, for the model knows its own"
+        )
+    corpus, report = audio.check(read(manifest, data_folder))
+    print(report)
+    words = corpus.lexicon
+    if lexicon:
+        words = sorted({normalise(line) for line in lexicon.read_text(encoding="utf-8").splitlines() if line.strip()})
+    decoder = getattr(getattr(one, "model", None), "decoder", None)
+    spoken = attention.Spoken(one.model, one.tokens, words, max_decode_len) if hasattr(decoder, "greedy") else None
+    rows = system.hear(
+        one,
+        list(corpus),
+        words,
+        level=corpus.level,
+        what="evaluation",
+        say=(lambda _, outputs: spoken(outputs)) if spoken else None,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    return score.write(
+        rows,
+        system.DECODERS + (("attention", "attention_lexicon") if spoken else ()),
+        out,
+        system=checkpoint.stem,
+        held_out="",
+        tokenizer=one.tokens.fingerprint,
+        checkpoint=str(checkpoint),
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Score a saved model on a manifest.")
+    for name, text in OPTIONS.items():
+        parser.add_argument(name, type=Path, help=text)
+    parser.add_argument("--tokenizer", type=Path, help="must be the model's own")
+    parser.add_argument("--max-decode-len", type=int, help="tokens, of the attention decoder")
+    parser.add_argument("--lexicon", type=Path, help="closed vocabulary, a word a line; by default all transcripts")
+    parser.add_argument("--data-folder", type=Path, help="what $data_folder stands for in the manifest")
+    parser.add_argument("--out", type=Path, help="by default outputs/evaluations/<checkpoint>-<manifest>")
+    asked = vars(parser.parse_args())
+    default = root() / "outputs" / "evaluations" / f"{asked['checkpoint'].stem}-{asked['manifest'].stem}"
+    target = asked.pop("out") or default
+    try:
+        print(headline(evaluate(**asked, out=target)).to_string())
+        print(f"written to {target}")
+    except UserError as error:
+        sys.exit(f"\n{error}\n")
