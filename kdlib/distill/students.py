@@ -333,6 +333,7 @@ def _phase(
 
     def check() -> dict[str, float]:
         if watch:
+            task.logger.experiment.flush()
             watch(train.curves(partial / train.CURVES))
         return look(minimised, dev)
 

@@ -116,14 +116,15 @@ def _archive(path: Path) -> Iterator[tarfile.TarFile]:
 
 def build(tokenizer: Path, settings: Pretraining):
     """A small Conformer-CTC of NeMo's own classes with random weights."""
-    with quiet():
-        from nemo.collections.asr.models import EncDecCTCModelBPE
-        from omegaconf import OmegaConf, open_dict
-    pieces = Tokens.for_nemo(tokenizer.read_bytes()).pieces
-    (tokenizer.parent / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
-    config = {
-        "sample_rate": 16_000,
-        "tokenizer": {"dir": str(tokenizer.parent), "type": "bpe"},
+    sizes = {"d_model": settings.d_model, "layers": settings.layers, "heads": settings.heads}
+    return assembled(tokenizer, parts(**sizes, channels=settings.conv_channels, mels=40, kernel=15))
+
+
+def parts(
+    *, d_model: int = 176, layers: int = 16, heads: int = 4, channels: int = 176, mels: int = 80, kernel: int = 31
+) -> dict:
+    """The configuration of a preprocessor and an encoder; the defaults are those of stt_en_conformer_ctc_small."""
+    return {
         "preprocessor": {
             "_target_": "nemo.collections.asr.modules.AudioToMelSpectrogramPreprocessor",
             "sample_rate": 16_000,
@@ -131,7 +132,7 @@ def build(tokenizer: Path, settings: Pretraining):
             "window_size": 0.025,
             "window_stride": 0.01,
             "window": "hann",
-            "features": 40,
+            "features": mels,
             "n_fft": 512,
             "frame_splicing": 1,
             "dither": 1e-5,
@@ -139,35 +140,49 @@ def build(tokenizer: Path, settings: Pretraining):
         },
         "encoder": {
             "_target_": "nemo.collections.asr.modules.ConformerEncoder",
-            "feat_in": 40,
+            "feat_in": mels,
             "feat_out": -1,
-            "n_layers": settings.layers,
-            "d_model": settings.d_model,
+            "n_layers": layers,
+            "d_model": d_model,
             "subsampling": "striding",
             "subsampling_factor": 4,
-            "subsampling_conv_channels": settings.conv_channels,
+            "subsampling_conv_channels": channels,
             "ff_expansion_factor": 4,
             "self_attention_model": "rel_pos",
-            "n_heads": settings.heads,
+            "n_heads": heads,
             "att_context_size": [-1, -1],
             "xscaling": True,
             "untie_biases": True,
             "pos_emb_max_len": 5000,
-            "conv_kernel_size": 15,
+            "conv_kernel_size": kernel,
             "dropout": 0.1,
             "dropout_pre_encoder": 0.1,
             "dropout_emb": 0.0,
             "dropout_att": 0.1,
         },
+    }
+
+
+def assembled(tokenizer: Path, config: dict):
+    """A whole model of NeMo's, with random weights: `parts`, and a CTC head over a tokenizer's pieces."""
+    with quiet():
+        from nemo.collections.asr.models import EncDecCTCModelBPE
+        from omegaconf import OmegaConf, open_dict
+    pieces = Tokens.for_nemo(tokenizer.read_bytes()).pieces
+    (tokenizer.parent / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
+    whole = {
+        "sample_rate": 16_000,
+        "tokenizer": {"dir": str(tokenizer.parent), "type": "bpe"},
+        **config,
         "decoder": {
             "_target_": "nemo.collections.asr.modules.ConvASRDecoder",
-            "feat_in": settings.d_model,
+            "feat_in": config["encoder"]["d_model"],
             "num_classes": len(pieces),
             "vocabulary": pieces,
         },
     }
     with quiet():
-        model = EncDecCTCModelBPE(cfg=OmegaConf.create(config))
+        model = EncDecCTCModelBPE(cfg=OmegaConf.create(whole))
     with open_dict(model.cfg):
         model.cfg.tokenizer.dir = "tokens"  # a .nemo file holds its tokenizer, and needs no path of this machine
     return model

@@ -208,7 +208,8 @@ def training(curves: pd.DataFrame) -> Figure:
         left.set_ylim(bottom=0)
         left.set_xlabel("step")
         left.set_ylabel("loss (nats)")
-        left.legend(frameon=False)
+        if names:
+            left.legend(frameon=False)
         looks = curves[curves.name == "dev_wra"]
         right.plot(looks.step, 100 * looks.value, "k.-")
         if len(looks):

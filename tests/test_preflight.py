@@ -1,0 +1,249 @@
+"""Each check fires on an input that is broken in just that way, and on no sound one."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from kdlib.corpus import prepare
+from kdlib.distill import preflight, students
+from kdlib.distill.preflight import PASS, REFUSE, WARN
+from kdlib.errors import UserError
+from kdlib.models import nemo
+from kdlib.params import load
+from kdlib.settings import Distill
+from kdlib.teachers import extract
+from kdlib.teachers.store import Header
+from kdlib.tokens import Tokens
+
+WORDS = ["COME", "GO", "YES", "NO", "ONE", "TWO"]
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tokens") / "tokenizer.model"
+    path.write_bytes(nemo.tokenizer(nemo.SHIPPED))
+    return Tokens.for_teachers(path)
+
+
+class OneOff(Tokens):
+    """The original study's fault: evaluation decodes every token one piece on."""
+
+    def encode(self, text):
+        return Tokens(self.model, self.blank, self.size, self.bos, self.eos).encode(text)
+
+    def decode(self, ids):
+        return super().decode([index + 1 for index in ids])
+
+
+def headers(ours, **other):
+    known = {"heard": ("M04",), "output": "ctc", "encoding": "fp16", "size": ours.size, "width": 8}
+    known |= {"tokens": ours.fingerprint, "blank": 2, "bos": 0, "eos": 1, "stride_ms": 40.0}
+    return {"M04": Header(teacher="M04", **known | other)}
+
+
+def off(references, by=0, steps=0):
+    """What a teacher says: the references, every id so far off, and begun so many steps too late."""
+    return [[0] * steps + [one + by for one in ids] for ids in references]
+
+
+@pytest.fixture(scope="module")
+def references(tokens):
+    return [tokens.encode(word) for word in WORDS]
+
+
+SOUND = {
+    "tokens": lambda t, r: preflight.check_tokens(t, headers(t)),
+    "shift of ctc targets": lambda t, r: preflight.check_shift(off(r), r, "ctc"),
+    "shift of decoder targets": lambda t, r: preflight.check_shift(off(r), r, "decoder"),
+    "a weak teacher's shift": lambda t, r: preflight.check_shift([r[0]] * len(r), r, "ctc"),
+    "decoding": lambda t, r: preflight.check_decoding(t, WORDS),
+    "logits": lambda t, r: preflight.check_logits({"M04": torch.randn(9, t.size)}),
+    "temperature": lambda t, r: preflight.check_temperature(headers(t), Distill(temperature=4.0)),
+    "temperature 1": lambda t, r: preflight.check_temperature(headers(t), Distill(temperature=1.0, soften="teacher")),
+    "lengths": lambda t, r: preflight.check_lengths(0, 100),
+    "recording": lambda t, r: preflight.check_recording({"M04": {"a": 10, "b": 21}}, {"a": 10, "b": 20}, 40.0, 40.0),
+    "target": lambda t, r: preflight.check_aggregate(WORDS, WORDS),
+    "best teacher": lambda t, r: preflight.check_best_teacher(0.55, {"M04": 0.6, "F03": 0.2}),
+    "spikes": lambda t, r: preflight.check_spikes([0, 0, 1, 0], [0.7, 0.8, 0.5, 0.9]),
+    "blanks": lambda t, r: preflight.check_blanks(0.8),
+    "gradients": lambda t, r: preflight.check_gradients(2.0, 1.0),
+    "stored and live": lambda t, r: preflight.check_live(1e-6, "M04"),
+    "held out": lambda t, r: preflight.check_heard(headers(t), ["M08", "M10"]),
+    "unseen words": lambda t, r: preflight.check_words(WORDS, WORDS, decoder=True),
+    "unseen words by CTC": lambda t, r: preflight.check_words(WORDS, WORDS[1:], decoder=False),
+}
+
+BROKEN = {
+    "another tokenizer": (
+        lambda t, r: preflight.check_tokens(t, headers(t, tokens="other")),
+        REFUSE,
+        "tokenizer is other",
+    ),
+    "blank elsewhere": (lambda t, r: preflight.check_tokens(t, headers(t, blank=63)), REFUSE, "blank is 63"),
+    "ids one too large": (lambda t, r: preflight.check_shift(off(r, 1), r, "ctc"), REFUSE, "every id is +1 off"),
+    "ids two too small": (lambda t, r: preflight.check_shift(off(r, -2), r, "decoder"), REFUSE, "every id is -2 off"),
+    "BOS in the targets": (lambda t, r: preflight.check_shift(off(r, 0, 1), r, "decoder"), REFUSE, "stand +1 step"),
+    "decoding one off": (
+        lambda t, r: preflight.check_decoding(OneOff(t.model, t.blank, t.size, t.bos, t.eos), WORDS),
+        REFUSE,
+        "the decoding is wrong",
+    ),
+    "probabilities": (
+        lambda t, r: preflight.check_logits({"M04": torch.randn(9, t.size).softmax(-1)}),
+        REFUSE,
+        "are probabilities",
+    ),
+    "stored at 2": (
+        lambda t, r: preflight.check_temperature(headers(t, temperature=2.0), Distill()),
+        REFUSE,
+        "stored at temperature 2",
+    ),
+    "one side divided": (
+        lambda t, r: preflight.check_temperature(headers(t), Distill(soften="student")),
+        WARN,
+        "only the student's side",
+    ),
+    "some too short": (lambda t, r: preflight.check_lengths(3, 100), WARN, "3 of 100 references (3.0 %)"),
+    "most too short": (lambda t, r: preflight.check_lengths(60, 100), REFUSE, "60 of 100"),
+    "another recording": (
+        lambda t, r: preflight.check_recording({"M04": {"a": 10, "b": 31}}, {"a": 10, "b": 20}, 40.0, 40.0),
+        REFUSE,
+        "1 of 2 outputs are of another recording: teacher M04 has 31 frames of b, the student 20",
+    ),
+    "another stride": (
+        lambda t, r: preflight.check_recording({}, {}, 20.0, 40.0),
+        REFUSE,
+        "a frame each 20 ms",
+    ),
+    "a mute target": (lambda t, r: preflight.check_aggregate([""] * 6, WORDS), REFUSE, "writes nothing in 100 %"),
+    "one word for all": (lambda t, r: preflight.check_aggregate(["GO"] * 6, WORDS), REFUSE, "1 distinct texts for 6"),
+    "often mute": (lambda t, r: preflight.check_aggregate(["", "", "", *WORDS[3:]], WORDS), WARN, "nothing in 50 %"),
+    "worse than its best": (
+        lambda t, r: preflight.check_best_teacher(0.3, {"M04": 0.8, "F03": 0.2}),
+        WARN,
+        "recognises 30 % of the sample, M04 alone 80 %",
+    ),
+    "spikes elsewhere": (lambda t, r: preflight.check_spikes([2, 2, 3], [0.8] * 3), WARN, "moved by +2 frames"),
+    "spikes nowhere": (lambda t, r: preflight.check_spikes([0, 0, 0], [0.1] * 3), WARN, "by 0.10"),
+    "all blank": (lambda t, r: preflight.check_blanks(0.99), WARN, "99 % of the target's mass is blank"),
+    "teachers drown": (lambda t, r: preflight.check_gradients(50.0, 1.0), WARN, "pull 50 times"),
+    "references drown": (lambda t, r: preflight.check_gradients(0.01, 1.0), WARN, "pull 0.01 times"),
+    "no ground truth": (lambda t, r: preflight.check_gradients(1.0, 0.0), WARN, "no ground truth"),
+    "stale stores": (lambda t, r: preflight.check_live(0.5, "M04"), REFUSE, "differs by 5.0e-01 nats"),
+    "int8 at its limit": (lambda t, r: preflight.check_live(5e-3, "M04"), WARN, "differs by 5.0e-03"),
+    "a leak": (lambda t, r: preflight.check_heard(headers(t, heard=("M04", "M08")), ["M08"]), REFUSE, "has heard M08"),
+    "a decoder and new words": (
+        lambda t, r: preflight.check_words(WORDS, WORDS[1:], decoder=True),
+        WARN,
+        "1 of 6 test words",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_no_check_fires_on_a_sound_input(name, tokens, references):
+    assert SOUND[name](tokens, references).verdict == PASS
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_each_check_fires_on_its_fault(name, tokens, references):
+    check, verdict, reason = BROKEN[name]
+    found = check(tokens, references)
+    assert (found.verdict, reason in found.reason) == (verdict, True), found
+
+
+@pytest.fixture(scope="module")
+def variant(taught, outputs):
+    def named(which, **overrides):
+        return load("params/smoke.yaml", "M08", overrides={"outputs": str(outputs)} | overrides, variant=which)
+
+    return named
+
+
+def by_name(checks):
+    return {one.name: one for one in checks}
+
+
+def test_the_preflight_of_the_smoke_recipe_sees_its_mute_teachers_and_nothing_else(variant):
+    """Its teachers were trained for four steps and write nothing: just what has to be refused."""
+    found = by_name(preflight.preflight(variant("ctc_kd")))
+    assert found["target"].verdict == REFUSE
+    assert {name for name, one in found.items() if one.verdict == REFUSE} == {"target"}
+    assert {"tokens", "held out", "recording", "stored and live", "gradients", "shift of ctc targets"} <= set(found)
+    assert "differs by" in found["stored and live"].reason
+    table = preflight.table(list(found.values()))
+    assert table.verdict.iloc[0] == REFUSE
+
+
+def test_hard_labels_need_no_teacher_and_ask_nothing_of_them(variant):
+    found = by_name(preflight.preflight(variant("hard")))
+    assert set(found) == {"decoding", "lengths", "unseen words"}
+
+
+def test_what_is_refused_is_not_trained(variant):
+    params = variant("ctc_kd", distill={"allow": [], "temperature": 3.0})
+    with pytest.raises(UserError, match=r"refuses to train:\n  target: the target writes nothing in 100 %"):
+        students.student(params, seed=7)
+    assert not (students.place(params, 7) / "model.json").exists()
+
+
+def test_decoder_distillation_across_encoders_is_switched_to_ctc_with_the_reason(variant):
+    asked = variant("decoder_kd", distill={"allow_decoder_kd": False})
+    used = students.effective(asked)
+    assert (asked.distill.heads, used.distill.heads) == ("decoder", "ctc")
+    switched = preflight.check_decoder_kd(asked.distill, used.distill)
+    assert switched.verdict == WARN
+    assert "switched to CTC: the original study ended at 0 %" in switched.reason
+    forced = variant("decoder_kd")
+    assert students.effective(forced).distill.heads == "decoder"
+    assert "on purpose" in preflight.check_decoder_kd(forced.distill, students.effective(forced).distill).reason
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "reason"),
+    [
+        ({"heard": ["M04", "M08"]}, "held out", "has heard M08"),
+        ({"blank": 5}, "tokens", "blank is 5"),
+        ({"temperature": 3.0}, "temperature", "stored at temperature 3"),
+    ],
+)
+def test_a_store_that_is_not_sound_is_named_before_it_is_used(monkeypatch, variant, change, name, reason):
+    params = variant("ctc_kd")
+    opened = extract.opened
+
+    def changed(*asked):
+        store = opened(*asked)
+        store.header = dataclasses.replace(store.header, **change)
+        return store
+
+    monkeypatch.setattr(extract, "opened", changed)
+    found = by_name(preflight._taught(params, students.vocabulary.vocabulary(params), 1))
+    assert found[name].verdict == REFUSE
+    assert reason in found[name].reason
+
+
+def test_outputs_of_another_recording_are_seen(monkeypatch, variant):
+    """A teacher's rows of two utterances of different length, swapped."""
+    params = variant("ctc_kd")
+    tokens = students.vocabulary.vocabulary(params)
+    corpus = prepare.load(params)
+    durations = {utt.utt_id: utt.duration_s for utt in corpus}
+    opened = extract.opened
+
+    def swapped(*asked):
+        store = opened(*asked)
+        mine = sorted((one for one in store if one.startswith("M04")), key=lambda one: durations[one])
+        longest, shortest = mine[-1], mine[0]
+        store._rows = store._rows | {longest: store._rows[shortest], shortest: store._rows[longest]}
+        return store
+
+    from kdlib.teachers import targets
+
+    monkeypatch.setattr(extract, "opened", swapped)
+    monkeypatch.setattr(targets, "opened", swapped)
+    found = students.ensembles(params)["ctc"]
+    sample = [utt for utt in corpus if utt.speaker == "M04" and utt.utt_id in next(iter(found.stores.values()))]
+    checks = by_name(preflight._frames(params, found, sample, students.first(params, tokens, 1).eval()))
+    assert checks["recording"].verdict == REFUSE
+    assert "2 of" in checks["recording"].reason
