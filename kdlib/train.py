@@ -279,7 +279,7 @@ def fit(
         strategy="auto" if devices == 1 else "ddp_find_unused_parameters_true",
         precision=precision,
         logger=pl.loggers.TensorBoardLogger(board.parent, name="", version=board.name),
-        log_every_n_steps=10,
+        log_every_n_steps=max(1, min(10, steps // 20)),
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=[_Progress(what, steps, seed, parts, looks), *looks, _Record(what, steps, folder, looks), saver],

@@ -30,13 +30,13 @@ def export(folder: Path, out: Path) -> Path:
         path = Path(made) / "tokenizer.model"
         path.write_bytes(tokens.model)
         whole = nemo.assembled(path, model.encoder.config)
-    for part in ("preprocessor", "encoder"):
-        getattr(whole, part).load_state_dict(getattr(model.encoder, part).state_dict())
-    weight, bias = _head(model.ctc_head.weight.detach(), model.ctc_head.bias.detach(), tokens)
-    whole.decoder.decoder_layers[0].load_state_dict({"weight": weight[..., None], "bias": bias})
-    whole.eval()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    whole.save_to(str(out))
+        for part in ("preprocessor", "encoder"):
+            getattr(whole, part).load_state_dict(getattr(model.encoder, part).state_dict())
+        weight, bias = _head(model.ctc_head.weight.detach(), model.ctc_head.bias.detach(), tokens)
+        whole.decoder.decoder_layers[0].load_state_dict({"weight": weight[..., None], "bias": bias})
+        whole.eval()
+        out.parent.mkdir(parents=True, exist_ok=True)
+        whole.save_to(str(out))
     return out
 
 

@@ -185,6 +185,7 @@ def assembled(tokenizer: Path, config: dict):
         model = EncDecCTCModelBPE(cfg=OmegaConf.create(whole))
     with open_dict(model.cfg):
         model.cfg.tokenizer.dir = "tokens"  # a .nemo file holds its tokenizer, and needs no path of this machine
+        model.cfg.validation_ds = {"manifest_filepath": None, "use_start_end_token": False}  # `transcribe` asks for it
     return model
 
 

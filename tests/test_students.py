@@ -1,0 +1,250 @@
+"""Students of the smoke recipe: trained, killed and resumed, in phases and in runs, by several processes, exported."""
+
+import random
+import shutil
+import signal
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kdlib import train
+from kdlib.corpus import audio, prepare
+from kdlib.corpus.speakers import split
+from kdlib.decode.greedy import greedy
+from kdlib.distill import results, students
+from kdlib.errors import UserError
+from kdlib.evaluate.score import Hypothesis, write_hypotheses
+from kdlib.models import export, hybrid, nemo
+from kdlib.params import load
+from kdlib.stage import read_json
+from kdlib.tokens import BLANK
+
+
+@pytest.fixture(scope="module")
+def variant(taught, outputs):
+    def named(which, **overrides):
+        return load("params/smoke.yaml", "M08", overrides={"outputs": str(outputs)} | overrides, variant=which)
+
+    return named
+
+
+def same(one, other, file="model.safetensors"):
+    ours, theirs = load_file(one / file), load_file(other / file)
+    return all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_student_is_chosen_on_the_dev_speaker_and_scored_on_the_held_out_one(variant):
+    params = variant("ctc_kd")
+    folder = students.student(params)
+    record = read_json(folder / "model.json")
+    assert not {"M08", "M10"} & set(record["heard"])
+    assert (record["variant"], record["seed"], record["heads_trained"], record["steps"]) == ("ctc_kd", 1, ["ctc"], 6)
+    assert {"model.safetensors", "latest.safetensors", "tensorboard", "run.json"} <= {
+        one.name for one in folder.iterdir()
+    }
+    assert not list(folder.glob("**/*.ckpt")) + list(folder.glob("**/*.pt"))  # nothing that has to be unpickled
+    curves = train.curves(folder / "tensorboard")
+    assert {"loss", "ctc", "kd_ctc", "dev_wra"} <= set(curves.name)
+    scored = students.scored(params)
+    assert read_json(scored / "scores.json")["held_out"] == "M08"
+    corpus = prepare.load(params)
+    heard = pd.read_csv(scored / "hypotheses.csv")
+    assert set(heard.utt_id) == {utt.utt_id for utt in split(corpus, params).test}
+    assert set(pd.read_csv(scored / "dev/hypotheses.csv").speaker) == {"M10"}
+
+
+def test_the_control_sees_the_same_batches_and_no_teacher(variant, monkeypatch):
+    hard, taught = variant("hard"), variant("ctc_kd")
+    seen = {}
+    for params in (hard, taught):
+        chosen = students.material(params, students.vocabulary.vocabulary(params))
+        plan = students._plan(params, chosen)
+        seen[params.variant] = [
+            [utt.utt_id for batch in plan.part(chosen.train, number, 1) for utt in batch] for number in range(4)
+        ]
+    assert seen["hard"] == seen["ctc_kd"]
+    monkeypatch.setattr(students.targets, "target", lambda *_, **__: pytest.fail("a teacher was asked"))
+    assert students.student(hard)
+
+
+def test_an_epoch_in_parts_is_the_whole_epoch(variant):
+    params = variant("hard", student={"looks": 2, "batch_size": 4})
+    chosen = students.material(params, students.vocabulary.vocabulary(params))
+    plan = students._plan(params, chosen)
+    assert plan.parts == 2
+    once = [utt.utt_id for part in (0, 1) for batch in plan.part(chosen.train, part, 1) for utt in batch]
+    assert sorted(once) == sorted(utt.utt_id for utt in chosen.train)
+    phases = {"student": {"looks": 2, "accumulate": 2, "phases": [{"epochs": 3}]}}
+    assert students._plan(variant("hard", **phases), chosen).steps == [3 * 2]  # 3 batches an epoch in parts of 2 and 1
+
+
+PHASES = [
+    {"epochs": 1, "lr": 1e-3, "warmup_steps": 1, "freeze_encoder": True},
+    {"epochs": 2, "lr": 5e-4, "warmup_steps": 1},
+]
+
+
+def test_two_phases_in_one_run_are_two_runs_with_resume(variant, tmp_path):
+    """Seed 000's recipe both ways: the encoder frozen, then not, from the latest weights and with a new optimiser."""
+
+    def made(name, **student):
+        shutil.copytree(students.student(variant("two_stage", student=student), seed=2), tmp_path / name)
+        return tmp_path / name
+
+    once, first = made("once", phases=PHASES), made("first", phases=PHASES[:1])
+    start, frozen = nemo.restore(students.pretrained(variant("hard"))), load_file(first / students.LATEST)
+    for name, weight in start.encoder.state_dict().items():
+        assert torch.equal(weight, frozen[f"encoder.encoder.{name}"]), name
+    second = made("second", phases=PHASES[1:], resume=str(first))
+    assert [one["steps"] for one in read_json(once / "model.json")["phases"]] == [3, 6]
+    assert same(once, second, students.LATEST)
+    assert not same(first, second, students.LATEST)
+
+
+def test_resuming_from_nowhere_says_where_it_looked(variant):
+    with pytest.raises(UserError, match=r"student.resume: there is no student in .*none.*; train it first"):
+        students.student(variant("ctc_kd", student={"resume": "none"}))
+
+
+KILLED = """
+import os, sys
+from kdlib import train
+from kdlib.distill import students
+from kdlib.params import load
+
+def die(self, trainer, *rest, end=train._Progress.on_train_batch_end):
+    end(self, trainer, *rest)
+    if trainer.global_step == int(sys.argv[2]):
+        os.kill(os.getpid(), 9)
+
+train._Progress.on_train_batch_end = die
+student = {"phases": [{"steps": 14, "warmup_steps": 2}], "looks": 2, "backbone": "sb"}  # imports faster than NeMo
+params = load("params/smoke.yaml", "M08", overrides={"outputs": sys.argv[1], "student": student}, variant="ctc_kd")
+students.student(params)
+"""
+
+
+def test_killed_at_a_random_moment_and_resumed_the_weights_are_the_same(variant, taught, tmp_path):
+    student = {"phases": [{"steps": 14, "warmup_steps": 2}], "looks": 2, "backbone": "sb"}
+    whole = students.student(variant("ctc_kd", student=student), seed=1)
+    kept = tmp_path / "whole"
+    shutil.copytree(whole, kept)
+    for name in ("corpus", "pretrained", "tokens", "parents", "teachers", "logits"):
+        shutil.copytree(taught.folder / name, tmp_path / "smoke" / name)
+    moments = [random.randrange(3, 14)]
+
+    def run(moment):
+        command = [sys.executable, "-c", KILLED, str(tmp_path), str(moment)]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    for moment in moments:
+        assert run(moment).returncode == -signal.SIGKILL, moments
+        assert not (tmp_path / "smoke/M08/students/ctc_kd/seed1").exists()
+    ended = run(0)
+    assert ended.returncode == 0, ended.stderr
+    assert "goes on from step" in ended.stdout + ended.stderr
+    folder = tmp_path / "smoke/M08/students/ctc_kd/seed1"
+    assert same(folder, kept), moments
+    assert same(folder, kept, students.LATEST), moments
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"student": {"backbone": "sb"}},
+        {"student": {"backbone": "sb", "start": "scratch", "conformer": {"d_model": 16, "layers": 1, "heads": 2}}},
+        {"student": {"freeze_preprocessor": False, "augment": "none", "precision": "bf16", "accumulate": 2}},
+        {"student": {"schedule": "noam", "decoder_layers": 1}, "distill": {"heads": "both", "allow_decoder_kd": True}},
+        {"distill": {"gamma": 0.1, "blanks": "symmetric", "best_shift": 2, "temperature_end": 1.0, "alpha_end": 0.1}},
+        {"aggregation": {"method": "prob_mean"}, "distill": {"pseudo": {"weight": 0.2, "confidence": 0.1}}},
+    ],
+    ids=["sb", "sb from scratch", "bf16", "decoder and noam", "features and shifts", "pseudo-labels"],
+)
+def test_every_kind_of_student_trains_and_is_scored(variant, settings):
+    params = variant("ctc_kd", **settings)
+    found = read_json(students.scored(params, 3) / "scores.json")["decoders"]
+    assert {"greedy", "lexicon"} <= set(found)
+    assert ("attention_lexicon" in found) == bool(params.student.decoder_layers)
+    record = read_json(students.place(params, 3) / "model.json")
+    assert record["backbone"] == params.student.backbone
+    assert record["steps"] > 0
+
+
+def test_two_processes_train_one_student(variant):
+    """DDP on the CPU: each sees half of the batches, and both end with one student."""
+    params = variant("hard", student={"devices": 2, "accelerator": "cpu", "backbone": "sb"})
+    folder = students.student(params, 5)
+    assert read_json(folder / "model.json")["steps"] == 6
+    assert not (folder / "params.json").exists()
+    assert hybrid.Trained(folder).record["variant"] == "hard"
+
+
+def test_a_ctc_student_becomes_a_nemo_file_that_plain_nemo_transcribes_with(variant, tmp_path):
+    folder = students.student(variant("hard"))
+    path = export.export(folder, tmp_path / "student.nemo")
+    plain = nemo.restore(path)
+    assert type(plain).__name__ == "EncDecCTCModelBPE"
+    plain.eval()
+    ours = hybrid.Trained(folder)
+    utterances = split(prepare.load(variant("hard")), variant("hard")).test
+    said = []
+    for utt in utterances:
+        said += [ours.tokens.decode(ids) for ids in greedy(ours(*audio.collate([utt])), BLANK)]
+    with nemo.quiet():
+        theirs = plain.transcribe([str(utt.wav) for utt in utterances], batch_size=1, verbose=False)
+    assert [one.text.upper() for one in theirs] == said
+
+
+def test_what_plain_nemo_hears_is_what_the_student_heard(variant, tmp_path):
+    """The smoke student writes next to nothing: compare probabilities, blank against blank, piece against piece."""
+    folder = students.student(variant("hard"))
+    theirs = nemo.NeMoCTC(export.export(folder, tmp_path / "student.nemo"))
+    ours = hybrid.Trained(folder)
+    batch = audio.collate(split(prepare.load(variant("hard")), variant("hard")).test[:3])
+    one, other = ours(*batch), theirs(*batch)
+    pieces = len(ours.tokens.pieces)
+    free = [index for index in range(pieces) if index > 2]
+    mine, plain = one.ctc_logits[..., [*free, BLANK]].softmax(-1), other.ctc_logits[..., [*free, pieces]].softmax(-1)
+    for row, length in enumerate(one.lengths.tolist()):
+        assert torch.allclose(mine[row, :length], plain[row, :length], atol=1e-4)
+
+
+def test_a_speechbrain_student_cannot_be_a_nemo_file(taught, tmp_path):
+    with pytest.raises(UserError, match="holds a SpeechBrain encoder"):
+        export.export(taught.folder / "teachers/speechbrain/M04", tmp_path / "x.nemo")
+
+
+def test_a_student_stands_beside_baseline_and_control(variant):
+    table = results.beside(variant("ctc_kd"), variant("hard"), 1)
+    assert list(table.index) == ["baseline", "hard", "ctc_kd"]
+    assert table.loc["baseline", "greedy"] == 0  # trained for 15 steps
+    whole = results.fold(variant("ctc_kd"))
+    assert ("hard", 1) in [(name, int(seed)) for name, seed in whole.index if str(seed).isdigit()]
+    assert ("hard", "mean") in whole.index
+
+
+def test_a_control_of_other_steps_is_none(variant):
+    with pytest.raises(UserError, match="'hard' is no control of 'ctc_kd': it must have the same `student`"):
+        results.check_control(variant("ctc_kd"), variant("hard", student={"batch_size": 8}))
+    with pytest.raises(UserError, match="is no control"):
+        results.check_control(variant("ctc_kd"), variant("ctc_kd"))
+
+
+def test_what_was_fixed_and_what_was_broken(tmp_path):
+    """Twelve utterances: eight fixed, one broken, three as they were; by chance alone so uneven once in 26 times."""
+    for name, right in (("before", range(8, 11)), ("after", range(10))):
+        (tmp_path / name).mkdir()
+        rows = [
+            Hypothesis(f"u{i}", "M08", "HIGH", "C", "yes", f"W{i}", greedy=f"W{i}" if i in right else "")
+            for i in range(12)
+        ]
+        write_hypotheses(rows, tmp_path / name / "hypotheses.csv")
+    table = results.changed(tmp_path / "before", tmp_path / "after")
+    assert table.change.value_counts().to_dict() == {"fixed": 8, "broke": 1}
+    said = results.in_words(tmp_path / "before", tmp_path / "after")
+    assert said == "greedy: 8 fixed, 1 broken, better (McNemar p = 0.039; one speaker, one seed)"
+    assert results.in_words(tmp_path / "after", tmp_path / "after") == "greedy: both get the same utterances right"
