@@ -46,7 +46,7 @@ report: $(READY)
 
 compare: $(READY)
 	@$(SNAKEMAKE) --config recipe=$(RECIPE) folds=$(HELD_OUT), variants=$(VARIANTS), seeds=$(SEEDS),
-	@$(BIN)/python -m kdlib.distill.results $(RECIPE) $(HELD_OUT)
+	@$(BIN)/python -m kdlib.distill.results $(RECIPE) $(HELD_OUT) $(VARIANTS) $(SEEDS)
 
 evaluate: $(READY)
 	@$(BIN)/python -m kdlib.evaluate.checkpoint $(CHECKPOINT) $(MANIFEST) $(if $(TOKENIZER),--tokenizer $(TOKENIZER)) \

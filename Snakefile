@@ -27,6 +27,9 @@ try:
     if not FOLDS:
         raise UserError(f"no folds: there are no fold files for {RECIPE}; write them with: make folds-for RECIPE={RECIPE}")
     SETTINGS = {held_out: kd.load(RECIPE, held_out) for held_out in FOLDS}
+    VARIANTS = [name for name in str(config.get("variants", "")).split(",") if name] or SETTINGS[FOLDS[0]].compare
+    for name in VARIANTS:  # and their controls
+        kd.load(RECIPE, FOLDS[0], variant=kd.load(RECIPE, FOLDS[0], variant=name).distill.control)
     CORPUS = SETTINGS[FOLDS[0]].model_dump_json(include=prepare.SETTINGS | {"synthetic", "uaspeech", "torgo", "blocks", "seed"})
     CORPUS += prepare.files(SETTINGS[FOLDS[0]])
     stage.check_writable(SETTINGS[FOLDS[0]].folder, "outputs")
@@ -39,7 +42,6 @@ FIRST = SETTINGS[FOLDS[0]]
 FILES = [kd.located(name or "none") for name in (FIRST.manifest, FIRST.lexicon, FIRST.nemo_model, FIRST.tokens.source)]
 FILES += [nemo.SHIPPED, adapt.SHIPPED / "model.safetensors"]
 CODE = stage.code_fingerprint(stage.SOURCES) + "".join(map(stage.fingerprint, FILES))
-VARIANTS = [name for name in str(config.get("variants", "")).split(",") if name] or list(FIRST.compare)
 SEEDS = [int(one) for one in str(config.get("seeds", "")).split(",") if one] or list(FIRST.seeds)
 PARTS = int(config.get("parts", 2))  # jobs among which the teachers are divided
 # Teachers that all folds share are trained for all folds at once; those with a parent of the fold's own, for each.

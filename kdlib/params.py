@@ -193,19 +193,26 @@ def _check_recipe(params: Params, recipe: str) -> None:
             f"{recipe}: distill.heads is {params.distill.heads!r}, but the student has no decoder; write student: "
             "{decoder_layers: 4}"
         )
-    if params.distill.alpha + params.distill.beta + params.distill.gamma + params.distill.pseudo.weight == 0:
-        raise UserError(f"{recipe}: distill: alpha, beta, gamma and pseudo.weight are all 0: nothing would be learnt")
-    taught = params.distill.alpha + params.distill.gamma + params.distill.pseudo.weight
-    if params.student.augment == "mask_and_tempo" and taught and params.distill.heads != "decoder":
-        raise UserError(
-            f"{recipe}: student.augment is 'mask_and_tempo', but the teachers' outputs by frame are those of the "
-            "unchanged recording; write augment: mask, which leaves frames where they are"
-        )
+    _check_losses(params, recipe)
     if params.corpus == "manifest" and not params.manifest:
         raise UserError(f"{recipe}: corpus is 'manifest', but no manifest is named; write manifest: path/to/corpus.csv")
     if params.corpus in ("uaspeech", "torgo") and not params.data_folder:
         raise UserError(
             f"{recipe}: corpus is {params.corpus!r}, but it is not said where it lies; write data_folder: path/to/it"
+        )
+
+
+def _check_losses(params: Params, recipe: str) -> None:
+    """What cannot be learnt, or not so."""
+    settings = params.distill
+    if not settings.taught and not settings.beta:
+        raise UserError(f"{recipe}: distill: alpha, beta, gamma and pseudo.weight are all 0: nothing would be learnt")
+    switched = params.student.backbone == "nemo" and params.teacher.backbone == "sb" and not settings.allow_decoder_kd
+    by_frame = settings.taught and (settings.heads != "decoder" or settings.gamma or switched)
+    if params.student.augment == "mask_and_tempo" and by_frame:
+        raise UserError(
+            f"{recipe}: student.augment is 'mask_and_tempo', but the teachers' outputs by frame are those of the "
+            "unchanged recording; write augment: mask, which leaves frames where they are"
         )
 
 

@@ -238,6 +238,11 @@ class Distill(Strict):
     control: str = "hard"  # the variant of the same student and steps without teachers
     allow: Names = ()  # preflight checks that may refuse without stopping the run
 
+    @property
+    def taught(self) -> bool:
+        """Whether teachers have a say, or the references alone."""
+        return any([self.alpha, self.alpha_end, self.gamma, self.pseudo.weight])
+
 
 class Scoring(Strict):
     """How hypotheses are scored."""

@@ -7,8 +7,8 @@ killed and goes on from its last checkpoint ends with the same weights as an und
 
 import logging
 import math
+import os
 import random
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -228,6 +228,7 @@ class _Record(pl.Callback):
             with writing(self.folder / LAST) as hidden:
                 torch.save({name: weight.cpu() for name, weight in module.model.state_dict().items()}, hidden)
             write_json(self.folder / ENDED, record)
+        trainer.strategy.barrier()  # what the first has written all read
 
 
 def fit(
@@ -257,7 +258,7 @@ def fit(
     the dev block (`last` has those of the last step), and after `patience` looks without a better one training is over.
     The curves lie in `board`, or `folder/tensorboard`; the checkpoints stay until `tidy`. Returned: steps made, and
     the best score with its step. With several `devices` Lightning runs the process's own command once more for each:
-    call this from a process that does nothing else.
+    call this from a process that does nothing else, and go on behind it only where `is_first`.
     """
     if (folder / ENDED).is_file():
         return _ended(task, folder, check is not None)
@@ -274,7 +275,7 @@ def fit(
     looks = [_Checks(check, check_every, patience, folder)] if check else []
     trainer = pl.Trainer(
         max_steps=steps,
-        accelerator=accelerator,
+        accelerator=_accelerator(accelerator),
         devices=devices,
         strategy="auto" if devices == 1 else "ddp_find_unused_parameters_true",
         precision=precision,
@@ -296,8 +297,6 @@ def fit(
         except SystemExit:  # Lightning ends the whole process on Ctrl-C
             stopped = f"{what}: stopped at step {trainer.global_step} of {steps}; run it again to go on"
             raise KeyboardInterrupt(stopped) from None
-    if not trainer.is_global_zero:
-        sys.exit(0)  # each phase starts processes of its own
     return _ended(task, folder, bool(looks))
 
 
@@ -325,9 +324,17 @@ def curves(folder: Path) -> pd.DataFrame:
     return pd.DataFrame(table, columns=["step", "name", "value"])
 
 
-def device(accelerator: str = "auto") -> str:
-    """Where training takes place."""
-    return "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+def _accelerator(asked: str) -> str:
+    """Where training takes place: a CUDA GPU where there is one, else the processor."""
+    found = torch.cuda.is_available()
+    if asked == "gpu" and not found:
+        raise UserError("student.accelerator is 'gpu', but there is no CUDA GPU here; write accelerator: auto")
+    return "gpu" if found and asked != "cpu" else "cpu"
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes: of several that train one model, the first."""
+    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
 
 
 def seed_everything(seed: int) -> None:

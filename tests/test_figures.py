@@ -50,3 +50,15 @@ def test_bars_show_per_cent():
 
 def test_levels_that_are_not_known_are_drawn_too():
     assert figures.wra_by_speaker(SCORES.assign(level="?"), "M08").axes[0].patches
+
+
+def test_the_curves_of_a_training_say_the_best_look():
+    curves = pd.DataFrame(
+        [(10, "loss", 2.0), (20, "loss", 1.0), (10, "ctc", 1.5), (10, "dev_wra", 0.25), (20, "dev_wra", 0.75)],
+        columns=["step", "name", "value"],
+    )
+    figure = figures.training(curves)
+    left, right = figure.axes
+    assert [text.get_text() for text in left.get_legend().get_texts()] == ["loss", "ctc"]
+    assert [text.get_text() for text in right.texts] == ["75.0"]
+    figures.training(curves[curves.name == "dev_wra"])  # before the first losses are written

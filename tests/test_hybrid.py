@@ -126,3 +126,70 @@ def test_a_frozen_encoder_learns_nothing_in_training(pretrained):
     assert not model.encoder.encoder.training
     assert not any(weight.requires_grad for weight in model.encoder.parameters())
     assert model.ctc_head.training
+
+
+def count(module):
+    return sum(weight.numel() for weight in module.parameters())
+
+
+@pytest.fixture(scope="module")
+def full_size():
+    """Seed 001's student: the encoder of stt_en_conformer_ctc_small, 5,000 tokens, a decoder of four layers."""
+    torch.manual_seed(0)
+    encoder = hybrid.NeMoEncoder.built(nemo.parts())
+    return hybrid.NeMoHybridStudent(
+        encoder, hybrid.Heads(5000, layers=4, heads=hybrid.fitting(176, 8), ffn=1024)
+    ).eval()
+
+
+def test_the_full_size_student_has_the_seeds_parameters(full_size):
+    """Encoder 12.97 M, CTC head 0.9 M, decoder 3-4 M beside its own 5,000-way output, 18.3 M in all: within 5 %.
+
+    The CTC head is 176 x 5,000 + 5,000. A decoder layer of width d and FFN f has 8 d^2 + 8 d (two attentions),
+    2 d f + d + f and three norms of 2 d; around the layers stand an embedding, a last norm and an output layer.
+    """
+    d, f = 176, 1024
+    layer = 8 * d * d + 8 * d + 2 * d * f + d + f + 6 * d
+    output = 5000 * d + 5000
+    assert count(full_size.ctc_head) == output == 885_000
+    assert count(full_size.decoder) == 4 * layer + 5000 * d + 2 * d + output == 4_216_936
+    assert count(full_size.encoder) == pytest.approx(12.97e6, rel=0.05)
+    assert 3e6 < count(full_size.decoder) - output < 4e6
+    assert count(full_size) == pytest.approx(18.3e6, rel=0.05)
+
+
+def test_the_full_size_students_interface(full_size):
+    """Audio of 2 s at 16 kHz: 100 features a second, a quarter of that in the encoder."""
+    wavs, wav_lens = torch.randn(2, 32_000) / 10, torch.tensor([32_000, 20_000])
+    with torch.inference_mode():
+        outputs = full_size(wavs, wav_lens)
+        frames = outputs.encoded.shape[1]
+        assert outputs.encoded.shape == (2, frames, 176)
+        assert outputs.ctc_logits.shape == (2, frames, 5000)
+        assert 50 <= frames <= 51
+        assert outputs.lengths.tolist() == [frames, round(20_000 / 32_000 * 50) + 1]
+        targets = torch.tensor([[0, 7, 8], [0, 9, 1]])
+        assert full_size.forward_decoder(outputs.encoded, targets, outputs.lengths).shape == (2, 3, 5000)
+        said = full_size.decode_greedy(outputs.encoded, 4)
+    assert all(len(one) <= 4 for one in said)
+
+
+@pytest.mark.parametrize("layers", [0, 2, 4, 6])
+def test_the_decoders_depth(layers):
+    model = hybrid.Hybrid(Conformer(TINY), hybrid.Heads(80, layers=layers, ffn=64))
+    assert (0 if model.decoder is None else len(model.decoder.decoder.layers)) == layers
+
+
+def test_freezing_and_letting_learn_again(pretrained):
+    _, model = pretrained
+    model.freeze()
+    assert not any(weight.requires_grad for weight in model.encoder.parameters())
+    model.freeze(False)
+    model.train()
+    assert model.encoder.encoder.training
+    assert all(weight.requires_grad for weight in model.encoder.encoder.parameters())
+    assert not model.encoder.preprocessor.training  # features without noise
+    model.encoder.preprocessor_frozen = False
+    assert model.train().encoder.preprocessor.training
+    model.encoder.preprocessor_frozen = True
+    model.eval()

@@ -80,6 +80,12 @@ def test_the_graph_leaves_what_the_contract_says(demo):
         "M08/aggregates/03_logits.ipynb",
         "M08/aggregates/speechbrain/logprob_mean/dev/scores.json",
         "M08/figures/spikes.png",
+        "M08/students/ctc_kd/preflight/checks.json",
+        "M08/students/ctc_kd/seed1/latest.safetensors",
+        "M08/students/ctc_kd/seed1/scores/hypotheses.csv",
+        "M08/students/ctc_kd/seed1/scores/dev/scores.json",
+        "M08/students/hard/seed1/04_distill.ipynb",
+        "M08/figures/training_hard_seed1.pdf",
     ):
         assert (out / name).is_file()
     for name in (
@@ -110,6 +116,7 @@ def test_executed_notebooks_hold_pictures_and_no_errors(demo):
         "M08/baseline/01_baseline",
         "M08/teachers/02_teachers",
         "M08/aggregates/03_logits",
+        "M08/students/ctc_kd/seed1/04_distill",
     ):
         outputs = [
             one for cell in nbformat.read(out / f"{name}.ipynb", as_version=4).cells for one in cell.get("outputs", [])
@@ -217,6 +224,7 @@ def strangers(tmp_path_factory):
     teacher = {"backbone": "nemo", "parent": "from_corpus", "heads": 2, "ffn": 16, "start": pace, "adapt": pace}
     settings = {"corpus": "manifest", "manifest": str(folder / "corpus.csv"), "outputs": str(folder)}
     settings |= {"pretrained": "from_corpus", "pretraining": tiny, "teacher": teacher, "folds": f"test-{os.getpid()}"}
+    settings |= {"student": {"batch_size": 8, "phases": [{"epochs": 1}]}, "distill": {"allow": ["target"]}}
     (folder / "mine.yaml").write_text(yaml.safe_dump(settings))
     yield folder / "mine.yaml"
     shutil.rmtree(root() / "params/folds" / settings["folds"], ignore_errors=True)
@@ -258,6 +266,21 @@ def test_teachers_of_a_corpus_without_controls_belong_to_the_fold(strangers):
     assert sorted(heard) == ["Boris", "Chidi", "NO", "Žofie"]
     assert all("07" not in names and "Alma" not in names for names in heard.values())
     assert (out / "07/figures/aggregates.png").is_file()
+
+
+def test_a_student_of_a_corpus_of_ones_own_stands_beside_its_control(strangers):
+    out = strangers.parent / "mine"
+    run = papermill("04_distill", out / "04.ipynb", "-r", "recipe", str(strangers), "-r", "held_out", "07")
+    assert run.returncode == 0, run.stderr
+    record = json.loads((out / "07/students/ctc_kd/seed1/model.json").read_text())
+    assert sorted(record["heard"]) == ["Boris", "Chidi", "NO", "Žofie"]
+    assert (out / "07/students/hard/seed1/scores/scores.json").is_file()
+
+
+def test_a_variant_that_there_is_not_is_refused_before_any_work(strangers):
+    run = snakemake(strangers, "folds=07,", "variants=hrad", "--dry-run")
+    assert run.returncode != 0
+    assert "variants: unknown variant 'hrad'; did you mean 'hard'?" in _said(run)
 
 
 def test_a_recording_that_changes_is_seen_by_the_graph(strangers):

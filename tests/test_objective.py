@@ -28,6 +28,9 @@ class Told:
         generator = torch.Generator().manual_seed(0)
         return torch.randn(len(utt_ids), max(lengths) + 1, SIZE, generator=generator), torch.tensor(lengths)
 
+    def to(self, device):
+        return self
+
     def features(self, utt_ids, speakers, lengths):
         return torch.ones(len(utt_ids), max(lengths), WIDTH)
 
@@ -103,7 +106,7 @@ def test_an_utterance_without_a_target_is_learnt_from_its_reference_alone(studen
 @pytest.mark.parametrize("how", ["keep", "no_specials", "skip"])
 def test_the_decoders_first_step(student, batch, how):
     one = objective(student, alpha=1.0, beta=0.0, heads="decoder", first_token=how)
-    logits, target, weights, _ = one._soft("decoder", one.answer(batch), batch, [0, 1], 2.0)
+    logits, target, _, weights = one._soft("decoder", one.answer(batch), batch, [0, 1], 2.0)
     assert weights.tolist() == [[float(how != "skip"), 1, 1, 1], [float(how != "skip"), 1, 1, 0]]
     assert (target[:, 0, :3] == losses.NEVER).all() == (how == "no_specials")
     assert logits.shape == target.shape
@@ -127,3 +130,10 @@ def test_moved_targets_fit_the_student_better(student, batch):
         logits, target, _, _ = one._soft("ctc", outputs, batch, [0, 1], 1.0)
         fit[name] = losses.best_shift(logits, target, outputs.lengths, 0, 2)[1]
     assert (fit["moved"] >= fit["still"] - 0.02).all()  # frames that come in at an end are not silence
+
+
+def test_pseudo_labels_ask_for_the_teachers_at_temperature_1(student, batch):
+    """A mean of probabilities is made at one temperature: what is sure at 1 is not sure at 4."""
+    told = Told(softened=True)
+    objective(student, told, temperature=4.0, pseudo={"weight": 0.5, "confidence": 0.0})(batch)
+    assert [temperature for _, temperature in told.asked] == [4.0, 1.0]

@@ -115,7 +115,7 @@ def best_shift(
     inside = mask(lengths, logits.shape[1])
     mine, theirs = ((1 - side.detach().float().log_softmax(-1)[..., blank].exp()) * inside for side in (logits, target))
     order = sorted(range(-at_most, at_most + 1), key=lambda shift: (abs(shift), shift))
-    fits = torch.stack([_cosine(mine, _moved(theirs, shift)) for shift in order])  # [S, B]
+    fits = torch.stack([_cosine(mine, _moved(theirs, shift) * inside) for shift in order])  # [S, B]
     best = (fits > fits.amax(0) - 1e-6).float().argmax(0)  # the first of equals
     return torch.tensor(order, device=best.device)[best], fits.gather(0, best[None])[0]
 

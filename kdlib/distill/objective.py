@@ -75,15 +75,15 @@ class Objective:
             rows = self._with_target(head, batch) if alpha or settings.pseudo.weight else []
             if not rows:
                 continue
-            logits, target, weights, softened = self._soft(head, outputs, batch, rows, temperature)
+            logits, target, plain, weights = self._soft(head, outputs, batch, rows, temperature)
             if alpha:
-                soften = {"soften": settings.soften, "softened": softened}
+                soften = {"soften": settings.soften, "softened": self.targets[head].softened}
                 found[f"kd_{head}"] = alpha * share, losses.soft_kl(logits, target, weights, temperature, **soften)
             if settings.pseudo.weight:
                 known = settings.pseudo.model_dump(exclude={"weight"}) | {"blank": BLANK if head == "ctc" else None}
                 found[f"pl_{head}"] = (
                     settings.pseudo.weight * share,
-                    losses.pseudo_label(logits, target, weights, **known),
+                    losses.pseudo_label(logits, plain, weights, **known),
                 )
         if settings.gamma and (rows := self._with_target("ctc", batch)):
             found["features"] = settings.gamma, self._features(outputs, batch, rows)
@@ -101,36 +101,43 @@ class Objective:
 
     def _soft(
         self, head: str, outputs: Outputs, batch: Batch, rows: Sequence[int], temperature: float
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, bool]:
-        """Of the rows that have a target: the student's logits, the target, the weights of frames or steps."""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of the rows that have a target: the student's logits, the target, the same at T = 1, the rows' weights."""
         settings, ensemble = self.settings, self.targets[head]
         logits, lengths = _of(head, outputs, batch)
         whole = len(rows) == len(batch.ids)
         logits, lengths = (logits, lengths) if whole else (logits[rows], lengths[rows])
-        asked = [batch.utt_ids[row] for row in rows], [batch.speakers[row] for row in rows]
-        target, _ = ensemble.logits(*asked, lengths.tolist(), temperature if settings.soften != "student" else 1.0)
-        target = _fitted(target.to(logits.device), logits.shape[1])
+        asked = [batch.utt_ids[row] for row in rows], [batch.speakers[row] for row in rows], lengths.tolist()
+        made_at = temperature if settings.soften != "student" else 1.0
+        target = plain = self._asked(head, asked, made_at, logits)
+        if ensemble.softened and made_at != 1 and (settings.pseudo.weight or self._chooses(head)):
+            plain = self._asked(head, asked, 1.0, logits)
         if head == "decoder":
             weights = mask(lengths, logits.shape[1]).float()
             if settings.first_token == "skip":
                 weights[:, 0] = 0
             elif settings.first_token == "no_specials":
-                target = losses.without_specials(target, (BOS, EOS, BLANK))
-            return logits, target, weights, ensemble.softened
+                target, plain = (losses.without_specials(one, (BOS, EOS, BLANK)) for one in (target, plain))
+            return logits, target, plain, weights
         if settings.best_shift:
-            shifts, _ = losses.best_shift(logits, target, lengths, settings.best_shift, BLANK)
-            target = losses.shifted(target, shifts, lengths)
-        return (
-            logits,
-            target,
-            losses.taught(target, lengths, settings.blanks, BLANK, settings.around),
-            ensemble.softened,
-        )
+            shifts, _ = losses.best_shift(logits, plain, lengths, settings.best_shift, BLANK)
+            target, plain = (losses.shifted(one, shifts, lengths) for one in (target, plain))
+        return logits, target, plain, losses.taught(plain, lengths, settings.blanks, BLANK, settings.around)
+
+    def _chooses(self, head: str) -> bool:
+        """Whether frames are chosen or moved by what the target says."""
+        return head == "ctc" and (self.settings.best_shift > 0 or self.settings.blanks != "all")
+
+    def _asked(self, head: str, asked: tuple, temperature: float, like: torch.Tensor) -> torch.Tensor:
+        """The teachers' target, on the student's device, in full precision and with as many rows as its logits."""
+        with torch.autocast(like.device.type, enabled=False):
+            target, _ = self.targets[head].to(like.device).logits(*asked, temperature)
+        return _fitted(target, like.shape[1])
 
     def _features(self, outputs: Outputs, batch: Batch, rows: Sequence[int]) -> torch.Tensor:
         lengths = outputs.lengths[rows]
         asked = [batch.utt_ids[row] for row in rows], [batch.speakers[row] for row in rows]
-        wanted = self.targets["ctc"].features(*asked, lengths.tolist()).to(outputs.encoded.device)
+        wanted = self.targets["ctc"].to(outputs.encoded.device).features(*asked, lengths.tolist())
         longest = outputs.encoded.shape[1]
         weights = mask(lengths, longest).float()
         return losses.features(outputs.encoded[rows], _fitted(wanted, longest), weights, self.learner.project)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 CODE = ("distill/preflight.py", "teachers/aggregates.py", "evaluate/system.py", *students.CODE)
 PASS, WARN, REFUSE = "pass", "warn", "refuse"
-SAMPLE, LIVE, GRADIENTS = 64, 4, 8  # utterances that are looked at
+SAMPLE, LIVE, GRADIENTS = 64, 2, 8  # utterances that are looked at
 OFFSETS = range(-3, 4)
 
 
@@ -244,16 +244,10 @@ def preflight(params: Params, seed: int = 1) -> list[Check]:
     """All checks that apply to a recipe's student."""
     used = students.effective(params)
     folder = produce(
-        params.fold_folder / "students" / (params.variant or "unnamed") / "preflight",
+        students.place(params, seed).parent / f"preflight{seed if params.student.resume else ''}",
         lambda partial: _build(partial, params, used, seed),
         what=f"preflight of {params.variant or 'the student'}",
-        parameters={
-            "student": params.student.model_dump(mode="json"),
-            "distill": params.distill.model_dump(mode="json", exclude={"allow"}),
-            "aggregation": params.aggregation.model_dump(mode="json"),
-            "fold": params.fold.model_dump(mode="json"),
-            "blocks": params.blocks.model_dump(mode="json"),
-        },
+        parameters=students.depends(used) | {"asked": params.distill.heads},
         inputs=students.inputs(used, seed),
         code=CODE,
     )
@@ -299,7 +293,7 @@ def _build(partial: Path, params: Params, used: Params, seed: int) -> None:
     ]
     if students.crosses(params):
         checks.append(check_decoder_kd(params.distill, used.distill))
-    if students.is_taught(used):
+    if used.distill.taught:
         checks += _taught(used, tokens, seed)
     write_json(partial / "checks.json", [asdict(one) for one in checks])
 
@@ -316,10 +310,16 @@ def _taught(params: Params, tokens: Tokens, seed: int) -> list[Check]:
     found = students.ensembles(params)
     ensemble = found[main]
     sample = [utt for utt in aggregates.sample(params, SAMPLE) if ensemble.coverage([utt.utt_id]).usable]
+    if not sample:
+        return [*checks, Check("target", REFUSE, "no training utterance has a target; see aggregation.missing")]
     rows = {name: store.logits(next(iter(store))) for name, store in ensemble.stores.items()}
     checks.append(check_logits(rows))
     references = [tokens.encode(utt.text) for utt in sample]
     model = students.first(params, tokens, seed).eval()
+    if "ctc" in found:
+        checks.append(_recording(found["ctc"], sample, model))
+        if checks[-1].verdict == REFUSE:
+            return checks  # and no frame can be compared with another
     for output, one in found.items():
         logits = [one.logits([utt.utt_id], [utt.speaker])[0][0] for utt in sample]
         said = [_read(row, output) for row in logits]
@@ -336,19 +336,33 @@ def _taught(params: Params, tokens: Tokens, seed: int) -> list[Check]:
     return checks
 
 
+def _recording(ensemble: Ensemble, sample: Sequence[Utterance], model: "Hybrid") -> Check:
+    """The stores' frames beside the student's."""
+    import torch
+
+    expected: dict[str, int] = {}
+    for batch in audio.batches(sample, 16):
+        with torch.inference_mode():
+            outputs = model(*audio.collate(batch))
+        expected |= {utt.utt_id: length for utt, length in zip(batch, outputs.lengths.tolist(), strict=True)}
+    frames = {
+        name: {utt.utt_id: store.frames(utt.utt_id) for utt in sample if utt.utt_id in store}
+        for name, store in ensemble.stores.items()
+    }
+    return check_recording(frames, expected, ensemble.stride_ms, model.encoder.stride_ms)
+
+
 def _frames(params: Params, ensemble: Ensemble, sample: Sequence[Utterance], model: "Hybrid") -> list[Check]:
     """What can be seen where student and teachers answer frame by frame."""
     import torch
 
     from kdlib.distill import losses
 
-    expected: dict[str, int] = {}
     shifts, fits, mass = [], [], []
     for batch in audio.batches(sample, 16):
         with torch.inference_mode():
             outputs = model(*audio.collate(batch))
         for utt, length, row in zip(batch, outputs.lengths.tolist(), outputs.ctc_logits, strict=True):
-            expected[utt.utt_id] = length
             target, _ = ensemble.logits([utt.utt_id], [utt.speaker])
             count = min(length, target.shape[1])
             target = target[:, :count]
@@ -357,14 +371,7 @@ def _frames(params: Params, ensemble: Ensemble, sample: Sequence[Utterance], mod
             _, fit = losses.best_shift(row[None, :count], target, lengths, 0, BLANK)
             shifts, fits = [*shifts, int(shift)], [*fits, float(fit)]
             mass.append(float(target.softmax(-1)[..., BLANK].mean()))
-    frames = {
-        name: {utt.utt_id: store.frames(utt.utt_id) for utt in sample if utt.utt_id in store}
-        for name, store in ensemble.stores.items()
-    }
-    checks = [
-        check_recording(frames, expected, ensemble.stride_ms, model.encoder.stride_ms),
-        check_blanks(float(np.mean(mass))),
-    ]
+    checks = [check_blanks(float(np.mean(mass)))]
     if _head_is_trained(params):
         return [*checks, check_spikes(shifts, fits)]
     return [*checks, Check("spikes", PASS, "the student's CTC head is new: it has no spikes yet to compare")]
@@ -385,8 +392,11 @@ def _gradients(
     """Norms of the gradients of what teachers and what references ask for, at step 0."""
     import torch
 
+    settings = params.distill
+    model.freeze(params.student.phases[0].freeze_encoder)
     minimised = students.objective(params, model, found)
-    parts = minimised.parts(students.read(sample[:GRADIENTS], tokens))
+    loudest = float((settings.alpha_end or 0.0) > settings.alpha)  # the end of training, where teachers begin at 0
+    parts = minimised.parts(students.read(sample[:GRADIENTS], tokens), loudest)
     weights = [one for one in minimised.learner.student.parameters() if one.requires_grad]
     norms = {}
     for kind, names in (
@@ -402,26 +412,26 @@ def _gradients(
 
 
 def _live(params: Params, stores: Mapping[str, LogitStore], sample: Sequence[Utterance], output: str) -> Check:
-    """One teacher, asked again."""
+    """Every teacher, asked again; the one that differs most."""
     import torch
 
     from kdlib.models.decoder import teacher_forced
     from kdlib.models.hybrid import Trained
 
-    name, store = next(iter(stores.items()))
-    teacher = Trained(adapt.teacher(params, name))
-    asked = [utt for utt in sample if utt.utt_id in store][:LIVE]
-    ids = [teacher.tokens.encode(utt.text) for utt in asked]
-    with torch.inference_mode():
-        outputs = teacher.model(*audio.collate(asked), teacher_forced(ids)[0] if output == "decoder" else None)
-    kls = []
-    for row, utt in enumerate(asked):
-        stored = store.logits(utt.utt_id).log_softmax(-1)
-        now = (outputs.ctc_logits if output == "ctc" else outputs.decoder_logits)[row, : len(stored)].log_softmax(-1)
-        if len(now) != len(stored):
-            return check_live(math.inf, name)
-        kls.append(float((now.exp() * (now - stored)).sum(-1).mean()))
-    return check_live(max(kls), name)
+    worst = -1.0, ""
+    for name, store in stores.items():
+        teacher = Trained(adapt.teacher(params, name))
+        asked = [utt for utt in sample if utt.utt_id in store][:LIVE]
+        inputs = teacher_forced([teacher.tokens.encode(utt.text) for utt in asked])[0] if output == "decoder" else None
+        with torch.inference_mode():
+            outputs = teacher.model(*audio.collate(asked), inputs)
+        said = outputs.ctc_logits if output == "ctc" else outputs.decoder_logits
+        for row, utt in zip(said, asked, strict=True):
+            stored = store.logits(utt.utt_id).log_softmax(-1)
+            now = row[: len(stored)].log_softmax(-1)
+            kl = float((now.exp() * (now - stored)).sum(-1).mean()) if len(now) == len(stored) else math.inf
+            worst = max(worst, (kl, name))
+    return check_live(*worst)
 
 
 def _each(

@@ -1,10 +1,12 @@
 """Students beside each other: the baseline, the hard-label run of the same steps and seed, and what was distilled.
 
-`python -m kdlib.distill.results RECIPE HELD_OUT` prints the table of a fold's students and writes it to
-`<held-out>/students/table.csv`.
+`python -m kdlib.distill.results RECIPE HELD_OUT VARIANT,... SEED,...` prints the table of a fold's students and writes
+it to `<held-out>/students/table.csv`.
 """
 
+import itertools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -28,11 +30,14 @@ def beside(params: Params, control: Params, seed: int) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("system")
 
 
-def fold(params: Params) -> pd.DataFrame:
-    """One row a student that a fold has on disk, beside the baseline, and the mean over seeds of each variant."""
+def fold(params: Params, variants: Sequence[str], seeds: Sequence[int]) -> pd.DataFrame:
+    """One row a student of a fold, beside the baseline, and the mean over seeds of each variant."""
     rows = [_row("baseline", "", baseline(params))]
-    for path in sorted((params.fold_folder / "students").glob("*/seed*/scores/scores.json")):
-        rows.append(_row(path.parts[-4], path.parts[-3].removeprefix("seed"), path.parent))
+    for name, seed in itertools.product(variants, seeds):
+        folder = params.fold_folder / "students" / name / f"seed{seed}" / "scores"
+        if not (folder / "scores.json").is_file():
+            raise UserError(f"{folder}: no scores there; train this student with: make compare VARIANTS={name}")
+        rows.append(_row(name, seed, folder))
     table = pd.DataFrame(rows)
     numbers = [name for name in table.columns if name not in ("system", "seed")]
     means = table[table.seed != ""].groupby("system", sort=False)[numbers].mean().round(1).reset_index()
@@ -73,11 +78,23 @@ def in_words(before: Path, after: Path, decoder: str = "greedy") -> str:
 
 def check_control(params: Params, control: Params) -> None:
     """A control is the same student with the same steps, and learns from the references alone."""
-    if control.student != params.student or students.is_taught(control):
+    if _steps(students.effective(params)) != _steps(control) or control.distill.taught:
         raise UserError(
-            f"variants: {control.variant!r} is no control of {params.variant!r}: it must have the same `student` and "
-            "distill: {alpha: 0}; name the right one: distill: {control: ...}"
+            f"variants: {control.variant!r} is no control of {params.variant!r}: it must have the same student, steps, "
+            "heads and speech, and no teacher (alpha, alpha_end, gamma and pseudo.weight 0); name the right one: "
+            "distill: {control: ...}"
         )
+    start = students.resumed(control, 1)
+    if start and read_json(start / "model.json").get("taught"):
+        raise UserError(f"variants: the control {control.variant!r} goes on from {start}, which was distilled")
+
+
+def _steps(params: Params) -> dict:
+    """What a student and its control have in common."""
+    named = {"fold", "held_out", "blocks", "tokens", "pretrained", "nemo_model", "seed", "corpus"}
+    student = params.student.model_dump(exclude={"resume"})
+    heads = params.distill.model_dump(include={"heads", "ctc_weight", "label_smoothing"})
+    return params.model_dump(include=named) | student | heads | {"goes on": bool(params.student.resume)}
 
 
 def _row(name: str, seed: object, folder: Path) -> dict:
@@ -94,7 +111,7 @@ def _row(name: str, seed: object, folder: Path) -> dict:
 if __name__ == "__main__":
     try:
         asked = load(sys.argv[1], sys.argv[2])
-        found = fold(asked)
+        found = fold(asked, sys.argv[3].split(","), [int(one) for one in sys.argv[4].split(",")])
         with writing(asked.fold_folder / "students" / "table.csv") as hidden:
             found.to_csv(hidden)
         print(found.to_string(na_rep="-"))

@@ -6,6 +6,7 @@ those of the last step (`latest.safetensors`), from which `student.resume` goes 
 """
 
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,7 @@ from kdlib.models import nemo, vocabulary
 from kdlib.models.pretrain import fits, heard, pretrained
 from kdlib.params import Params, located, root
 from kdlib.settings import Phase
-from kdlib.stage import produce
+from kdlib.stage import produce, read_json
 from kdlib.teachers import adapt, extract, scores, targets
 from kdlib.teachers.ensemble import Ensemble
 from kdlib.tokens import Tokens
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 BUILT = ("models/hybrid.py", "models/vocabulary.py", "models/conformer.py", "models/decoder.py", "models/nemo.py")
 CODE = ("distill/students.py", "distill/objective.py", "distill/losses.py", "models/supervised.py", "train.py", *BUILT)
 CODE += ("models/augment.py", "decode/greedy.py", "tokens.py", "corpus/audio.py", *targets.CODE)
+CODE += ("teachers/adapt.py", "models/pretrain.py")  # what is set aside, and what fits into its frames
 LATEST = "latest.safetensors"
 CONTROL = "hard"  # the variant that every other stands beside
 SWITCHED = (
@@ -64,37 +66,52 @@ def place(params: Params, seed: int) -> Path:
 
 def student(params: Params, seed: int = 1, watch: Watch | None = None) -> Path:
     """The folder of the recipe's student of a seed, trained now or found."""
-    params = effective(params)
+    used = effective(params)
     return produce(
         place(params, seed),
         lambda partial: (
             _build_apart(partial, params, seed) if params.student.devices > 1 else _build(partial, params, seed, watch)
         ),
         what=f"student {params.variant or 'unnamed'}, seed {seed}",
-        parameters={
-            "student": params.student.model_dump(mode="json", exclude={"accelerator"}),
-            "distill": params.distill.model_dump(mode="json", exclude={"allow"}),
-            "fold": params.fold.model_dump(mode="json"),
-            "held_out": params.held_out,
-            "blocks": params.blocks.model_dump(mode="json"),
-        }
-        | ({"aggregation": params.aggregation.model_dump(mode="json")} if is_taught(params) else {}),
-        inputs=inputs(params, seed),
+        parameters=depends(used),
+        inputs=inputs(used, seed),
         seed=seed,
         code=CODE,
     )
 
 
+def depends(params: Params) -> dict:
+    """What of the recipe a student depends on; the teachers' part only where they have a say."""
+    taught = params.distill.taught
+    hard = {"beta", "heads", "ctc_weight", "label_smoothing"}
+    found = {
+        "student": params.student.model_dump(mode="json", exclude={"accelerator"}),
+        "distill": params.distill.model_dump(
+            mode="json", include=None if taught else hard, exclude={"allow", "control", "allow_decoder_kd"}
+        ),
+        "fold": params.fold.model_dump(mode="json"),
+        "held_out": params.held_out,
+        "blocks": params.blocks.model_dump(mode="json"),
+    }
+    if taught:
+        found["aggregation"] = params.aggregation.model_dump(mode="json")
+    if params.student.backbone == "sb":
+        found["shape"] = _shape(params)
+    if params.fold.dev is None:
+        found |= {"dev_share": params.teacher.dev_share, "split": params.seed}
+    return found
+
+
 def inputs(params: Params, seed: int = 1) -> list[Path]:
     """What a student is made of."""
     found = [prepare.made(params), vocabulary.made(params)]
-    if resumed := _resumed(params, seed):
-        found += [resumed / LATEST]
+    if start := resumed(params, seed):
+        found += [start / LATEST]
     elif params.student.backbone == "nemo":
         found += [pretrained(params)]
-    elif params.student.start == "pretrained" and (parent := adapt.parent(_of_sb(params))):
-        found += [parent / "model.safetensors"]
-    if is_taught(params):
+    elif params.student.start == "pretrained":
+        found += [_sb_parent(params) / "model.safetensors"]
+    if params.distill.taught:
         names = targets.teachers(params, params.aggregation.method)
         found += [extract.extract(params, name, "training") for name in names]
         if params.aggregation.method in ("best", "weighted_accuracy") and params.fold.dev:
@@ -105,7 +122,7 @@ def inputs(params: Params, seed: int = 1) -> list[Path]:
 def crosses(params: Params) -> bool:
     """Whether a decoder on NeMo's encoder is asked to learn from SpeechBrain teachers."""
     backbones = params.student.backbone, params.teacher.backbone
-    return params.distill.heads != "ctc" and is_taught(params) and backbones == ("nemo", "sb")
+    return params.distill.heads != "ctc" and params.distill.taught and backbones == ("nemo", "sb")
 
 
 def effective(params: Params) -> Params:
@@ -113,12 +130,6 @@ def effective(params: Params) -> Params:
     if not crosses(params) or params.distill.allow_decoder_kd:
         return params
     return params.model_copy(update={"distill": params.distill.model_copy(update={"heads": "ctc"})})
-
-
-def is_taught(params: Params) -> bool:
-    """Whether teachers have a say, or the references alone."""
-    settings = params.distill
-    return any([settings.alpha, settings.alpha_end, settings.gamma, settings.pseudo.weight])
 
 
 def material(params: Params, tokens: Tokens) -> Material:
@@ -144,24 +155,22 @@ def first(params: Params, tokens: Tokens, seed: int) -> "Hybrid":
 
     settings = params.student
     train.seed_everything(seed)
-    if folder := _resumed(params, seed):
-        model, known, _ = hybrid.load(folder, LATEST)
-        if known.fingerprint != tokens.fingerprint:
-            raise UserError(f"student.resume: {folder} was trained with other tokens than this recipe has")
+    if folder := resumed(params, seed):
+        model, known, record = hybrid.load(folder, LATEST)
+        _check_resumed(params, folder, model, known.fingerprint == tokens.fingerprint, record)
+        if settings.backbone == "nemo":
+            model.encoder.preprocessor_frozen = settings.freeze_preprocessor
     elif settings.backbone == "nemo":
         source = nemo.restore(pretrained(params))
         heads = _heads(params, tokens, source.cfg.encoder.d_model)
         model = hybrid.NeMoHybridStudent.of(source, heads, freeze_preprocessor=settings.freeze_preprocessor)
         vocabulary.take_head(model, source, tokens)
-    elif settings.start == "pretrained" and (parent := adapt.parent(_of_sb(params))):
-        start, _, _ = hybrid.load(parent)
+    elif settings.start == "pretrained":
+        start, _, _ = hybrid.load(_sb_parent(params))
         model = hybrid.Hybrid(start.encoder, _heads(params, tokens, start.encoder.width))
         model.ctc_head.load_state_dict(start.ctc_head.state_dict())
     else:
-        wanted = (settings.conformer or params.teacher).model_dump()
-        shape = conformer.Shape(
-            **{name: wanted[name] for name in conformer.Shape.__dataclass_fields__ if name in wanted}
-        )
+        shape = conformer.Shape(**_shape(params))
         model = hybrid.Hybrid(conformer.Conformer(shape), _heads(params, tokens, shape.d_model))
     model.encoder.spec_augment = settings.augment != "none"
     return model
@@ -169,7 +178,7 @@ def first(params: Params, tokens: Tokens, seed: int) -> "Hybrid":
 
 def ensembles(params: Params) -> dict[str, Ensemble]:
     """The fold's targets by output, where teachers have a say."""
-    if not is_taught(params):
+    if not params.distill.taught:
         return {}
     return {output: targets.target(params, output=output) for output in outputs(params)}
 
@@ -209,7 +218,7 @@ def scored(params: Params, seed: int = 1) -> Path:
 
         one, corpus = Trained(folder), prepare.load(params)
         splits, words = split(corpus, params), prepare.lexicon(params)
-        spoken = attention.Spoken(one.model, one.tokens, words) if one.model.decoder else None
+        spoken = attention.Spoken(one.model, one.tokens, words) if "decoder" in one.record["heads_trained"] else None
         decoders = system.DECODERS + (("attention", "attention_lexicon") if spoken else ())
         for part, utterances in (("", splits.test), ("dev", splits.dev)):
             if not utterances:
@@ -256,12 +265,10 @@ def _build(partial: Path, params: Params, seed: int, watch: Watch | None) -> Non
     from kdlib.models import hybrid
 
     preflight.demand(params, seed)
+    params = effective(params)
     tokens = vocabulary.vocabulary(params)
     chosen, model = material(params, tokens), first(params, tokens, seed)
     minimised = objective(params, model, ensembles(params))
-    device = train.device(params.student.accelerator)
-    for ensemble in minimised.targets.values():
-        ensemble.to(device)
     plan = _plan(params, chosen)
     records, before, best = [], 0, (-math.inf, 0, {})
     for number in range(len(plan.steps)):
@@ -273,15 +280,18 @@ def _build(partial: Path, params: Params, seed: int, watch: Watch | None) -> Non
             best = record["best_dev_score"], before + record["best_step"], weights
         minimised.learner.load_state_dict(train.last(partial / f"phase{number + 1}"))
         before += record["steps"]
+    if not train.is_first():
+        sys.exit(0)
     save_file({name: one.detach().contiguous() for name, one in model.state_dict().items()}, partial / LATEST)
     minimised.learner.load_state_dict(best[2])
     hybrid.save(
         model,
         tokens,
         partial,
-        heard=sorted({*_heard_before(params), *(utt.speaker for utt in chosen.train)}),
+        heard=sorted({*_heard_before(params, seed), *(utt.speaker for utt in chosen.train)}),
         variant=params.variant,
         seed=seed,
+        taught=params.distill.taught,
         heads_trained=list(minimised.heads),
         steps=before,
         best_step=best[1],
@@ -290,9 +300,8 @@ def _build(partial: Path, params: Params, seed: int, watch: Watch | None) -> Non
         train_utterances=len(chosen.train),
         too_short=chosen.too_short,
     )
-    for number in range(1, len(plan.steps) + 1):
-        train.tidy(partial / f"phase{number}")
-        (partial / f"phase{number}").rmdir()
+    for number in range(len(plan.steps)):  # with what a killed run has left in it
+        shutil.rmtree(partial / f"phase{number + 1}")
 
 
 def _build_apart(partial: Path, params: Params, seed: int) -> None:
@@ -426,17 +435,50 @@ def _heads(params: Params, tokens: Tokens, width: int):
     return Heads(tokens.size, settings.decoder_layers, fitting(width, settings.heads), settings.ffn, settings.dropout)
 
 
-def _heard_before(params: Params) -> list[str]:
-    known = heard(params) if params.student.backbone == "nemo" else None
-    return known["speakers"] if known else []
+def _shape(params: Params) -> dict:
+    """The sizes of a SpeechBrain student: its own, or the teachers'."""
+    from kdlib.models.conformer import Shape
+
+    wanted = (params.student.conformer or params.teacher).model_dump()
+    return {name: wanted[name] for name in Shape.__dataclass_fields__ if name in wanted}
 
 
-def _of_sb(params: Params) -> Params:
-    """The recipe with SpeechBrain teachers, whose parent a SpeechBrain student starts from."""
-    return params.model_copy(update={"teacher": params.teacher.model_copy(update={"backbone": "sb"})})
+def _heard_before(params: Params, seed: int) -> list[str]:
+    """Whom the student's start had heard."""
+    if folder := resumed(params, seed):
+        return read_json(folder / "model.json")["heard"]
+    if params.student.backbone == "nemo":
+        known = heard(params)
+        return known["speakers"] if known else []
+    return read_json(_sb_parent(params) / "model.json")["heard"] if params.student.start == "pretrained" else []
 
 
-def _resumed(params: Params, seed: int) -> Path | None:
+def _sb_parent(params: Params) -> Path:
+    """The SpeechBrain teachers' parent, from which a SpeechBrain student starts."""
+    found = adapt.parent(params.model_copy(update={"teacher": params.teacher.model_copy(update={"backbone": "sb"})}))
+    if found is None:
+        raise UserError(
+            "student: a SpeechBrain student starts from the teachers' parent, but teacher.parent is 'none'; write "
+            "student: {start: scratch}, or teacher: {parent: controls}"
+        )
+    return found
+
+
+def _check_resumed(params: Params, folder: Path, model: "Hybrid", same_tokens: bool, record: dict) -> None:
+    """A student to go on from must fit the recipe, and may not have heard whom this fold keeps away."""
+    if not same_tokens:
+        raise UserError(f"student.resume: {folder} was trained with other tokens than this recipe has")
+    if leaked := sorted(set(record["heard"]) & {params.held_out, params.fold.dev}):
+        raise UserError(f"student.resume: {folder} has heard {', '.join(leaked)}, who may not be heard in this fold")
+    settings = params.student
+    if record["backbone"] != settings.backbone or model.heads.layers != settings.decoder_layers:
+        raise UserError(
+            f"student.resume: {folder} has the backbone {record['backbone']} and {model.heads.layers} decoder layers, "
+            f"the recipe {settings.backbone} and {settings.decoder_layers}"
+        )
+
+
+def resumed(params: Params, seed: int) -> Path | None:
     """The folder of the student that this one goes on from."""
     name = params.student.resume
     if not name:

@@ -59,13 +59,17 @@ def evaluate(
             f"tokenizer: {tokenizer} is not the one that {checkpoint} was trained with: its ids mean other pieces, and "
             "all words would be wrong; leave the option out, for the model knows its own"
         )
+    if lexicon and not lexicon.is_file():
+        raise UserError(f"lexicon: there is no file {lexicon}")
     corpus, report = audio.check(read(manifest, data_folder))
     print(report)
     words = corpus.lexicon
     if lexicon:
         words = sorted({normalise(line) for line in lexicon.read_text(encoding="utf-8").splitlines() if line.strip()})
-    decoder = getattr(getattr(one, "model", None), "decoder", None)
-    spoken = attention.Spoken(one.model, one.tokens, words, max_decode_len) if hasattr(decoder, "greedy") else None
+    speaks = "decoder" in getattr(one, "record", {"heads_trained": ()}).get("heads_trained", ("decoder",))
+    spoken = attention.Spoken(one.model, one.tokens, words, max_decode_len) if speaks else None
+    if max_decode_len and not spoken:
+        print("max_decode_len has no effect: this model has no trained decoder, and CTC ends with the recording")
     rows = system.hear(
         one,
         list(corpus),
@@ -96,7 +100,8 @@ if __name__ == "__main__":
     parser.add_argument("--data-folder", type=Path, help="what $data_folder stands for in the manifest")
     parser.add_argument("--out", type=Path, help="by default outputs/evaluations/<checkpoint>-<manifest>")
     asked = vars(parser.parse_args())
-    default = root() / "outputs" / "evaluations" / f"{asked['checkpoint'].stem}-{asked['manifest'].stem}"
+    model = "-".join(asked["checkpoint"].resolve().parts[-4:])
+    default = root() / "outputs" / "evaluations" / f"{model}-{asked['manifest'].stem}"
     target = asked.pop("out") or default
     try:
         print(headline(evaluate(**asked, out=target)).to_string())

@@ -130,6 +130,8 @@ class Ensemble:
 
     def to(self, device: "torch.device | str") -> "Ensemble":
         """Do the products on a device."""
+        if str(device) == str(self.device):
+            return self
         self.device = device
         self._stacked = None if self._stacked is None else self._stacked.to(device)
         for store in self.stores.values():
