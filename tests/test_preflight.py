@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from kdlib.corpus import prepare
-from kdlib.distill import preflight, students
-from kdlib.distill.preflight import PASS, REFUSE, WARN
+from kdlib.distill import checks, preflight, students
+from kdlib.distill.checks import PASS, REFUSE, WARN
 from kdlib.errors import UserError
 from kdlib.models import nemo
 from kdlib.params import load
@@ -53,88 +53,96 @@ def references(tokens):
 
 
 SOUND = {
-    "tokens": lambda t, r: preflight.check_tokens(t, headers(t)),
-    "shift of ctc targets": lambda t, r: preflight.check_shift(off(r), r, "ctc"),
-    "shift of decoder targets": lambda t, r: preflight.check_shift(off(r), r, "decoder"),
-    "a weak teacher's shift": lambda t, r: preflight.check_shift([r[0]] * len(r), r, "ctc"),
-    "decoding": lambda t, r: preflight.check_decoding(t, WORDS),
-    "logits": lambda t, r: preflight.check_logits({"M04": torch.randn(9, t.size)}),
-    "temperature": lambda t, r: preflight.check_temperature(headers(t), Distill(temperature=4.0)),
-    "temperature 1": lambda t, r: preflight.check_temperature(headers(t), Distill(temperature=1.0, soften="teacher")),
-    "lengths": lambda t, r: preflight.check_lengths(0, 100),
-    "recording": lambda t, r: preflight.check_recording({"M04": {"a": 10, "b": 21}}, {"a": 10, "b": 20}, 40.0, 40.0),
-    "target": lambda t, r: preflight.check_aggregate(WORDS, WORDS),
-    "best teacher": lambda t, r: preflight.check_best_teacher(0.55, {"M04": 0.6, "F03": 0.2}),
-    "spikes": lambda t, r: preflight.check_spikes([0, 0, 1, 0], [0.7, 0.8, 0.5, 0.9]),
-    "blanks": lambda t, r: preflight.check_blanks(0.8),
-    "gradients": lambda t, r: preflight.check_gradients(2.0, 1.0),
-    "stored and live": lambda t, r: preflight.check_live(1e-6, "M04"),
-    "held out": lambda t, r: preflight.check_heard(headers(t), ["M08", "M10"]),
-    "unseen words": lambda t, r: preflight.check_words(WORDS, WORDS, decoder=True),
-    "unseen words by CTC": lambda t, r: preflight.check_words(WORDS, WORDS[1:], decoder=False),
+    "tokens": lambda t, r: checks.check_tokens(t, headers(t)),
+    "shift of ctc targets": lambda t, r: checks.check_shift(off(r), r, "ctc"),
+    "shift of decoder targets": lambda t, r: checks.check_shift(off(r), r, "decoder"),
+    "a weak teacher's shift": lambda t, r: checks.check_shift([r[0]] * len(r), r, "ctc"),
+    "decoding": lambda t, r: checks.check_decoding(t, WORDS),
+    "logits": lambda t, r: checks.check_logits({"M04": torch.randn(9, t.size)}),
+    "temperature": lambda t, r: checks.check_temperature(headers(t), Distill(temperature=4.0)),
+    "temperature 1": lambda t, r: checks.check_temperature(headers(t), Distill(temperature=1.0, soften="teacher")),
+    "lengths": lambda t, r: checks.check_lengths(0, 100),
+    "recording": lambda t, r: checks.check_recording({"M04": {"a": 10, "b": 21}}, {"a": 10, "b": 20}, 40.0, 40.0),
+    "target": lambda t, r: checks.check_aggregate(WORDS, WORDS),
+    "right and wrong": lambda t, r: checks.check_right(0.7, 0.3),
+    "a new head": lambda t, r: checks.check_right(0.7, None),
+    "best teacher": lambda t, r: checks.check_best_teacher(0.55, {"M04": 0.6, "F03": 0.2}),
+    "spikes": lambda t, r: checks.check_spikes([0, 0, 1, 0], [0.7, 0.8, 0.5, 0.9]),
+    "blanks": lambda t, r: checks.check_blanks(0.8),
+    "gradients": lambda t, r: checks.check_gradients(2.0, 1.0),
+    "stored and live": lambda t, r: checks.check_live(1e-6, "M04"),
+    "held out": lambda t, r: checks.check_heard(headers(t), ["M08", "M10"]),
+    "unseen words": lambda t, r: checks.check_words(WORDS, WORDS, decoder=True),
+    "unseen words by CTC": lambda t, r: checks.check_words(WORDS, WORDS[1:], decoder=False),
 }
 
 BROKEN = {
     "another tokenizer": (
-        lambda t, r: preflight.check_tokens(t, headers(t, tokens="other")),
+        lambda t, r: checks.check_tokens(t, headers(t, tokens="other")),
         REFUSE,
         "tokenizer is other",
     ),
-    "blank elsewhere": (lambda t, r: preflight.check_tokens(t, headers(t, blank=63)), REFUSE, "blank is 63"),
-    "ids one too large": (lambda t, r: preflight.check_shift(off(r, 1), r, "ctc"), REFUSE, "every id is +1 off"),
-    "ids two too small": (lambda t, r: preflight.check_shift(off(r, -2), r, "decoder"), REFUSE, "every id is -2 off"),
-    "BOS in the targets": (lambda t, r: preflight.check_shift(off(r, 0, 1), r, "decoder"), REFUSE, "stand +1 step"),
+    "blank elsewhere": (lambda t, r: checks.check_tokens(t, headers(t, blank=63)), REFUSE, "blank is 63"),
+    "ids one too large": (lambda t, r: checks.check_shift(off(r, 1), r, "ctc"), REFUSE, "every id is +1 off"),
+    "ids two too small": (lambda t, r: checks.check_shift(off(r, -2), r, "decoder"), REFUSE, "every id is -2 off"),
+    "BOS in the targets": (lambda t, r: checks.check_shift(off(r, 0, 1), r, "decoder"), REFUSE, "stand +1 step"),
     "decoding one off": (
-        lambda t, r: preflight.check_decoding(OneOff(t.model, t.blank, t.size, t.bos, t.eos), WORDS),
+        lambda t, r: checks.check_decoding(OneOff(t.model, t.blank, t.size, t.bos, t.eos), WORDS),
         REFUSE,
         "the decoding is wrong",
     ),
     "probabilities": (
-        lambda t, r: preflight.check_logits({"M04": torch.randn(9, t.size).softmax(-1)}),
+        lambda t, r: checks.check_logits({"M04": torch.randn(9, t.size).softmax(-1)}),
         REFUSE,
         "are probabilities",
     ),
     "stored at 2": (
-        lambda t, r: preflight.check_temperature(headers(t, temperature=2.0), Distill()),
+        lambda t, r: checks.check_temperature(headers(t, temperature=2.0), Distill()),
         REFUSE,
         "stored at temperature 2",
     ),
     "one side divided": (
-        lambda t, r: preflight.check_temperature(headers(t), Distill(soften="student")),
+        lambda t, r: checks.check_temperature(headers(t), Distill(soften="student")),
         WARN,
         "only the student's side",
     ),
-    "some too short": (lambda t, r: preflight.check_lengths(3, 100), WARN, "3 of 100 references (3.0 %)"),
-    "most too short": (lambda t, r: preflight.check_lengths(60, 100), REFUSE, "60 of 100"),
+    "some too short": (lambda t, r: checks.check_lengths(3, 100), WARN, "3 of 100 references (3.0 %)"),
+    "most too short": (lambda t, r: checks.check_lengths(60, 100), REFUSE, "60 of 100"),
     "another recording": (
-        lambda t, r: preflight.check_recording({"M04": {"a": 10, "b": 31}}, {"a": 10, "b": 20}, 40.0, 40.0),
+        lambda t, r: checks.check_recording({"M04": {"a": 10, "b": 31}}, {"a": 10, "b": 20}, 40.0, 40.0),
         REFUSE,
         "1 of 2 outputs are of another recording: teacher M04 has 31 frames of b, the student 20",
     ),
     "another stride": (
-        lambda t, r: preflight.check_recording({}, {}, 20.0, 40.0),
+        lambda t, r: checks.check_recording({}, {}, 20.0, 40.0),
         REFUSE,
         "a frame each 20 ms",
     ),
-    "a mute target": (lambda t, r: preflight.check_aggregate([""] * 6, WORDS), REFUSE, "writes nothing in 100 %"),
-    "one word for all": (lambda t, r: preflight.check_aggregate(["GO"] * 6, WORDS), REFUSE, "1 distinct texts for 6"),
-    "often mute": (lambda t, r: preflight.check_aggregate(["", "", "", *WORDS[3:]], WORDS), WARN, "nothing in 50 %"),
+    "a mute target": (lambda t, r: checks.check_aggregate([""] * 6, WORDS), REFUSE, "writes nothing in 100 %"),
+    "one word for all": (lambda t, r: checks.check_aggregate(["GO"] * 6, WORDS), REFUSE, "1 distinct texts for 6"),
+    "often mute": (lambda t, r: checks.check_aggregate(["", "", "", *WORDS[3:]], WORDS), WARN, "nothing in 50 %"),
+    "mostly wrong": (
+        lambda t, r: checks.check_right(0.33, 0.2),
+        WARN,
+        "33 % of the sample as the references do, the student",
+    ),
+    "knows less than its pupil": (lambda t, r: checks.check_right(0.6, 0.7), WARN, "less than its pupil"),
     "worse than its best": (
-        lambda t, r: preflight.check_best_teacher(0.3, {"M04": 0.8, "F03": 0.2}),
+        lambda t, r: checks.check_best_teacher(0.3, {"M04": 0.8, "F03": 0.2}),
         WARN,
         "recognises 30 % of the sample, M04 alone 80 %",
     ),
-    "spikes elsewhere": (lambda t, r: preflight.check_spikes([2, 2, 3], [0.8] * 3), WARN, "moved by +2 frames"),
-    "spikes nowhere": (lambda t, r: preflight.check_spikes([0, 0, 0], [0.1] * 3), WARN, "by 0.10"),
-    "all blank": (lambda t, r: preflight.check_blanks(0.99), WARN, "99 % of the target's mass is blank"),
-    "teachers drown": (lambda t, r: preflight.check_gradients(50.0, 1.0), WARN, "pull 50 times"),
-    "references drown": (lambda t, r: preflight.check_gradients(0.01, 1.0), WARN, "pull 0.01 times"),
-    "no ground truth": (lambda t, r: preflight.check_gradients(1.0, 0.0), WARN, "no ground truth"),
-    "stale stores": (lambda t, r: preflight.check_live(0.5, "M04"), REFUSE, "differs by 5.0e-01 nats"),
-    "int8 at its limit": (lambda t, r: preflight.check_live(5e-3, "M04"), WARN, "differs by 5.0e-03"),
-    "a leak": (lambda t, r: preflight.check_heard(headers(t, heard=("M04", "M08")), ["M08"]), REFUSE, "has heard M08"),
+    "spikes elsewhere": (lambda t, r: checks.check_spikes([2, 2, 3], [0.8] * 3), WARN, "moved by +2 frames"),
+    "spikes nowhere": (lambda t, r: checks.check_spikes([0, 0, 0], [0.1] * 3), WARN, "by 0.10"),
+    "all blank": (lambda t, r: checks.check_blanks(0.99), WARN, "99 % of the target's mass is blank"),
+    "teachers drown": (lambda t, r: checks.check_gradients(50.0, 1.0), WARN, "pull 50 times"),
+    "references drown": (lambda t, r: checks.check_gradients(0.01, 1.0), WARN, "pull 0.01 times"),
+    "no ground truth": (lambda t, r: checks.check_gradients(1.0, 0.0), WARN, "no ground truth"),
+    "stale stores": (lambda t, r: checks.check_live(0.5, "M04"), REFUSE, "differs by 5.0e-01 nats"),
+    "int8 at its limit": (lambda t, r: checks.check_live(5e-3, "M04"), WARN, "differs by 5.0e-03"),
+    "a leak": (lambda t, r: checks.check_heard(headers(t, heard=("M04", "M08")), ["M08"]), REFUSE, "has heard M08"),
     "a decoder and new words": (
-        lambda t, r: preflight.check_words(WORDS, WORDS[1:], decoder=True),
+        lambda t, r: checks.check_words(WORDS, WORDS[1:], decoder=True),
         WARN,
         "1 of 6 test words",
     ),
@@ -161,8 +169,8 @@ def variant(taught, outputs):
     return named
 
 
-def by_name(checks):
-    return {one.name: one for one in checks}
+def by_name(found):
+    return {one.name: one for one in found}
 
 
 def test_the_preflight_of_the_smoke_recipe_sees_its_mute_teachers_and_nothing_else(variant):
@@ -192,12 +200,12 @@ def test_decoder_distillation_across_encoders_is_switched_to_ctc_with_the_reason
     asked = variant("decoder_kd", distill={"allow_decoder_kd": False})
     used = students.effective(asked)
     assert (asked.distill.heads, used.distill.heads) == ("decoder", "ctc")
-    switched = preflight.check_decoder_kd(asked.distill, used.distill)
+    switched = checks.check_decoder_kd(asked.distill, used.distill)
     assert switched.verdict == WARN
     assert "switched to CTC: the original study ended at 0 %" in switched.reason
     forced = variant("decoder_kd")
     assert students.effective(forced).distill.heads == "decoder"
-    assert "on purpose" in preflight.check_decoder_kd(forced.distill, students.effective(forced).distill).reason
+    assert "on purpose" in checks.check_decoder_kd(forced.distill, students.effective(forced).distill).reason
 
 
 @pytest.mark.parametrize(

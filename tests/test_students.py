@@ -15,7 +15,7 @@ from kdlib import train
 from kdlib.corpus import audio, prepare
 from kdlib.corpus.speakers import split
 from kdlib.decode.greedy import greedy
-from kdlib.distill import results, students
+from kdlib.distill import learning, results, students
 from kdlib.errors import UserError
 from kdlib.evaluate.score import Hypothesis, write_hypotheses
 from kdlib.models import export, hybrid, nemo
@@ -62,7 +62,7 @@ def test_the_control_sees_the_same_batches_and_no_teacher(variant, monkeypatch):
     seen = {}
     for params in (hard, taught):
         chosen = students.material(params, students.vocabulary.vocabulary(params))
-        plan = students._plan(params, chosen)
+        plan = learning.plan_of(params, chosen)
         seen[params.variant] = [
             [utt.utt_id for batch in plan.part(chosen.train, number, 1) for utt in batch] for number in range(4)
         ]
@@ -74,12 +74,14 @@ def test_the_control_sees_the_same_batches_and_no_teacher(variant, monkeypatch):
 def test_an_epoch_in_parts_is_the_whole_epoch(variant):
     params = variant("hard", student={"looks": 2, "batch_size": 4})
     chosen = students.material(params, students.vocabulary.vocabulary(params))
-    plan = students._plan(params, chosen)
+    plan = learning.plan_of(params, chosen)
     assert plan.parts == 2
     once = [utt.utt_id for part in (0, 1) for batch in plan.part(chosen.train, part, 1) for utt in batch]
     assert sorted(once) == sorted(utt.utt_id for utt in chosen.train)
     phases = {"student": {"looks": 2, "accumulate": 2, "phases": [{"epochs": 3}]}}
-    assert students._plan(variant("hard", **phases), chosen).steps == [3 * 2]  # 3 batches an epoch in parts of 2 and 1
+    assert learning.plan_of(variant("hard", **phases), chosen).steps == [
+        3 * 2
+    ]  # 3 batches an epoch in parts of 2 and 1
 
 
 PHASES = [
@@ -238,8 +240,9 @@ def test_a_control_of_other_steps_is_none(variant):
 
 
 def test_a_student_that_has_heard_the_held_out_speaker_is_no_start(variant):
-    other = load("params/smoke.yaml", "M04", overrides={"outputs": variant("hard").outputs}, variant="hard")
-    folder = students.student(other)  # trained on M08 and M10's fold mates
+    fold, overrides = {"dev": "M10", "exclude": []}, {"outputs": variant("hard").outputs}
+    other = load("params/smoke.yaml", "M04", fold, overrides, "hard")
+    folder = students.student(other)  # trained on M08
     params = variant("hard", student={"resume": str(folder)})
     with pytest.raises(UserError, match=r"student.resume: .* has heard M08"):
         students.student(params, 8)

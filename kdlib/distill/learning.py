@@ -1,0 +1,211 @@
+"""How a student is trained: in phases, looked at on the dev speaker, on one device or on several.
+
+The folder of a student in the making holds a folder a phase, with its checkpoints; a killed run goes on in the phase
+that had not ended. Called by `students.student`.
+"""
+
+import math
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdlib.corpus import audio
+from kdlib.corpus.manifest import Utterance
+from kdlib.distill import students
+from kdlib.distill.students import LATEST, Material, Watch
+from kdlib.errors import UserError
+from kdlib.models import vocabulary
+from kdlib.params import Params, root
+from kdlib.settings import Phase
+
+if TYPE_CHECKING:
+    import torch
+
+    from kdlib.distill.objective import Batch, Objective
+    from kdlib.models.hybrid import Hybrid
+
+
+def build(partial: Path, params: Params, seed: int, watch: Watch | None) -> None:
+    """Train a student into a folder: phase by phase, then the best look's weights and the last step's."""
+    from safetensors.torch import save_file
+
+    from kdlib import train
+    from kdlib.distill import preflight
+    from kdlib.models import hybrid
+
+    preflight.demand(params, seed)
+    params = students.effective(params)
+    tokens = vocabulary.vocabulary(params)
+    chosen, model = students.material(params, tokens), students.first(params, tokens, seed)
+    minimised = students.objective(params, model, students.ensembles(params))
+    plan = plan_of(params, chosen)
+    records, before, best = [], 0, (-math.inf, 0, {})
+    for number in range(len(plan.steps)):
+        (partial / f"phase{number + 1}").mkdir(exist_ok=True)
+        record = _phase(partial, params, seed, number, before, plan, minimised, chosen, watch)
+        records.append(record | {"made_before": before})
+        if record["best_dev_score"] > best[0]:
+            weights = {name: weight.clone() for name, weight in minimised.learner.state_dict().items()}
+            best = record["best_dev_score"], before + record["best_step"], weights
+        minimised.learner.load_state_dict(train.last(partial / f"phase{number + 1}"))
+        before += record["steps"]
+    if not train.is_first():
+        sys.exit(0)
+    save_file({name: one.detach().contiguous() for name, one in model.state_dict().items()}, partial / LATEST)
+    minimised.learner.load_state_dict(best[2])
+    hybrid.save(
+        model,
+        tokens,
+        partial,
+        heard=sorted({*students.heard_before(params, seed), *(utt.speaker for utt in chosen.train)}),
+        variant=params.variant,
+        seed=seed,
+        taught=params.distill.taught,
+        heads_trained=list(minimised.heads),
+        steps=before,
+        best_step=best[1],
+        best_dev_score=best[0],
+        phases=records,
+        train_utterances=len(chosen.train),
+        too_short=chosen.too_short,
+    )
+    for number in range(len(plan.steps)):  # with what a killed run has left in it
+        shutil.rmtree(partial / f"phase{number + 1}")
+
+
+def build_apart(partial: Path, params: Params, seed: int) -> None:
+    """Train on several devices: in a process of its own, whose command Lightning runs again for each of them."""
+    (partial / "params.json").write_text(params.model_dump_json(), encoding="utf-8")
+    command = [sys.executable, "-m", "kdlib.distill.learning", str(partial), str(seed)]
+    ended = subprocess.run(command, cwd=root(), check=False).returncode
+    if ended:
+        raise UserError(f"student {params.variant}, seed {seed}: training on several devices ended with {ended}")
+    (partial / "params.json").unlink()
+
+
+def _phase(
+    partial: Path,
+    params: Params,
+    seed: int,
+    number: int,
+    before: int,
+    plan: "Plan",
+    minimised: "Objective",
+    chosen: Material,
+    watch: Watch | None,
+) -> dict[str, float]:
+    """Train one phase, behind `before` steps of those before it; the student ends with the phase's best weights."""
+    from kdlib import train
+    from kdlib.models import augment
+
+    settings, tokens, steps = params.student, vocabulary.vocabulary(params), plan.steps[number]
+    phase, model = settings.phases[number], minimised.learner.student
+    dev = [students.read(batch, tokens) for batch in audio.batches(chosen.dev, 32)]
+    model.freeze(phase.freeze_encoder)
+
+    def step(batch: "Batch") -> "dict[str, torch.Tensor]":
+        if settings.augment == "mask_and_tempo":
+            wavs, lengths = augment.stretched(batch.wavs, batch.wav_lens)
+            batch = batch._replace(wavs=wavs, wav_lens=lengths)
+        return minimised(batch, (before + task.global_step) / sum(plan.steps))
+
+    def check() -> dict[str, float]:
+        if watch:
+            task.logger.experiment.flush()
+            watch(train.curves(partial / train.CURVES))
+        return look(minimised, dev)
+
+    task = train.Task(
+        minimised.learner, step, lr=phase.lr, scale=_scale(params, phase, steps, model), made_before=before
+    )
+    return train.fit(
+        task,
+        train.Epochs(lambda epoch: plan.part(chosen.train, epoch, seed), lambda some: students.read(some, tokens)),
+        folder=partial / f"phase{number + 1}",
+        what=f"{params.variant or 'student'}, seed {seed}" + f", phase {number + 1}" * (len(plan.steps) > 1),
+        steps=steps,
+        seed=seed,
+        clip=settings.clip,
+        accumulate=settings.accumulate,
+        check=check,
+        patience=settings.patience,
+        board=partial / train.CURVES,
+        precision={"fp32": "32-true", "bf16": "bf16-mixed"}[settings.precision],
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        parts=plan.parts,
+    )
+
+
+def look(minimised: "Objective", dev: Sequence["Batch"]) -> dict[str, float]:
+    """A look at the dev speaker: words right by the head that learns; between equal ones the loss decides."""
+    import torch
+
+    from kdlib.decode.greedy import greedy
+    from kdlib.models import supervised
+    from kdlib.tokens import BLANK
+
+    right = total = loss = 0
+    model, head = minimised.learner.student, minimised.heads[0]
+    device = next(model.parameters()).device
+    with torch.inference_mode():
+        for batch in dev:
+            moved = batch._replace(wavs=batch.wavs.to(device), wav_lens=batch.wav_lens.to(device))
+            outputs = minimised.answer(moved)
+            if head == "ctc":
+                said, found = greedy(outputs, BLANK), supervised.ctc(outputs, batch.ids)
+            else:
+                said = model.decode_greedy(outputs.encoded, max(map(len, batch.ids)) + 4, outputs.lengths)
+                found = supervised.cross_entropy(outputs.decoder_logits, batch.ids)
+            right += sum(one == other for one, other in zip(said, batch.ids, strict=True))
+            loss += float(found) * len(batch.ids)
+            total += len(batch.ids)
+    wra, loss = right / total, loss / total
+    return {"dev_wra": wra, "dev_loss": loss, "dev_score": wra - 1e-3 * min(loss, 100.0)}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How an epoch is cut into parts with a look at the dev speaker behind each, and how many steps phases have."""
+
+    batch_size: int
+    parts: int
+    steps: list[int]
+
+    def part(self, utterances: Sequence[Utterance], number: int, seed: int) -> list[list[Utterance]]:
+        """The batches of a part; parts are counted through all epochs."""
+        epoch, part = divmod(number, self.parts)
+        groups = list(audio.batches(utterances, self.batch_size, seed=seed * 1009 + epoch))
+        size = math.ceil(len(groups) / self.parts)
+        return groups[part * size : (part + 1) * size]
+
+
+def plan_of(params: Params, chosen: Material) -> Plan:
+    """The parts of an epoch and the steps of the phases."""
+    settings = params.student
+    groups = math.ceil(len(chosen.train) / settings.batch_size)
+    size = math.ceil(groups / settings.looks)
+    sizes = [min(size, groups - begin) for begin in range(0, groups, size)]
+    epoch = sum(math.ceil(one / (settings.accumulate * settings.devices)) for one in sizes)
+    return Plan(settings.batch_size, len(sizes), [phase.steps or phase.epochs * epoch for phase in settings.phases])
+
+
+def _scale(params: Params, phase: Phase, steps: int, model: "Hybrid") -> Callable[[int], float]:
+    from kdlib import train
+
+    if params.student.schedule == "noam":
+        return train.noam(phase.warmup_steps, model.encoder.width)
+    return train.cosine(phase.warmup_steps, steps)
+
+
+if __name__ == "__main__":
+    try:
+        folder = Path(sys.argv[1])
+        settings = Params.model_validate_json((folder / "params.json").read_text(encoding="utf-8"))
+        build(folder, settings, int(sys.argv[2]), None)
+    except UserError as error:
+        sys.exit(f"\n{error}\n")
