@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kdlib.corpus import prepare
-from kdlib.distill import checks, preflight, students
+from kdlib.distill import checks, ingredients, preflight, students
 from kdlib.distill.checks import PASS, REFUSE, WARN
 from kdlib.errors import UserError
 from kdlib.models import nemo
@@ -193,19 +193,19 @@ def test_what_is_refused_is_not_trained(variant):
     params = variant("ctc_kd", distill={"allow": [], "temperature": 3.0})
     with pytest.raises(UserError, match=r"refuses to train:\n  target: the target writes nothing in 100 %"):
         students.student(params, seed=7)
-    assert not (students.place(params, 7) / "model.json").exists()
+    assert not (ingredients.place(params, 7) / "model.json").exists()
 
 
 def test_decoder_distillation_across_encoders_is_switched_to_ctc_with_the_reason(variant):
     asked = variant("decoder_kd", distill={"allow_decoder_kd": False})
-    used = students.effective(asked)
+    used = ingredients.effective(asked)
     assert (asked.distill.heads, used.distill.heads) == ("decoder", "ctc")
     switched = checks.check_decoder_kd(asked.distill, used.distill)
     assert switched.verdict == WARN
     assert "switched to CTC: the original study ended at 0 %" in switched.reason
     forced = variant("decoder_kd")
-    assert students.effective(forced).distill.heads == "decoder"
-    assert "on purpose" in checks.check_decoder_kd(forced.distill, students.effective(forced).distill).reason
+    assert ingredients.effective(forced).distill.heads == "decoder"
+    assert "on purpose" in checks.check_decoder_kd(forced.distill, ingredients.effective(forced).distill).reason
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_a_store_that_is_not_sound_is_named_before_it_is_used(monkeypatch, varia
         return store
 
     monkeypatch.setattr(extract, "opened", changed)
-    found = by_name(preflight._taught(params, students.vocabulary.vocabulary(params), 1))
+    found = by_name(preflight._taught(params, ingredients.vocabulary.vocabulary(params), 1))
     assert found[name].verdict == REFUSE
     assert reason in found[name].reason
 
@@ -234,7 +234,7 @@ def test_a_store_that_is_not_sound_is_named_before_it_is_used(monkeypatch, varia
 def test_outputs_of_another_recording_are_seen(monkeypatch, variant):
     """A teacher's rows of two utterances of different length, swapped."""
     params = variant("ctc_kd")
-    tokens = students.vocabulary.vocabulary(params)
+    tokens = ingredients.vocabulary.vocabulary(params)
     corpus = prepare.load(params)
     durations = {utt.utt_id: utt.duration_s for utt in corpus}
     opened = extract.opened

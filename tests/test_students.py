@@ -15,7 +15,7 @@ from kdlib import train
 from kdlib.corpus import audio, prepare
 from kdlib.corpus.speakers import split
 from kdlib.decode.greedy import greedy
-from kdlib.distill import learning, results, students
+from kdlib.distill import ingredients, results, students
 from kdlib.errors import UserError
 from kdlib.evaluate.score import Hypothesis, write_hypotheses
 from kdlib.models import export, hybrid, nemo
@@ -61,25 +61,25 @@ def test_the_control_sees_the_same_batches_and_no_teacher(variant, monkeypatch):
     hard, taught = variant("hard"), variant("ctc_kd")
     seen = {}
     for params in (hard, taught):
-        chosen = students.material(params, students.vocabulary.vocabulary(params))
-        plan = learning.plan_of(params, chosen)
+        chosen = ingredients.material(params, ingredients.vocabulary.vocabulary(params))
+        plan = students.plan_of(params, chosen)
         seen[params.variant] = [
             [utt.utt_id for batch in plan.part(chosen.train, number, 1) for utt in batch] for number in range(4)
         ]
     assert seen["hard"] == seen["ctc_kd"]
-    monkeypatch.setattr(students.targets, "target", lambda *_, **__: pytest.fail("a teacher was asked"))
+    monkeypatch.setattr(ingredients.targets, "target", lambda *_, **__: pytest.fail("a teacher was asked"))
     assert students.student(hard)
 
 
 def test_an_epoch_in_parts_is_the_whole_epoch(variant):
     params = variant("hard", student={"looks": 2, "batch_size": 4})
-    chosen = students.material(params, students.vocabulary.vocabulary(params))
-    plan = learning.plan_of(params, chosen)
+    chosen = ingredients.material(params, ingredients.vocabulary.vocabulary(params))
+    plan = students.plan_of(params, chosen)
     assert plan.parts == 2
     once = [utt.utt_id for part in (0, 1) for batch in plan.part(chosen.train, part, 1) for utt in batch]
     assert sorted(once) == sorted(utt.utt_id for utt in chosen.train)
     phases = {"student": {"looks": 2, "accumulate": 2, "phases": [{"epochs": 3}]}}
-    assert learning.plan_of(variant("hard", **phases), chosen).steps == [
+    assert students.plan_of(variant("hard", **phases), chosen).steps == [
         3 * 2
     ]  # 3 batches an epoch in parts of 2 and 1
 
@@ -98,13 +98,13 @@ def test_two_phases_in_one_run_are_two_runs_with_resume(variant, tmp_path):
         return tmp_path / name
 
     once, first = made("once", phases=PHASES), made("first", phases=PHASES[:1])
-    start, frozen = nemo.restore(students.pretrained(variant("hard"))), load_file(first / students.LATEST)
+    start, frozen = nemo.restore(ingredients.pretrained(variant("hard"))), load_file(first / ingredients.LATEST)
     for name, weight in start.encoder.state_dict().items():
         assert torch.equal(weight, frozen[f"encoder.encoder.{name}"]), name
     second = made("second", phases=PHASES[1:], resume=str(first))
     assert [one["steps"] for one in read_json(once / "model.json")["phases"]] == [3, 6]
-    assert same(once, second, students.LATEST)
-    assert not same(first, second, students.LATEST)
+    assert same(once, second, ingredients.LATEST)
+    assert not same(first, second, ingredients.LATEST)
 
 
 def test_resuming_from_nowhere_says_where_it_looked(variant):
@@ -151,7 +151,7 @@ def test_killed_at_a_random_moment_and_resumed_the_weights_are_the_same(variant,
     assert "goes on from step" in ended.stdout + ended.stderr
     folder = tmp_path / "smoke/M08/students/ctc_kd/seed1"
     assert same(folder, kept), moments
-    assert same(folder, kept, students.LATEST), moments
+    assert same(folder, kept, ingredients.LATEST), moments
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_every_kind_of_student_trains_and_is_scored(variant, settings):
     found = read_json(students.scored(params, 3) / "scores.json")["decoders"]
     assert {"greedy", "lexicon"} <= set(found)
     assert ("attention_lexicon" in found) == bool(params.student.decoder_layers)
-    record = read_json(students.place(params, 3) / "model.json")
+    record = read_json(ingredients.place(params, 3) / "model.json")
     assert record["backbone"] == params.student.backbone
     assert record["steps"] > 0
 

@@ -12,7 +12,6 @@ from torch import nn
 
 from kdlib.models.conformer import mask
 
-CODE = ("distill/losses.py", "models/conformer.py")
 NEVER = -1e4  # a logit that no softmax sees; infinity would make 0 x infinity of it
 AT_ONCE = {"cpu": 2**18, "cuda": 2**24}  # elements in work: what a processor's cache holds, or what keeps a GPU busy
 

@@ -21,8 +21,6 @@ from kdlib.settings import Distill
 from kdlib.teachers.ensemble import Ensemble
 from kdlib.tokens import BLANK, BOS, EOS
 
-CODE = ("distill/objective.py", "distill/losses.py", "models/supervised.py", "teachers/ensemble.py")
-
 
 class Batch(NamedTuple):
     """What one step learns from."""

@@ -18,7 +18,7 @@ from kdlib.corpus import audio, prepare
 from kdlib.corpus.manifest import Utterance
 from kdlib.corpus.speakers import split
 from kdlib.decode.greedy import greedy
-from kdlib.distill import checks, students
+from kdlib.distill import checks, ingredients
 from kdlib.distill.checks import PASS, REFUSE, WARN, Check
 from kdlib.errors import UserError
 from kdlib.models import Outputs, nemo, vocabulary
@@ -35,19 +35,19 @@ if TYPE_CHECKING:
 
     from kdlib.models.hybrid import Hybrid
 
-CODE = ("distill/preflight.py", "distill/checks.py", "teachers/aggregates.py", "evaluate/system.py", *students.CODE)
+CODE = ("distill/preflight.py", "distill/checks.py", "teachers/aggregates.py", "evaluate/system.py", *ingredients.CODE)
 SAMPLE, LIVE, GRADIENTS = 64, 2, 8  # utterances that are looked at
 
 
 def preflight(params: Params, seed: int = 1) -> list[Check]:
     """All checks that apply to a recipe's student."""
-    used = students.effective(params)
+    used = ingredients.effective(params)
     folder = produce(
-        students.place(params, seed).parent / f"preflight{seed if params.student.resume else ''}",
+        ingredients.place(params, seed).parent / f"preflight{seed if params.student.resume else ''}",
         lambda partial: _build(partial, params, used, seed),
         what=f"preflight of {params.variant or 'the student'}",
-        parameters=students.depends(used) | {"asked": params.distill.heads},
-        inputs=students.inputs(used, seed),
+        parameters=ingredients.depends(used) | {"asked": params.distill.heads},
+        inputs=ingredients.inputs(used, seed),
         code=CODE,
     )
     return [Check(**one) for one in read_json(folder / "checks.json")]
@@ -74,14 +74,14 @@ def table(found: Sequence[Check]) -> pd.DataFrame:
 
 def _build(partial: Path, params: Params, used: Params, seed: int) -> None:
     tokens = vocabulary.vocabulary(params)
-    splits, chosen = split(prepare.load(params), params), students.material(params, tokens)
+    splits, chosen = split(prepare.load(params), params), ingredients.material(params, tokens)
     train = {utt.text for utt in chosen.train}
     made = [
         checks.check_decoding(tokens, [*train, *(utt.text for utt in splits.test)]),
         checks.check_lengths(chosen.too_short, chosen.too_short + len(chosen.train)),
         checks.check_words([utt.text for utt in splits.test], sorted(train), used.distill.heads != "ctc"),
     ]
-    if students.crosses(params):
+    if ingredients.crosses(params):
         made.append(checks.check_decoder_kd(params.distill, used.distill))
     if used.distill.taught:
         made += _taught(used, tokens, seed)
@@ -91,7 +91,7 @@ def _build(partial: Path, params: Params, used: Params, seed: int) -> None:
 def _taught(params: Params, tokens: Tokens, seed: int) -> list[Check]:
     """The checks of the teachers' part."""
     names = targets.teachers(params, params.aggregation.method)
-    main = students.outputs(params)[0]
+    main = ingredients.outputs(params)[0]
     headers = {name: extract.opened(params, name, "training", main).header for name in names}
     away = [name for name in (params.held_out, params.fold.dev) if name]
     made = [
@@ -101,7 +101,7 @@ def _taught(params: Params, tokens: Tokens, seed: int) -> list[Check]:
     ]
     if any(one.verdict == REFUSE for one in made):
         return made  # such stores cannot even be combined
-    found = students.ensembles(params)
+    found = ingredients.ensembles(params)
     ensemble = found[main]
     sample = [utt for utt in aggregates.sample(params, SAMPLE) if ensemble.coverage([utt.utt_id]).usable]
     if not sample:
@@ -109,7 +109,7 @@ def _taught(params: Params, tokens: Tokens, seed: int) -> list[Check]:
     rows = {name: store.logits(next(iter(store))) for name, store in ensemble.stores.items()}
     made.append(checks.check_logits(rows))
     references = [tokens.encode(utt.text) for utt in sample]
-    model = students.first(params, tokens, seed).eval()
+    model = ingredients.first(params, tokens, seed).eval()
     if "ctc" in found:
         made.append(_recording(found["ctc"], sample, model))
         if made[-1].verdict == REFUSE:
@@ -203,9 +203,9 @@ def _gradients(
 
     settings = params.distill
     model.freeze(params.student.phases[0].freeze_encoder)
-    minimised = students.objective(params, model, found)
+    minimised = ingredients.objective(params, model, found)
     loudest = float((settings.alpha_end or 0.0) > settings.alpha)  # the end of training, where teachers begin at 0
-    parts = minimised.parts(students.read(sample[:GRADIENTS], tokens), loudest)
+    parts = minimised.parts(ingredients.read(sample[:GRADIENTS], tokens), loudest)
     weights = [one for one in minimised.learner.student.parameters() if one.requires_grad]
     norms = {}
     for kind, names in (

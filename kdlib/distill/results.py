@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from kdlib.distill import students
+from kdlib.distill import ingredients, students
 from kdlib.errors import UserError
 from kdlib.evaluate.baseline import baseline
 from kdlib.evaluate.score import read_hypotheses
@@ -78,13 +78,13 @@ def in_words(before: Path, after: Path, decoder: str = "greedy") -> str:
 
 def check_control(params: Params, control: Params) -> None:
     """A control is the same student with the same steps, and learns from the references alone."""
-    if _steps(students.effective(params)) != _steps(control) or control.distill.taught:
+    if _steps(ingredients.effective(params)) != _steps(control) or control.distill.taught:
         raise UserError(
             f"variants: {control.variant!r} is no control of {params.variant!r}: it must have the same student, steps, "
             "heads and speech, and no teacher (alpha, alpha_end, gamma and pseudo.weight 0); name the right one: "
             "distill: {control: ...}"
         )
-    start = students.resumed(control, 1)
+    start = ingredients.resumed(control, 1)
     if start and read_json(start / "model.json").get("taught"):
         raise UserError(f"variants: the control {control.variant!r} goes on from {start}, which was distilled")
 

@@ -1,11 +1,15 @@
 """A fold's students: one a variant and seed, trained in phases, chosen by the dev speaker's words, and scored.
 
-Every variant of a recipe - hard labels alone among them - is trained by this code, with the same utterances in the same
-order for the same seed. Kept are the weights of the best look at the dev speaker (`model.safetensors`, "best") and
-those of the last step (`latest.safetensors`), from which `student.resume` goes on.
+Kept are the weights of the best look at the dev speaker (`model.safetensors`, "best") and those of the last step
+(`latest.safetensors`), from which `student.resume` goes on. While a student is made its folder holds a folder a phase,
+with checkpoints: a killed run goes on in the phase that had not ended.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,202 +18,36 @@ from kdlib.corpus import audio, prepare
 from kdlib.corpus.manifest import Utterance
 from kdlib.corpus.speakers import split
 from kdlib.decode import attention
+from kdlib.distill import ingredients, preflight
+from kdlib.distill.ingredients import LATEST, Material
 from kdlib.errors import UserError
 from kdlib.evaluate import score, system
-from kdlib.models import nemo, vocabulary
-from kdlib.models.pretrain import fits, heard, pretrained
-from kdlib.params import Params, located
-from kdlib.stage import produce, read_json
-from kdlib.teachers import adapt, extract, scores, targets
-from kdlib.teachers.ensemble import Ensemble
-from kdlib.tokens import Tokens
+from kdlib.models import vocabulary
+from kdlib.params import Params, root
+from kdlib.settings import Phase
+from kdlib.stage import produce
 
 if TYPE_CHECKING:
     import pandas as pd
+    import torch
 
     from kdlib.distill.objective import Batch, Objective
     from kdlib.models.hybrid import Hybrid
 
-BUILT = ("models/hybrid.py", "models/vocabulary.py", "models/conformer.py", "models/decoder.py", "models/nemo.py")
-CODE = (
-    "distill/students.py",
-    "distill/learning.py",
-    "distill/objective.py",
-    "distill/losses.py",
-    "models/supervised.py",
-    "train.py",
-    *BUILT,
-)
-CODE += ("models/augment.py", "decode/greedy.py", "tokens.py", "corpus/audio.py", *targets.CODE)
-CODE += ("teachers/adapt.py", "models/pretrain.py")  # what is set aside, and what fits into its frames
-LATEST = "latest.safetensors"
-CONTROL = "hard"  # the variant that every other stands beside
 Watch = Callable[["pd.DataFrame"], None]  # is shown the curves at every look
-
-
-@dataclass(frozen=True)
-class Material:
-    """What a student learns from, and what it is chosen on."""
-
-    train: list[Utterance]
-    dev: list[Utterance]
-    too_short: int  # training utterances left out: fewer frames than tokens
-
-
-def place(params: Params, seed: int) -> Path:
-    """The folder of a student."""
-    return params.fold_folder / "students" / (params.variant or "unnamed") / f"seed{seed}"
 
 
 def student(params: Params, seed: int = 1, watch: Watch | None = None) -> Path:
     """The folder of the recipe's student of a seed, trained now or found."""
-    used = effective(params)
+    used = ingredients.effective(params)
     return produce(
-        place(params, seed),
-        lambda partial: _build(partial, params, seed, watch),
+        ingredients.place(params, seed),
+        lambda partial: _made(partial, params, seed, watch),
         what=f"student {params.variant or 'unnamed'}, seed {seed}",
-        parameters=depends(used),
-        inputs=inputs(used, seed),
+        parameters=ingredients.depends(used),
+        inputs=ingredients.inputs(used, seed),
         seed=seed,
-        code=CODE,
-    )
-
-
-def _build(partial: Path, params: Params, seed: int, watch: Watch | None) -> None:
-    from kdlib.distill import learning
-
-    if params.student.devices > 1:
-        learning.build_apart(partial, params, seed)
-    else:
-        learning.build(partial, params, seed, watch)
-
-
-def depends(params: Params) -> dict:
-    """What of the recipe a student depends on; the teachers' part only where they have a say."""
-    taught = params.distill.taught
-    hard = {"beta", "heads", "ctc_weight", "label_smoothing"}
-    found = {
-        "student": params.student.model_dump(mode="json", exclude={"accelerator"}),
-        "distill": params.distill.model_dump(
-            mode="json", include=None if taught else hard, exclude={"allow", "control", "allow_decoder_kd"}
-        ),
-        "fold": params.fold.model_dump(mode="json"),
-        "held_out": params.held_out,
-        "blocks": params.blocks.model_dump(mode="json"),
-    }
-    if taught:
-        found["aggregation"] = params.aggregation.model_dump(mode="json")
-    if params.student.backbone == "sb":
-        found["shape"] = _shape(params)
-    if params.fold.dev is None:
-        found |= {"dev_share": params.teacher.dev_share, "split": params.seed}
-    return found
-
-
-def inputs(params: Params, seed: int = 1) -> list[Path]:
-    """What a student is made of."""
-    found = [prepare.made(params), vocabulary.made(params)]
-    if start := resumed(params, seed):
-        found += [start / LATEST]
-    elif params.student.backbone == "nemo":
-        found += [pretrained(params)]
-    elif params.student.start == "pretrained":
-        found += [_sb_parent(params) / "model.safetensors"]
-    if params.distill.taught:
-        names = targets.teachers(params, params.aggregation.method)
-        found += [extract.extract(params, name, "training") for name in names]
-        if params.aggregation.method in ("best", "weighted_accuracy") and params.fold.dev:
-            found += [scores.scores(params, name) for name in names]
-    return found
-
-
-def crosses(params: Params) -> bool:
-    """Whether a decoder on NeMo's encoder is asked to learn from SpeechBrain teachers."""
-    backbones = params.student.backbone, params.teacher.backbone
-    return params.distill.heads != "ctc" and params.distill.taught and backbones == ("nemo", "sb")
-
-
-def effective(params: Params) -> Params:
-    """The recipe as it is carried out: seed 000's rule turns decoder distillation across encoders into that of CTC."""
-    if not crosses(params) or params.distill.allow_decoder_kd:
-        return params
-    return params.model_copy(update={"distill": params.distill.model_copy(update={"heads": "ctc"})})
-
-
-def material(params: Params, tokens: Tokens) -> Material:
-    """The fold's training speech, and the dev speaker's; without one, a share of the training speech."""
-    splits = split(prepare.load(params), params)
-    train, dev = splits.train, splits.dev
-    if not dev:
-        apart = adapt.material(splits.train, params.teacher.dev_share, params.seed)
-        train, dev = apart.train, apart.dev
-    learnt = [utt for utt in train if fits(tokens.encode(utt.text), utt.duration_s)]
-    if not learnt or not dev:
-        raise UserError(
-            f"student: {len(learnt)} utterances to learn from and {len(dev)} to choose by; look at fold.dev, "
-            "fold.train and blocks"
-        )
-    return Material(learnt, dev, len(train) - len(learnt))
-
-
-def first(params: Params, tokens: Tokens, seed: int) -> "Hybrid":
-    """The student before training."""
-    from kdlib import train
-    from kdlib.models import conformer, hybrid
-
-    settings = params.student
-    train.seed_everything(seed)
-    if folder := resumed(params, seed):
-        model, known, record = hybrid.load(folder, LATEST)
-        _check_resumed(params, folder, model, known.fingerprint == tokens.fingerprint, record)
-        if settings.backbone == "nemo":
-            model.encoder.preprocessor_frozen = settings.freeze_preprocessor
-    elif settings.backbone == "nemo":
-        source = nemo.restore(pretrained(params))
-        heads = _heads(params, tokens, source.cfg.encoder.d_model)
-        model = hybrid.NeMoHybridStudent.of(source, heads, freeze_preprocessor=settings.freeze_preprocessor)
-        vocabulary.take_head(model, source, tokens)
-    elif settings.start == "pretrained":
-        start, _, _ = hybrid.load(_sb_parent(params))
-        model = hybrid.Hybrid(start.encoder, _heads(params, tokens, start.encoder.width))
-        model.ctc_head.load_state_dict(start.ctc_head.state_dict())
-    else:
-        shape = conformer.Shape(**_shape(params))
-        model = hybrid.Hybrid(conformer.Conformer(shape), _heads(params, tokens, shape.d_model))
-    model.encoder.spec_augment = settings.augment != "none"
-    return model
-
-
-def ensembles(params: Params) -> dict[str, Ensemble]:
-    """The fold's targets by output, where teachers have a say."""
-    if not params.distill.taught:
-        return {}
-    return {output: targets.target(params, output=output) for output in outputs(params)}
-
-
-def outputs(params: Params) -> tuple[str, ...]:
-    """Which of the teachers' outputs are asked for: those of the heads that learn, and the encodings' with features."""
-    found = ("ctc", "decoder") if params.distill.heads == "both" else (params.distill.heads,)
-    return found if not params.distill.gamma or "ctc" in found else ("ctc", *found)
-
-
-def objective(params: Params, model: "Hybrid", found: Mapping[str, Ensemble]) -> "Objective":
-    """What the student's training minimises."""
-    from kdlib.distill.objective import Learner, Objective
-
-    width = 0
-    if params.distill.gamma:
-        width = next(iter(found["ctc"].stores.values())).header.width
-    return Objective(Learner(model, width), params.distill, found)
-
-
-def read(utterances: Sequence[Utterance], tokens: Tokens) -> "Batch":
-    """A batch of utterances as the objective takes it."""
-    from kdlib.distill.objective import Batch
-
-    ids = [tokens.encode(utt.text) for utt in utterances]
-    return Batch(
-        *audio.collate(utterances), ids, [utt.utt_id for utt in utterances], [utt.speaker for utt in utterances]
+        code=("distill/students.py", *ingredients.CODE),
     )
 
 
@@ -222,8 +60,10 @@ def scored(params: Params, seed: int = 1) -> Path:
 
         one, corpus = Trained(folder), prepare.load(params)
         splits, words = split(corpus, params), prepare.lexicon(params)
-        spoken = attention.Spoken(one.model, one.tokens, words) if "decoder" in one.record["heads_trained"] else None
-        decoders = system.DECODERS + (("attention", "attention_lexicon") if spoken else ())
+        heads = one.record["heads_trained"]  # what another head says is no result of this training
+        spoken = attention.Spoken(one.model, one.tokens, words) if "decoder" in heads else None
+        decoders = system.DECODERS if "ctc" in heads else ()
+        decoders += ("attention", "attention_lexicon") if spoken else ()
         for part, utterances in (("", splits.test), ("dev", splits.dev)):
             if not utterances:
                 continue
@@ -261,65 +101,189 @@ def scored(params: Params, seed: int = 1) -> Path:
     )
 
 
-def _heads(params: Params, tokens: Tokens, width: int):
-    from kdlib.models.hybrid import Heads, fitting
+def _made(partial: Path, params: Params, seed: int, watch: Watch | None) -> None:
+    if params.student.devices > 1:
+        _build_apart(partial, params, seed)
+    else:
+        _build(partial, params, seed, watch)
 
+
+def _build(partial: Path, params: Params, seed: int, watch: Watch | None) -> None:
+    """Train a student into a folder: phase by phase, then the best look's weights and the last step's."""
+    from safetensors.torch import save_file
+
+    from kdlib import train
+    from kdlib.models import hybrid
+
+    preflight.demand(params, seed)
+    params = ingredients.effective(params)
+    tokens = vocabulary.vocabulary(params)
+    chosen, model = ingredients.material(params, tokens), ingredients.first(params, tokens, seed)
+    minimised = ingredients.objective(params, model, ingredients.ensembles(params))
+    plan = plan_of(params, chosen)
+    records, before, best = [], 0, (-math.inf, 0, {})
+    for number in range(len(plan.steps)):
+        (partial / f"phase{number + 1}").mkdir(exist_ok=True)
+        record = _phase(partial, params, seed, number, before, plan, minimised, chosen, watch)
+        records.append(record | {"made_before": before})
+        if record["best_dev_score"] > best[0]:
+            weights = {name: weight.clone() for name, weight in minimised.learner.state_dict().items()}
+            best = record["best_dev_score"], before + record["best_step"], weights
+        minimised.learner.load_state_dict(train.last(partial / f"phase{number + 1}"))
+        before += record["steps"]
+    if not train.is_first():
+        sys.exit(0)
+    save_file({name: one.detach().contiguous() for name, one in model.state_dict().items()}, partial / LATEST)
+    minimised.learner.load_state_dict(best[2])
+    hybrid.save(
+        model,
+        tokens,
+        partial,
+        heard=sorted({*ingredients.heard_before(params, seed), *(utt.speaker for utt in chosen.train)}),
+        variant=params.variant,
+        seed=seed,
+        taught=params.distill.taught,
+        heads_trained=list(minimised.heads),
+        steps=before,
+        best_step=best[1],
+        best_dev_score=best[0],
+        phases=records,
+        train_utterances=len(chosen.train),
+        too_short=chosen.too_short,
+    )
+    for number in range(len(plan.steps)):  # with what a killed run has left in it
+        shutil.rmtree(partial / f"phase{number + 1}")
+
+
+def _build_apart(partial: Path, params: Params, seed: int) -> None:
+    """Train on several devices: in a process of its own, whose command Lightning runs again for each of them."""
+    (partial / "params.json").write_text(params.model_dump_json(), encoding="utf-8")
+    command = [sys.executable, "-m", "kdlib.distill.students", str(partial), str(seed)]
+    ended = subprocess.run(command, cwd=root(), check=False).returncode
+    if ended:
+        raise UserError(f"student {params.variant}, seed {seed}: training on several devices ended with {ended}")
+    (partial / "params.json").unlink()
+
+
+def _phase(
+    partial: Path,
+    params: Params,
+    seed: int,
+    number: int,
+    before: int,
+    plan: "Plan",
+    minimised: "Objective",
+    chosen: Material,
+    watch: Watch | None,
+) -> dict[str, float]:
+    """Train one phase, behind `before` steps of those before it; the student ends with the phase's best weights."""
+    from kdlib import train
+    from kdlib.models import augment
+
+    settings, tokens, steps = params.student, vocabulary.vocabulary(params), plan.steps[number]
+    phase, model = settings.phases[number], minimised.learner.student
+    dev = [ingredients.read(batch, tokens) for batch in audio.batches(chosen.dev, 32)]
+    model.freeze(phase.freeze_encoder)
+
+    def step(batch: "Batch") -> "dict[str, torch.Tensor]":
+        if settings.augment == "mask_and_tempo":
+            wavs, lengths = augment.stretched(batch.wavs, batch.wav_lens)
+            batch = batch._replace(wavs=wavs, wav_lens=lengths)
+        return minimised(batch, (before + task.global_step) / sum(plan.steps))
+
+    def check() -> dict[str, float]:
+        if watch:
+            task.logger.experiment.flush()
+            watch(train.curves(partial / train.CURVES))
+        return look(minimised, dev)
+
+    task = train.Task(
+        minimised.learner, step, lr=phase.lr, scale=_scale(params, phase, steps, model), made_before=before
+    )
+    return train.fit(
+        task,
+        train.Epochs(lambda epoch: plan.part(chosen.train, epoch, seed), lambda some: ingredients.read(some, tokens)),
+        folder=partial / f"phase{number + 1}",
+        what=f"{params.variant or 'student'}, seed {seed}" + f", phase {number + 1}" * (len(plan.steps) > 1),
+        steps=steps,
+        seed=seed,
+        clip=settings.clip,
+        accumulate=settings.accumulate,
+        check=check,
+        patience=settings.patience,
+        board=partial / train.CURVES,
+        precision={"fp32": "32-true", "bf16": "bf16-mixed"}[settings.precision],
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        parts=plan.parts,
+    )
+
+
+def look(minimised: "Objective", dev: Sequence["Batch"]) -> dict[str, float]:
+    """A look at the dev speaker: words right by the head that learns; between equal ones the loss decides."""
+    import torch
+
+    from kdlib.decode.greedy import greedy
+    from kdlib.models import supervised
+    from kdlib.tokens import BLANK
+
+    right = total = loss = 0
+    model, head = minimised.learner.student, minimised.heads[0]
+    device = next(model.parameters()).device
+    with torch.inference_mode():
+        for batch in dev:
+            moved = batch._replace(wavs=batch.wavs.to(device), wav_lens=batch.wav_lens.to(device))
+            outputs = minimised.answer(moved)
+            if head == "ctc":
+                said, found = greedy(outputs, BLANK), supervised.ctc(outputs, batch.ids)
+            else:
+                said = model.decode_greedy(outputs.encoded, max(map(len, batch.ids)) + 4, outputs.lengths)
+                found = supervised.cross_entropy(outputs.decoder_logits, batch.ids)
+            right += sum(one == other for one, other in zip(said, batch.ids, strict=True))
+            loss += float(found) * len(batch.ids)
+            total += len(batch.ids)
+    wra, loss = right / total, loss / total
+    return {"dev_wra": wra, "dev_loss": loss, "dev_score": wra - 1e-3 * min(loss, 100.0)}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How an epoch is cut into parts with a look at the dev speaker behind each, and how many steps phases have."""
+
+    batch_size: int
+    parts: int
+    steps: list[int]
+
+    def part(self, utterances: Sequence[Utterance], number: int, seed: int) -> list[list[Utterance]]:
+        """The batches of a part; parts are counted through all epochs."""
+        epoch, part = divmod(number, self.parts)
+        groups = list(audio.batches(utterances, self.batch_size, seed=seed * 1009 + epoch))
+        size = math.ceil(len(groups) / self.parts)
+        return groups[part * size : (part + 1) * size]
+
+
+def plan_of(params: Params, chosen: Material) -> Plan:
+    """The parts of an epoch and the steps of the phases."""
     settings = params.student
-    return Heads(tokens.size, settings.decoder_layers, fitting(width, settings.heads), settings.ffn, settings.dropout)
+    groups = math.ceil(len(chosen.train) / settings.batch_size)
+    size = math.ceil(groups / settings.looks)
+    sizes = [min(size, groups - begin) for begin in range(0, groups, size)]
+    epoch = sum(math.ceil(one / (settings.accumulate * settings.devices)) for one in sizes)
+    return Plan(settings.batch_size, len(sizes), [phase.steps or phase.epochs * epoch for phase in settings.phases])
 
 
-def _shape(params: Params) -> dict:
-    """The sizes of a SpeechBrain student: its own, or the teachers'."""
-    from kdlib.models.conformer import Shape
+def _scale(params: Params, phase: Phase, steps: int, model: "Hybrid") -> Callable[[int], float]:
+    from kdlib import train
 
-    wanted = (params.student.conformer or params.teacher).model_dump()
-    return {name: wanted[name] for name in Shape.__dataclass_fields__ if name in wanted}
-
-
-def heard_before(params: Params, seed: int) -> list[str]:
-    """Whom the student's start had heard."""
-    if folder := resumed(params, seed):
-        return read_json(folder / "model.json")["heard"]
-    if params.student.backbone == "nemo":
-        known = heard(params)
-        return known["speakers"] if known else []
-    return read_json(_sb_parent(params) / "model.json")["heard"] if params.student.start == "pretrained" else []
+    if params.student.schedule == "noam":
+        return train.noam(phase.warmup_steps, model.encoder.width)
+    return train.cosine(phase.warmup_steps, steps)
 
 
-def _sb_parent(params: Params) -> Path:
-    """The SpeechBrain teachers' parent, from which a SpeechBrain student starts."""
-    found = adapt.parent(params.model_copy(update={"teacher": params.teacher.model_copy(update={"backbone": "sb"})}))
-    if found is None:
-        raise UserError(
-            "student: a SpeechBrain student starts from the teachers' parent, but teacher.parent is 'none'; write "
-            "student: {start: scratch}, or teacher: {parent: controls}"
-        )
-    return found
-
-
-def _check_resumed(params: Params, folder: Path, model: "Hybrid", same_tokens: bool, record: dict) -> None:
-    """A student to go on from must fit the recipe, and may not have heard whom this fold keeps away."""
-    if not same_tokens:
-        raise UserError(f"student.resume: {folder} was trained with other tokens than this recipe has")
-    if leaked := sorted(set(record["heard"]) & {params.held_out, params.fold.dev}):
-        raise UserError(f"student.resume: {folder} has heard {', '.join(leaked)}, who may not be heard in this fold")
-    settings = params.student
-    if record["backbone"] != settings.backbone or model.heads.layers != settings.decoder_layers:
-        raise UserError(
-            f"student.resume: {folder} has the backbone {record['backbone']} and {model.heads.layers} decoder layers, "
-            f"the recipe {settings.backbone} and {settings.decoder_layers}"
-        )
-
-
-def resumed(params: Params, seed: int) -> Path | None:
-    """The folder of the student that this one goes on from."""
-    name = params.student.resume
-    if not name:
-        return None
-    folder = params.fold_folder / "students" / name / f"seed{seed}" if name in params.variants else located(name)
-    if not (folder / LATEST).is_file():
-        raise UserError(
-            f"student.resume: there is no student in {folder} (no {LATEST}); train it first, or name a variant of this "
-            f"recipe ({', '.join(params.variants)}) or the folder of a student"
-        )
-    return folder
+if __name__ == "__main__":
+    try:
+        folder = Path(sys.argv[1])
+        settings = Params.model_validate_json((folder / "params.json").read_text(encoding="utf-8"))
+        _build(folder, settings, int(sys.argv[2]), None)
+    except UserError as error:
+        sys.exit(f"\n{error}\n")
