@@ -16,7 +16,7 @@ from kdlib.distill.losses import soft_kl
 from kdlib.params import root
 from kdlib.stage import set_threads, write_json
 
-B, T, V, TEMPERATURE, ROUNDS = 8, 150, 5000, 2.0, 7
+B, T, V, TEMPERATURE, ROUNDS = 8, 150, 5000, 2.0, 15
 
 
 def naive(logits: torch.Tensor, target: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

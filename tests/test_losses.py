@@ -91,6 +91,15 @@ def test_a_target_that_was_softened_is_not_softened_again(batch):
     assert once.item() == pytest.approx(ready.item(), rel=1e-5)
 
 
+def test_the_gradient_is_given_away_once(batch):
+    logits, target, lengths = batch
+    logits.requires_grad_()
+    loss = losses.soft_kl(logits, target, mask(lengths, T).float(), 2.0)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="backward a second time"):
+        loss.backward()
+
+
 def test_where_nothing_counts_the_loss_and_its_gradient_are_zero(batch):
     logits, target, _ = batch
     logits.requires_grad_()

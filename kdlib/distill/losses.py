@@ -27,31 +27,38 @@ class _SoftKL(torch.autograd.Function):
         ctx, logits: torch.Tensor, target: torch.Tensor, weights: torch.Tensor, divide_q: float, divide_p: float
     ) -> torch.Tensor:
         size = logits.shape[-1]
-        flat, wanted, counts = logits.reshape(-1, size), target.reshape(-1, size), weights.reshape(-1)
-        chosen = counts.nonzero()[:, 0]
-        whole = len(chosen) == len(counts)  # then parts are views, and nothing is copied
-        learns = ctx.needs_input_grad[0]
-        grad = None
+        flat, wanted, counts = logits.reshape(-1, size), target.reshape(-1, size), weights.reshape(-1).float()
+        chosen, learns = counts.nonzero()[:, 0], ctx.needs_input_grad[0]
+        alike = bool((counts[chosen] == counts[chosen[:1]]).all())  # then one factor serves all rows, at the end
+        kept = torch.empty_like(logits, memory_format=torch.contiguous_format) if learns else None
+        grad = kept.view(-1, size) if learns else None
         if learns:
-            grad = torch.empty_like(flat) if whole else torch.zeros_like(flat)
+            grad[counts == 0] = 0
         total = torch.zeros((), dtype=torch.float64, device=flat.device)
         at_once = max(1, AT_ONCE.get(flat.device.type, 2**18) // size)
         for part in chosen.split(at_once) if len(chosen) else ():
-            rows = slice(int(part[0]), int(part[-1]) + 1) if whole else part
-            z, u, w = flat[rows].float() / divide_q, wanted[rows].float() / divide_p, counts[rows].float()
+            begin, end = int(part[0]), int(part[-1]) + 1
+            rows = slice(begin, end) if end - begin == len(part) else part  # of neighbours nothing is copied
+            z, u, w = flat[rows].float() / divide_q, wanted[rows].float() / divide_p, counts[rows]
             q, p = z.softmax(1), u.softmax(1)
             normalisers = _logsumexp(z, q) - _logsumexp(u, p)
             total += ((torch.linalg.vecdot(p, u.sub_(z)) + normalisers) * w).sum()
             if learns:
-                grad[rows] = q.sub_(p).mul_(w[:, None] / divide_q).to(grad.dtype)
-        ctx.save_for_backward(grad)
-        ctx.shape = logits.shape
+                difference = torch.sub(q, p, out=grad[rows] if isinstance(rows, slice) and grad.dtype == q.dtype else q)
+                if not alike:
+                    difference.mul_(w[:, None])
+                if difference is q:
+                    grad[rows] = q.to(grad.dtype)
+        ctx.grad = kept
+        ctx.factor = (float(counts[chosen[0]]) if alike and len(chosen) else 1.0) / divide_q
         return total.to(torch.float32)
 
     @staticmethod
     def backward(ctx, upstream: torch.Tensor) -> tuple:
-        (grad,) = ctx.saved_tensors
-        return (grad * upstream.to(grad.dtype)).view(ctx.shape), None, None, None, None
+        grad, ctx.grad = ctx.grad, None  # given away: it is scaled in place, and no second buffer is needed
+        if grad is None:
+            raise RuntimeError("soft_kl: backward a second time through the same loss; compute the loss again")
+        return grad.mul_((upstream * ctx.factor).to(grad.dtype)), None, None, None, None
 
 
 def _logsumexp(logits: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
