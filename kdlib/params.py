@@ -24,6 +24,7 @@ from kdlib.settings import (
     Person,
     Pretraining,
     Scoring,
+    Search,
     Strict,
     Student,
     Synthetic,
@@ -69,6 +70,7 @@ class Params(Strict):
     compare: Names = ("hard", "ctc_kd")  # variants that a whole run trains
     seeds: Annotated[tuple[int, ...], Listed] = (1,)  # of each
     scoring: Scoring = Scoring()
+    search: Search = Search()
     outputs: str = "outputs"
 
     @property

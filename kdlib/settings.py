@@ -244,6 +244,22 @@ class Distill(Strict):
         return any([self.alpha, self.alpha_end, self.gamma, self.pseudo.weight])
 
 
+class Search(Strict):
+    """Beam search with an n-gram language model of the training speech's texts; tried out on the dev speaker."""
+
+    units: Literal["words", "pieces"] = "words"  # words of the closed lexicon, or any text that the pieces can write
+    order: int = Field(3, ge=1, le=6)  # of the n-grams
+    lm_weight: float = 0.9  # where there is no dev speaker; the original study's
+    word_bonus: float = 0.0  # nats a word
+    size: int = Field(20, ge=1)  # hypotheses kept
+    weights: Annotated[tuple[float, ...], Listed] = Field((0.0, 0.5, 0.9, 1.2, 1.5), min_length=1)  # tried, with
+    bonuses: Annotated[tuple[float, ...], Listed] = Field((0.0, 1.0), min_length=1)
+    sizes: Annotated[tuple[int, ...], Listed] = Field((10, 20, 50), min_length=1)
+    at_most: int = Field(300, ge=1)  # dev utterances that settings are tried on
+    ctc_weight: float = Field(0.3, ge=0, le=1)  # of CTC beside the attention decoder, where a model has both
+    attention_size: int = Field(8, ge=1)  # hypotheses kept by the attention decoder's search
+
+
 class Scoring(Strict):
     """How hypotheses are scored."""
 

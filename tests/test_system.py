@@ -3,6 +3,8 @@ import pytest
 
 from kdlib.corpus.manifest import Utterance
 from kdlib.decode.greedy import collapse
+from kdlib.decode.lexicon import Lexicon
+from kdlib.decode.panel import Panel
 from kdlib.errors import UserError
 from kdlib.evaluate.system import hear
 from kdlib.models import nemo
@@ -13,43 +15,48 @@ def model():
     return nemo.NeMoCTC(nemo.SHIPPED)
 
 
-def test_rows_come_back_in_order_whatever_the_batches(model, corpus):
+@pytest.fixture(scope="module")
+def panel(model, corpus):
+    return Panel(model.tokens, Lexicon(corpus.lexicon, model.tokens))
+
+
+def test_rows_come_back_in_order_whatever_the_batches(model, corpus, panel):
     chosen = list(corpus)[::5]
-    one, many = (hear(model, chosen, corpus.lexicon, batch_size=size) for size in (1, 16))
+    one, many = (hear(model, chosen, panel, batch_size=size) for size in (1, 16))
     assert [row.utt_id for row in many] == [utt.utt_id for utt in chosen]
     assert [row.lexicon for row in one] == [row.lexicon for row in many]
     assert all(row.lexicon in corpus.lexicon for row in many)
 
 
-def test_controls_are_recognised(model, corpus):
+def test_controls_are_recognised(model, corpus, panel):
     """The shipped model has heard most control voices: a decoding that is one off would score nothing here."""
     controls = corpus.where(lambda utt: utt.speaker.startswith("C"))
-    rows = hear(model, controls, corpus.lexicon)
+    rows = hear(model, controls, panel)
     assert sum(row.greedy == row.reference for row in rows) / len(rows) > 0.8
 
 
-def test_ids_and_text_belong_together(model, corpus):
-    for row in hear(model, list(corpus)[:8], corpus.lexicon):
+def test_ids_and_text_belong_together(model, corpus, panel):
+    for row in hear(model, list(corpus)[:8], panel):
         assert model.tokens.decode(map(int, row.token_ids.split())) == row.greedy
         assert row.n_tokens == len(row.token_ids.split())
         assert 0 <= row.blank_share <= 1
 
 
-def test_a_transcript_that_the_tokens_cannot_write_is_refused_before_anything_is_heard(model, tmp_path):
+def test_a_transcript_that_the_tokens_cannot_write_is_refused_before_anything_is_heard(model, panel, tmp_path):
     bad = Utterance("a", "S", tmp_path / "there is no such file.wav", 1.0, "CAFÉ")
     with pytest.raises(UserError, match=r"cannot write 'É'"):
-        hear(model, [bad], ["ONE"])
+        hear(model, [bad], panel)
 
 
-def test_seen_words_are_marked_where_it_applies(model, corpus):
+def test_seen_words_are_marked_where_it_applies(model, corpus, panel):
     chosen = list(corpus)[:2]
-    assert [row.seen for row in hear(model, chosen, corpus.lexicon)] == ["", ""]
-    assert [row.seen for row in hear(model, chosen, corpus.lexicon, seen=lambda utt: True)] == ["yes", "yes"]
+    assert [row.seen for row in hear(model, chosen, panel)] == ["", ""]
+    assert [row.seen for row in hear(model, chosen, panel, seen=lambda utt: True)] == ["yes", "yes"]
 
 
-def test_kept_posteriors_decode_to_the_same_tokens(model, corpus, tmp_path):
+def test_kept_posteriors_decode_to_the_same_tokens(model, corpus, panel, tmp_path):
     chosen = list(corpus)[:6]
-    rows = hear(model, chosen, corpus.lexicon, posteriors=tmp_path / "posteriors")
+    rows = hear(model, chosen, panel, posteriors=tmp_path / "posteriors")
     kept = np.load(tmp_path / "posteriors" / "ctc.npz")
     assert sorted(kept) == sorted(utt.utt_id for utt in chosen)
     for row in rows:

@@ -1,14 +1,15 @@
-"""Decoding by the attention decoder: what it says by itself, and the word of a closed lexicon that it finds likeliest.
+"""Decoding by the attention decoder: greedily, by beam search, and the likeliest word of a closed lexicon; each of the
+last two also jointly with CTC (Watanabe et al. 2017): weight x log P_ctc + (1 - weight) x log P_attention.
 
 P(word | encodings) is the product of its tokens' probabilities and that of EOS, each given those before: exact, for the
-words are few.
+words are few. The beam search and its CTC prefix scores are SpeechBrain's.
 """
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from kdlib.decode.lexicon import Lexicon
 from kdlib.models import Outputs
-from kdlib.tokens import Tokens, normalise
+from kdlib.tokens import Tokens
 
 if TYPE_CHECKING:
     import torch
@@ -22,20 +23,38 @@ AT_ONCE = 2000  # words x utterances in one pass of the decoder
 class Spoken:
     """A model's decoder, asked about batches that its encoder has heard."""
 
-    def __init__(self, model: "Hybrid", tokens: Tokens, words: Sequence[str], longest: int | None = None) -> None:
-        self.model, self.tokens = model, tokens
-        self.words = sorted({normalise(word) for word in words})
-        self.ids = [tokens.encode(word) for word in self.words]
-        self.longest = longest or max(map(len, self.ids)) + 4
+    def __init__(
+        self,
+        model: "Hybrid",
+        tokens: Tokens,
+        lexicon: Lexicon,
+        *,
+        longest: int | None = None,
+        size: int = 8,
+        ctc_weight: float = 0.3,
+        joint: bool = True,
+    ) -> None:
+        """At most `longest` tokens are said; `joint` is whether the model's CTC head is trained as well."""
+        self.model, self.tokens, self.lexicon, self.size = model, tokens, lexicon, size
+        self.ctc_weight = ctc_weight if joint else 0.0
+        self.longest = longest or max(map(len, lexicon.sequences)) + 4
+        self.columns = ("attention", "attention_beam", "attention_lexicon")
+        self.columns += ("joint", "joint_lexicon") if self.ctc_weight else ()
 
     def __call__(self, outputs: Outputs) -> dict[str, list[str]]:
-        """The two columns of a table of hypotheses, for a batch."""
+        """The columns of a table of hypotheses, for a batch."""
         free = self.model.decode_greedy(outputs.encoded, self.longest, outputs.lengths)
-        best = self.scores(outputs).argmax(-1).tolist()
-        return {
+        scores = self.scores(outputs)
+        found = {
             "attention": [self.tokens.decode(ids) for ids in free],
-            "attention_lexicon": [self.words[index] for index in best],
+            "attention_beam": [self.tokens.decode(ids) for ids in self.search(outputs)],
+            "attention_lexicon": self._words(scores),
         }
+        if self.ctc_weight:
+            both = self.ctc_weight * self.lexicon.scores(outputs).to(scores) + (1 - self.ctc_weight) * scores
+            found["joint"] = [self.tokens.decode(ids) for ids in self.search(outputs, self.ctc_weight)]
+            found["joint_lexicon"] = self._words(both)
+        return found
 
     def scores(self, outputs: Outputs) -> "torch.Tensor":
         """[B, W]: the log-probability of every word and its end."""
@@ -44,13 +63,14 @@ class Spoken:
         from kdlib.models.conformer import mask
         from kdlib.models.decoder import teacher_forced
 
-        inputs, targets, steps = (part.to(outputs.encoded.device) for part in teacher_forced(self.ids))
+        ids = self.lexicon.sequences
+        inputs, targets, steps = (part.to(outputs.encoded.device) for part in teacher_forced(ids))
         inside = mask(steps, targets.shape[1])
         rows = []
         with torch.inference_mode():
             for encoded, length in zip(outputs.encoded, outputs.lengths.tolist(), strict=True):
                 parts = []
-                for first in range(0, len(self.ids), AT_ONCE):
+                for first in range(0, len(ids), AT_ONCE):
                     some = slice(first, first + AT_ONCE)
                     count = len(inputs[some])
                     heard = encoded[None, :length].expand(count, -1, -1)
@@ -59,4 +79,66 @@ class Spoken:
                     chosen = logprobs.gather(2, targets[some, :, None])[..., 0]
                     parts.append((chosen * inside[some]).sum(1))
                 rows.append(torch.cat(parts))
-        return torch.stack(rows)
+        return self.lexicon.by_word(torch.stack(rows))
+
+    def search(self, outputs: Outputs, ctc_weight: float = 0.0) -> list[list[int]]:
+        """The token ids that beam search finds, with `ctc_weight` of CTC.
+
+        One utterance at a time: behind an utterance's end SpeechBrain's CTC scores take id 0, our BOS, for certain.
+        """
+        import torch
+
+        searcher = _searcher(self.model, self.tokens, self.longest, self.size, ctc_weight)
+        found = []
+        with torch.inference_mode():
+            for encoded, length in zip(outputs.encoded, outputs.lengths.tolist(), strict=True):
+                hypotheses, *_ = searcher(encoded[None, :length], torch.ones(1, device=encoded.device))
+                found.append([int(one) for one in hypotheses[0] if one != self.tokens.eos])
+        return found
+
+    def _words(self, scores: "torch.Tensor") -> list[str]:
+        return [self.lexicon.words[index] for index in scores.argmax(-1).tolist()]
+
+
+def _searcher(model: "Hybrid", tokens: Tokens, longest: int, size: int, ctc_weight: float):
+    """SpeechBrain's beam search over a model's decoder."""
+    import torch
+    from speechbrain.decoders.scorer import CTCScorer, ScorerBuilder
+    from speechbrain.decoders.seq2seq import S2SBeamSearcher
+
+    class Searcher(S2SBeamSearcher):
+        def reset_mem(self, batch_size, device):
+            return torch.zeros(batch_size, 0, dtype=torch.long, device=device)
+
+        def permute_mem(self, memory, index):
+            return memory.index_select(0, index)
+
+        def forward_step(self, inp_tokens, memory, enc_states, enc_lens):
+            said = torch.cat([memory, inp_tokens[:, None]], 1)
+            logits = model.forward_decoder(enc_states, said, enc_lens)
+            return logits[:, -1].log_softmax(-1), said, None
+
+        def set_n_out(self):
+            return tokens.size
+
+        def change_max_decoding_length(self, min_decode_steps, max_decode_steps):
+            return 0, longest
+
+        def _fill_alived_hyps_with_eos_token(self, alived_hyps, ended, scores):
+            """Only where nothing has ended: a text that was cut off has not paid for its end."""
+            return ended if ended[0] else super()._fill_alived_hyps_with_eos_token(alived_hyps, ended, scores)
+
+    scorer = None
+    if ctc_weight:
+        ctc = CTCScorer(model.ctc_head, blank_index=tokens.blank, eos_index=tokens.eos)
+        scorer = ScorerBuilder({"ctc": ctc_weight}, full_scorers=[ctc])
+    return Searcher(
+        bos_index=tokens.bos,
+        eos_index=tokens.eos,
+        min_decode_ratio=0.0,
+        max_decode_ratio=1.0,
+        beam_size=size,
+        scorer=scorer,
+        using_eos_threshold=False,
+        length_normalization=False,
+    )

@@ -1,47 +1,88 @@
-"""Closed-lexicon decoding: the exact CTC probability of every word, and the best word.
+"""Closed-lexicon decoding: the exact CTC probability of every word, the best words, and a posterior over all of them.
 
-P(word | frames) sums over all alignments (Graves et al. 2006); the posterior over words is a softmax of the log-scores.
-This is the plain version: one batched CTC loss an utterance.
+P(word | frames) sums over all alignments (Graves et al. 2006) and over all of the word's spellings, which as different
+token sequences exclude each other; the posterior is P(word | frames) over the sum of all words'.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from kdlib.errors import UserError
 from kdlib.models import Outputs
 from kdlib.tokens import Tokens, normalise
 
 if TYPE_CHECKING:
     import torch
 
+CODE = ("decode/lexicon.py", "decode/trie.py")
+Words = Iterable[str] | Mapping[str, Iterable[str]]  # or each with all its spellings
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A word of the lexicon as an utterance's answer."""
+
+    word: str
+    logprob: float  # of the word given the frames
+    posterior: float  # among the words of the lexicon
+
 
 class Lexicon:
     """Words and their token ids. A word that the tokenizer cannot write is refused."""
 
-    def __init__(self, words: Sequence[str], tokens: Tokens) -> None:
-        import torch
+    def __init__(self, words: Words, tokens: Tokens) -> None:
+        from kdlib.decode.trie import Trie
 
-        self.words = sorted({normalise(word) for word in words})
-        self.blank = tokens.blank
-        ids = [torch.tensor(tokens.encode(word)) for word in self.words]
-        self.sizes = torch.tensor([len(one) for one in ids])
-        self.ids = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
+        spelt: dict[str, set[tuple[int, ...]]] = {}
+        for word, spellings in words.items() if isinstance(words, Mapping) else ((word, [word]) for word in words):
+            spelt.setdefault(normalise(word), set()).update(tuple(tokens.encode(text)) for text in spellings)
+        if not spelt:
+            raise UserError("a closed lexicon needs a word: none was given")
+        if silent := [word for word, ids in spelt.items() if not ids or () in ids]:
+            raise UserError(f"lexicon: {silent[0]!r} has no spelling that can be written")
+        self.words = sorted(spelt)
+        self.sequences = [ids for word in self.words for ids in sorted(spelt[word])]  # of all spellings
+        self._first = np.cumsum([0, *(len(spelt[word]) for word in self.words)])[:-1]  # of each word's spellings
+        self._trie = Trie(self.sequences, tokens.blank)
 
     def scores(self, outputs: Outputs) -> "torch.Tensor":
         """[B, W]: the log-probability of every word; -inf where it needs more frames than there are."""
         import torch
 
-        logprobs = outputs.ctc_logits.log_softmax(-1)
-        rows = []
-        for row, length in zip(logprobs, outputs.lengths.tolist(), strict=True):
-            frames = row[:length, None].expand(-1, len(self.words), -1)
-            lengths = torch.full((len(self.words),), length)
-            rows.append(
-                -torch.nn.functional.ctc_loss(frames, self.ids, lengths, self.sizes, blank=self.blank, reduction="none")
-            )
-        return torch.stack(rows)
+        logits = outputs.ctc_logits.detach()
+        chosen = (logits[..., self._trie.columns] - logits.logsumexp(-1, keepdim=True)).float().cpu().numpy()
+        found = self._trie.scores(chosen, outputs.lengths.cpu().numpy(), torch.get_num_threads())
+        return self.by_word(torch.from_numpy(found))
+
+    def by_word(self, scores: "torch.Tensor") -> "torch.Tensor":
+        """[B, W]: log-probabilities of words, of those of all `sequences` [B, S]."""
+        import torch
+
+        if len(self.sequences) == len(self.words):
+            return scores
+        return torch.from_numpy(np.logaddexp.reduceat(scores.cpu().numpy(), self._first, axis=1)).to(scores)
+
+    def posterior(self, outputs: Outputs) -> "torch.Tensor":
+        """[B, W]: the probability of every word among those of the lexicon; zeros where no word fits."""
+        return self.scores(outputs).softmax(-1).nan_to_num(0.0)
+
+    def nbest(self, outputs: Outputs, count: int = 5) -> list[list[Ranked]]:
+        """The most probable words of every utterance, best first; none where no word fits into the frames."""
+        scores = self.scores(outputs)
+        best, places = scores.topk(min(count, len(self.words)), -1)
+        shares = (best - scores.logsumexp(-1, keepdim=True)).exp()
+        return [
+            [
+                Ranked(self.words[place], logprob, share)
+                for logprob, place, share in zip(*row, strict=True)
+                if logprob > -np.inf
+            ]
+            for row in zip(best.tolist(), places.tolist(), shares.tolist(), strict=True)
+        ]
 
     def best(self, outputs: Outputs) -> list[str]:
         """The most probable word of every utterance; empty where no word fits into the frames."""
-        scores, found = self.scores(outputs).max(-1)
-        pairs = zip(scores.isfinite().tolist(), found.tolist(), strict=True)
-        return [self.words[index] if possible else "" for possible, index in pairs]
+        return [ranked[0].word if ranked else "" for ranked in self.nbest(outputs, 1)]

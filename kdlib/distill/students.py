@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING
 from kdlib.corpus import audio, prepare
 from kdlib.corpus.manifest import Utterance
 from kdlib.corpus.speakers import split
-from kdlib.decode import attention
 from kdlib.distill import ingredients, preflight
 from kdlib.distill.ingredients import LATEST, Material
 from kdlib.errors import UserError
-from kdlib.evaluate import score, system
+from kdlib.evaluate import panels, score, system
 from kdlib.models import vocabulary
 from kdlib.params import Params, root
 from kdlib.settings import Phase
@@ -32,8 +31,9 @@ if TYPE_CHECKING:
     import torch
 
     from kdlib.distill.objective import Batch, Objective
-    from kdlib.models.hybrid import Hybrid
+    from kdlib.models.hybrid import Hybrid, Trained
 
+SCORED = ("distill/students.py", *panels.CODE, *system.CODE)
 Watch = Callable[["pd.DataFrame"], None]  # is shown the curves at every look
 
 
@@ -58,47 +58,59 @@ def scored(params: Params, seed: int = 1) -> Path:
     def build(partial: Path) -> None:
         from kdlib.models.hybrid import Trained
 
-        one, corpus = Trained(folder), prepare.load(params)
-        splits, words = split(corpus, params), prepare.lexicon(params)
-        heads = one.record["heads_trained"]  # what another head says is no result of this training
-        spoken = attention.Spoken(one.model, one.tokens, words) if "decoder" in heads else None
-        decoders = system.DECODERS if "ctc" in heads else ()
-        decoders += ("attention", "attention_lexicon") if spoken else ()
-        for part, utterances in (("", splits.test), ("dev", splits.dev)):
-            if not utterances:
-                continue
-            (partial / part).mkdir(exist_ok=True)
-            rows = system.hear(
-                one,
-                utterances,
-                words,
-                batch_size=params.scoring.batch_size,
-                level=corpus.level,
-                seen=splits.seen,
-                what=f"{params.variant}, seed {seed}, {part or 'held-out'} speech",
-                posteriors=None if part else partial / "posteriors",
-                say=(lambda _, outputs: spoken(outputs)) if spoken else None,
-            )
-            score.write(
-                rows,
-                decoders,
-                partial / part,
-                system=f"{params.variant or 'student'}, seed {seed}",
-                held_out="" if part else params.held_out,
-                tokenizer=one.tokens.fingerprint,
-                checkpoint=f"students/{params.variant}/seed{seed}",
-                fold_homophones=params.scoring.fold_homophones,
-                bootstrap=params.scoring.bootstrap,
-            )
+        one = Trained(folder)
+        hear_all(
+            partial, params, one, f"{params.variant or 'student'}, seed {seed}", f"students/{params.variant}/seed{seed}"
+        )
 
     return produce(
         folder / "scores",
         build,
         what=f"scores of {params.variant}, seed {seed}",
-        parameters={"scoring": params.scoring.model_dump()},
+        parameters=score_settings(params),
         inputs=[prepare.made(params), folder],
-        code=("distill/students.py", "corpus/speakers.py", *system.CODE, *attention.CODE),
+        code=SCORED,
     )
+
+
+def score_settings(params: Params) -> dict:
+    """What of a recipe the scores of a system depend on."""
+    return {"scoring": params.scoring.model_dump(), "search": params.search.model_dump(mode="json")}
+
+
+def hear_all(partial: Path, params: Params, one: "Trained", name: str, checkpoint: str) -> None:
+    """Let a trained system hear the held-out and the dev speaker, decode with all that applies, and score."""
+    corpus = prepare.load(params)
+    splits = split(corpus, params)
+    heads = one.record["heads_trained"]  # what another head says is no result of this training
+    decoders = panels.panel(params, one.tokens, model=one.model, heads=heads)
+    decoders = panels.tuned(decoders, lambda batch: one(*audio.collate(batch)), splits.dev, params, partial)
+    for part, utterances in (("", splits.test), ("dev", splits.dev)):
+        if not utterances:
+            continue
+        (partial / part).mkdir(exist_ok=True)
+        rows = system.hear(
+            one,
+            utterances,
+            decoders,
+            batch_size=params.scoring.batch_size,
+            level=corpus.level,
+            seen=splits.seen,
+            what=f"{name}, {part or 'held-out'} speech",
+            posteriors=None if part else partial / "posteriors",
+        )
+        score.write(
+            rows,
+            decoders.columns,
+            partial / part,
+            system=name,
+            held_out="" if part else params.held_out,
+            tokenizer=one.tokens.fingerprint,
+            checkpoint=checkpoint,
+            settings=panels.settings(decoders, params, params.fold.dev or ""),
+            fold_homophones=params.scoring.fold_homophones,
+            bootstrap=params.scoring.bootstrap,
+        )
 
 
 def _made(partial: Path, params: Params, seed: int, watch: Watch | None) -> None:

@@ -5,19 +5,19 @@ once for all folds, except where a fold has a model of its own (`pretrained: fro
 each speaker is.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from kdlib.corpus import prepare
+from kdlib.corpus import audio, prepare
 from kdlib.corpus.manifest import Corpus, Utterance
 from kdlib.corpus.speakers import split, tested
-from kdlib.evaluate import score, system
+from kdlib.evaluate import panels, score, system
 from kdlib.models import nemo
 from kdlib.models.pretrain import heard, pretrained
 from kdlib.params import Params
 from kdlib.stage import produce
 
-CODE = ("evaluate/baseline.py", "models/pretrain.py", "corpus/speakers.py", *system.CODE, *nemo.CODE)
+CODE = ("evaluate/baseline.py", "models/pretrain.py", *panels.CODE, *system.CODE, *nemo.CODE)
 
 
 def baseline(params: Params) -> Path:
@@ -27,7 +27,9 @@ def baseline(params: Params) -> Path:
         corpus = prepare.load(params)
         splits = split(corpus, params)
         own = set(heard(params)["words"]) if params.pretrained == "from_corpus" else splits.train_words
-        _score(partial, params, corpus, splits.test, held_out=params.held_out, seen=lambda utt: utt.text in own)
+        _score(
+            partial, params, corpus, splits.test, dev=splits.dev, held_out=params.held_out, seen=lambda utt: utt.text in own
+        )
 
     return produce(
         params.fold_folder / "baseline",
@@ -36,6 +38,7 @@ def baseline(params: Params) -> Path:
         inputs=[prepare.made(params), pretrained(params)],
         parameters={
             "scoring": params.scoring.model_dump(),
+            "search": params.search.model_dump(mode="json"),
             "fold": params.fold.model_dump(mode="json"),
             "blocks": params.blocks.model_dump(mode="json"),
         },
@@ -62,7 +65,11 @@ def zero_shot(params: Params) -> Path:
         build,
         what="zero-shot scores",
         inputs=[prepare.made(params), pretrained(params)],
-        parameters={"scoring": params.scoring.model_dump(), "blocks": params.blocks.model_dump(mode="json")},
+        parameters={
+            "scoring": params.scoring.model_dump(),
+            "search": params.search.model_dump(mode="json"),
+            "blocks": params.blocks.model_dump(mode="json"),
+        },
         code=CODE,
     )
 
@@ -75,13 +82,17 @@ def _score(
     *,
     held_out: str,
     seen: Callable[[Utterance], bool] | None,
+    dev: Sequence[Utterance] = (),
     words: list[str] | None = None,
 ) -> None:
     model = nemo.NeMoCTC(pretrained(params))
+    everybody = not held_out and params.pretrained != "from_corpus"
+    decoders = panels.panel(params, model.tokens, words=words, everybody=everybody)
+    decoders = panels.tuned(decoders, lambda batch: model(*audio.collate(batch)), dev, params, folder)
     rows = system.hear(
         model,
         utterances,
-        words or prepare.lexicon(params),
+        decoders,
         batch_size=params.scoring.batch_size,
         level=corpus.level,
         seen=seen,
@@ -90,12 +101,13 @@ def _score(
     )
     score.write(
         rows,
-        system.DECODERS,
+        decoders.columns,
         folder,
         system="pretrained",
         held_out=held_out,
         tokenizer=model.tokens.fingerprint,
         checkpoint=model.path.name,
+        settings=panels.settings(decoders, params, params.fold.dev or "" if dev else ""),
         fold_homophones=params.scoring.fold_homophones,
         bootstrap=params.scoring.bootstrap,
     )

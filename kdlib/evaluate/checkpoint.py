@@ -6,12 +6,16 @@ the model was trained with: with another one every word would be wrong, and noth
 
 import argparse
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdlib.corpus import audio
 from kdlib.corpus.manifest import read
-from kdlib.decode import attention
+from kdlib.decode.attention import Spoken
+from kdlib.decode.beam import Beam, Setting
+from kdlib.decode.lexicon import Lexicon
+from kdlib.decode.panel import Panel
 from kdlib.errors import UserError
 from kdlib.evaluate import score, system
 from kdlib.evaluate.tables import headline
@@ -49,6 +53,10 @@ def evaluate(
     max_decode_len: int | None = None,
     lexicon: Path | None = None,
     data_folder: Path | None = None,
+    lm: Path | None = None,
+    lm_weight: float = 0.9,
+    word_bonus: float = 0.0,
+    size: int = 20,
 ) -> dict:
     """Score a model on a manifest; write hypotheses, scores and evaluation files to `out`; return the scores."""
     one = opened(checkpoint)
@@ -59,34 +67,33 @@ def evaluate(
             f"tokenizer: {tokenizer} is not the one that {checkpoint} was trained with: its ids mean other pieces, and "
             "all words would be wrong; leave the option out, for the model knows its own"
         )
-    if lexicon and not lexicon.is_file():
-        raise UserError(f"lexicon: there is no file {lexicon}")
+    for name, path in (("lexicon", lexicon), ("lm", lm)):
+        if path and not path.is_file():
+            raise UserError(f"{name}: there is no file {path}")
     corpus, report = audio.check(read(manifest, data_folder))
     print(report)
     words = corpus.lexicon
     if lexicon:
         words = sorted({normalise(line) for line in lexicon.read_text(encoding="utf-8").splitlines() if line.strip()})
-    speaks = "decoder" in getattr(one, "record", {"heads_trained": ()}).get("heads_trained", ("decoder",))
-    spoken = attention.Spoken(one.model, one.tokens, words, max_decode_len) if speaks else None
-    if max_decode_len and not spoken:
+    heads = getattr(one, "record", {"heads_trained": ("ctc",)}).get("heads_trained", ("ctc", "decoder"))
+    closed, spoken = Lexicon(words, one.tokens), None
+    if "decoder" in heads:
+        spoken = Spoken(one.model, one.tokens, closed, longest=max_decode_len, joint="ctc" in heads)
+    elif max_decode_len:
         print("max_decode_len has no effect: this model has no trained decoder, and CTC ends with the recording")
-    rows = system.hear(
-        one,
-        list(corpus),
-        words,
-        level=corpus.level,
-        what="evaluation",
-        say=(lambda _, outputs: spoken(outputs)) if spoken else None,
-    )
+    search = Beam(one.tokens, words, lm, Setting(lm_weight, word_bonus, size)) if lm else None
+    decoders = Panel(one.tokens, closed, beam=search, spoken=spoken, ctc="ctc" in heads)
+    rows = system.hear(one, list(corpus), decoders, level=corpus.level, what="evaluation")
     out.mkdir(parents=True, exist_ok=True)
     return score.write(
         rows,
-        system.DECODERS + (("attention", "attention_lexicon") if spoken else ()),
+        decoders.columns,
         out,
         system=checkpoint.stem,
         held_out="",
         tokenizer=one.tokens.fingerprint,
         checkpoint=str(checkpoint),
+        settings={"beam": asdict(search.setting) | {"lm": str(lm), "chosen_on": ""}} if search else {},
     )
 
 
@@ -97,6 +104,10 @@ if __name__ == "__main__":
     parser.add_argument("--tokenizer", type=Path, help="must be the model's own")
     parser.add_argument("--max-decode-len", type=int, help="tokens, of the attention decoder")
     parser.add_argument("--lexicon", type=Path, help="closed vocabulary, a word a line; by default all transcripts")
+    parser.add_argument("--lm", type=Path, help="an ARPA file of words, for beam search")
+    parser.add_argument("--lm-weight", type=float, default=0.9, help="of its natural logarithms")
+    parser.add_argument("--word-bonus", type=float, default=0.0, help="nats a word")
+    parser.add_argument("--beam", dest="size", type=int, default=20, help="hypotheses kept")
     parser.add_argument("--data-folder", type=Path, help="what $data_folder stands for in the manifest")
     parser.add_argument("--out", type=Path, help="by default outputs/evaluations/<checkpoint>-<manifest>")
     asked = vars(parser.parse_args())

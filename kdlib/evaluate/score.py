@@ -34,9 +34,13 @@ class Hypothesis:
     reference: str
     greedy: str = ""
     lexicon: str = ""
+    lexicon_posterior: float = 0.0  # of the word that `lexicon` chose
     beam: str = ""
     attention: str = ""
+    attention_beam: str = ""
     attention_lexicon: str = ""
+    joint: str = ""
+    joint_lexicon: str = ""
     n_tokens: int = 0
     blank_share: float = 0.0
     token_ids: str = ""  # greedy, space-separated
@@ -154,11 +158,15 @@ def write(
     held_out: str,
     tokenizer: str,
     checkpoint: str,
+    settings: dict | None = None,
     **options,
 ) -> dict:
-    """Write hypotheses.csv, scores.json and one evaluation_<decoder>.json a decoder; return the scores."""
+    """Write hypotheses.csv, scores.json and one evaluation_<decoder>.json a decoder; return the scores.
+
+    `settings` are those of the decoders that have some, and say on whom they were chosen.
+    """
     write_hypotheses(rows, folder / "hypotheses.csv")
-    scores = summary(rows, decoders, system=system, held_out=held_out, **options)
+    scores = summary(rows, decoders, system=system, held_out=held_out, **options) | {"settings": settings or {}}
     write_json(folder / "scores.json", scores)
     for name, result in scores["decoders"].items():
         write_json(folder / f"evaluation_{name}.json", _evaluation(rows, name, result, tokenizer, checkpoint))
@@ -178,8 +186,9 @@ def read_hypotheses(path: Path) -> list[Hypothesis]:
     if not path.is_file():
         raise UserError(f"no hypotheses in {path}: run the notebook that scores this system first")
     with path.open(newline="", encoding="utf-8") as file:
+        numbers = {"n_tokens": int, "blank_share": float, "lexicon_posterior": float}
         return [
-            Hypothesis(**row | {"n_tokens": int(row["n_tokens"]), "blank_share": float(row["blank_share"])})
+            Hypothesis(**row | {name: kind(row[name]) for name, kind in numbers.items() if name in row})
             for row in csv.DictReader(file)
         ]
 

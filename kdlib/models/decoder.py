@@ -4,6 +4,8 @@ BOS and EOS are explicit: the decoder is given BOS and the text, and is to say t
 lengths, never by a token's id (SpeechBrain's own masks take id 0 for padding, which is our BOS).
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -48,16 +50,26 @@ class AttentionDecoder(nn.Module):
         """Logits [B, L, V] over the token after each of the inputs."""
         return self.head(self.activations(encoded, frames, inputs))
 
-    @torch.inference_mode()
     def greedy(self, encoded: torch.Tensor, frames: torch.Tensor, longest: int) -> list[list[int]]:
         """Free-running: the best token after BOS, and so on, until EOS or `longest` tokens."""
-        said = torch.full((len(encoded), 1), BOS, dtype=torch.long, device=encoded.device)
-        done = torch.zeros(len(encoded), dtype=torch.bool, device=encoded.device)
-        while not done.all() and said.shape[1] <= longest:
-            best = self(encoded, frames, said)[:, -1].argmax(-1)
-            said = torch.cat([said, best.masked_fill(done, EOS)[:, None]], 1)
-            done |= best == EOS
-        return [row[1:].tolist()[: row[1:].tolist().index(EOS)] if EOS in row[1:] else row[1:].tolist() for row in said]
+        return greedy(self, encoded, frames, longest)
+
+
+@torch.inference_mode()
+def greedy(
+    decoder: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
+    encoded: torch.Tensor,
+    frames: torch.Tensor,
+    longest: int,
+) -> list[list[int]]:
+    """What anything says that gives logits for encodings, frames and inputs as `AttentionDecoder` does."""
+    said = torch.full((len(encoded), 1), BOS, dtype=torch.long, device=encoded.device)
+    done = torch.zeros(len(encoded), dtype=torch.bool, device=encoded.device)
+    while not done.all() and said.shape[1] <= longest:
+        best = decoder(encoded, frames, said)[:, -1].argmax(-1)
+        said = torch.cat([said, best.masked_fill(done, EOS)[:, None]], 1)
+        done |= best == EOS
+    return [row[1:].tolist()[: row[1:].tolist().index(EOS)] if EOS in row[1:] else row[1:].tolist() for row in said]
 
 
 def teacher_forced(ids: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -12,7 +12,7 @@ import pandas as pd
 from kdlib.corpus import prepare
 from kdlib.corpus.manifest import Utterance
 from kdlib.corpus.speakers import split
-from kdlib.evaluate import score, system
+from kdlib.evaluate import panels, score, system
 from kdlib.models import Outputs
 from kdlib.models.vocabulary import vocabulary
 from kdlib.params import Params
@@ -20,7 +20,7 @@ from kdlib.stage import produce, read_json, write_json
 from kdlib.teachers import extract, scores, spikes, targets
 from kdlib.teachers.ensemble import Ensemble
 
-CODE = ("teachers/aggregates.py", "teachers/spikes.py", *targets.CODE, *scores.CODE)
+CODE = ("teachers/aggregates.py", "teachers/spikes.py", *targets.CODE, *scores.CODE, *panels.CODE)
 REMARKS = {
     ("weighted_loss", "training"): "weighed by the reference",
     ("weighted_loss", "dev"): "weighed by the reference",
@@ -42,6 +42,7 @@ def aggregates(params: Params) -> Path:
             "aggregation": params.aggregation.model_dump(exclude={"method"}),
             "fold": params.fold.model_dump(mode="json"),
             "scoring": params.scoring.model_dump(),
+            "search": params.search.model_dump(mode="json"),
         },
         inputs=[
             prepare.made(params),
@@ -128,22 +129,23 @@ def _score(folder: Path, params: Params, method: str, ensemble: Ensemble, uttera
         log_probs, frames = ensemble.log_probs([utt.utt_id for utt in batch], [utt.speaker for utt in batch])
         return Outputs(log_probs, frames, log_probs)
 
+    decoders = panels.panel(params, tokens)
     rows = system.decode(
         answer,
-        tokens,
         [utt for utt in utterances if utt.utt_id in usable],
-        prepare.lexicon(params),
+        decoders,
         level=corpus.level,
         what=f"{method}, {folder.name} speech",
     )
     score.write(
         rows,
-        system.DECODERS,
+        decoders.columns,
         folder,
         system=f"teachers, {method}",
         held_out=params.held_out,
         tokenizer=tokens.fingerprint,
         checkpoint=f"{len(ensemble.stores)} stores",
+        settings=panels.settings(decoders, params, ""),
         fold_homophones=params.scoring.fold_homophones,
         bootstrap=params.scoring.bootstrap,
     )

@@ -11,7 +11,7 @@ import pandas as pd
 
 from kdlib.corpus import prepare
 from kdlib.corpus.manifest import Utterance
-from kdlib.evaluate import score, system
+from kdlib.evaluate import panels, score, system
 from kdlib.models import Outputs
 from kdlib.models.vocabulary import vocabulary
 from kdlib.params import Params
@@ -20,8 +20,7 @@ from kdlib.teachers import adapt
 from kdlib.teachers.extract import extract, opened, said, utterances
 from kdlib.teachers.store import LogitStore
 
-CODE = ("teachers/scores.py", "teachers/store.py", *system.CODE)
-DECODERS = (*system.DECODERS, "attention")
+CODE = ("teachers/scores.py", "teachers/store.py", *panels.CODE, *system.CODE)
 
 
 def scores(params: Params, speaker: str) -> Path:
@@ -33,24 +32,26 @@ def scores(params: Params, speaker: str) -> Path:
         spoken = said(params, speaker, "analysis")
         trained, known = {utt.utt_id for utt in learnt}, {utt.text for utt in learnt}
         asked = [utt for utt in utterances(params, corpus, "analysis") if utt.utt_id not in trained]
+        everybody = adapt.place(params) == params.folder
+        decoders = panels.panel(params, tokens, everybody=everybody, more=("attention",))
         rows = system.decode(
             lambda batch: answered(store, batch),
-            tokens,
             asked,
-            prepare.lexicon(params),
+            decoders,
             level=corpus.level,
             seen=lambda utt: utt.text in known,
             what=f"scores of {speaker}",
-            say=lambda batch, _: {"attention": [tokens.decode(spoken[utt.utt_id].free_running) for utt in batch]},
+            say=lambda batch: {"attention": [tokens.decode(spoken[utt.utt_id].free_running) for utt in batch]},
         )
         score.write(
             rows,
-            DECODERS,
+            decoders.columns,
             partial,
             system=f"teacher {speaker}",
             held_out="",
             tokenizer=tokens.fingerprint,
             checkpoint=f"teachers/{params.teacher.family}/{speaker}",
+            settings=panels.settings(decoders, params, ""),
             fold_homophones=params.scoring.fold_homophones,
             bootstrap=params.scoring.bootstrap,
         )
@@ -59,7 +60,11 @@ def scores(params: Params, speaker: str) -> Path:
         adapt.teacher(params, speaker) / "scores",
         build,
         what=f"scores of {speaker}",
-        parameters={"scoring": params.scoring.model_dump(), "blocks": params.blocks.train},
+        parameters={
+            "scoring": params.scoring.model_dump(),
+            "search": params.search.model_dump(mode="json"),
+            "blocks": params.blocks.train,
+        },
         seed=params.seed,
         inputs=[prepare.made(params), extract(params, speaker, "analysis")],
         code=CODE,

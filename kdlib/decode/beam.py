@@ -1,0 +1,192 @@
+"""CTC prefix beam search with an n-gram language model: torchaudio's decoder, which is flashlight's with KenLM.
+
+It finds the words (or, without a lexicon, the pieces) that maximise
+log P_ctc + weight x log P_lm + bonus x (number of words), P_lm with the natural logarithm. How much weight, bonus and
+beam is a choice, made by `sweep` on the dev speaker's speech, never on what is reported.
+"""
+
+import itertools
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kdlib.decode.lm import BEGIN, END, UNKNOWN
+from kdlib.errors import UserError
+from kdlib.models import Outputs
+from kdlib.settings import Search
+from kdlib.tokens import Tokens, normalise
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+CODE = ("decode/beam.py", "decode/lm.py")
+NEVER = "<never>"  # flashlight wants a token for silence between words: one that no model emits
+OUT_OF_REACH = -1e4  # its log-probability
+LN10 = 2.302585092994046
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a search weighs, and how many hypotheses it keeps."""
+
+    lm_weight: float = 0.9
+    word_bonus: float = 0.0
+    size: int = 20
+
+
+class Beam:
+    """A search over words of a lexicon, or freely over the tokenizer's pieces."""
+
+    def __init__(
+        self,
+        tokens: Tokens,
+        words: Iterable[str] | None,
+        lm: Path | None,
+        setting: Setting | None = None,
+        *,
+        tokens_at_once: int = 30,
+        threshold: float = 50.0,
+    ) -> None:
+        """Search over `words`, or without them over pieces; the model in `lm` is one of words, or of pieces."""
+        self.tokens, self.lm, self.setting = tokens, lm, setting or Setting()
+        self.tokens_at_once, self.threshold = tokens_at_once, threshold
+        special = {tokens.blank, tokens.bos, tokens.eos}
+        if words is None:
+            self.words = None
+            marks = {BEGIN, END, UNKNOWN}
+            ids = [index for index, piece in enumerate(tokens.pieces) if index not in special and piece not in marks]
+        else:
+            texts = {word for text in words for word in normalise(text).split()}
+            self.words = {word: tokens.encode(word) for word in sorted(texts)}
+            if not self.words:
+                raise UserError("beam search needs a word: none was given")
+            ids = sorted({index for spelt in self.words.values() for index in spelt})
+        self.columns = [tokens.blank, *ids]
+        self._decoder = None
+
+    def at(self, setting: Setting) -> "Beam":
+        """The same search with another setting."""
+        return Beam(
+            self.tokens,
+            None if self.words is None else list(self.words),
+            self.lm,
+            setting,
+            tokens_at_once=self.tokens_at_once,
+            threshold=self.threshold,
+        )
+
+    def __call__(self, outputs: Outputs) -> list[str]:
+        """The text of every utterance of a batch."""
+        return self.texts(self.emissions(outputs))
+
+    def emissions(self, outputs: Outputs) -> list["torch.Tensor"]:
+        """What a search needs of a batch: [T, C] log-probabilities of the tokens in question, one an utterance."""
+        import torch
+
+        logits = outputs.ctc_logits.detach()
+        chosen = (logits[..., self.columns] - logits.logsumexp(-1, keepdim=True)).float().cpu()
+        chosen = torch.cat([chosen, chosen.new_full((*chosen.shape[:2], 1), OUT_OF_REACH)], -1)
+        return [row[:length].contiguous() for row, length in zip(chosen, outputs.lengths.tolist(), strict=True)]
+
+    def texts(self, emissions: Sequence["torch.Tensor"]) -> list[str]:
+        """The best text of each utterance."""
+        return [self._text(one) for one in emissions]
+
+    def _text(self, emission: "torch.Tensor") -> str:
+        if not len(emission):
+            return ""
+        found = self._search(emission[None])[0]
+        if not found:
+            return ""
+        if self.words is not None:
+            return " ".join(found[0].words)
+        return self.tokens.decode(self.columns[index] for index in found[0].tokens.tolist() if index < len(self.columns))
+
+    @property
+    def _search(self):
+        if self._decoder is None:
+            self._decoder = self._built()
+        return self._decoder
+
+    def _built(self):
+        from torchaudio.models.decoder import ctc_decoder
+
+        names = [*(str(index) for index in self.columns), NEVER]  # ids: pieces may hold marks that files cannot
+        with tempfile.TemporaryDirectory() as folder:
+            lexicon, spoken = Path(folder) / "lexicon.txt", Path(folder) / "tokens.txt"
+            if self.words is not None:
+                lines = (f"{word}\t{' '.join(map(str, ids))}\n" for word, spelt in self.words.items() for ids in held(spelt))
+                lexicon.write_text("".join(lines), encoding="utf-8")
+            if self.words is None:
+                spoken.write_text("\n".join(self._pieces()) + "\n", encoding="utf-8")
+            return ctc_decoder(
+                lexicon=str(lexicon) if self.words is not None else None,
+                tokens=names,
+                lm=str(self.lm) if self.lm else None,
+                lm_dict=str(spoken) if self.words is None else None,
+                beam_size=self.setting.size,
+                beam_size_token=min(self.tokens_at_once, len(names)),
+                beam_threshold=self.threshold,
+                lm_weight=self.setting.lm_weight * LN10,  # KenLM's logarithms are decimal
+                word_score=self.setting.word_bonus,
+                log_add=True,
+                blank_token=names[0],
+                sil_token=NEVER,
+            )
+
+    def _pieces(self) -> list[str]:
+        """What the language model calls the columns, in their order.
+
+        Without this list flashlight numbers the pieces in an order of its own, and the language model scores other
+        pieces than those that are written.
+        """
+        return ["<blank>", *(self.tokens.pieces[index] for index in self.columns[1:]), NEVER, UNKNOWN]
+
+
+def held(ids: Sequence[int]) -> list[list[int]]:
+    """The spellings under which flashlight finds a word whose last token may last several frames.
+
+    It leaves a word with the first frame of its last token, and has no way to stay on it: a second spelling does.
+
+    >>> held([7, 8])
+    [[7, 8], [7, 8, 8]]
+    """
+    return [list(ids), [*ids, ids[-1]]]
+
+
+def in_pieces(texts: Iterable[str], tokens: Tokens) -> list[str]:
+    """Texts as sequences of pieces, for a language model of pieces."""
+    return [" ".join(tokens.pieces[index] for index in tokens.encode(text)) for text in texts]
+
+
+def sweep(
+    beam: Beam, emissions: Sequence["torch.Tensor"], references: Sequence[str], settings: Search
+) -> "pd.DataFrame":
+    """WER and WRA of every setting on dev speech, one row each: lm_weight, word_bonus, size, wer, wra."""
+    import jiwer
+    import pandas as pd
+
+    from kdlib.stage import progress
+
+    told = [normalise(text) for text in references]
+    grid = list(itertools.product(settings.sizes, settings.weights, settings.bonuses))
+    rows = []
+    with progress(len(grid), "beam search on dev speech", "setting") as bar:
+        for size, weight, bonus in grid:
+            said = beam.at(Setting(weight, bonus, size)).texts(emissions)
+            right = np.mean([one == other for one, other in zip(told, said, strict=True)])
+            rows.append((weight, bonus, size, jiwer.wer(told, said), float(right)))
+            bar.update(1)
+    return pd.DataFrame(rows, columns=["lm_weight", "word_bonus", "size", "wer", "wra"])
+
+
+def best(table: "pd.DataFrame") -> Setting:
+    """The setting of the lowest WER; of equal ones the smallest beam, then the least weight and bonus."""
+    ordered = table.assign(far=table.word_bonus.abs()).sort_values(["wer", "size", "lm_weight", "far"], kind="stable")
+    row = ordered.iloc[0]
+    return Setting(float(row.lm_weight), float(row.word_bonus), int(row["size"]))

@@ -1,0 +1,117 @@
+"""What a system wrote, from whatever file it is in: ours, the original study's, NeMo's, or plain text.
+
+Every reader gives the same table, one row an utterance: utt_id, speaker, reference, hypothesis. Where a file says
+nothing of speakers, ids such as M08_B2_C1_M5 do; else all are taken for one.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from kdlib.errors import UserError, nearest
+from kdlib.evaluate.score import read_hypotheses
+from kdlib.tokens import normalise
+
+COLUMNS = ["utt_id", "speaker", "reference", "hypothesis"]
+KINDS = (
+    "a folder with hypotheses.csv, hypotheses.csv itself, an evaluation_*.json, NeMo's JSON lines with pred_text, or a "
+    "text file of hypotheses with a text file of references"
+)
+
+
+def read(path: Path, decoder: str = "greedy", references: Path | None = None) -> pd.DataFrame:
+    """The answers in a file or a folder; `decoder` chooses a column of hypotheses.csv."""
+    if path.is_dir() and (path / "hypotheses.csv").is_file():
+        return _ours(path / "hypotheses.csv", decoder)
+    if path.is_dir() and (path / f"evaluation_{decoder}.json").is_file():
+        return read(path / f"evaluation_{decoder}.json")
+    if not path.is_file():
+        raise UserError(f"{path}: nothing to compare there; expected {KINDS}")
+    if path.suffix == ".csv":
+        return _ours(path, decoder)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); expected {KINDS}") from None
+    if path.suffix == ".txt":
+        return _plain(path, text, references)
+    if "predictions" in (whole := _json(text)):
+        return _checked(path, map(_predicted, whole["predictions"]))
+    return _checked(path, (_nemo(path, number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()))
+
+
+def _ours(path: Path, decoder: str) -> pd.DataFrame:
+    rows = read_hypotheses(path)
+    if not rows or not isinstance(getattr(rows[0], decoder, None), str):
+        raise UserError(f"{path}: there is no decoder {decoder!r} in it{nearest(decoder, _decoders(path))}")
+    if not any(getattr(row, decoder) for row in rows) and decoder not in _decoders(path):
+        used = ", ".join(_decoders(path))
+        raise UserError(f"{path}: the decoder {decoder!r} was not used for this system; used were: {used}")
+    return _checked(path, ((row.utt_id, row.speaker, row.reference, getattr(row, decoder)) for row in rows))
+
+
+def _decoders(path: Path) -> list[str]:
+    """Which decoders were scored: said in the file beside it, else those that wrote something."""
+    scores = path.with_name("scores.json")
+    if scores.is_file():
+        return list(json.loads(scores.read_text(encoding="utf-8"))["decoders"])
+    table = pd.read_csv(path, keep_default_na=False, dtype=str)
+    known = [name for name in table.columns[table.columns.get_loc("reference") + 1 :] if name != "token_ids"]
+    return [name for name in known if table[name].str.contains("[^0-9. ]", regex=True).any()]
+
+
+def _predicted(row: dict) -> tuple:
+    """A row of the original study's evaluation files."""
+    return row.get("utterance_id"), row.get("speaker", ""), row.get("target"), row.get("prediction_text")
+
+
+def _nemo(path: Path, number: int, line: str) -> tuple:
+    """A line of NeMo's manifest with predictions."""
+    row = _json(line)
+    if not isinstance(row, dict) or "pred_text" not in row:
+        raise UserError(f"{path}, line {number}: no pred_text in it; expected {KINDS}")
+    return row.get("audio_filepath", str(number)), row.get("speaker", ""), row.get("text"), row["pred_text"]
+
+
+def _plain(path: Path, text: str, references: Path | None) -> pd.DataFrame:
+    """A hypothesis a line; the references, a line each, are in a file of their own."""
+    if references is None or not references.is_file():
+        raise UserError(f"{path}: plain text needs its references, a line each: --references FILE")
+    told, said = references.read_text(encoding="utf-8-sig").splitlines(), text.splitlines()
+    if len(told) != len(said):
+        raise UserError(f"{path} has {len(said)} lines, {references} has {len(told)}: they must go in pairs")
+    return _checked(path, ((f"line{i}", "", *pair) for i, pair in enumerate(zip(told, said, strict=True), start=1)))
+
+
+def _json(text: str):
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return {}
+
+
+def _checked(path: Path, rows: Iterable[tuple]) -> pd.DataFrame:
+    """The table, whole: every row has an id of its own, a reference and a text; one spelling for all."""
+    table = pd.DataFrame(list(rows), columns=COLUMNS)
+    if table.empty:
+        raise UserError(f"{path}: there is no prediction in it; expected {KINDS}")
+    for column, name in (("utt_id", "an id"), ("reference", "a reference"), ("hypothesis", "a text of what was heard")):
+        bad = table[column].map(lambda value: not isinstance(value, str))
+        if bad.any():
+            first = table[bad].iloc[0]
+            raise UserError(f"{path}: {int(bad.sum())} of {len(table)} rows have not {name}, first {first.utt_id}")
+    if path.suffix != ".txt":
+        table["utt_id"] = table.utt_id.map(lambda name: Path(name).name.removesuffix(".wav").removesuffix(".flac"))
+    if (twice := table.utt_id[table.utt_id.duplicated()]).any():
+        raise UserError(f"{path}: {twice.iloc[0]!r} stands twice in it; ids must be unique")
+    for column in ("reference", "hypothesis"):
+        table[column] = table[column].map(normalise)
+    if (table.reference == "").any():
+        raise UserError(f"{path}: the reference of {table.utt_id[table.reference == ''].iloc[0]} is empty")
+    named = table.utt_id.str.extract(re.compile(r"^(C?[FM]C?\d{2})_"))[0]
+    if (table.speaker == "").all() and named.notna().all():
+        table["speaker"] = named
+    return table

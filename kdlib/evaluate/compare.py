@@ -1,0 +1,407 @@
+"""Honest comparison: systems in pairs, over any number of speakers (folds) and seeds, with a verdict in words.
+
+Two questions are kept apart. *These speakers*, other recordings of theirs: intervals by bootstrap over utterances
+within speakers, a test that flips the signs of paired differences (with one seed and one measure of right or wrong,
+McNemar's exact test), Holm's correction over all pairs. *New speakers*: Student's t over the speakers' own differences,
+and a test that flips their signs, which with few speakers cannot reach any small p: the smallest is said. Seeds of a
+system are averaged; where they do not agree in sign no difference is shown.
+
+    python -m kdlib.evaluate.compare hard=DIR mine=DIR theirs=evaluation.json --against hard
+"""
+
+import argparse
+import itertools
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from kdlib.errors import UserError, nearest
+from kdlib.evaluate import answers
+
+MEASURES = ("wra", "wer")
+LEVEL, POWER = 0.05, 0.8
+FLIPS, DRAWS = 10_000, 2_000
+MOST_FOLDS = 500
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """System `a` minus system `b`. Shares, not per cent; `*_p` are two-sided."""
+
+    a: str
+    b: str
+    measure: str
+    a_value: float  # mean over speakers
+    b_value: float
+    difference: float
+    these_low: float  # 95 %, of these speakers
+    these_high: float
+    new_low: float  # 95 %, of new speakers; not a number with one
+    new_high: float
+    utterances: int
+    speakers: int
+    seeds: int
+    agreeing_seeds: int
+    fixed: float  # utterances that a has right and b has not, mean over seeds
+    broken: float
+    p: float  # of these speakers
+    holm_p: float
+    mcnemar_p: float  # of one seed; not a number with several
+    speakers_p: float  # by flipping the speakers' signs
+    wilcoxon_p: float
+    least_p: float  # that so many speakers can reach
+    verdict: str  # "better", "worse", "no difference shown"
+    new_speakers: str  # the same of new speakers
+    folds_needed: int | None  # to decide it for new speakers; None: more than can be asked for, or not known
+    text: str
+
+
+def compare(
+    systems: Mapping[str, pd.DataFrame],
+    *,
+    against: str | Mapping[str, str] | None = None,
+    measure: str = "wra",
+    seed: int = 0,
+) -> list[Verdict]:
+    """Compare systems in pairs: each with every other, or with `against`: one system, or each one's own.
+
+    A system is a table as `collected` makes it.
+    """
+    if measure not in MEASURES:
+        raise UserError(f"measure: expected one of {', '.join(MEASURES)}, found {measure!r}")
+    if len(systems) < 2:
+        raise UserError(f"a comparison needs two systems, found {len(systems)}: {', '.join(systems)}")
+    pairs = [_Pair(a, b, systems[a], systems[b], measure, seed) for a, b in _pairs(list(systems), against)]
+    adjusted = holm([pair.p for pair in pairs])
+    for_new = holm([pair.speakers_p for pair in pairs])
+    return [pair.verdict(*both) for pair, *both in zip(pairs, adjusted, for_new, strict=True)]
+
+
+def collected(paths: Sequence[Path], decoder: str = "greedy", references: Path | None = None) -> pd.DataFrame:
+    """A system's answers from one file or several: other speakers, or the same ones by other seeds.
+
+    Columns: those of `answers`, and seed, which counts how often an utterance has come before.
+    """
+    table = pd.concat([answers.read(path, decoder, references) for path in paths], ignore_index=True)
+    table["seed"] = table.groupby("utt_id", sort=False).cumcount()
+    return table
+
+
+def table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+    """Verdicts for reading, in per cent: one row a pair."""
+    rows = []
+    for one in verdicts:
+        rows.append(
+            {
+                "a": one.a,
+                "b": one.b,
+                "measure": one.measure.upper(),
+                "a %": _percent(one.a_value),
+                "b %": _percent(one.b_value),
+                "difference": f"{100 * one.difference:+.1f}",
+                "these speakers": _range(one.these_low, one.these_high),
+                "new speakers": _range(one.new_low, one.new_high),
+                "n": f"{one.utterances} x {one.speakers} sp. x {one.seeds} seed{'s' * (one.seeds > 1)}",
+                "Holm p": f"{one.holm_p:.2g}",
+                "verdict": one.verdict,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values, in the order given.
+
+    >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
+    [0.03, 0.06, 0.06]
+    """
+    order = np.argsort(ps, kind="stable")
+    found, highest = np.empty(len(ps)), 0.0
+    for rank, index in enumerate(order):
+        highest = max(highest, min(1.0, (len(ps) - rank) * ps[index]))
+        found[index] = highest
+    return found.tolist()
+
+
+def folds_needed(differences: np.ndarray, level: float = LEVEL) -> int | None:
+    """How many speakers would decide it, were these typical: a power of 80 %, and enough for the signs alone."""
+    from scipy.stats import nct
+    from scipy.stats import t as student
+
+    mean, spread = abs(differences.mean()), differences.std(ddof=1) if len(differences) > 1 else np.nan
+    if not mean or not np.isfinite(spread):
+        return None
+    least = next(count for count in itertools.count(2) if 2.0 ** (1 - count) < level)
+    for count in range(least, MOST_FOLDS + 1):
+        if not spread:
+            return count
+        away = mean / spread * np.sqrt(count)
+        if nct.sf(student.ppf(1 - level / 2, count - 1), count - 1, away) >= POWER:
+            return count
+    return None
+
+
+def flipped(parts: np.ndarray, rng: np.random.Generator) -> float:
+    """Two-sided p that a sum of differences is as far from zero, were each as likely to be turned round."""
+    parts = parts[parts != 0]
+    if not len(parts):
+        return 1.0
+    total = abs(parts.sum()) - 1e-12
+    if len(parts) <= 15:
+        signs = np.array(list(itertools.product((-1, 1), repeat=len(parts))))
+        return float((np.abs(signs @ parts) >= total).mean())
+    if np.allclose(np.abs(parts), np.abs(parts[0])):
+        from scipy.stats import binomtest
+
+        return float(binomtest(int((parts > 0).sum()), len(parts)).pvalue)
+    signs = rng.integers(0, 2, (FLIPS, len(parts)), dtype=np.int8) * 2 - 1
+    return float((1 + (np.abs(signs @ parts) >= total).sum()) / (1 + FLIPS))
+
+
+class _Pair:
+    """Two systems on the utterances that both have heard."""
+
+    def __init__(self, a: str, b: str, left: pd.DataFrame, right: pd.DataFrame, measure: str, seed: int) -> None:
+        self.a, self.b, self.measure = a, b, measure
+        self.rng = np.random.default_rng(seed)
+        both = _shared(a, b, left, right)
+        self.speaker = both.speaker.to_numpy()
+        told = both.reference.tolist()
+        self.size = np.array([len(text.split()) for text in told]) if measure == "wer" else np.ones(len(told))
+        self.values = [_measured(table, both.utt_id, told, measure) for table in (left, right)]  # [seeds, utterances]
+        self.seeds = [len(one) for one in self.values]
+        means = [one.mean(0) for one in self.values]
+        self.groups = [np.flatnonzero(self.speaker == name) for name in dict.fromkeys(self.speaker)]
+        self.shares = np.array([[one[part].sum() / self.size[part].sum() for part in self.groups] for one in means])
+        self.by_speaker = self.shares[0] - self.shares[1]
+        self.difference = float(self.by_speaker.mean())
+        self.parts = np.zeros(len(told))  # of the difference, by utterance
+        for part in self.groups:
+            self.parts[part] = (means[0] - means[1])[part] / self.size[part].sum() / len(self.groups)
+        self.p = flipped(self.parts, self.rng)
+        self.speakers_p = flipped(self.by_speaker, self.rng) if len(self.groups) > 1 else 1.0
+
+    def verdict(self, holm_p: float, new_p: float) -> Verdict:
+        count, seeds = len(self.groups), max(self.seeds)
+        agreeing = self._agreeing()
+        these, new = self._these(), self._new()
+        good = self.difference > 0 if self.measure == "wra" else self.difference < 0
+        sure = holm_p < LEVEL and agreeing == seeds
+        word = ("better" if good else "worse") if sure else "no difference shown"
+        for_new = word if sure and new_p < LEVEL and new[0] * new[1] > 0 else "no difference shown"
+        needed = None if for_new != "no difference shown" else folds_needed(self.by_speaker)
+        fixed, broken = self._changed()
+        found = Verdict(
+            self.a,
+            self.b,
+            self.measure,
+            *(float(row.mean()) for row in self.shares),
+            self.difference,
+            *these,
+            *new,
+            len(self.speaker),
+            count,
+            seeds,
+            agreeing,
+            fixed,
+            broken,
+            self.p,
+            holm_p,
+            self._mcnemar(),
+            self.speakers_p,
+            self._wilcoxon(),
+            2.0 ** (1 - count),
+            word,
+            for_new,
+            needed,
+            "",
+        )
+        return Verdict(**asdict(found) | {"text": _in_words(found)})
+
+    def _these(self) -> tuple[float, float]:
+        """Bootstrap over utterances within speakers. Where no pair parts, what no pair in n can rule out."""
+        if not self.parts.any():
+            most = 1 - (LEVEL / 2) ** (1 / len(self.parts))
+            return -most, most
+        a, b = (one.mean(0) for one in self.values)
+        total = np.zeros(DRAWS)
+        for part in self.groups:
+            drawn = part[self.rng.integers(0, len(part), (DRAWS, len(part)))]
+            total += (a - b)[drawn].sum(1) / self.size[drawn].sum(1)
+        low, high = np.percentile(total / len(self.groups), [100 * LEVEL / 2, 100 * (1 - LEVEL / 2)])
+        return float(low), float(high)
+
+    def _new(self) -> tuple[float, float]:
+        """Student's t over speakers: few of them are the sample, however many utterances each has said."""
+        from scipy.stats import t as student
+
+        count = len(self.by_speaker)
+        if count < 2:
+            return float("nan"), float("nan")
+        reach = student.ppf(1 - LEVEL / 2, count - 1) * self.by_speaker.std(ddof=1) / np.sqrt(count)
+        return float(self.difference - reach), float(self.difference + reach)
+
+    def _by_seed(self) -> list[np.ndarray]:
+        """Differences by utterance of each seed with its fellow, or with the only one."""
+        a, b = self.values
+        if len(a) != len(b) and 1 not in (len(a), len(b)):
+            a, b = a, b.mean(0, keepdims=True)
+        count = max(len(a), len(b))
+        return [a[min(k, len(a) - 1)] - b[min(k, len(b) - 1)] for k in range(count)]
+
+    def _agreeing(self) -> int:
+        """Seeds whose difference has the sign of the mean."""
+        found = [
+            np.mean([one[part].sum() / self.size[part].sum() for part in self.groups]) for one in self._by_seed()
+        ]
+        return sum(one * self.difference > 0 for one in found)
+
+    def _changed(self) -> tuple[float, float]:
+        """Utterances of which a makes less errors than b, and more, a seed."""
+        better = 1 if self.measure == "wra" else -1
+        rows = [better * one for one in self._by_seed()]
+        return float(np.mean([(one > 0).sum() for one in rows])), float(np.mean([(one < 0).sum() for one in rows]))
+
+    def _mcnemar(self) -> float:
+        """McNemar's exact test, on words right or wrong by one seed each."""
+        from scipy.stats import binomtest
+
+        if self.measure != "wra" or self.seeds != [1, 1]:
+            return float("nan")
+        fixed, broken = map(int, self._changed())
+        return float(binomtest(fixed, fixed + broken).pvalue) if fixed + broken else 1.0
+
+    def _wilcoxon(self) -> float:
+        from scipy.stats import wilcoxon
+
+        if len(self.by_speaker) < 2 or not self.by_speaker.any():
+            return 1.0
+        return float(wilcoxon(self.by_speaker).pvalue)
+
+
+def _pairs(names: list[str], against: str | Mapping[str, str] | None) -> list[tuple[str, str]]:
+    if against is None:
+        return [(b, a) for a, b in itertools.combinations(names, 2)]
+    own = {name: against for name in names} if isinstance(against, str) else against
+    for name in {*own, *own.values()} - set(names):
+        raise UserError(f"unknown system {name!r}{nearest(name, names)}")
+    return [(name, other) for name, other in own.items() if name != other]
+
+
+def _shared(a: str, b: str, left: pd.DataFrame, right: pd.DataFrame) -> pd.DataFrame:
+    """The utterances of both, once each; a system must have heard them all with all of its seeds."""
+    for name, one in ((a, left), (b, right)):
+        times = one.groupby("utt_id").size()
+        if times.nunique() > 1:
+            raise UserError(
+                f"{name}: {times.idxmin()} was heard {times.min()} times, {times.idxmax()} {times.max()} times; every "
+                "seed must have heard every utterance"
+            )
+    first, other = (one.drop_duplicates("utt_id").set_index("utt_id") for one in (left, right))
+    common = first.index.intersection(other.index)
+    if common.empty:
+        raise UserError(
+            f"{a} and {b} have no utterance in common: {first.index[0]} and {other.index[0]} are ids of theirs"
+        )
+    if len(common) < max(len(first), len(other)):
+        print(f"{a} ({len(first)} utterances) and {b} ({len(other)}) are compared on the {len(common)} of both")
+    first, other = first.loc[common], other.loc[common]
+    if len(unlike := common[first.reference != other.reference]):
+        name = unlike[0]
+        raise UserError(
+            f"{a} and {b} have other references for {len(unlike)} utterances, first {name}: "
+            f"{first.reference[name]!r} and {other.reference[name]!r}; they are not of one corpus"
+        )
+    return first.reset_index()
+
+
+def _measured(system: pd.DataFrame, order: pd.Series, told: Sequence[str], measure: str) -> np.ndarray:
+    """[seeds, utterances]: right (1) or wrong (0), or the number of wrong words."""
+    from rapidfuzz.distance import Levenshtein
+
+    rows = []
+    for _, part in system.groupby("seed"):
+        said = part.set_index("utt_id").hypothesis.reindex(order).tolist()
+        if measure == "wra":
+            rows.append([float(one == other) for one, other in zip(told, said, strict=True)])
+        else:
+            rows.append([Levenshtein.distance(one.split(), other.split()) for one, other in zip(told, said, strict=True)])
+    return np.array(rows, dtype=float)
+
+
+def _in_words(one: Verdict) -> str:
+    """A verdict as a sentence or three."""
+    words = [
+        f"{one.a} and {one.b}: {one.verdict}" if one.verdict.startswith("no") else f"{one.a} is {one.verdict} than {one.b}",
+        f" ({one.measure.upper()} {100 * one.difference:+.1f} points, for these speakers "
+        f"{_range(one.these_low, one.these_high)}, p = {one.holm_p:.2g}",
+        f"; {one.agreeing_seeds} of {one.seeds} seeds agree)." if one.seeds > 1 else "; one seed: another may differ).",
+    ]
+    if one.speakers == 1:
+        words.append(" One speaker says nothing of new ones.")
+    elif one.new_speakers == "no difference shown":
+        open_ = "" if one.verdict.startswith("no") else "not shown: "
+        words.append(
+            f" For new speakers {open_}{_range(one.new_low, one.new_high)}, p = {one.speakers_p:.2g} "
+            f"(no less than {one.least_p:.2g} with {one.speakers}); "
+            + (
+                f"some {one.folds_needed} folds like these would decide it."
+                if one.folds_needed
+                else f"more than {MOST_FOLDS} folds like these would be needed to decide it."
+            )
+        )
+    else:
+        words.append(
+            f" Also for new speakers: {_range(one.new_low, one.new_high)}, p = {one.speakers_p:.2g} with {one.speakers}."
+        )
+    return "".join(words)
+
+
+def _percent(share: float) -> float:
+    return round(100 * share, 1)
+
+
+def _range(low: float, high: float) -> str:
+    return "-" if np.isnan(low) else f"{100 * low:+.1f} to {100 * high:+.1f}"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command: NAME=PATH for each system; a name given twice means further speakers or seeds."""
+    parser = argparse.ArgumentParser(description="Compare systems by what they wrote.")
+    parser.add_argument("systems", nargs="+", help="NAME=PATH: " + answers.KINDS)
+    parser.add_argument("--decoder", default="greedy", help="column of hypotheses.csv")
+    parser.add_argument("--measure", choices=MEASURES, default="wra")
+    parser.add_argument("--against", help="compare with this system only; by default each with every other")
+    parser.add_argument("--references", type=Path, help="of plain text files, a line each")
+    parser.add_argument("--out", type=Path, help="a folder for verdicts.csv and differences.pdf")
+    asked = parser.parse_args(arguments)
+    named: dict[str, list[Path]] = {}
+    for one in asked.systems:
+        name, mark, path = one.partition("=")
+        if not mark or not name or not path:
+            raise UserError(f"expected NAME=PATH, found {one!r}")
+        named.setdefault(name, []).append(Path(path))
+    systems = {name: collected(paths, asked.decoder, asked.references) for name, paths in named.items()}
+    verdicts = compare(systems, against=asked.against, measure=asked.measure)
+    print(table(verdicts).to_string(index=False))
+    for one in verdicts:
+        print(one.text)
+    if asked.out:
+        write(verdicts, asked.out)
+
+
+def write(verdicts: Sequence[Verdict], folder: Path) -> None:
+    """Write verdicts.csv into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame([asdict(one) for one in verdicts]).to_csv(folder / "verdicts.csv", index=False)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.exit(f"\n{error}\n")

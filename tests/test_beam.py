@@ -1,0 +1,123 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from torchaudio.models import decoder
+
+from kdlib.corpus.synthetic import word_list
+from kdlib.decode import beam as search
+from kdlib.decode import lm
+from kdlib.decode.beam import Beam, Setting
+from kdlib.decode.lexicon import Lexicon
+from kdlib.errors import UserError
+from kdlib.models import Outputs
+from kdlib.settings import Search
+from kdlib.tokens import Tokens, train
+
+LN10 = math.log(10)
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory):
+    return Tokens.for_nemo(train(word_list().values(), 64, tmp_path_factory.mktemp("t"), lower=True).read_bytes())
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("lm") / "lm.arpa"
+    lm.write(lm.estimate(["DELETE THE LINE"] * 5 + ["COPY THE LINE", "GO UP", "THE LINE", "UP"], 2), path)
+    return path
+
+
+def said(tokens, texts, loud=6.0, noise=0.0, twice=False):
+    """Outputs in which the pieces of the texts spike, one frame each or two, with blanks between."""
+    rows = []
+    for text in texts:
+        ids = [token for one in tokens.encode(text) for token in (*([one] * (1 + twice)), tokens.blank)]
+        rows.append(torch.nn.functional.one_hot(torch.tensor([tokens.blank, *ids]), tokens.size).float() * loud)
+    logits = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    logits += noise * torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
+    return Outputs(logits, torch.tensor([len(row) for row in rows]), logits)
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_it_writes_what_was_said(tokens, model, twice):
+    """Also where the last token of a word lasts two frames, which flashlight has no path for."""
+    texts = ["DELETE THE LINE", "GO UP", "THE LINE", "UP UP"]
+    assert Beam(tokens, ["DELETE", "THE", "LINE", "GO", "UP"], model)(said(tokens, texts, twice=twice)) == texts
+
+
+def test_the_score_is_that_of_ctc_and_of_the_language_model(tokens, model):
+    """Against all sentences of up to three words: their exact CTC probability, the model's, and a bonus a word."""
+    words, setting = ["THE", "LINE", "UP"], Setting(lm_weight=0.7, word_bonus=0.4, size=500)
+    outputs = said(tokens, ["THE LINE"], loud=3.0, noise=0.5)
+    texts = [" ".join(some) for size in (1, 2, 3) for some in itertools.product(words, repeat=size)]
+    exact, ngrams = Lexicon(texts, tokens), lm.read(model)
+    expected = {
+        text: float(score) + 0.7 * LN10 * ngrams.text_logprob(text) + 0.4 * len(text.split())
+        for text, score in zip(exact.words, exact.scores(outputs)[0], strict=True)
+    }
+    beam = Beam(tokens, words, model, setting, tokens_at_once=100, threshold=1e9)
+    found = beam._search(beam.emissions(outputs)[0][None])[0][0]
+    assert " ".join(found.words) == max(expected, key=expected.get)
+    assert found.score == pytest.approx(max(expected.values()), abs=0.05)
+
+
+def test_the_language_model_decides_between_what_sounds_alike(tokens, model):
+    outputs = said(tokens, ["GO UP"])
+    logits = outputs.ctc_logits.clone()
+    place = int(logits[0].argmax(-1).eq(tokens.encode("GO")[0]).nonzero()[0])
+    logits[0, place] = 0
+    logits[0, place, tokens.encode("UP")[0]] = logits[0, place, tokens.encode("GO")[0]] = 3.0
+    unsure = Outputs(logits, outputs.lengths, logits)
+    for weight in (0.0, 1.0):
+        text = Beam(tokens, ["GO", "UP", "THE"], model, Setting(weight, 0.0, 50))(unsure)[0]
+        assert weight == 0.0 or text == "GO UP"
+
+
+def test_pieces_are_scored_as_the_pieces_that_they_are(tokens, tmp_path, monkeypatch):
+    """The trap: without a list of names flashlight gives pieces the numbers of other pieces in the language model."""
+    texts = ["DELETE THE LINE", "COPY THE LINE", "GO UP", "PASTE THE WORD"]
+    path = tmp_path / "pieces.arpa"
+    lm.write(lm.estimate(search.in_pieces(texts * 3, tokens), 4), path)
+    noisy = said(tokens, texts, loud=4.0, noise=1.6)
+    mapped = Beam(tokens, None, path, Setting(1.0, 0.0, 50))
+    right = sum(one == other for one, other in zip(mapped(noisy), texts, strict=True))
+    pieces, expected = search.in_pieces(["DELETE THE"], tokens)[0].split(), lm.read(path)
+    state, told = mapped._search.lm.start(False), 0.0
+    for index in tokens.encode("DELETE THE"):
+        state, score = mapped._search.lm.score(state, mapped.columns.index(index))
+        told += score
+    total = sum(expected.logprob(piece, ["<s>", *pieces[:place]]) for place, piece in enumerate(pieces))
+    assert told == pytest.approx(total, abs=1e-4)
+    original = decoder.ctc_decoder
+    monkeypatch.setattr("torchaudio.models.decoder.ctc_decoder", lambda **asked: original(**asked | {"lm_dict": None}))
+    trapped = Beam(tokens, None, path, Setting(1.0, 0.0, 50))
+    wrong = sum(one == other for one, other in zip(trapped(noisy), texts, strict=True))
+    assert wrong < right
+
+
+def test_a_sweep_finds_the_setting_of_the_lowest_wer(tokens, model):
+    texts = ["DELETE THE LINE", "GO UP", "THE LINE", "COPY THE LINE"]
+    words = ["DELETE", "THE", "LINE", "GO", "UP", "COPY", "WORD", "PASTE"]
+    beam = Beam(tokens, words, model)
+    outputs = said(tokens, texts, loud=3.0, noise=1.3)
+    table = search.sweep(
+        beam, beam.emissions(outputs), texts, Search(weights=(0.0, 0.9), bonuses=(0.0, 1.0), sizes=(10, 20))
+    )
+    assert len(table) == 8
+    best = search.best(table)
+    row = table[(table.lm_weight == best.lm_weight) & (table.word_bonus == best.word_bonus) & (table["size"] == best.size)]
+    assert row.wer.item() == table.wer.min()
+    alike = table[table.wer == table.wer.min()]
+    assert best.size == alike["size"].min()
+    assert np.isfinite(table.wra).all()
+
+
+def test_nothing_said_is_nothing_written(tokens, model):
+    empty = Outputs(torch.zeros(1, 4, tokens.size), torch.tensor([0]), torch.zeros(1))
+    assert Beam(tokens, ["UP"], model)(empty) == [""]
+    with pytest.raises(UserError, match="needs a word"):
+        Beam(tokens, [], model)

@@ -1,0 +1,131 @@
+import itertools
+import json
+import math
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from kdlib.decode import lm
+from kdlib.errors import UserError
+
+FIXTURE = Path(__file__).parent / "lmplz.json"  # what lmplz made of the same texts
+
+
+def sentences(count, seed=1):
+    rng = random.Random(seed)
+    verbs, things = ["DELETE", "COPY", "PASTE", "CUT"], ["LINE", "WORD", "SENTENCE", "PARAGRAPH", "PART"]
+    numbers = ["ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX"]
+    return [
+        " ".join(
+            [rng.choice(verbs), *rng.choice([["THE"], [rng.choice(numbers)], ["THE", "FIRST"]]), rng.choice(things)]
+            + rng.choice([[], [], ["AND", "GO", rng.choice(["UP", "DOWN"])]])
+        )
+        for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize(("count", "order"), [(400, 1), (400, 2), (400, 3), (400, 4), (3, 3)])
+def test_the_probabilities_of_what_can_follow_sum_to_one(count, order):
+    model = lm.estimate(sentences(count), order)
+    contexts = {gram[:size] for gram in model.logprobs for size in range(len(gram))} | {("NEVER", "SEEN")}
+    for context in contexts:
+        if lm.END not in context and len(context) < order:
+            total = sum(10 ** model.logprob(word, context) for word in model.words)
+            assert total == pytest.approx(1, abs=1e-9), context
+
+
+def test_bigrams_by_hand():
+    """Chen & Goodman's equations on four texts.
+
+    A, B and the end each follow two different words. No count is 1, so the discounts are lmplz's fallback: 1 of each 2
+    is taken off, and the 3 of 6 go to the uniform distribution over A, B, the end and the unknown word.
+    Of the bigrams three occur once, two twice, one three times: Y = 3 / (3 + 2 * 2), D1 = 1 - 2 Y 2/3 = 3/7,
+    D2 = 2 - 3 Y 1/2 = 19/14. After A come A and B once and the end twice: 4, of which 2 D1 + D2 = 31/14 go down.
+    """
+    model = lm.estimate(["A B", "A A", "B", "A"], 2)
+    unigram = 1 / 6 + 3 / 6 / 4
+    for word in ("A", "B", lm.END):
+        assert 10 ** model.logprob(word) == pytest.approx(unigram)
+    assert 10 ** model.logprob(lm.UNKNOWN) == pytest.approx(3 / 6 / 4)
+    down = 31 / 14 / 4 * unigram
+    assert 10 ** model.logprob("A", ["A"]) == pytest.approx((1 - 3 / 7) / 4 + down)
+    assert 10 ** model.logprob("B", ["A"]) == pytest.approx((1 - 3 / 7) / 4 + down)
+    assert 10 ** model.logprob(lm.END, ["A"]) == pytest.approx((2 - 19 / 14) / 4 + down)
+    assert 10 ** model.logprob("XYLOPHONE", ["A"]) == pytest.approx(31 / 14 / 4 * 3 / 6 / 4)
+
+
+def test_it_is_what_lmplz_estimates():
+    """To the seven digits that lmplz writes."""
+    for case in json.loads(FIXTURE.read_text(encoding="utf-8")):
+        model = lm.estimate(sentences(case["sentences"]), case["order"])
+        expected = {tuple(gram.split()): tuple(values) for gram, values in case["grams"].items()}
+        assert set(model.logprobs) == set(expected)
+        for gram, (prob, backoff) in expected.items():
+            assert model.logprobs[gram] == pytest.approx(prob, abs=2e-6), gram
+            assert model.backoffs.get(gram, 0.0) == pytest.approx(backoff, abs=2e-6), gram
+
+
+def test_an_arpa_file_says_the_same(tmp_path):
+    model = lm.estimate(sentences(50), 3)
+    lm.write(model, tmp_path / "lm.arpa")
+    again = lm.read(tmp_path / "lm.arpa")
+    assert again.order == 3
+    for text in sentences(10, seed=9):
+        assert again.text_logprob(text) == pytest.approx(model.text_logprob(text), abs=1e-5)
+
+
+def test_seen_sentences_are_likelier_than_shuffled_ones():
+    model = lm.estimate(sentences(200), 3)
+    text = sentences(1, seed=5)[0].split()
+    others = [" ".join(words) for words in itertools.permutations(text) if list(words) != text]
+    assert model.text_logprob(" ".join(text)) > max(map(model.text_logprob, others))
+
+
+def test_kenlm_reads_it_as_we_do(tmp_path):
+    """flashlight's KenLM scores a sentence as the sum of our conditional probabilities."""
+    from flashlight.lib.text.decoder.kenlm import KenLM
+    from flashlight.lib.text.dictionary import Dictionary
+
+    model = lm.estimate(sentences(100), 3)
+    lm.write(model, tmp_path / "lm.arpa")
+    words = [word for word in model.words if word not in (lm.END, lm.UNKNOWN)]
+    (tmp_path / "words.txt").write_text("\n".join([*words, lm.UNKNOWN]) + "\n")
+    kenlm = KenLM(str(tmp_path / "lm.arpa"), Dictionary(str(tmp_path / "words.txt")))
+    for text in [*sentences(5, seed=7), "DELETE DELETE UP"]:
+        state, total = kenlm.start(False), 0.0
+        for word in text.split():
+            state, score = kenlm.score(state, words.index(word))
+            total += score
+        total += kenlm.finish(state)[1]
+        assert total == pytest.approx(model.text_logprob(text), abs=1e-4)
+
+
+def test_lmplz_is_used_where_it_is(tmp_path, monkeypatch):
+    """A program that writes down what it was asked for stands in for lmplz; without it the file is ours."""
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert lm.build(sentences(20), 2, tmp_path / "ours.arpa") == "kdlib"
+    program = tmp_path / "lmplz"
+    program.write_text(f'#!/bin/sh\nwhile [ "$1" != --arpa ]; do shift; done\ncp {tmp_path}/ours.arpa "$2"\ncat > {tmp_path}/text\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(shutil, "which", lambda name: str(program))
+    assert lm.build(sentences(20), 2, tmp_path / "theirs.arpa") == "lmplz"
+    assert (tmp_path / "text").read_text().split("\n")[:-1] == sentences(20)
+    assert (tmp_path / "theirs.arpa").read_text() == (tmp_path / "ours.arpa").read_text()
+
+
+def test_no_text_and_no_arpa_file_are_refused(tmp_path):
+    with pytest.raises(UserError, match="no text"):
+        lm.build(["", " "], 3, tmp_path / "lm.arpa")
+    with pytest.raises(UserError, match="holds the mark"):
+        lm.estimate(["A <s> B"], 2)
+    (tmp_path / "x.arpa").write_text("nothing\n")
+    with pytest.raises(UserError, match="not an ARPA file"):
+        lm.read(tmp_path / "x.arpa")
+
+
+def test_an_unknown_word_is_as_likely_as_one_that_was_never_seen():
+    model = lm.estimate(sentences(100), 3)
+    assert model.logprob("XYLOPHONE", ["DELETE"]) == model.logprob(lm.UNKNOWN, ["DELETE"])
+    assert math.isfinite(model.text_logprob("XYLOPHONE"))
