@@ -4,7 +4,9 @@
 #   make test   the tests
 #   make folds-for RECIPE=...          write the fold files of a corpus of your own
 #   make folds RECIPE=... FOLDS=A,B    run some of its folds (FOLDS=all for all; UNTIL=baseline stops behind 01_baseline)
-#   make compare                       one fold's students by each of VARIANTS, SEEDS=1,2, and their table
+#   make compare                       students by each of VARIANTS, SEEDS=1,2 and ENSEMBLES, in one fold or FOLDS=A,B;
+#                                      their table, and verdicts
+#   make verdict SYSTEMS="A=... B=..."  compare any systems by what they wrote (DECODER=..., MEASURE=wer)
 #   make evaluate CHECKPOINT=... MANIFEST=...   score any saved model on any manifest
 #   make export CHECKPOINT=... NEMO=...         write a student as a .nemo file
 PYTHON   ?= $(shell command -v python3.11 || command -v python3)
@@ -22,11 +24,11 @@ export OPENBLAS_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 export PYTHONWARNINGS ?= ignore::SyntaxWarning
 
-.PHONY: demo test folds folds-for dry-run report compare evaluate export lab pretrained parent bench lint lock help
+.PHONY: demo test folds folds-for dry-run report compare verdict evaluate export lab pretrained parent bench lint lock help
 
 help:
 	@sed -n 's/^#   //p' Makefile
-	@echo "folds  folds-for  dry-run  report  compare  evaluate  export  lab  pretrained  parent  bench  lint  lock   (see README.md)"
+	@echo "folds  folds-for  dry-run  report  compare  verdict  evaluate  export  lab  pretrained  parent  bench  lint  lock   (see README.md)"
 
 demo: $(READY)
 	@$(SNAKEMAKE) --config recipe=$(RECIPE) folds=$(HELD_OUT),
@@ -44,13 +46,19 @@ dry-run: $(READY)
 report: $(READY)
 	@$(SNAKEMAKE) --config recipe=$(RECIPE) folds=$(FOLDS), --report outputs/report.html
 
+COMPARED = $(if $(filter file default,$(origin FOLDS)),$(HELD_OUT),$(FOLDS))
 compare: $(READY)
-	@$(SNAKEMAKE) --config recipe=$(RECIPE) folds=$(HELD_OUT), variants=$(VARIANTS), seeds=$(SEEDS),
-	@$(BIN)/python -m kdlib.distill.results $(RECIPE) $(HELD_OUT) $(VARIANTS) $(SEEDS)
+	@$(SNAKEMAKE) --config recipe=$(RECIPE) folds=$(COMPARED), variants=$(VARIANTS), seeds=$(SEEDS),
+	@$(BIN)/python -m kdlib.distill.results $(RECIPE) $(COMPARED) $(VARIANTS) $(SEEDS) $(ENSEMBLES)
+
+verdict: $(READY)
+	@$(BIN)/python -m kdlib.evaluate.compare $(SYSTEMS) $(if $(DECODER),--decoder $(DECODER)) \
+	  $(if $(MEASURE),--measure $(MEASURE)) $(if $(AGAINST),--against $(AGAINST)) $(if $(REFERENCES),--references $(REFERENCES))
 
 evaluate: $(READY)
 	@$(BIN)/python -m kdlib.evaluate.checkpoint $(CHECKPOINT) $(MANIFEST) $(if $(TOKENIZER),--tokenizer $(TOKENIZER)) \
-	  $(if $(MAX_DECODE_LEN),--max-decode-len $(MAX_DECODE_LEN)) $(if $(DATA_FOLDER),--data-folder $(DATA_FOLDER))
+	  $(if $(MAX_DECODE_LEN),--max-decode-len $(MAX_DECODE_LEN)) $(if $(DATA_FOLDER),--data-folder $(DATA_FOLDER)) \
+	  $(if $(LM),--lm $(LM)) $(if $(LM_WEIGHT),--lm-weight $(LM_WEIGHT))
 
 export: $(READY)
 	@$(BIN)/python -m kdlib.models.export $(CHECKPOINT) $(NEMO)

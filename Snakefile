@@ -192,8 +192,18 @@ rule logits:
         RUN + END
 
 
+def taught_by(wildcards):
+    """Where students teach the next ones: the notebooks that make them."""
+    teacher = kd.load(RECIPE, wildcards.held_out, variant=wildcards.variant).teacher
+    if teacher.backbone != "students":
+        return []
+    names = adapt.born_again(SETTINGS[wildcards.held_out].model_copy(update={"teacher": teacher}))
+    return [f"{OUT}/{wildcards.held_out}/students/{name}/04_distill.ipynb" for name in names]
+
+
 rule students:
     input:
+        taught_by,
         f"{OUT}/{{held_out}}/aggregates/03_logits.ipynb",
         notebook=ancient("notebooks/04_distill.ipynb"),
     output:

@@ -18,6 +18,7 @@ from kdlib.settings import (
     Blocks,
     Distill,
     Fold,
+    Group,
     Hygiene,
     Listed,
     Names,
@@ -69,6 +70,7 @@ class Params(Strict):
     variants: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], dict[str, Any]] = Field({})  # what is other in each
     compare: Names = ("hard", "ctc_kd")  # variants that a whole run trains
     seeds: Annotated[tuple[int, ...], Listed] = (1,)  # of each
+    ensembles: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], Group] = Field({})  # of students, by name
     scoring: Scoring = Scoring()
     search: Search = Search()
     outputs: str = "outputs"
@@ -196,6 +198,16 @@ def _check_recipe(params: Params, recipe: str) -> None:
             "{decoder_layers: 4}"
         )
     _check_losses(params, recipe)
+    for name, group in params.ensembles.items():
+        for variant in group.of:
+            if params.variants and variant not in params.variants:
+                hint = nearest(variant, list(params.variants))
+                raise UserError(f"{recipe}: ensembles.{name}.of: unknown variant {variant!r}{hint}")
+        if group.checkpoints > params.student.keep:
+            raise UserError(
+                f"{recipe}: ensembles.{name} averages {group.checkpoints} checkpoints of a student, but of each only "
+                f"{params.student.keep} are kept; write student: {{keep: {group.checkpoints}}}"
+            )
     if params.corpus == "manifest" and not params.manifest:
         raise UserError(f"{recipe}: corpus is 'manifest', but no manifest is named; write manifest: path/to/corpus.csv")
     if params.corpus in ("uaspeech", "torgo") and not params.data_folder:

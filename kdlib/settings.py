@@ -142,7 +142,9 @@ class Conformer(Strict):
 class Teacher(Conformer):
     """A teacher a speaker: its shape, what it starts from, and how it is adapted to the speaker."""
 
-    backbone: Literal["sb", "nemo"] = "sb"  # SpeechBrain's Conformer, or the student's own pretrained encoder
+    backbone: Literal["sb", "nemo", "students"] = "sb"  # SpeechBrain's, the student's own encoder, or whole students
+    students: Names = ("hard",)  # born again: the fold's students by these variants teach the next,
+    student_seeds: Annotated[tuple[int, ...], Listed] = Field((1, 2, 3), min_length=1)  # of these seeds
     parent: Literal["shipped", "controls", "from_corpus", "none"] = "controls"  # whom the shared start has heard
     at_most: int | None = Field(None, ge=1)  # teachers a fold: as many, evenly from the least to the most intelligible
     decoder_layers: int = Field(2, ge=1)
@@ -156,8 +158,8 @@ class Teacher(Conformer):
     @property
     def family(self) -> str:
         """The folder's name of teachers that can be averaged with each other."""
-        if self.backbone == "nemo":
-            return "nemo"
+        if self.backbone != "sb":
+            return self.backbone
         return "speechbrain-scratch" if self.parent == "none" else "speechbrain"
 
 
@@ -202,6 +204,7 @@ class Student(Strict):
     clip: float = Field(1.0, gt=0)  # of the gradients' norm
     looks: int = Field(1, ge=1)  # at the dev speaker, an epoch
     patience: int = Field(1000, ge=1)  # looks without a better one, after which a phase ends
+    keep: int = Field(1, ge=1)  # looks whose weights are kept, those that scored best: for averaged checkpoints
     precision: Literal["fp32", "bf16"] = "fp32"
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int = Field(1, ge=1)  # several: DDP
@@ -242,6 +245,15 @@ class Distill(Strict):
     def taught(self) -> bool:
         """Whether teachers have a say, or the references alone."""
         return any([self.alpha, self.alpha_end, self.gamma, self.pseudo.weight])
+
+
+class Group(Strict):
+    """Several of a fold's students as one more system."""
+
+    of: Names = Field(("hard",), min_length=1)  # variants
+    seeds: Annotated[tuple[int, ...], Listed] = Field((1, 2, 3), min_length=1)  # of each
+    checkpoints: int = Field(1, ge=1)  # of each: those looks that scored best on the dev speaker (student.keep)
+    average: Literal["outputs", "probabilities", "weights"] = "outputs"  # outputs: log-probabilities
 
 
 class Search(Strict):

@@ -109,13 +109,14 @@ class _Checks(pl.Callback):
     stop elsewhere. The state of this one is part of the checkpoint.
     """
 
-    def __init__(self, check: Check, every: int, patience: int, folder: Path) -> None:
-        self.check, self.every, self.patience, self.folder = check, every, patience, folder
+    def __init__(self, check: Check, every: int, patience: int, folder: Path, keep: int = 1) -> None:
+        self.check, self.every, self.patience, self.folder, self.keep = check, every, patience, folder, keep
         self.score, self.best_step, self.waited, self.looked_at = -math.inf, 0, 0, 0
+        self.kept: list[tuple[float, int]] = []  # score and step of the best looks, best first
         self.found: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("score", "best_step", "waited", "looked_at")}
+        return {name: getattr(self, name) for name in ("score", "best_step", "waited", "looked_at", "kept")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -140,18 +141,25 @@ class _Checks(pl.Callback):
         self.looked_at = trainer.global_step
         if trainer.is_global_zero:
             trainer.logger.log_metrics(found, trainer.global_step + module.made_before)
+        if math.isfinite(found["dev_score"]):
+            self._keep(trainer, module, found["dev_score"])
         if found["dev_score"] > self.score:
-            if trainer.is_global_zero:
-                kept = {self.best_step, trainer.global_step}  # a run that is killed now goes on from the former
-                for path in self.folder.glob(BEST.format("*")):
-                    if path.stem.removeprefix("best-") not in map(str, kept):
-                        path.unlink()
-                with writing(self.folder / BEST.format(trainer.global_step)) as hidden:
-                    torch.save(module.model.state_dict(), hidden)
             self.score, self.best_step, self.waited = found["dev_score"], trainer.global_step, 0
         else:
             self.waited += 1
             trainer.should_stop = trainer.should_stop or self.waited >= self.patience
+
+    def _keep(self, trainer: pl.Trainer, module: Task, score: float) -> None:
+        """Keep the weights if they are among the best; of equal ones the earlier."""
+        before, here = self.kept, (score, trainer.global_step)
+        ranked = sorted([*(one for one in before if one[1] != here[1]), here], key=lambda one: (-one[0], one[1]))
+        self.kept = ranked[: self.keep]
+        if trainer.is_global_zero and here in self.kept:
+            for path in self.folder.glob(BEST.format("*")):  # a run that is killed now goes on from those before
+                if path.stem.removeprefix("best-") not in {str(step) for _, step in [*before, *self.kept]}:
+                    path.unlink()
+            with writing(self.folder / BEST.format(trainer.global_step)) as hidden:
+                torch.save(module.model.state_dict(), hidden)
 
 
 class Epochs(pl.LightningDataModule):
@@ -223,7 +231,7 @@ class _Record(pl.Callback):
         for one in self.looks:
             if not math.isfinite(one.score):
                 raise UserError(f"{self.what}: the loss on the dev block is never a number; lower the learning rate")
-            record |= {"best_step": one.best_step, "best_dev_score": round(one.score, 6)}
+            record |= {"best_step": one.best_step, "best_dev_score": round(one.score, 6), "kept": one.kept}
         if trainer.is_global_zero:
             with writing(self.folder / LAST) as hidden:
                 torch.save({name: weight.cpu() for name, weight in module.model.state_dict().items()}, hidden)
@@ -245,6 +253,7 @@ def fit(
     check: Check | None = None,
     check_every: int = 1,
     patience: int = 1,
+    keep: int = 1,
     board: Path | None = None,
     precision: str = "32-true",
     accelerator: str = "auto",
@@ -254,11 +263,11 @@ def fit(
     """Train `task` for `steps` steps; go on from `folder`'s last checkpoint where there is one.
 
     `checkpoint_every` and `check_every` count epochs; where these are parts of epochs, `parts` says how many each has.
-    With `check` the model ends with the weights that scored best on
-    the dev block (`last` has those of the last step), and after `patience` looks without a better one training is over.
-    The curves lie in `board`, or `folder/tensorboard`; the checkpoints stay until `tidy`. Returned: steps made, and
-    the best score with its step. With several `devices` Lightning runs the process's own command once more for each:
-    call this from a process that does nothing else, and go on behind it only where `is_first`.
+    With `check` the model ends with the weights that scored best on the dev block (`last` has those of the last step,
+    `kept` those of the `keep` best looks), and after `patience` looks without a better one training is over. The
+    curves lie in `board`, or `folder/tensorboard`; the checkpoints stay until `tidy`. Returned: steps made, the best
+    score with its step, and scores and steps of what was kept. With several `devices` Lightning runs the process's own
+    command once more for each: call this from a process that does nothing else, and go on only where `is_first`.
     """
     if (folder / ENDED).is_file():
         return _ended(task, folder, check is not None)
@@ -272,7 +281,7 @@ def fit(
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
-    looks = [_Checks(check, check_every, patience, folder)] if check else []
+    looks = [_Checks(check, check_every, patience, folder, keep)] if check else []
     trainer = pl.Trainer(
         max_steps=steps,
         accelerator=_accelerator(accelerator),
@@ -298,6 +307,11 @@ def fit(
             stopped = f"{what}: stopped at step {trainer.global_step} of {steps}; run it again to go on"
             raise KeyboardInterrupt(stopped) from None
     return _ended(task, folder, bool(looks))
+
+
+def kept(folder: Path, step: int) -> dict[str, torch.Tensor]:
+    """The weights of one of the best looks of a `fit` in a folder."""
+    return _weights(folder / BEST.format(step))
 
 
 def last(folder: Path) -> dict[str, torch.Tensor]:
@@ -347,7 +361,7 @@ def seed_everything(seed: int) -> None:
 def _ended(task: Task, folder: Path, chosen: bool) -> dict[str, float]:
     """How training in a folder ended; the task's model gets the weights that scored best, or the last."""
     record = read_json(folder / ENDED)
-    task.model.load_state_dict(_weights(folder / BEST.format(record["best_step"])) if chosen else last(folder))
+    task.model.load_state_dict(kept(folder, record["best_step"]) if chosen else last(folder))
     return record
 
 

@@ -92,7 +92,11 @@ def test_the_joint_word_has_the_best_weighted_sum(spoken, outputs):
 
 def test_the_columns_of_a_batch(spoken, outputs):
     found = spoken(outputs)
-    assert set(found) == set(spoken.columns) == {"attention", "attention_beam", "attention_lexicon", "joint", "joint_lexicon"}
+    assert (
+        set(found)
+        == set(spoken.columns)
+        == {"attention", "attention_beam", "attention_lexicon", "joint", "joint_lexicon"}
+    )
     assert all(word in spoken.lexicon.words for word in found["attention_lexicon"])
     assert len(found["attention"]) == 2
     alone = Spoken(spoken.model, spoken.tokens, spoken.lexicon, joint=False)  # CTC is not trained

@@ -93,7 +93,8 @@ def test_pieces_are_scored_as_the_pieces_that_they_are(tokens, tmp_path, monkeyp
     total = sum(expected.logprob(piece, ["<s>", *pieces[:place]]) for place, piece in enumerate(pieces))
     assert told == pytest.approx(total, abs=1e-4)
     original = decoder.ctc_decoder
-    monkeypatch.setattr("torchaudio.models.decoder.ctc_decoder", lambda **asked: original(**asked | {"lm_dict": None}))
+    unmapped = {"lm_dict": None, "lm": str(path)}
+    monkeypatch.setattr("torchaudio.models.decoder.ctc_decoder", lambda **asked: original(**asked | unmapped))
     trapped = Beam(tokens, None, path, Setting(1.0, 0.0, 50))
     wrong = sum(one == other for one, other in zip(trapped(noisy), texts, strict=True))
     assert wrong < right
@@ -109,7 +110,9 @@ def test_a_sweep_finds_the_setting_of_the_lowest_wer(tokens, model):
     )
     assert len(table) == 8
     best = search.best(table)
-    row = table[(table.lm_weight == best.lm_weight) & (table.word_bonus == best.word_bonus) & (table["size"] == best.size)]
+    row = table[
+        (table.lm_weight == best.lm_weight) & (table.word_bonus == best.word_bonus) & (table["size"] == best.size)
+    ]
     assert row.wer.item() == table.wer.min()
     alike = table[table.wer == table.wer.min()]
     assert best.size == alike["size"].min()

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from kdlib.corpus.synthetic import word_list
-from kdlib.decode.greedy import collapse
 from kdlib.decode import trie
+from kdlib.decode.greedy import collapse
 from kdlib.decode.lexicon import Lexicon
 from kdlib.errors import UserError
 from kdlib.models import Outputs

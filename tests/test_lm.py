@@ -13,17 +13,19 @@ from kdlib.errors import UserError
 FIXTURE = Path(__file__).parent / "lmplz.json"  # what lmplz made of the same texts
 
 
+TAILS = [[], [], ["AND", "GO", "UP"], ["AND", "GO", "DOWN"]]
+
+
 def sentences(count, seed=1):
     rng = random.Random(seed)
     verbs, things = ["DELETE", "COPY", "PASTE", "CUT"], ["LINE", "WORD", "SENTENCE", "PARAGRAPH", "PART"]
     numbers = ["ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX"]
-    return [
-        " ".join(
-            [rng.choice(verbs), *rng.choice([["THE"], [rng.choice(numbers)], ["THE", "FIRST"]]), rng.choice(things)]
-            + rng.choice([[], [], ["AND", "GO", rng.choice(["UP", "DOWN"])]])
-        )
-        for _ in range(count)
-    ]
+    heads = [["THE"], [""], ["THE", "FIRST"]]
+    texts = []
+    for _ in range(count):
+        head = [word or rng.choice(numbers) for word in rng.choice(heads)]
+        texts.append(" ".join([rng.choice(verbs), *head, rng.choice(things), *rng.choice(TAILS)]))
+    return texts
 
 
 @pytest.mark.parametrize(("count", "order"), [(400, 1), (400, 2), (400, 3), (400, 4), (3, 3)])
@@ -107,7 +109,9 @@ def test_lmplz_is_used_where_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert lm.build(sentences(20), 2, tmp_path / "ours.arpa") == "kdlib"
     program = tmp_path / "lmplz"
-    program.write_text(f'#!/bin/sh\nwhile [ "$1" != --arpa ]; do shift; done\ncp {tmp_path}/ours.arpa "$2"\ncat > {tmp_path}/text\n')
+    program.write_text(
+        f'#!/bin/sh\nwhile [ "$1" != --arpa ]; do shift; done\ncp {tmp_path}/ours.arpa "$2"\ncat > {tmp_path}/text\n'
+    )
     program.chmod(0o755)
     monkeypatch.setattr(shutil, "which", lambda name: str(program))
     assert lm.build(sentences(20), 2, tmp_path / "theirs.arpa") == "lmplz"

@@ -5,7 +5,9 @@ log P_ctc + weight x log P_lm + bonus x (number of words), P_lm with the natural
 beam is a choice, made by `sweep` on the dev speaker's speech, never on what is reported.
 """
 
+import copy
 import itertools
+import os
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     import torch
 
 CODE = ("decode/beam.py", "decode/lm.py")
+NAMES = "names.txt"
 NEVER = "<never>"  # flashlight wants a token for silence between words: one that no model emits
 OUT_OF_REACH = -1e4  # its log-probability
 LN10 = 2.302585092994046
@@ -67,18 +70,14 @@ class Beam:
                 raise UserError("beam search needs a word: none was given")
             ids = sorted({index for spelt in self.words.values() for index in spelt})
         self.columns = [tokens.blank, *ids]
-        self._decoder = None
+        self._decoder = self._ngrams = None
 
     def at(self, setting: Setting) -> "Beam":
         """The same search with another setting."""
-        return Beam(
-            self.tokens,
-            None if self.words is None else list(self.words),
-            self.lm,
-            setting,
-            tokens_at_once=self.tokens_at_once,
-            threshold=self.threshold,
-        )
+        self._ngrams = self._loaded()  # read once for all of them
+        other = copy.copy(self)
+        other.setting, other._decoder = setting, None
+        return other
 
     def __call__(self, outputs: Outputs) -> list[str]:
         """The text of every utterance of a batch."""
@@ -105,7 +104,9 @@ class Beam:
             return ""
         if self.words is not None:
             return " ".join(found[0].words)
-        return self.tokens.decode(self.columns[index] for index in found[0].tokens.tolist() if index < len(self.columns))
+        return self.tokens.decode(
+            self.columns[index] for index in found[0].tokens.tolist() if index < len(self.columns)
+        )
 
     @property
     def _search(self):
@@ -118,17 +119,18 @@ class Beam:
 
         names = [*(str(index) for index in self.columns), NEVER]  # ids: pieces may hold marks that files cannot
         with tempfile.TemporaryDirectory() as folder:
-            lexicon, spoken = Path(folder) / "lexicon.txt", Path(folder) / "tokens.txt"
+            lexicon, spoken = Path(folder) / "lexicon.txt", Path(folder) / NAMES
             if self.words is not None:
-                lines = (f"{word}\t{' '.join(map(str, ids))}\n" for word, spelt in self.words.items() for ids in held(spelt))
+                spellings = ((word, ids) for word, spelt in self.words.items() for ids in held(spelt))
+                lines = (f"{word}\t{' '.join(map(str, ids))}\n" for word, ids in spellings)
                 lexicon.write_text("".join(lines), encoding="utf-8")
-            if self.words is None:
-                spoken.write_text("\n".join(self._pieces()) + "\n", encoding="utf-8")
+            self._write_names(spoken)
+            self._ngrams = self._loaded()
             return ctc_decoder(
                 lexicon=str(lexicon) if self.words is not None else None,
                 tokens=names,
-                lm=str(self.lm) if self.lm else None,
-                lm_dict=str(spoken) if self.words is None else None,
+                lm=self._ngrams,
+                lm_dict=str(spoken),
                 beam_size=self.setting.size,
                 beam_size_token=min(self.tokens_at_once, len(names)),
                 beam_threshold=self.threshold,
@@ -139,13 +141,32 @@ class Beam:
                 sil_token=NEVER,
             )
 
-    def _pieces(self) -> list[str]:
-        """What the language model calls the columns, in their order.
+    def _loaded(self):
+        """KenLM's n-grams, without what it draws on the terminal while it reads them; nothing without a file."""
+        from flashlight.lib.text.decoder.kenlm import KenLM
+        from flashlight.lib.text.dictionary import Dictionary
+
+        if self.lm is None or self._ngrams is not None:
+            return self._ngrams
+        terminal = os.dup(2)
+        with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
+            self._write_names(Path(folder) / NAMES)
+            os.dup2(nowhere.fileno(), 2)
+            try:
+                return KenLM(str(self.lm), Dictionary(str(Path(folder) / NAMES)))
+            finally:
+                os.dup2(terminal, 2)
+                os.close(terminal)
+
+    def _write_names(self, path: Path) -> None:
+        """Write down what the language model calls what is searched: words; or pieces, in the order of the columns.
 
         Without this list flashlight numbers the pieces in an order of its own, and the language model scores other
         pieces than those that are written.
         """
-        return ["<blank>", *(self.tokens.pieces[index] for index in self.columns[1:]), NEVER, UNKNOWN]
+        pieces = ["<blank>", *(self.tokens.pieces[index] for index in self.columns[1:]), NEVER]
+        names = pieces if self.words is None else list(self.words)
+        path.write_text("\n".join([*names, UNKNOWN]) + "\n", encoding="utf-8")
 
 
 def held(ids: Sequence[int]) -> list[list[int]]:

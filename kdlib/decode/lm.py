@@ -131,7 +131,11 @@ def build(texts: Sequence[str], order: int, path: Path) -> str:
     command = [program, "-o", str(order), "-S", "20%", "-T", str(path.parent), "--discount_fallback"]
     with writing(path) as hidden:
         ended = subprocess.run(
-            [*command, "--arpa", str(hidden)], input="\n".join(texts) + "\n", text=True, capture_output=True, check=False
+            [*command, "--arpa", str(hidden)],
+            input="\n".join(texts) + "\n",
+            text=True,
+            capture_output=True,
+            check=False,
         )
         if ended.returncode:
             raise UserError(f"language model: lmplz failed: {ended.stderr.strip().splitlines()[-1]}")

@@ -5,6 +5,7 @@ probability of having written the node's prefix, ending in its last token or in 
 float64, which loses nothing above e^-600; whatever comes out below is summed again in logarithms.
 """
 
+import itertools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -75,7 +76,7 @@ class Trie:
 
 def _frames(sequence: Sequence[int]) -> int:
     """The fewest frames that can write a sequence: one a token, and a blank between equal ones."""
-    return len(sequence) + sum(a == b for a, b in zip(sequence, sequence[1:], strict=False))
+    return len(sequence) + sum(a == b for a, b in itertools.pairwise(sequence))
 
 
 @numba.njit(cache=True, nogil=True)

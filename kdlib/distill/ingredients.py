@@ -39,6 +39,18 @@ CODE += ("teachers/adapt.py", "models/pretrain.py")  # what is set aside, and wh
 LATEST = "latest.safetensors"
 
 
+def look_file(rank: int) -> str:
+    """The file of a student's weights at one of its best looks, 1 being the best."""
+    return f"look{rank}.safetensors"
+
+
+def write(model: "Hybrid", path: Path) -> None:
+    """Write a model's weights."""
+    from safetensors.torch import save_file
+
+    save_file({name: one.detach().contiguous() for name, one in model.state_dict().items()}, path)
+
+
 @dataclass(frozen=True)
 class Material:
     """What a student learns from, and what it is chosen on."""
@@ -58,7 +70,9 @@ def depends(params: Params) -> dict:
     taught = params.distill.taught
     hard = {"beta", "heads", "ctc_weight", "label_smoothing"}
     found = {
-        "student": params.student.model_dump(mode="json", exclude={"accelerator"}),
+        "student": params.student.model_dump(
+            mode="json", exclude={"accelerator"} if params.student.keep > 1 else {"accelerator", "keep"}
+        ),
         "distill": params.distill.model_dump(
             mode="json", include=None if taught else hard, exclude={"allow", "control", "allow_decoder_kd"}
         ),

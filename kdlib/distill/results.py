@@ -1,48 +1,91 @@
 """Students beside each other: the baseline, the hard-label run of the same steps and seed, and what was distilled.
 
-`python -m kdlib.distill.results RECIPE HELD_OUT VARIANT,... SEED,...` prints the table of a fold's students and writes
-it to `<held-out>/students/table.csv`.
+`python -m kdlib.distill.results RECIPE FOLD,... VARIANT,... SEED,... [ENSEMBLE,...]` prints the table of each fold's
+students and ensembles, and how each compares with its control over all folds; both are written to
+`outputs/<recipe>/compare/`.
 """
 
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from kdlib.distill import ingredients, students
+from kdlib.distill import ensembles, ingredients, students
 from kdlib.errors import UserError
+from kdlib.evaluate import compare
 from kdlib.evaluate.baseline import baseline
+from kdlib.evaluate.compare import Verdict
 from kdlib.evaluate.score import read_hypotheses
 from kdlib.params import Params, load
+from kdlib.show import figures
 from kdlib.stage import read_json, writing
 
-COLUMNS = ("greedy", "lexicon", "attention", "attention_lexicon")
+DECODERS = ("greedy", "lexicon", "beam", "attention", "attention_beam", "attention_lexicon", "joint", "joint_lexicon")
+BASELINE = "baseline"
 
 
 def beside(params: Params, control: Params, seed: int) -> pd.DataFrame:
-    """WRA of the held-out speaker: baseline, hard-label run, student; and of the dev speaker, who chose the weights."""
+    """WRA in per cent by decoder: of the held-out speaker, and of the dev speaker, who chose the weights."""
     check_control(params, control)
-    rows = [_row("baseline", "", baseline(params))]
+    rows = [_row(BASELINE, "", baseline(params))]
     for one in (control, params) if control.variant != params.variant else (params,):
         rows.append(_row(one.variant, seed, students.scored(one, seed)))
-    return pd.DataFrame(rows).set_index("system")
+    columns = {}
+    for speech, prefix in (("held out", ""), ("dev", "dev ")):
+        for row in rows:
+            values = {name: row[prefix + name] for name in DECODERS if prefix + name in row}
+            if values:
+                columns[speech, row["system"]] = values
+    table = pd.DataFrame(columns)
+    return table.loc[[name for name in DECODERS if name in table.index]]
 
 
-def fold(params: Params, variants: Sequence[str], seeds: Sequence[int]) -> pd.DataFrame:
-    """One row a student of a fold, beside the baseline, and the mean over seeds of each variant."""
-    rows = [_row("baseline", "", baseline(params))]
+def verdict(params: Params, control: Params, seed: int, decoder: str) -> Verdict | None:
+    """A student against its control, on one speaker and one seed."""
+    if control.variant == params.variant:
+        return None
+    systems = {one.variant: compare.collected([students.scored(one, seed)], decoder) for one in (params, control)}
+    return compare.compare(systems, against=control.variant)[0]
+
+
+def folders(params: Params, variants: Sequence[str], seeds: Sequence[int], groups: Sequence[str] = ()) -> dict:
+    """(system, seed) -> the folder of its scores, in a fold: baseline, students, ensembles."""
+    found = {(BASELINE, ""): baseline(params)}
     for name, seed in itertools.product(variants, seeds):
         folder = params.fold_folder / "students" / name / f"seed{seed}" / "scores"
         if not (folder / "scores.json").is_file():
             raise UserError(f"{folder}: no scores there; train this student with: make compare VARIANTS={name}")
-        rows.append(_row(name, seed, folder))
-    table = pd.DataFrame(rows)
+        found[name, seed] = folder
+    return found | {(name, "ensemble"): ensembles.scored(params, name) for name in groups}
+
+
+def fold(there: Mapping[tuple[str, object], Path]) -> pd.DataFrame:
+    """One row a student of a fold, beside the baseline, and the mean over seeds of each variant."""
+    table = pd.DataFrame([_row(*key, folder) for key, folder in there.items()])
     numbers = [name for name in table.columns if name not in ("system", "seed")]
-    means = table[table.seed != ""].groupby("system", sort=False)[numbers].mean().round(1).reset_index()
+    several = table[table.seed.map(lambda seed: isinstance(seed, int))]
+    means = several.groupby("system", sort=False)[numbers].mean().round(1).reset_index()
     means.insert(1, "seed", "mean")
     return pd.concat([table, means], ignore_index=True).set_index(["system", "seed"])
+
+
+def verdicts(
+    there: Sequence[Mapping[tuple[str, object], Path]], control: Mapping[str, str], decoder: str
+) -> list[Verdict]:
+    """Each system against its control over folds and seeds, where both were decoded so."""
+    places: dict[str, list[Path]] = {}
+    for one in there:
+        for (name, _), folder in one.items():
+            if decoder in read_json(folder / "scores.json")["decoders"]:
+                places.setdefault(name, []).append(folder)
+    pairs = {a: b for a, b in control.items() if a in places and b in places}
+    if not pairs:
+        return []
+    named = {*pairs, *pairs.values()}
+    systems = {name: compare.collected(paths, decoder) for name, paths in places.items() if name in named}
+    return compare.compare(systems, against=pairs)
 
 
 def changed(before: Path, after: Path, decoder: str = "greedy") -> pd.DataFrame:
@@ -61,19 +104,6 @@ def changed(before: Path, after: Path, decoder: str = "greedy") -> pd.DataFrame:
         }
     )
     return table[was != is_now].sort_values(["change", "reference"])
-
-
-def in_words(before: Path, after: Path, decoder: str = "greedy") -> str:
-    """What changed, with the p of McNemar's exact test: how often chance alone would part two equal systems so far."""
-    from scipy.stats import binomtest
-
-    counts = changed(before, after, decoder).change.value_counts()
-    fixed, broke = int(counts.get("fixed", 0)), int(counts.get("broke", 0))
-    if not fixed + broke:
-        return f"{decoder}: both get the same utterances right"
-    p = binomtest(fixed, fixed + broke).pvalue
-    verdict = "no difference shown" if p >= 0.05 else "better" if fixed > broke else "worse"
-    return f"{decoder}: {fixed} fixed, {broke} broken, {verdict} (McNemar p = {p:.2g}; one speaker, one seed)"
 
 
 def check_control(params: Params, control: Params) -> None:
@@ -103,17 +133,51 @@ def _row(name: str, seed: object, folder: Path) -> dict:
         if (part / "scores.json").is_file():
             decoders = read_json(part / "scores.json")["decoders"]
             found |= {
-                f"{prefix}{column}": round(100 * decoders[column]["wra"], 1) for column in COLUMNS if column in decoders
+                f"{prefix}{column}": round(100 * decoders[column]["wra"], 1)
+                for column in DECODERS
+                if column in decoders
             }
     return found
 
 
+def main(
+    recipe: str, held_out: Sequence[str], variants: Sequence[str], seeds: Sequence[int], groups: Sequence[str]
+) -> None:
+    """The command: tables of the folds, verdicts over all of them, and their figure."""
+    every = [load(recipe, name) for name in held_out]
+    out = every[0].folder / "compare"
+    out.mkdir(parents=True, exist_ok=True)
+    there = [folders(params, variants, seeds, groups) for params in every]
+    tables = pd.concat({params.held_out: fold(one) for params, one in zip(every, there, strict=True)}, names=["fold"])
+    with writing(out / "table.csv") as hidden:
+        tables.to_csv(hidden)
+    print(tables.dropna(axis=1, how="all").to_string(na_rep="-"))
+    control = {name: load(recipe, held_out[0], variant=name).distill.control for name in variants}
+    control = {name: other if other != name and other in variants else BASELINE for name, other in control.items()}
+    of = {name: list(every[0].ensembles[name].of) for name in groups}
+    control |= {name: members[0] if members[0] in variants else BASELINE for name, members in of.items()}
+    rows: list[tuple[str, Verdict]] = []
+    for decoder in DECODERS:
+        rows += [(decoder, one) for one in verdicts(there, control, decoder)]
+    table = compare.table([one for _, one in rows])
+    table.insert(2, "decoder", [decoder for decoder, _ in rows])
+    print(table.drop(columns="measure").to_string(index=False))
+    print("Holm's correction is over the pairs of a decoder.")
+    for decoder, one in rows:
+        if one.b != BASELINE:
+            print(f"{decoder}: {one.text}")
+    with writing(out / "verdicts.csv") as hidden:
+        compare.frame([one for _, one in rows]).assign(decoder=[decoder for decoder, _ in rows]).to_csv(
+            hidden, index=False
+        )
+    if rows:
+        figures.save(figures.differences(table), out, "differences")
+
+
 if __name__ == "__main__":
     try:
-        asked = load(sys.argv[1], sys.argv[2])
-        found = fold(asked, sys.argv[3].split(","), [int(one) for one in sys.argv[4].split(",")])
-        with writing(asked.fold_folder / "students" / "table.csv") as hidden:
-            found.to_csv(hidden)
-        print(found.to_string(na_rep="-"))
+        recipe, *listed = sys.argv[1:]
+        names, variants, numbers, groups = ([one for one in text.split(",") if one] for text in [*listed, ""][:4])
+        main(recipe, names, variants, [int(one) for one in numbers], groups)
     except UserError as error:
         sys.exit(f"\n{error}\n")

@@ -1,8 +1,9 @@
 """A fold's students: one a variant and seed, trained in phases, chosen by the dev speaker's words, and scored.
 
-Kept are the weights of the best look at the dev speaker (`model.safetensors`, "best") and those of the last step
-(`latest.safetensors`), from which `student.resume` goes on. While a student is made its folder holds a folder a phase,
-with checkpoints: a killed run goes on in the phase that had not ended.
+Kept are the weights of the best look at the dev speaker (`model.safetensors`, "best"), with `student.keep` those of the
+next best (`look2.safetensors`, ...), and those of the last step (`latest.safetensors`), from which `student.resume`
+goes on. While a student is made its folder holds a folder a phase, with checkpoints: a killed run goes on in the phase
+that had not ended.
 """
 
 import math
@@ -122,8 +123,6 @@ def _made(partial: Path, params: Params, seed: int, watch: Watch | None) -> None
 
 def _build(partial: Path, params: Params, seed: int, watch: Watch | None) -> None:
     """Train a student into a folder: phase by phase, then the best look's weights and the last step's."""
-    from safetensors.torch import save_file
-
     from kdlib import train
     from kdlib.models import hybrid
 
@@ -133,20 +132,22 @@ def _build(partial: Path, params: Params, seed: int, watch: Watch | None) -> Non
     chosen, model = ingredients.material(params, tokens), ingredients.first(params, tokens, seed)
     minimised = ingredients.objective(params, model, ingredients.ensembles(params))
     plan = plan_of(params, chosen)
-    records, before, best = [], 0, (-math.inf, 0, {})
+    records, before, kept = [], 0, []
     for number in range(len(plan.steps)):
         (partial / f"phase{number + 1}").mkdir(exist_ok=True)
         record = _phase(partial, params, seed, number, before, plan, minimised, chosen, watch)
         records.append(record | {"made_before": before})
-        if record["best_dev_score"] > best[0]:
-            weights = {name: weight.clone() for name, weight in minimised.learner.state_dict().items()}
-            best = record["best_dev_score"], before + record["best_step"], weights
+        kept += [(score, before + step, partial / f"phase{number + 1}", step) for score, step in record["kept"]]
         minimised.learner.load_state_dict(train.last(partial / f"phase{number + 1}"))
         before += record["steps"]
     if not train.is_first():
         sys.exit(0)
-    save_file({name: one.detach().contiguous() for name, one in model.state_dict().items()}, partial / LATEST)
-    minimised.learner.load_state_dict(best[2])
+    ingredients.write(model, partial / LATEST)
+    kept = sorted(kept, key=lambda one: (-one[0], one[1]))[: params.student.keep]
+    for rank, (_, _, phase, step) in reversed(list(enumerate(kept, start=1))):  # the best last: the model's own
+        minimised.learner.load_state_dict(train.kept(phase, step))
+        if len(kept) > 1:
+            ingredients.write(model, partial / ingredients.look_file(rank))
     hybrid.save(
         model,
         tokens,
@@ -157,8 +158,9 @@ def _build(partial: Path, params: Params, seed: int, watch: Watch | None) -> Non
         taught=params.distill.taught,
         heads_trained=list(minimised.heads),
         steps=before,
-        best_step=best[1],
-        best_dev_score=best[0],
+        best_step=kept[0][1],
+        best_dev_score=round(kept[0][0], 6),
+        looks=[{"step": step, "dev_score": round(score, 6)} for score, step, *_ in kept],
         phases=records,
         train_utterances=len(chosen.train),
         too_short=chosen.too_short,
@@ -223,6 +225,7 @@ def _phase(
         accumulate=settings.accumulate,
         check=check,
         patience=settings.patience,
+        keep=settings.keep,
         board=partial / train.CURVES,
         precision={"fp32": "32-true", "bf16": "bf16-mixed"}[settings.precision],
         accelerator=settings.accelerator,

@@ -40,7 +40,9 @@ def read(path: Path, decoder: str = "greedy", references: Path | None = None) ->
         return _plain(path, text, references)
     if "predictions" in (whole := _json(text)):
         return _checked(path, map(_predicted, whole["predictions"]))
-    return _checked(path, (_nemo(path, number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()))
+    return _checked(
+        path, (_nemo(path, number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip())
+    )
 
 
 def _ours(path: Path, decoder: str) -> pd.DataFrame:

@@ -28,7 +28,13 @@ def baseline(params: Params) -> Path:
         splits = split(corpus, params)
         own = set(heard(params)["words"]) if params.pretrained == "from_corpus" else splits.train_words
         _score(
-            partial, params, corpus, splits.test, dev=splits.dev, held_out=params.held_out, seen=lambda utt: utt.text in own
+            partial,
+            params,
+            corpus,
+            splits.test,
+            dev=splits.dev,
+            held_out=params.held_out,
+            seen=lambda utt: utt.text in own,
         )
 
     return produce(

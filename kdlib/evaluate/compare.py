@@ -255,9 +255,7 @@ class _Pair:
 
     def _agreeing(self) -> int:
         """Seeds whose difference has the sign of the mean."""
-        found = [
-            np.mean([one[part].sum() / self.size[part].sum() for part in self.groups]) for one in self._by_seed()
-        ]
+        found = [np.mean([one[part].sum() / self.size[part].sum() for part in self.groups]) for one in self._by_seed()]
         return sum(one * self.difference > 0 for one in found)
 
     def _changed(self) -> tuple[float, float]:
@@ -286,7 +284,7 @@ class _Pair:
 def _pairs(names: list[str], against: str | Mapping[str, str] | None) -> list[tuple[str, str]]:
     if against is None:
         return [(b, a) for a, b in itertools.combinations(names, 2)]
-    own = {name: against for name in names} if isinstance(against, str) else against
+    own = dict.fromkeys(names, against) if isinstance(against, str) else against
     for name in {*own, *own.values()} - set(names):
         raise UserError(f"unknown system {name!r}{nearest(name, names)}")
     return [(name, other) for name, other in own.items() if name != other]
@@ -329,14 +327,18 @@ def _measured(system: pd.DataFrame, order: pd.Series, told: Sequence[str], measu
         if measure == "wra":
             rows.append([float(one == other) for one, other in zip(told, said, strict=True)])
         else:
-            rows.append([Levenshtein.distance(one.split(), other.split()) for one, other in zip(told, said, strict=True)])
+            rows.append(
+                [Levenshtein.distance(one.split(), other.split()) for one, other in zip(told, said, strict=True)]
+            )
     return np.array(rows, dtype=float)
 
 
 def _in_words(one: Verdict) -> str:
     """A verdict as a sentence or three."""
     words = [
-        f"{one.a} and {one.b}: {one.verdict}" if one.verdict.startswith("no") else f"{one.a} is {one.verdict} than {one.b}",
+        f"{one.a} and {one.b}: {one.verdict}"
+        if one.verdict.startswith("no")
+        else f"{one.a} is {one.verdict} than {one.b}",
         f" ({one.measure.upper()} {100 * one.difference:+.1f} points, for these speakers "
         f"{_range(one.these_low, one.these_high)}, p = {one.holm_p:.2g}",
         f"; {one.agreeing_seeds} of {one.seeds} seeds agree)." if one.seeds > 1 else "; one seed: another may differ).",
@@ -355,9 +357,7 @@ def _in_words(one: Verdict) -> str:
             )
         )
     else:
-        words.append(
-            f" Also for new speakers: {_range(one.new_low, one.new_high)}, p = {one.speakers_p:.2g} with {one.speakers}."
-        )
+        words.append(f" For new speakers too: {_range(one.new_low, one.new_high)}, p = {one.speakers_p:.2g}.")
     return "".join(words)
 
 
@@ -377,7 +377,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--measure", choices=MEASURES, default="wra")
     parser.add_argument("--against", help="compare with this system only; by default each with every other")
     parser.add_argument("--references", type=Path, help="of plain text files, a line each")
-    parser.add_argument("--out", type=Path, help="a folder for verdicts.csv and differences.pdf")
+    parser.add_argument("--out", type=Path, help="a folder for verdicts.csv")
     asked = parser.parse_args(arguments)
     named: dict[str, list[Path]] = {}
     for one in asked.systems:
@@ -391,13 +391,13 @@ def main(arguments: Sequence[str]) -> None:
     for one in verdicts:
         print(one.text)
     if asked.out:
-        write(verdicts, asked.out)
+        asked.out.mkdir(parents=True, exist_ok=True)
+        frame(verdicts).to_csv(asked.out / "verdicts.csv", index=False)
 
 
-def write(verdicts: Sequence[Verdict], folder: Path) -> None:
-    """Write verdicts.csv into a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame([asdict(one) for one in verdicts]).to_csv(folder / "verdicts.csv", index=False)
+def frame(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+    """Verdicts with all that is known of them, one row a pair."""
+    return pd.DataFrame([asdict(one) for one in verdicts])
 
 
 if __name__ == "__main__":

@@ -50,9 +50,7 @@ def panel(
         search = Beam(tokens, spoken, language_model(params, tokens, everybody=everybody), chosen)
     says = None
     if "decoder" in heads:
-        says = Spoken(
-            model, tokens, lexicon, size=settings.attention_size, ctc_weight=settings.ctc_weight, joint=ctc
-        )
+        says = Spoken(model, tokens, lexicon, size=settings.attention_size, ctc_weight=settings.ctc_weight, joint=ctc)
     return Panel(tokens, lexicon, beam=search, spoken=says, ctc=ctc, more=more)
 
 
@@ -65,8 +63,10 @@ def language_model(params: Params, tokens: Tokens, *, everybody: bool = False) -
 
     def build(partial: Path) -> None:
         corpus = prepare.load(params)
-        train = split(corpus, params).train if not everybody else corpus.where(
-            lambda utt: not corpus.is_control(utt.speaker) and in_blocks(utt, params.blocks.train)
+        train = (
+            split(corpus, params).train
+            if not everybody
+            else corpus.where(lambda utt: not corpus.is_control(utt.speaker) and in_blocks(utt, params.blocks.train))
         )
         texts = [utt.text for utt in train if not utt.copy_of]
         by = lm.build(beam.in_pieces(texts, tokens) if pieces else texts, settings.order, partial / "lm.arpa")

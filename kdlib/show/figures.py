@@ -103,16 +103,17 @@ def wra_by_speaker(scores: pd.DataFrame, held_out: str) -> Figure:
         decoders = list(dict.fromkeys(scores.decoder))
         for index, decoder in enumerate(decoders):
             part = scores[scores.decoder == decoder].set_index("speaker").loc[names]
-            place = np.arange(len(names)) + 0.38 * (index - (len(decoders) - 1) / 2)
+            width = 0.8 / len(decoders)
+            place = np.arange(len(names)) + width * (index - (len(decoders) - 1) / 2)
             colours = [COLOURS.get(level, "grey") for level in part.level]
             spread = np.abs(100 * np.array([part.wra - part.low, part.high - part.wra]))
             axes.bar(
                 place,
                 100 * part.wra,
-                0.36,
+                0.92 * width,
                 yerr=spread,
                 color=colours,
-                alpha=1 if index == 0 else 0.45,
+                alpha=0.5**index,
                 error_kw={"linewidth": 0.7},
             )
         axes.set_xticks(np.arange(len(names)), names, rotation=0 if len(names) < 17 else 60)
@@ -120,9 +121,7 @@ def wra_by_speaker(scores: pd.DataFrame, held_out: str) -> Figure:
             tick.set_fontweight("bold" if tick.get_text() == held_out else "normal")
         axes.set_ylim(0, 105)
         axes.set_ylabel("word recognition accuracy (%)")
-        axes.set_xlabel(
-            f"{_order(scores.level)}; held out: {held_out}; solid: {decoders[0]}, light: {', '.join(decoders[1:])}"
-        )
+        axes.set_xlabel(f"{_order(scores.level)}; held out: {held_out}; from dark to light: {', '.join(decoders)}")
         _level_legend(axes, scores.level)
         return figure
 
@@ -172,6 +171,58 @@ def aggregates(table: pd.DataFrame) -> Figure:
             axes.set_xlabel("WRA (%)")
         handles, names = panels[0, 0].get_legend_handles_labels()
         figure.legend(handles, names, ncols=2, frameon=False, loc="outside lower center")
+        return figure
+
+
+def differences(table: pd.DataFrame) -> Figure:
+    """Differences between systems with their intervals, for these speakers (thick) and for new ones (thin).
+
+    Columns: as `compare.table` has them, and decoder.
+    """
+    with plt.rc_context(style()):
+        rows = table.iloc[::-1]
+        figure, axes = plt.subplots(figsize=(WIDTH_IN, 0.9 + 0.2 * len(rows)))
+        colours = {"better": "C2", "worse": "C3", "no difference shown": "0.45"}
+        for place, row in enumerate(rows.itertuples()):
+            colour = colours[row.verdict]
+            for text, width in ((rows["new speakers"].iloc[place], 0.8), (rows["these speakers"].iloc[place], 2.4)):
+                if text != "-":
+                    axes.plot([float(one) for one in text.split(" to ")], [place, place], color=colour, linewidth=width)
+            axes.plot(float(row.difference), place, "o", color=colour, markersize=4)
+        axes.axvline(0, color="black", linewidth=0.7)
+        axes.set_yticks(range(len(rows)), [f"{row.a} - {row.b}, {row.decoder}" for row in rows.itertuples()])
+        axes.set_xlabel(f"difference in {table.measure.iloc[0]} (points); thick: these speakers, thin: new ones, 95 %")
+        handles = [plt.Line2D([], [], color=colour, marker="o", markersize=4) for colour in colours.values()]
+        figure.legend(handles, list(colours), ncols=3, frameon=False, loc="outside upper center")
+        return figure
+
+
+def sweep(table: pd.DataFrame, chosen: Mapping[str, float]) -> Figure:
+    """WER on dev speech by language-model weight and word bonus, a panel a beam; the setting that is used is framed."""
+    with plt.rc_context(style()):
+        sizes = sorted(table["size"].unique())
+        height = 1.2 + 0.24 * table.word_bonus.nunique()
+        figure, panels = plt.subplots(1, len(sizes), figsize=(WIDTH_IN, max(1.9, height)), squeeze=False, sharey=True)
+        for axes, size in zip(panels[0], sizes, strict=True):
+            part = table[table["size"] == size].pivot_table(index="word_bonus", columns="lm_weight", values="wer")
+            sns.heatmap(
+                100 * part,
+                ax=axes,
+                vmin=100 * table.wer.min(),
+                vmax=100 * table.wer.max() + 1e-6,
+                cmap="viridis_r",
+                annot=True,
+                fmt=".0f",
+                annot_kws={"size": 7},
+                cbar=False,
+            )
+            if size == chosen["size"]:
+                place = list(part.columns).index(chosen["lm_weight"]), list(part.index).index(chosen["word_bonus"])
+                axes.add_patch(plt.Rectangle(place, 1, 1, fill=False, edgecolor="red", linewidth=2))
+            axes.set_title(f"beam {size}", loc="left")
+            axes.set_xlabel("weight of the language model")
+            axes.set_ylabel("word bonus (nats)" if axes is panels[0, 0] else "")
+            axes.tick_params(left=False, bottom=False, labelrotation=0)
         return figure
 
 

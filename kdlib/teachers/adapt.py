@@ -70,6 +70,8 @@ def place(params: Params) -> Path:
 
 def chosen(params: Params, asked: Sequence[str] | str = ()) -> list[str]:
     """Whose teachers a notebook is asked for: by default the fold's; names; "all"; or a part: "1/2", "2/3 of all"."""
+    if params.teacher.backbone == "students":
+        return born_again(params)
     corpus = prepare.load(params)
     if isinstance(asked, str):
         part, _, everybody = asked.partition(" of ") if "/" in asked else ("1/1", "", asked)
@@ -107,7 +109,10 @@ def parent(params: Params) -> Path | None:
 
 def teacher(params: Params, speaker: str) -> Path:
     """The folder of a speaker's teacher, trained now or found."""
-    settings, start = params.teacher, parent(params)
+    settings = params.teacher
+    if settings.backbone == "students":
+        return _student(params, speaker)
+    start = parent(params)
     inputs = [start / "model.json", start / "model.safetensors"] if start else []
     if settings.backbone == "nemo":
         inputs.append(pretrained(params))
@@ -121,6 +126,24 @@ def teacher(params: Params, speaker: str) -> Path:
         seed=params.seed,
         code=CODE,
     )
+
+
+def _student(params: Params, name: str) -> Path:
+    """The folder of a fold's student, which teaches the next (born again: Furlanello et al. 2018)."""
+    folder = params.fold_folder / "students" / name
+    if not (folder / "model.json").is_file():
+        variant, seed = name.split("/seed")
+        raise UserError(
+            f"teacher.students: there is no student {variant!r} of seed {seed} in {folder}; train it first: make "
+            f"compare HELD_OUT={params.held_out} VARIANTS={variant} SEEDS={seed}"
+        )
+    return folder
+
+
+def born_again(params: Params) -> list[str]:
+    """The names of the students that teach: their places below the fold's students."""
+    settings = params.teacher
+    return [f"{variant}/seed{seed}" for variant in settings.students for seed in settings.student_seeds]
 
 
 def material(utterances: Sequence[Utterance], share: float, seed: int) -> Material:
@@ -148,6 +171,13 @@ def own_speech(params: Params, corpus: Corpus, speaker: str) -> Material:
     return material(own, params.teacher.dev_share, params.seed)
 
 
+def learnt(params: Params, corpus: Corpus, name: str) -> list[Utterance]:
+    """What a teacher was trained on: its speaker's speech; a student, the fold's training speech."""
+    if params.teacher.backbone == "students":
+        return split(corpus, params).train
+    return own_speech(params, corpus, name).train
+
+
 def _hears(params: Params) -> dict:
     """What decides whom a parent hears."""
     if params.teacher.parent == "from_corpus":
@@ -156,6 +186,8 @@ def _hears(params: Params) -> dict:
 
 
 def _belongs(params: Params) -> bool:
+    if params.teacher.backbone == "students":
+        return True
     from_checkpoint = params.teacher.backbone == "nemo" and params.pretrained == "from_corpus"
     return params.teacher.parent == "from_corpus" or from_checkpoint or vocabulary.of_the_fold(params)
 
@@ -297,6 +329,7 @@ def _train(
         patience=pace.patience,
     )
     known = sorted({*before, *(utt.speaker for utt in learnt)})
+    record.pop("kept", None)  # of a teacher only the best look stays
     sizes = {"train_utterances": len(learnt), "dev_utterances": len(chosen.dev)}
     hybrid.save(model, tokens, partial, heard=known, **sizes, **record)
     train.tidy(partial)

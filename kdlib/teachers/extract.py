@@ -78,13 +78,13 @@ def sizes(folders: Mapping[str, Path]) -> pd.DataFrame:
     """What stores hold and take, one row a teacher, beside what their logits would take as float32."""
     rows = {}
     for name, folder in folders.items():
-        stores = {output: LogitStore(folder / output) for output in ("ctc", "decoder")}
+        stores = {output: LogitStore(folder / output) for output in ("ctc", "decoder") if (folder / output).is_dir()}
         kept = sum(file.stat().st_size for store in stores.values() for file in store.folder.iterdir())
         dense = sum(4 * store.header.size * sum(map(store.frames, store)) for store in stores.values())
         rows[name] = {
             "utterances": len(stores["ctc"]),
             "CTC frames": sum(map(stores["ctc"].frames, stores["ctc"])),
-            "decoder steps": sum(map(stores["decoder"].frames, stores["decoder"])),
+            "decoder steps": sum(sum(map(one.frames, one)) for name, one in stores.items() if name == "decoder"),
             "MB": round(kept / 1e6, 1),
             "MB as float32 logits": round(dense / 1e6, 1),
         }
@@ -102,7 +102,8 @@ def _build(partial: Path, params: Params, speaker: str, purpose: Purpose) -> Non
     teacher = Trained(adapt.teacher(params, speaker))
     corpus = prepare.load(params)
     asked = utterances(params, corpus, purpose)
-    outputs = ("ctc", "decoder") if purpose == "training" else ("ctc",)
+    speaks = teacher.model.decoder is not None  # a student that teaches may have no decoder
+    outputs = ("ctc", "decoder") if purpose == "training" and speaks else ("ctc",)
     longest = max(len(teacher.tokens.encode(text)) for text in {*prepare.lexicon(params), *(u.text for u in asked)})
     with contextlib.ExitStack() as stack:
         headed = {name: _header(teacher, speaker, name, params, purpose) for name in outputs}
@@ -112,7 +113,7 @@ def _build(partial: Path, params: Params, speaker: str, purpose: Purpose) -> Non
         bar = stack.enter_context(progress(len(asked), f"{speaker} on {purpose} speech", "utt"))
         for batch in (batch for part in _parts(asked) for batch in audio.batches(part, BATCH)):
             if any(utt.utt_id not in sink for utt in batch for sink in (rows, *writers.values())):
-                _one(teacher, batch, writers, rows, 0 if purpose == "training" else longest + 4)
+                _one(teacher, batch, writers, rows, longest + 4 if purpose == "analysis" and speaks else 0)
             bar.update(len(batch))
 
 

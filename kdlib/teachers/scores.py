@@ -28,12 +28,13 @@ def scores(params: Params, speaker: str) -> Path:
 
     def build(partial: Path) -> None:
         corpus, tokens = prepare.load(params), vocabulary(params)
-        store, learnt = opened(params, speaker, "analysis"), adapt.own_speech(params, corpus, speaker).train
+        store, learnt = opened(params, speaker, "analysis"), adapt.learnt(params, corpus, speaker)
         spoken = said(params, speaker, "analysis")
         trained, known = {utt.utt_id for utt in learnt}, {utt.text for utt in learnt}
         asked = [utt for utt in utterances(params, corpus, "analysis") if utt.utt_id not in trained]
         everybody = adapt.place(params) == params.folder
-        decoders = panels.panel(params, tokens, everybody=everybody, more=("attention",))
+        speaks = read_json(adapt.teacher(params, speaker) / "model.json")["heads"]["layers"] > 0
+        decoders = panels.panel(params, tokens, everybody=everybody, more=("attention",) if speaks else ())
         rows = system.decode(
             lambda batch: answered(store, batch),
             asked,
@@ -57,7 +58,7 @@ def scores(params: Params, speaker: str) -> Path:
         )
 
     return produce(
-        adapt.teacher(params, speaker) / "scores",
+        adapt.place(params) / "teachers" / params.teacher.family / speaker / "scores",
         build,
         what=f"scores of {speaker}",
         parameters={

@@ -27,6 +27,8 @@ METHODS = get_args(Aggregation.model_fields["method"].annotation)
 
 def teachers(params: Params, method: str = "") -> list[str]:
     """Whose teachers a fold averages under a method: all of the fold's, or those of the held-out speaker's level."""
+    if params.teacher.backbone == "students":
+        return adapt.born_again(params)
     corpus = prepare.load(params)
     names = speakers.teachers(params, corpus)
     if method != "same_level":

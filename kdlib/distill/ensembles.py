@@ -1,0 +1,77 @@
+"""A fold's ensembles: several of its students, or several checkpoints of one, as one more system to score.
+
+A recipe names them (`ensembles:`). Their members must have been trained; scored they lie in
+`<held-out>/ensembles/<name>/`, beside the students and with the same files.
+"""
+
+from pathlib import Path
+
+from kdlib.corpus import prepare
+from kdlib.distill import ingredients, students
+from kdlib.errors import UserError, nearest
+from kdlib.params import Params
+from kdlib.settings import Group
+from kdlib.stage import produce, read_json
+
+CODE = ("distill/ensembles.py", "models/committee.py", *students.SCORED)
+
+
+def scored(params: Params, name: str) -> Path:
+    """The folder of an ensemble's hypotheses and scores."""
+    group = _group(params, name)
+    members = found(params, group)
+
+    def build(partial: Path) -> None:
+        from kdlib.models.committee import Together
+
+        one = Together(members, group.average)
+        if leaked := {params.held_out, params.fold.dev} & set(one.record["heard"]):
+            raise UserError(f"ensembles.{name}: a member has heard {leaked.pop()}, who may not be heard in this fold")
+        students.hear_all(partial, params, one, f"ensemble {name}", f"ensembles/{name}")
+
+    return produce(
+        place(params, name),
+        build,
+        what=f"ensemble {name}",
+        parameters=students.score_settings(params) | {"group": group.model_dump(mode="json")},
+        inputs=[prepare.made(params), *dict.fromkeys(folder for folder, _ in members)],
+        code=CODE,
+    )
+
+
+def place(params: Params, name: str) -> Path:
+    """The folder of an ensemble."""
+    return params.fold_folder / "ensembles" / name
+
+
+def found(params: Params, group: Group) -> list[tuple[Path, str]]:
+    """The members' folders and files of weights."""
+    members = []
+    for variant in group.of:
+        for seed in group.seeds:
+            folder = params.fold_folder / "students" / variant / f"seed{seed}"
+            if not (folder / "model.json").is_file():
+                raise UserError(
+                    f"ensembles: there is no student {variant!r} of seed {seed} in {folder}; train it first: "
+                    f"make compare HELD_OUT={params.held_out} VARIANTS={variant} SEEDS={seed}"
+                )
+            files = [ingredients.look_file(rank) for rank in range(1, group.checkpoints + 1)]
+            if group.checkpoints == 1:
+                files = ["model.safetensors"]
+            there = len(read_json(folder / "model.json").get("looks", [0]))
+            if there < group.checkpoints:
+                raise UserError(
+                    f"ensembles: {folder} keeps {there} of its looks, {group.checkpoints} are asked for; train it "
+                    f"with student: {{keep: {group.checkpoints}}} and with as many looks"
+                )
+            members += [(folder, file) for file in files]
+    if len(members) < 2:
+        raise UserError("ensembles: one student alone is none; name more variants, seeds or checkpoints")
+    return members
+
+
+def _group(params: Params, name: str) -> Group:
+    if name not in params.ensembles:
+        hint = nearest(name, list(params.ensembles)) if params.ensembles else "; the recipe names none"
+        raise UserError(f"ensembles: unknown ensemble {name!r}{hint}")
+    return params.ensembles[name]
