@@ -63,10 +63,30 @@ def jobs(stem, held_out):
     return [f"{OUT}/{stem}_{owner}_{part}.ipynb" for part in range(1, PARTS + 1)]
 
 
+def needs_teachers(variant):
+    """Whether a variant learns from teachers that 02 and 03 make."""
+    params = kd.load(RECIPE, FOLDS[0], variant=variant)
+    return params.distill.taught and params.teacher.backbone != "students"
+
+
+def teaching(wildcards):
+    """What must be there before a variant's students are trained: the fold's teachers, or students that teach."""
+    params = kd.load(RECIPE, wildcards.held_out, variant=wildcards.variant)
+    if params.distill.taught and params.teacher.backbone == "students":
+        names = adapt.born_again(params)
+        return [f"{OUT}/{wildcards.held_out}/students/{name}/04_distill.ipynb" for name in names]
+    if needs_teachers(wildcards.variant):
+        return [f"{OUT}/{wildcards.held_out}/aggregates/03_logits.ipynb"]
+    return [f"{OUT}/{wildcards.held_out}/baseline/01_baseline.ipynb"]
+
+
+TAUGHT = FOLDS if any(needs_teachers(name) for name in VARIANTS) else []
+
+
 rule folds:
     input:
         expand(f"{OUT}/{{held_out}}/baseline/01_baseline.ipynb", held_out=FOLDS),
-        expand(f"{OUT}/{{held_out}}/aggregates/03_logits.ipynb", held_out=FOLDS),
+        expand(f"{OUT}/{{held_out}}/aggregates/03_logits.ipynb", held_out=TAUGHT),
         expand(f"{OUT}/{{held_out}}/students/{{variant}}/seed{{seed}}/04_distill.ipynb", held_out=FOLDS, variant=VARIANTS, seed=SEEDS),
 
 
@@ -192,19 +212,9 @@ rule logits:
         RUN + END
 
 
-def taught_by(wildcards):
-    """Where students teach the next ones: the notebooks that make them."""
-    teacher = kd.load(RECIPE, wildcards.held_out, variant=wildcards.variant).teacher
-    if teacher.backbone != "students":
-        return []
-    names = adapt.born_again(SETTINGS[wildcards.held_out].model_copy(update={"teacher": teacher}))
-    return [f"{OUT}/{wildcards.held_out}/students/{name}/04_distill.ipynb" for name in names]
-
-
 rule students:
     input:
-        taught_by,
-        f"{OUT}/{{held_out}}/aggregates/03_logits.ipynb",
+        teaching,
         notebook=ancient("notebooks/04_distill.ipynb"),
     output:
         report(

@@ -51,6 +51,7 @@ class Synthetic(Strict):
 
     speakers: Literal["all"] | Names = "all"
     words: Words = Words()
+    sentences: int = Field(0, ge=0, le=400)  # short ones in each block, other ones by each speaker
     repetitions: int = Field(2, ge=1, le=7)  # of each word in each block
     controls: int = Field(13, ge=2, le=13)
     control_words: Annotated[int, Field(ge=0)] | Literal["all"] = "all"  # of the whole list, beside the words above

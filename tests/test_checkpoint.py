@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from kdlib.corpus import prepare
+from kdlib.decode import lm
 from kdlib.errors import UserError
 from kdlib.evaluate import checkpoint
 from kdlib.models import nemo
@@ -36,13 +37,17 @@ def test_a_teacher_is_scored_on_a_manifest_from_the_command_line(taught, manifes
     assert "attention_lexicon" in run.stdout
     scores = read_json(tmp_path / "o/scores.json")
     assert scores["n"] == len(pd.read_csv(manifest))
-    assert set(scores["decoders"]) == {"greedy", "lexicon", "attention", "attention_lexicon"}
+    spoken = {"attention", "attention_beam", "attention_lexicon", "joint", "joint_lexicon"}
+    assert set(scores["decoders"]) == {"greedy", "lexicon"} | spoken
     assert read_json(tmp_path / "o/evaluation_greedy.json")["num_samples"] == scores["n"]
 
 
 def test_a_nemo_file_is_scored_too(taught, manifest, tmp_path):
-    scores = checkpoint.evaluate(nemo.SHIPPED, manifest, tmp_path)
-    assert set(scores["decoders"]) == {"greedy", "lexicon"}
+    lm.write(lm.estimate(set(pd.read_csv(manifest).wrd), 2), tmp_path / "lm.arpa")
+    scores = checkpoint.evaluate(nemo.SHIPPED, manifest, tmp_path, lm=tmp_path / "lm.arpa", lm_weight=0.5)
+    assert set(scores["decoders"]) == {"greedy", "lexicon", "beam"}
+    assert scores["settings"]["beam"]["lm_weight"] == 0.5
+    assert scores["decoders"]["beam"]["wra"] > 0.3
     assert scores["decoders"]["lexicon"]["wra"] > 0.3  # the shipped model knows these words
 
 

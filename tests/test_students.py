@@ -17,6 +17,7 @@ from kdlib.corpus.speakers import split
 from kdlib.decode.greedy import greedy
 from kdlib.distill import ingredients, results, students
 from kdlib.errors import UserError
+from kdlib.evaluate import compare
 from kdlib.evaluate.score import Hypothesis, write_hypotheses
 from kdlib.models import export, hybrid, nemo
 from kdlib.params import load
@@ -265,6 +266,7 @@ def test_what_was_fixed_and_what_was_broken(tmp_path):
         write_hypotheses(rows, tmp_path / name / "hypotheses.csv")
     table = results.changed(tmp_path / "before", tmp_path / "after")
     assert table.change.value_counts().to_dict() == {"fixed": 8, "broke": 1}
-    said = results.in_words(tmp_path / "before", tmp_path / "after")
-    assert said == "greedy: 8 fixed, 1 broken, better (McNemar p = 0.039; one speaker, one seed)"
-    assert results.in_words(tmp_path / "after", tmp_path / "after") == "greedy: both get the same utterances right"
+    systems = {name: compare.collected([tmp_path / name]) for name in ("after", "before")}
+    one = compare.compare(systems, against="before")[0]
+    assert (one.fixed, one.broken, one.verdict) == (8, 1, "better")
+    assert one.mcnemar_p == pytest.approx(2 * (1 + 9) / 2**9)

@@ -9,11 +9,13 @@ import csv
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import math
 import multiprocessing
 import multiprocessing.connection
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -24,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kdlib.corpus import uaspeech
+from kdlib.corpus import grammar, uaspeech
 from kdlib.corpus.manifest import Corpus, Utterance
 from kdlib.corpus.speakers import table
 from kdlib.corpus.uaspeech import BLOCKS, KINDS, kind, word_list
@@ -33,13 +35,19 @@ from kdlib.params import Params
 from kdlib.settings import Synthetic
 from kdlib.stage import progress, writing
 
-CODE = ("corpus/synthetic.py", "corpus/dysarthria.py", "corpus/espeak.py", "data/word_duration_ratios.csv")
+CODE = (
+    "corpus/synthetic.py",
+    "corpus/grammar.py",
+    "corpus/dysarthria.py",
+    "corpus/espeak.py",
+    "data/word_duration_ratios.csv",
+)
 CODE += uaspeech.CODE
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Prompt:
-    """One word to be said by a speaker."""
+    """One word or sentence to be said by a speaker."""
 
     speaker: str
     block: str
@@ -61,7 +69,7 @@ def published_durations() -> dict[str, tuple[float, float]]:
 
 
 def plan(settings: Synthetic) -> dict[str, list[Prompt]]:
-    """Who says what: every speaker the chosen words by block, every control the whole list and the chosen words."""
+    """Who says what: every speaker the chosen words and sentences by block, every control the list and those words."""
     chosen = list(_chosen(settings))
     known = [name for name, speaker in table().items() if not speaker.control]
     speakers = known if settings.speakers == "all" else list(settings.speakers)
@@ -76,6 +84,9 @@ def plan(settings: Synthetic) -> dict[str, list[Prompt]]:
         ]
         for name in speakers
     }
+    for name, block in itertools.product(speakers, BLOCKS if settings.sentences else ()):
+        drawn = random.Random(f"{settings.seed} {name} {block}").sample(grammar.sentences()[block], settings.sentences)
+        prompts[name] += [Prompt(name, block, f"S{index}", text, 1) for index, text in enumerate(drawn, start=1)]
     everything = {word: code for code, word in reversed(word_list().items())}  # the first code of a word
     extra = list(everything.items())
     if settings.control_words != "all":
@@ -215,7 +226,7 @@ def _speak_all(job: dict) -> None:
                 "text": prompt.word,
                 "block": prompt.block,
                 "repetition": prompt.repetition,
-                "word_type": kind(prompt.code),
+                "word_type": "sentence" if " " in prompt.word else kind(prompt.code),
                 "sha256": hashlib.sha256(content.getvalue()).hexdigest()[:16],
             }
         )

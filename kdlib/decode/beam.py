@@ -121,8 +121,7 @@ class Beam:
         with tempfile.TemporaryDirectory() as folder:
             lexicon, spoken = Path(folder) / "lexicon.txt", Path(folder) / NAMES
             if self.words is not None:
-                spellings = ((word, ids) for word, spelt in self.words.items() for ids in held(spelt))
-                lines = (f"{word}\t{' '.join(map(str, ids))}\n" for word, ids in spellings)
+                lines = (f"{word}\t{' '.join(map(str, ids))}\n" for word, ids in self.spellings())
                 lexicon.write_text("".join(lines), encoding="utf-8")
             self._write_names(spoken)
             self._ngrams = self._loaded()
@@ -140,6 +139,10 @@ class Beam:
                 blank_token=names[0],
                 sil_token=NEVER,
             )
+
+    def spellings(self) -> list[tuple[str, list[int]]]:
+        """Words with their token ids, as flashlight's lexicon takes them."""
+        return [(word, ids) for word, spelt in self.words.items() for ids in held(spelt)]
 
     def _loaded(self):
         """KenLM's n-grams, without what it draws on the terminal while it reads them; nothing without a file."""
