@@ -77,11 +77,12 @@ lint: $(READY)
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks
 
+SHIP = $(if $(filter file,$(origin RECIPE)),params/shipped.yaml,$(RECIPE))
 pretrained: $(READY)
-	$(BIN)/python -m kdlib.models.pretrain $(RECIPE) --ship
+	$(BIN)/python -m kdlib.models.pretrain $(SHIP) --ship
 
 parent: $(READY)
-	$(BIN)/python -m kdlib.teachers.adapt $(RECIPE) --ship
+	$(BIN)/python -m kdlib.teachers.adapt $(SHIP) --ship
 
 # Every version of every package, with no index address.
 lock: $(READY)

@@ -332,7 +332,7 @@ def _explain(problem: dict, source: str) -> str:
 
 def _is_branch(piece: Any) -> bool:
     """Pydantic names the branch of a union in a location: not something that the user wrote."""
-    return isinstance(piece, str) and ("[" in piece or piece in ("int", "str", "float"))
+    return isinstance(piece, str) and ("[" in piece or piece.removeprefix("constrained-") in ("int", "str", "float"))
 
 
 def _names(loc: list[str]) -> list[str]:

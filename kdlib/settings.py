@@ -53,7 +53,7 @@ class Synthetic(Strict):
     words: Words = Words()
     sentences: int = Field(0, ge=0, le=400)  # short ones in each block, other ones by each speaker
     repetitions: int = Field(2, ge=1, le=7)  # of each word in each block
-    controls: int = Field(13, ge=2, le=13)
+    controls: Annotated[int, Field(ge=2, le=13)] | Names = 13  # how many, or who
     control_words: Annotated[int, Field(ge=0)] | Literal["all"] = "all"  # of the whole list, beside the words above
     seed: int = Field(1, ge=0)  # of the voices; the seed of training is another
     severity_gain: float = Field(0.9, ge=0, le=3)  # calibrated on the baseline's error, on nothing else

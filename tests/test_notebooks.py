@@ -245,7 +245,11 @@ def test_a_corpus_of_ones_own_goes_from_its_csv_to_two_scored_folds_with_two_com
     ]
     for held_out, others in (("07", ["Boris", "Chidi", "NO", "Žofie"]), ("NO", ["07", "Alma", "Boris", "Chidi"])):
         scores = json.loads((out / held_out / "baseline/scores.json").read_text())
-        assert (scores["held_out"], scores["n"], set(scores["decoders"])) == (held_out, 12, {"greedy", "lexicon", "beam"})
+        assert (scores["held_out"], scores["n"], set(scores["decoders"])) == (
+            held_out,
+            12,
+            {"greedy", "lexicon", "beam"},
+        )
         assert json.loads((out / held_out / "pretrained/heard.json").read_text())["speakers"] == others
         written = (out / held_out / "baseline/hypotheses.csv").read_text(encoding="utf-8")
         assert all(word in written for word in ("CAN'T", "CAFÉ", "X-RAY"))

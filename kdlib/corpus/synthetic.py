@@ -92,7 +92,7 @@ def plan(settings: Synthetic) -> dict[str, list[Prompt]]:
     if settings.control_words != "all":
         extra = [extra[index * len(extra) // settings.control_words] for index in range(settings.control_words)]
     own = {word: everything[word] for _, _, word in chosen}
-    for name in [name for name, speaker in table().items() if speaker.control][-settings.controls :]:
+    for name in _controls(settings):
         prompts[name] = [Prompt(name, "C", code, word, 1) for word, code in (dict(extra) | own).items()]
         prompts[name] += [Prompt(name, "C", code, word, 2) for word, code in own.items()]
     return prompts
@@ -142,6 +142,17 @@ def _speak(prompts: dict[str, list[Prompt]], params: Params, folder: Path) -> It
             errors.seek(0)
             last = errors.read().strip().splitlines()[-1:] or [f"exit code {run.returncode}"]
             raise UserError(f"corpus: the voices failed: {last[0]}")
+
+
+def _controls(settings: Synthetic) -> list[str]:
+    """The controls who speak: so many, or those that are named."""
+    known = [name for name, speaker in table().items() if speaker.control]
+    if isinstance(settings.controls, int):
+        return known[-settings.controls :]
+    for name in settings.controls:
+        if name not in known:
+            raise UserError(f"synthetic.controls: unknown control {name!r}{nearest(name, known)}")
+    return [name for name in known if name in settings.controls]
 
 
 def _rows(folder: Path, name: str) -> Iterator[dict]:

@@ -230,8 +230,9 @@ class _Pair:
         a, b = (one.mean(0) for one in self.values)
         total = np.zeros(DRAWS)
         for part in self.groups:
-            drawn = part[self.rng.integers(0, len(part), (DRAWS, len(part)))]
-            total += (a - b)[drawn].sum(1) / self.size[drawn].sum(1)
+            drawn = self.rng.integers(0, len(part), (DRAWS, len(part)), dtype=np.int32)
+            words = len(part) if self.measure == "wra" else self.size[part][drawn].sum(1)
+            total += (a - b)[part][drawn].sum(1) / words
         low, high = np.percentile(total / len(self.groups), [100 * LEVEL / 2, 100 * (1 - LEVEL / 2)])
         return float(low), float(high)
 
