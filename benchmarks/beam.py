@@ -138,7 +138,7 @@ class Once(Beam):
 
     def spellings(self) -> list[tuple[str, list[int]]]:
         """Each word as it is spelt."""
-        return list(self.words.items())
+        return [(word, ids) for word, spelt in self.words.items() for ids in spelt]
 
 
 if __name__ == "__main__":

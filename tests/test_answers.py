@@ -99,7 +99,7 @@ def test_nemos_lines_and_plain_text(tmp_path):
             "reference of a is empty",
         ),
         ("x.txt", "one\n", "needs its references"),
-        ("x.csv", "utt_id\n", "no decoder"),
+        ("x.csv", "utt_id\n", "no prediction in it"),
     ],
 )
 def test_what_cannot_be_read_is_refused_in_a_sentence(tmp_path, name, content, message):

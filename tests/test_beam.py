@@ -124,3 +124,10 @@ def test_nothing_said_is_nothing_written(tokens, model):
     assert Beam(tokens, ["UP"], model)(empty) == [""]
     with pytest.raises(UserError, match="needs a word"):
         Beam(tokens, [], model)
+
+
+def test_a_word_is_found_by_any_of_its_spellings(tokens):
+    """And an entry of several words is taken apart."""
+    beam = Beam(tokens, {"FOUR": ["FOUR", "FOR"], "GO UP": ["GO UP"], "ONE": ["ONE"]}, None)
+    assert list(beam.words) == ["FOUR", "GO", "ONE", "UP"]
+    assert beam(said(tokens, ["FOR", "FOUR", "UP ONE FOR"])) == ["FOUR", "FOUR", "UP ONE FOUR"]

@@ -426,3 +426,10 @@ def test_transcripts_in_one_script_are_one_word_however_they_were_typed(own):
     """A byte order mark and a soft hyphen, which nobody sees."""
     edit(own, "Ann,Water", "Ann,\ufeffWa\u00adter")
     assert prepare.lexicon(settings(own)) == ["CAFÉ", "CAN'T", "WATER", "X-RAY"]
+
+
+def test_a_lexicon_may_say_how_its_words_are_spelt(tmp_path, own):
+    (tmp_path / "words.txt").write_text("water\nX-RAY\nx-ray\tx ray\nX-RAY\txray\n")
+    params = settings(own, lexicon=str(tmp_path / "words.txt"))
+    assert prepare.spellings(params) == {"WATER": ["WATER"], "X-RAY": ["X-RAY", "X RAY", "XRAY"]}
+    assert prepare.lexicon(params) == ["WATER", "X-RAY"]

@@ -7,7 +7,10 @@ import pytest
 from kdlib.corpus import manifest, prepare, synthetic, uaspeech
 from kdlib.corpus.speakers import table
 from kdlib.errors import UserError
+from kdlib.models import nemo
 from kdlib.params import load
+from kdlib.settings import Synthetic
+from kdlib.stage import read_json
 
 MAKE = """
 import sys
@@ -30,10 +33,11 @@ def test_the_word_list_is_uaspeechs():
     }
 
 
-def test_the_demo_speaks_what_its_recipe_says():
-    plan = synthetic.plan(load("params/demo.yaml", "M08").synthetic)
+@pytest.mark.parametrize(("recipe", "voices"), [("demo", 3), ("shipped", 13)])
+def test_the_demo_speaks_what_its_recipe_says(recipe, voices):
+    plan = synthetic.plan(load(f"params/{recipe}.yaml", "M08").synthetic)
     speakers, controls = ([name for name in plan if table()[name].control == which] for which in (False, True))
-    assert (len(speakers), len(controls)) == (15, 13)
+    assert (len(speakers), len(controls)) == (15, voices)
     assert {len(plan[name]) for name in speakers} == {3 * (10 + 6 + 5 + 21 + 6) * 2} == {288}
     assert {len(plan[name]) for name in controls} == {449 + 60}
     words = {block: {prompt.word for prompt in plan["M08"] if prompt.block == block} for block in synthetic.BLOCKS}
@@ -46,7 +50,19 @@ def test_ids_are_unique():
     prompts = [
         prompt.utt_id for todo in synthetic.plan(load("params/demo.yaml", "M08").synthetic).values() for prompt in todo
     ]
-    assert len(prompts) == len(set(prompts)) == 15 * 288 + 13 * 509
+    assert len(prompts) == len(set(prompts)) == 15 * 288 + 3 * 509
+
+
+def test_controls_may_be_named():
+    plan = synthetic.plan(Synthetic(speakers=("M08",), controls=("CM13", "CF05")))
+    assert list(plan) == ["M08", "CF05", "CM13"]
+    with pytest.raises(UserError, match="unknown control 'CX05'; did you mean 'CM05'"):
+        synthetic.plan(Synthetic(controls=("CX05",)))
+
+
+def test_the_demos_controls_are_those_whom_the_shipped_model_has_not_heard():
+    heard = read_json(nemo.SHIPPED.with_suffix(".heard.json"))
+    assert load("params/demo.yaml", "M08").synthetic.controls == tuple(heard["test_speakers"])
 
 
 def test_unknown_speakers_are_refused():

@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,7 +67,27 @@ def load(params: Params) -> Corpus:
 
 def lexicon(params: Params) -> list[str]:
     """The closed vocabulary of the corpus."""
-    return (made(params) / "lexicon.txt").read_text(encoding="utf-8").splitlines()
+    return list(spellings(params))
+
+
+def spellings(params: Params) -> dict[str, list[str]]:
+    """The closed vocabulary, each word with its spellings."""
+    return spelt((made(params) / "lexicon.txt").read_text(encoding="utf-8").splitlines())
+
+
+def spelt(lines: Iterable[str], spell: Callable[[str], str] = normalise) -> dict[str, list[str]]:
+    r"""Words with their spellings, of a lexicon's lines: `WORD`, or `WORD<tab>SPELLING`, one a line.
+
+    >>> spelt(["one", "seven", "seven\t7"])
+    {'ONE': ['ONE'], 'SEVEN': ['SEVEN', '7']}
+    """
+    found: dict[str, list[str]] = {}
+    for line in lines:
+        word, _, text = (spell(part) for part in line.partition("\t"))
+        if word:
+            texts = found.setdefault(word, [])
+            texts += [text or word] if (text or word) not in texts else []
+    return dict(sorted(found.items()))
 
 
 def files(params: Params) -> str:
@@ -104,7 +124,8 @@ def _build(partial: Path, params: Params) -> None:
     notes += [*report.notes, *_surprises(corpus, params, words, before)]
     report = replace(report, checked=begun, problems=problems, notes=notes)
     manifest.write_speechbrain(corpus, partial / "manifest.csv", data_folder)
-    (partial / "lexicon.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    lines = [word if text == word else f"{word}\t{text}" for word, spelt in words.items() for text in spelt]
+    (partial / "lexicon.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (partial / "report.txt").write_text(f"{report}\n", encoding="utf-8", errors="backslashreplace")
     report.write(partial / "left_out.csv")
 
@@ -204,8 +225,8 @@ def _sifted(corpus: Corpus, keep: Callable[[Utterance], bool], reason: str) -> t
     return (replace(corpus, utterances=tuple(corpus.where(keep))), problems) if problems else (corpus, [])
 
 
-def _lexicon(corpus: Corpus, params: Params) -> list[str]:
-    """The closed vocabulary: from a file, or what all speakers say who are no controls."""
+def _lexicon(corpus: Corpus, params: Params) -> dict[str, list[str]]:
+    """The closed vocabulary with its spellings: from a file, or what all speakers say who are no controls."""
     if params.lexicon:
         path = located(params.lexicon)
         if not path.is_file():
@@ -214,9 +235,9 @@ def _lexicon(corpus: Corpus, params: Params) -> list[str]:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
-        words = sorted({_spell(line, params) for line in lines} - {""})
+        words = spelt(lines, lambda text: _spell(text, params))
     else:
-        words = sorted({utt.text for utt in corpus if not corpus.is_control(utt.speaker)})
+        words = {text: [text] for text in sorted({utt.text for utt in corpus if not corpus.is_control(utt.speaker)})}
     if not corpus.dysarthric:
         raise UserError(f"{corpus.source}: all of its speakers are controls; nobody could be held out")
     if not words:
@@ -246,7 +267,7 @@ def _remarks(corpus: Corpus, params: Params) -> Iterator[str]:
         yield f"files that stand under more than one id, and count more than once: {len(twice)}, first {twice[0]}"
 
 
-def _surprises(corpus: Corpus, params: Params, words: list[str], before: set[str]) -> Iterator[str]:
+def _surprises(corpus: Corpus, params: Params, words: Iterable[str], before: set[str]) -> Iterator[str]:
     """What the recipe and the corpus say of each other, once it is known what can be used."""
     for speaker in sorted(before - set(corpus.speakers)):
         yield f"{speaker} has no usable recording, and is not in the corpus any more"

@@ -9,13 +9,14 @@ import copy
 import itertools
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kdlib.decode.lexicon import Words
 from kdlib.decode.lm import BEGIN, END, UNKNOWN
 from kdlib.errors import UserError
 from kdlib.models import Outputs
@@ -48,7 +49,7 @@ class Beam:
     def __init__(
         self,
         tokens: Tokens,
-        words: Iterable[str] | None,
+        words: Words | None,
         lm: Path | None,
         setting: Setting | None = None,
         *,
@@ -64,11 +65,10 @@ class Beam:
             marks = {BEGIN, END, UNKNOWN}
             ids = [index for index, piece in enumerate(tokens.pieces) if index not in special and piece not in marks]
         else:
-            texts = {word for text in words for word in normalise(text).split()}
-            self.words = {word: tokens.encode(word) for word in sorted(texts)}
+            self.words = _spelt(words, tokens)
             if not self.words:
                 raise UserError("beam search needs a word: none was given")
-            ids = sorted({index for spelt in self.words.values() for index in spelt})
+            ids = sorted({index for spelt in self.words.values() for one in spelt for index in one})
         self.columns = [tokens.blank, *ids]
         self._decoder = self._ngrams = None
 
@@ -142,7 +142,7 @@ class Beam:
 
     def spellings(self) -> list[tuple[str, list[int]]]:
         """Words with their token ids, as flashlight's lexicon takes them."""
-        return [(word, ids) for word, spelt in self.words.items() for ids in held(spelt)]
+        return [(word, ids) for word, spelt in self.words.items() for one in spelt for ids in held(one)]
 
     def _loaded(self):
         """KenLM's n-grams, without what it draws on the terminal while it reads them; nothing without a file."""
@@ -170,6 +170,16 @@ class Beam:
         pieces = ["<blank>", *(self.tokens.pieces[index] for index in self.columns[1:]), NEVER]
         names = pieces if self.words is None else list(self.words)
         path.write_text("\n".join([*names, UNKNOWN]) + "\n", encoding="utf-8")
+
+
+def _spelt(words: Words, tokens: Tokens) -> dict[str, list[list[int]]]:
+    """Single words with the ids of their spellings; an entry of several words is taken apart."""
+    given = words if isinstance(words, Mapping) else {word: [word] for word in words}
+    texts: dict[str, set[str]] = {}
+    for entry, several in given.items():
+        for word in normalise(entry).split():
+            texts.setdefault(word, set()).update(several if " " not in entry.strip() else [word])
+    return {word: sorted(tokens.encode(text) for text in some) for word, some in sorted(texts.items())}
 
 
 def held(ids: Sequence[int]) -> list[list[int]]:

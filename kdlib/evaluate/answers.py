@@ -47,7 +47,9 @@ def read(path: Path, decoder: str = "greedy", references: Path | None = None) ->
 
 def _ours(path: Path, decoder: str) -> pd.DataFrame:
     rows = read_hypotheses(path)
-    if not rows or not isinstance(getattr(rows[0], decoder, None), str):
+    if not rows:
+        raise UserError(f"{path}: there is no prediction in it; expected {KINDS}")
+    if not isinstance(getattr(rows[0], decoder, None), str):
         raise UserError(f"{path}: there is no decoder {decoder!r} in it{nearest(decoder, _decoders(path))}")
     if not any(getattr(row, decoder) for row in rows) and decoder not in _decoders(path):
         used = ", ".join(_decoders(path))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from kdlib.corpus import audio
 from kdlib.corpus.manifest import read
+from kdlib.corpus.prepare import spelt
 from kdlib.decode.attention import Spoken
 from kdlib.decode.beam import Beam, Setting
 from kdlib.decode.lexicon import Lexicon
@@ -20,7 +21,6 @@ from kdlib.errors import UserError
 from kdlib.evaluate import score, system
 from kdlib.evaluate.tables import headline
 from kdlib.params import root
-from kdlib.tokens import normalise
 
 if TYPE_CHECKING:
     from kdlib.evaluate.system import System
@@ -74,7 +74,7 @@ def evaluate(
     print(report)
     words = corpus.lexicon
     if lexicon:
-        words = sorted({normalise(line) for line in lexicon.read_text(encoding="utf-8").splitlines() if line.strip()})
+        words = spelt(lexicon.read_text(encoding="utf-8").splitlines())
     heads = getattr(one, "record", {"heads_trained": ("ctc",)}).get("heads_trained", ("ctc", "decoder"))
     closed, spoken = Lexicon(words, one.tokens), None
     if "decoder" in heads:
@@ -103,7 +103,9 @@ if __name__ == "__main__":
         parser.add_argument(name, type=Path, help=text)
     parser.add_argument("--tokenizer", type=Path, help="must be the model's own")
     parser.add_argument("--max-decode-len", type=int, help="tokens, of the attention decoder")
-    parser.add_argument("--lexicon", type=Path, help="closed vocabulary, a word a line; by default all transcripts")
+    parser.add_argument(
+        "--lexicon", type=Path, help="closed vocabulary, a word (and tab, spelling) a line; by default all transcripts"
+    )
     parser.add_argument("--lm", type=Path, help="an ARPA file of words, for beam search")
     parser.add_argument("--lm-weight", type=float, default=0.9, help="of its natural logarithms")
     parser.add_argument("--word-bonus", type=float, default=0.0, help="nats a word")

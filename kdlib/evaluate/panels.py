@@ -16,7 +16,7 @@ from kdlib.corpus.speakers import in_blocks, split
 from kdlib.decode import beam, lm
 from kdlib.decode.attention import Spoken
 from kdlib.decode.beam import Beam, Setting
-from kdlib.decode.lexicon import Lexicon
+from kdlib.decode.lexicon import Lexicon, Words
 from kdlib.decode.panel import BEAM, Panel
 from kdlib.models import Outputs
 from kdlib.params import Params
@@ -34,19 +34,19 @@ def panel(
     params: Params,
     tokens: Tokens,
     *,
-    words: Sequence[str] | None = None,
+    words: Words | None = None,
     everybody: bool = False,
     model: "Hybrid | None" = None,
     heads: Sequence[str] = ("ctc",),
     more: Sequence[str] = (),
 ) -> Panel:
     """The decoders of a system of a recipe; `heads` are those that are trained, `model` has the attention decoder."""
-    settings, lexicon = params.search, Lexicon(words or prepare.lexicon(params), tokens)
+    settings, lexicon = params.search, Lexicon(words or prepare.spellings(params), tokens)
     ctc = "ctc" in heads
     search = None
     if ctc:
         chosen = Setting(settings.lm_weight, settings.word_bonus, settings.size)
-        spoken = None if settings.units == "pieces" else lexicon.words
+        spoken = None if settings.units == "pieces" else words or prepare.spellings(params)
         search = Beam(tokens, spoken, language_model(params, tokens, everybody=everybody), chosen)
     says = None
     if "decoder" in heads:
