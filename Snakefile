@@ -83,6 +83,7 @@ def teaching(wildcards):
 TAUGHT = FOLDS if any(needs_teachers(name) for name in VARIANTS) else []
 
 
+# Teachers, on whom others wait, come first; a hard-label student and the baseline fill the gaps.
 rule folds:
     input:
         expand(f"{OUT}/{{held_out}}/baseline/01_baseline.ipynb", held_out=FOLDS),
@@ -122,6 +123,7 @@ rule baseline:
     output:
         report(f"{OUT}/{{held_out}}/figures/wra_by_speaker.png", category="baseline", subcategory="{held_out}"),
         notebook=f"{OUT}/{{held_out}}/baseline/01_baseline.ipynb",
+    priority: 1
     log:
         f"{OUT}/logs/01_baseline_{{held_out}}.ipynb",
     params:
@@ -140,6 +142,7 @@ rule some_teachers:
         notebook=ancient("notebooks/02_teachers.ipynb"),
     output:
         notebook=f"{OUT}/teachers/jobs/02_{{owner}}_{{part}}.ipynb",
+    priority: 3
     log:
         f"{OUT}/logs/02_teachers_{{owner}}_{{part}}.ipynb",
     params:
@@ -159,6 +162,7 @@ rule some_logits:
         notebook=ancient("notebooks/03_logits.ipynb"),
     output:
         notebook=f"{OUT}/logits/jobs/03_{{owner}}_{{part}}.ipynb",
+    priority: 3
     log:
         f"{OUT}/logs/03_logits_{{owner}}_{{part}}.ipynb",
     params:
@@ -179,6 +183,7 @@ rule teachers:
     output:
         report(f"{OUT}/{{held_out}}/figures/teacher_matrix.png", category="teachers", subcategory="{held_out}"),
         notebook=f"{OUT}/{{held_out}}/teachers/02_teachers.ipynb",
+    priority: 2
     log:
         f"{OUT}/logs/02_teachers_{{held_out}}.ipynb",
     params:
@@ -200,6 +205,7 @@ rule logits:
         report(f"{OUT}/{{held_out}}/figures/aggregates.png", category="teachers", subcategory="{held_out}"),
         report(f"{OUT}/{{held_out}}/figures/spikes.png", category="teachers", subcategory="{held_out}"),
         notebook=f"{OUT}/{{held_out}}/aggregates/03_logits.ipynb",
+    priority: 2
     log:
         f"{OUT}/logs/03_logits_{{held_out}}.ipynb",
     params:
