@@ -1,12 +1,14 @@
 """Ensembles of the smoke recipe's students, and students that teach the next."""
 
+import json
+
 import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
 from kdlib.distill import ensembles, ingredients, results, students
 from kdlib.errors import UserError
-from kdlib.params import load
+from kdlib.params import load, root
 from kdlib.stage import read_json
 from kdlib.teachers import adapt, targets
 
@@ -90,3 +92,20 @@ def test_a_student_that_heard_the_held_out_speaker_is_no_member(hard, variant, m
     monkeypatch.setattr("kdlib.models.committee.Together", lambda *_: type("One", (), {"record": {"heard": ["M10"]}}))
     with pytest.raises(UserError, match="a member has heard M10"):
         ensembles.scored(variant("hard", scoring={"bootstrap": 201}), "two")
+
+
+def test_the_command_prints_tables_and_verdicts_and_draws_them(hard, outputs, tmp_path, capsys):
+    recipe = tmp_path / "smoke.yaml"
+    group = {"two": {"of": ["hard"], "seeds": [1, 2]}}
+    known = {"outputs": str(outputs), "student": {"keep": 2, "looks": 2}, "ensembles": group}
+    recipe.write_text(json.dumps({"extends": str(root() / "params/smoke.yaml")} | known))
+    results.main(str(recipe), ["M08"], ["hard"], [1, 2], ["two"])
+    said = capsys.readouterr().out
+    assert "greedy: two and hard: no difference shown" in said
+    assert "One speaker says nothing of new ones" in said
+    out = outputs / "smoke" / "compare"
+    assert {"table.csv", "verdicts.csv", "differences.png", "differences.pdf"} <= {path.name for path in out.iterdir()}
+    table = pd.read_csv(out / "table.csv")
+    assert table.system.tolist() == ["baseline", "hard", "hard", "two", "hard"]
+    verdicts = pd.read_csv(out / "verdicts.csv")
+    assert set(zip(verdicts.a, verdicts.b, strict=True)) == {("hard", "baseline"), ("two", "hard")}

@@ -21,11 +21,11 @@ import pandas as pd
 
 from kdlib.errors import UserError, nearest
 from kdlib.evaluate import answers
+from kdlib.evaluate.statistics import LEVEL, MOST_FOLDS, flipped, folds_needed, holm
 
 MEASURES = ("wra", "wer")
-LEVEL, POWER = 0.05, 0.8
-FLIPS, DRAWS = 10_000, 2_000
-MOST_FOLDS = 500
+DRAWS = 2_000  # of the bootstrap
+SEVERAL_MICROPHONES = r"^(C?[FM]\d{2}_B\d_\w+)_M[2-8]$"  # UA-Speech's names
 
 
 @dataclass(frozen=True)
@@ -113,55 +113,6 @@ def table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def holm(ps: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values, in the order given.
-
-    >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
-    [0.03, 0.06, 0.06]
-    """
-    order = np.argsort(ps, kind="stable")
-    found, highest = np.empty(len(ps)), 0.0
-    for rank, index in enumerate(order):
-        highest = max(highest, min(1.0, (len(ps) - rank) * ps[index]))
-        found[index] = highest
-    return found.tolist()
-
-
-def folds_needed(differences: np.ndarray, level: float = LEVEL) -> int | None:
-    """How many speakers would decide it, were these typical: a power of 80 %, and enough for the signs alone."""
-    from scipy.stats import nct
-    from scipy.stats import t as student
-
-    mean, spread = abs(differences.mean()), differences.std(ddof=1) if len(differences) > 1 else np.nan
-    if not mean or not np.isfinite(spread):
-        return None
-    least = next(count for count in itertools.count(2) if 2.0 ** (1 - count) < level)
-    for count in range(least, MOST_FOLDS + 1):
-        if not spread:
-            return count
-        away = mean / spread * np.sqrt(count)
-        if nct.sf(student.ppf(1 - level / 2, count - 1), count - 1, away) >= POWER:
-            return count
-    return None
-
-
-def flipped(parts: np.ndarray, rng: np.random.Generator) -> float:
-    """Two-sided p that a sum of differences is as far from zero, were each as likely to be turned round."""
-    parts = parts[parts != 0]
-    if not len(parts):
-        return 1.0
-    total = abs(parts.sum()) - 1e-12
-    if len(parts) <= 15:
-        signs = np.array(list(itertools.product((-1, 1), repeat=len(parts))))
-        return float((np.abs(signs @ parts) >= total).mean())
-    if np.allclose(np.abs(parts), np.abs(parts[0])):
-        from scipy.stats import binomtest
-
-        return float(binomtest(int((parts > 0).sum()), len(parts)).pvalue)
-    signs = rng.integers(0, 2, (FLIPS, len(parts)), dtype=np.int8) * 2 - 1
-    return float((1 + (np.abs(signs @ parts) >= total).sum()) / (1 + FLIPS))
-
-
 class _Pair:
     """Two systems on the utterances that both have heard."""
 
@@ -173,17 +124,28 @@ class _Pair:
         told = both.reference.tolist()
         self.size = np.array([len(text.split()) for text in told]) if measure == "wer" else np.ones(len(told))
         self.values = [_measured(table, both.utt_id, told, measure) for table in (left, right)]  # [seeds, utterances]
+        self._merge(both.utt_id)
         self.seeds = [len(one) for one in self.values]
         means = [one.mean(0) for one in self.values]
         self.groups = [np.flatnonzero(self.speaker == name) for name in dict.fromkeys(self.speaker)]
         self.shares = np.array([[one[part].sum() / self.size[part].sum() for part in self.groups] for one in means])
         self.by_speaker = self.shares[0] - self.shares[1]
         self.difference = float(self.by_speaker.mean())
-        self.parts = np.zeros(len(told))  # of the difference, by utterance
+        self.parts = np.zeros(len(self.size))  # of the difference, by utterance
         for part in self.groups:
             self.parts[part] = (means[0] - means[1])[part] / self.size[part].sum() / len(self.groups)
         self.p = flipped(self.parts, self.rng)
         self.speakers_p = flipped(self.by_speaker, self.rng) if len(self.groups) > 1 else 1.0
+
+    def _merge(self, names: pd.Series) -> None:
+        """Take what several microphones recorded for the one utterance that it is."""
+        places, utterances = pd.factorize(names.str.replace(SEVERAL_MICROPHONES, r"\1", regex=True))
+        if len(utterances) == len(names):
+            return
+        print(f"{len(names):,} recordings are {len(utterances):,} utterances by several microphones, and count as such")
+        self.values = [np.array([np.bincount(places, row) for row in one]) for one in self.values]
+        self.size = np.bincount(places, self.size)
+        self.speaker = self.speaker[np.unique(places, return_index=True)[1]]
 
     def verdict(self, holm_p: float, new_p: float) -> Verdict:
         count, seeds = len(self.groups), max(self.seeds)
@@ -231,8 +193,7 @@ class _Pair:
         total = np.zeros(DRAWS)
         for part in self.groups:
             drawn = self.rng.integers(0, len(part), (DRAWS, len(part)), dtype=np.int32)
-            words = len(part) if self.measure == "wra" else self.size[part][drawn].sum(1)
-            total += (a - b)[part][drawn].sum(1) / words
+            total += (a - b)[part][drawn].sum(1) / self.size[part][drawn].sum(1)
         low, high = np.percentile(total / len(self.groups), [100 * LEVEL / 2, 100 * (1 - LEVEL / 2)])
         return float(low), float(high)
 
@@ -269,7 +230,7 @@ class _Pair:
         """McNemar's exact test, on words right or wrong by one seed each."""
         from scipy.stats import binomtest
 
-        if self.measure != "wra" or self.seeds != [1, 1]:
+        if self.measure != "wra" or self.seeds != [1, 1] or self.size.max() > 1:
             return float("nan")
         fixed, broken = map(int, self._changed())
         return float(binomtest(fixed, fixed + broken).pvalue) if fixed + broken else 1.0

@@ -1,0 +1,39 @@
+import itertools
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from kdlib.evaluate.statistics import flipped, folds_needed, holm
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.02, 0.5]) == pytest.approx([0.03, 0.04, 0.5])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_the_number_of_folds_grows_as_the_difference_shrinks():
+    """Of a paired t-test: a difference of one standard deviation needs ten for a power of 80 %, of half a one, 34."""
+    spread = np.array([-1.0, 1.0])
+    spread = spread / spread.std(ddof=1)
+    assert folds_needed(spread + 1.0) == 10
+    assert folds_needed(spread + 0.5) == 34
+    assert folds_needed(spread * 1e-9 + 1.0) == 6  # less than six cannot reach p < .05 by their signs
+    assert folds_needed(spread) is None
+    assert folds_needed(np.array([1.0])) is None
+
+
+def test_flipped_signs_by_counting_all_of_them():
+    """Of 2 ** 5 ways to turn five differences round, those whose sum is as far from zero as theirs."""
+    parts = np.array([0.3, -0.1, 0.4, 0.2, 0.05])
+    sums = [sum(s * p for s, p in zip(signs, parts, strict=True)) for signs in itertools.product((-1, 1), repeat=5)]
+    expected = sum(abs(one) >= abs(parts.sum()) - 1e-12 for one in sums) / 32
+    assert flipped(parts, np.random.default_rng(0)) == pytest.approx(expected)
+
+
+def test_many_equal_differences_are_a_binomial_test():
+    parts = np.array([1.0] * 30 + [-1.0] * 14 + [0.0] * 50)
+    assert flipped(parts, np.random.default_rng(0)) == pytest.approx(binomtest(30, 44).pvalue)
+    uneven = parts * np.where(np.arange(94) % 2, 1.0, 1.0001)  # drawn, not counted: close to it
+    assert flipped(uneven, np.random.default_rng(0)) == pytest.approx(binomtest(30, 44).pvalue, abs=0.01)
+    assert flipped(np.zeros(3), np.random.default_rng(0)) == 1.0
