@@ -64,12 +64,15 @@ def greedy(
 ) -> list[list[int]]:
     """What anything says that gives logits for encodings, frames and inputs as `AttentionDecoder` does."""
     said = torch.full((len(encoded), 1), BOS, dtype=torch.long, device=encoded.device)
-    done = torch.zeros(len(encoded), dtype=torch.bool, device=encoded.device)
-    while not done.all() and said.shape[1] <= longest:
+    speaking, texts = torch.arange(len(encoded), device=encoded.device), [[] for _ in encoded]
+    while len(speaking) and said.shape[1] <= longest:
         best = decoder(encoded, frames, said)[:, -1].argmax(-1)
-        said = torch.cat([said, best.masked_fill(done, EOS)[:, None]], 1)
-        done |= best == EOS
-    return [row[1:].tolist()[: row[1:].tolist().index(EOS)] if EOS in row[1:] else row[1:].tolist() for row in said]
+        goes_on = best != EOS  # who has ended is asked no more
+        speaking, encoded, frames = speaking[goes_on], encoded[goes_on], frames[goes_on]
+        said = torch.cat([said[goes_on], best[goes_on, None]], 1)
+        for row, token in zip(speaking.tolist(), said[:, -1].tolist(), strict=True):
+            texts[row].append(token)
+    return texts
 
 
 def teacher_forced(ids: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
