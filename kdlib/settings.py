@@ -276,6 +276,7 @@ class Search(Strict):
 class Scoring(Strict):
     """How hypotheses are scored."""
 
+    measure: Literal["wra", "wer"] = "wra"  # of tables and verdicts: words recognised, or, of sentences, word errors
     fold_homophones: bool = False  # count TO for TWO, RIGHT for WRITE, ... as correct
     bootstrap: int = Field(1000, ge=100)
     batch_size: int = Field(32, ge=1)

@@ -67,8 +67,8 @@ def test_an_ensemble_is_one_more_system_with_the_same_files(hard):
 def test_what_an_ensemble_lacks_is_said(hard, variant):
     with pytest.raises(UserError, match=r"no student 'hard' of seed 7 .*train it first"):
         ensembles.scored(hard, "three")
-    with pytest.raises(UserError, match="unknown ensemble 'tow'; did you mean 'two'"):
-        ensembles.scored(hard, "tow")
+    with pytest.raises(UserError, match="unknown ensemble 'thre'; did you mean 'three'"):
+        ensembles.scored(hard, "thre")
     with pytest.raises(UserError, match=r"averages 3 checkpoints .* only 2 are kept"):
         variant("hard", ensembles={"x": {"seeds": [1], "checkpoints": 3}})
     with pytest.raises(UserError, match=r"ensembles.x.of: unknown variant 'hrad'"):

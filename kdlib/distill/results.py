@@ -27,11 +27,12 @@ BASELINE = "baseline"
 
 
 def beside(params: Params, control: Params, seed: int) -> pd.DataFrame:
-    """WRA in per cent by decoder: of the held-out speaker, and of the dev speaker, who chose the weights."""
+    """WRA (or WER) in per cent by decoder: of the held-out speaker, and of the dev speaker, who chose the weights."""
     check_control(params, control)
-    rows = [_row(BASELINE, "", baseline(params))]
+    measure = params.scoring.measure
+    rows = [_row(BASELINE, "", baseline(params), measure)]
     for one in (control, params) if control.variant != params.variant else (params,):
-        rows.append(_row(one.variant, seed, students.scored(one, seed)))
+        rows.append(_row(one.variant, seed, students.scored(one, seed), measure))
     columns = {}
     for speech, prefix in (("held out", ""), ("dev", "dev ")):
         for row in rows:
@@ -47,7 +48,7 @@ def verdict(params: Params, control: Params, seed: int, decoder: str) -> Verdict
     if control.variant == params.variant:
         return None
     systems = {one.variant: compare.collected([students.scored(one, seed)], decoder) for one in (params, control)}
-    return compare.compare(systems, against=control.variant)[0]
+    return compare.compare(systems, against=control.variant, measure=params.scoring.measure)[0]
 
 
 def folders(params: Params, variants: Sequence[str], seeds: Sequence[int], groups: Sequence[str] = ()) -> dict:
@@ -61,9 +62,9 @@ def folders(params: Params, variants: Sequence[str], seeds: Sequence[int], group
     return found | {(name, "ensemble"): ensembles.scored(params, name) for name in groups}
 
 
-def fold(there: Mapping[tuple[str, object], Path]) -> pd.DataFrame:
+def fold(there: Mapping[tuple[str, object], Path], measure: str = "wra") -> pd.DataFrame:
     """One row a student of a fold, beside the baseline, and the mean over seeds of each variant."""
-    table = pd.DataFrame([_row(*key, folder) for key, folder in there.items()])
+    table = pd.DataFrame([_row(*key, folder, measure) for key, folder in there.items()])
     numbers = [name for name in table.columns if name not in ("system", "seed")]
     several = table[table.seed.map(lambda seed: isinstance(seed, int))]
     means = several.groupby("system", sort=False)[numbers].mean().round(1).reset_index()
@@ -72,7 +73,10 @@ def fold(there: Mapping[tuple[str, object], Path]) -> pd.DataFrame:
 
 
 def verdicts(
-    there: Sequence[Mapping[tuple[str, object], Path]], control: Mapping[str, str], decoder: str
+    there: Sequence[Mapping[tuple[str, object], Path]],
+    control: Mapping[str, str],
+    decoder: str,
+    measure: str = "wra",
 ) -> list[Verdict]:
     """Each system against its control over folds and seeds, where both were decoded so."""
     places: dict[str, list[Path]] = {}
@@ -85,7 +89,7 @@ def verdicts(
         return []
     named = {*pairs, *pairs.values()}
     systems = {name: compare.collected(paths, decoder) for name, paths in places.items() if name in named}
-    return compare.compare(systems, against=pairs)
+    return compare.compare(systems, against=pairs, measure=measure)
 
 
 def changed(before: Path, after: Path, decoder: str = "greedy") -> pd.DataFrame:
@@ -127,13 +131,13 @@ def _steps(params: Params) -> dict:
     return params.model_dump(include=named) | student | heads | {"goes on": bool(params.student.resume)}
 
 
-def _row(name: str, seed: object, folder: Path) -> dict:
+def _row(name: str, seed: object, folder: Path, measure: str) -> dict:
     found = {"system": name, "seed": seed}
     for part, prefix in ((folder, ""), (folder / "dev", "dev ")):
         if (part / "scores.json").is_file():
             decoders = read_json(part / "scores.json")["decoders"]
             found |= {
-                f"{prefix}{column}": round(100 * decoders[column]["wra"], 1)
+                f"{prefix}{column}": round(100 * decoders[column][measure], 1)
                 for column in DECODERS
                 if column in decoders
             }
@@ -148,7 +152,10 @@ def main(
     out = every[0].folder / "compare"
     out.mkdir(parents=True, exist_ok=True)
     there = [folders(params, variants, seeds, groups) for params in every]
-    tables = pd.concat({params.held_out: fold(one) for params, one in zip(every, there, strict=True)}, names=["fold"])
+    tables = pd.concat(
+        {params.held_out: fold(one, params.scoring.measure) for params, one in zip(every, there, strict=True)},
+        names=["fold"],
+    )
     with writing(out / "table.csv") as hidden:
         tables.to_csv(hidden)
     print(tables.dropna(axis=1, how="all").to_string(na_rep="-"))
@@ -158,7 +165,7 @@ def main(
     control |= {name: members[0] if members[0] in variants else BASELINE for name, members in of.items()}
     rows: list[tuple[str, Verdict]] = []
     for decoder in DECODERS:
-        rows += [(decoder, one) for one in verdicts(there, control, decoder)]
+        rows += [(decoder, one) for one in verdicts(there, control, decoder, every[0].scoring.measure)]
     table = compare.table([one for _, one in rows])
     table.insert(2, "decoder", [decoder for decoder, _ in rows])
     print(table.drop(columns="measure").to_string(index=False))

@@ -37,13 +37,13 @@ def folds_needed(differences: np.ndarray, level: float = LEVEL) -> int | None:
     if not mean or not np.isfinite(spread):
         return None
     least = next(count for count in itertools.count(2) if 2.0 ** (1 - count) < level)
-    for count in range(least, MOST_FOLDS + 1):
-        if not spread:
-            return count
-        away = mean / spread * np.sqrt(count)
-        if nct.sf(student.ppf(1 - level / 2, count - 1), count - 1, away) >= POWER:
-            return count
-    return None
+    if not spread:
+        return least
+    counts = np.arange(least, MOST_FOLDS + 1)
+    away = mean / spread * np.sqrt(counts)
+    power = nct.sf(student.ppf(1 - level / 2, counts - 1), counts - 1, away)
+    enough = counts[np.nan_to_num(power, nan=1.0) >= POWER]  # not a number where it is far away
+    return int(enough[0]) if len(enough) else None
 
 
 def flipped(parts: np.ndarray, rng: np.random.Generator) -> float:
