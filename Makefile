@@ -53,7 +53,7 @@ compare: $(READY)
 
 verdict: $(READY)
 	@$(BIN)/python -m kdlib.evaluate.compare $(SYSTEMS) $(if $(DECODER),--decoder $(DECODER)) \
-	  $(if $(MEASURE),--measure $(MEASURE)) $(if $(AGAINST),--against $(AGAINST)) $(if $(REFERENCES),--references $(REFERENCES))
+	  $(if $(MEASURE),--measure $(MEASURE)) $(if $(AGAINST),--against $(AGAINST)) $(if $(REFERENCES),--references $(REFERENCES)) $(if $(HOMOPHONES),--fold-homophones)
 
 evaluate: $(READY)
 	@$(BIN)/python -m kdlib.evaluate.checkpoint $(CHECKPOINT) $(MANIFEST) $(if $(TOKENIZER),--tokenizer $(TOKENIZER)) \

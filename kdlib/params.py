@@ -199,6 +199,8 @@ def _check_recipe(params: Params, recipe: str) -> None:
         )
     _check_losses(params, recipe)
     for name, group in params.ensembles.items():
+        if name in params.variants or name == "baseline":
+            raise UserError(f"{recipe}: ensembles.{name}: there is a variant or system of this name; choose another")
         for variant in group.of:
             if params.variants and variant not in params.variants:
                 hint = nearest(variant, list(params.variants))

@@ -261,7 +261,7 @@ class Search(Strict):
     """Beam search with an n-gram language model of the training speech's texts; tried out on the dev speaker."""
 
     units: Literal["words", "pieces"] = "words"  # words of the closed lexicon, or any text that the pieces can write
-    order: int = Field(3, ge=1, le=6)  # of the n-grams
+    order: int = Field(3, ge=2, le=6)  # of the n-grams; KenLM reads no unigrams alone
     lm_weight: float = 0.9  # where there is no dev speaker; the original study's
     word_bonus: float = 0.0  # nats a word
     size: int = Field(20, ge=1)  # hypotheses kept

@@ -73,7 +73,7 @@ def produce(
     }
     key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
     if _key(folder) == key:
-        _say_once(f"{what}: up to date ({_shown(folder)})")
+        say_once(f"{what}: up to date ({_shown(folder)})")
         return folder
     with _locked(folder, what):
         if _key(folder) == key:  # another process made it while this one waited
@@ -199,7 +199,8 @@ def explain(notebook: Path) -> str:
 
 
 @functools.cache
-def _say_once(text: str) -> None:
+def say_once(text: str) -> None:
+    """Print what a process need not say twice."""
     print(text)
 
 

@@ -34,10 +34,9 @@ def test_hypotheses_of_ours(tmp_path):
         table = answers.read(path)
         assert table.values.tolist() == [["a_1", "A", "ONE", "ONE"], ["b_1", "B", "TWO", "TO"]]
     assert answers.read(tmp_path, "beam").hypothesis.tolist() == ["", "TWO"]
-    with pytest.raises(UserError, match="'attention' was not used for this system; used were: greedy, beam"):
-        answers.read(tmp_path, "attention")
-    with pytest.raises(UserError, match="no decoder 'gredy' in it; did you mean 'greedy'"):
-        answers.read(tmp_path, "gredy")
+    for name, hint in (("attention", "expected one of beam, greedy"), ("gredy", "did you mean 'greedy'")):
+        with pytest.raises(UserError, match=f"the decoder '{name}' was not used for this system; {hint}"):
+            answers.read(tmp_path, name)
 
 
 def test_the_original_studys_file(tmp_path):
@@ -100,12 +99,32 @@ def test_nemos_lines_and_plain_text(tmp_path):
         ),
         ("x.txt", "one\n", "needs its references"),
         ("x.csv", "utt_id\n", "no prediction in it"),
+        ("x.csv", "id,text\na,b\n", "not a hypotheses.csv of kdlib"),
+        ("x.json", "5", "no pred_text"),
+        ("x.json", '{"predictions": null}', "no prediction in it"),
+        ("x.json", '{"predictions": ["a"]}', "no prediction in it"),
     ],
 )
 def test_what_cannot_be_read_is_refused_in_a_sentence(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message):
         answers.read(tmp_path / name)
+
+
+def test_what_an_untrained_head_wrote_is_no_answer(tmp_path):
+    """A student with a decoder alone has a CTC head all the same, and hypotheses.csv has its column."""
+    rows = [Hypothesis("a_1", "A", "", "", "", "ONE", greedy="XYZ", attention="ONE")]
+    score.write(rows, ("attention",), tmp_path, system="x", held_out="", tokenizer="", checkpoint="")
+    assert answers.read(tmp_path, "attention").hypothesis.tolist() == ["ONE"]
+    with pytest.raises(UserError, match="'greedy' was not used"):
+        answers.read(tmp_path, "greedy")
+
+
+def test_names_that_others_have_too_keep_their_folder(tmp_path):
+    """TORGO's speakers all have a 0001.wav."""
+    lines = [{"audio_filepath": f"{who}/0001.wav", "text": "up", "pred_text": "up"} for who in ("F01", "M01")]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert answers.read(tmp_path / "x.jsonl").utt_id.tolist() == ["F01/0001.wav", "M01/0001.wav"]
 
 
 def test_other_refusals(tmp_path):

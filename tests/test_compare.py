@@ -1,9 +1,12 @@
 """Comparison of systems: on simulated ones whose difference is known, and on small ones by hand."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import binom
+from scipy.stats import t as student
 
 from kdlib.errors import UserError
 from kdlib.evaluate import compare
@@ -64,20 +67,68 @@ def test_the_smallest_p_that_speakers_can_reach(speakers, least):
     assert one.least_p == pytest.approx(least)
     assert one.speakers_p == pytest.approx(least)
     assert one.new_speakers == ("better" if least < 0.05 else "no difference shown")
+    assert one.folds_needed is None or one.folds_needed > speakers
 
 
-def test_seeds_that_do_not_agree_show_no_difference():
-    a = pd.concat([system({"A": [1] * 60 + [0] * 40}, seed=0), system({"A": [0] * 58 + [1] * 42}, seed=1)])
-    b = system({"A": [0] * 60 + [1] * 1 + [0] * 39})
-    one = compare.compare({"a": a, "b": b}, against="b")[0]
-    assert one.seeds == 2
-    assert one.agreeing_seeds == 2
-    assert one.verdict == "better"
-    worse = pd.concat([system({"A": [1] * 60 + [0] * 40}, seed=0), system({"A": [0] * 100}, seed=1)])
-    other = compare.compare({"a": worse, "b": b}, against="b")[0]
-    assert other.agreeing_seeds == 1
-    assert other.verdict == "no difference shown"
-    assert "1 of 2 seeds agree" in other.text
+def seeds(*right):
+    return pd.concat([system({"A": one}, seed=index) for index, one in enumerate(right)])
+
+
+def test_a_difference_must_stand_out_from_how_much_seeds_differ():
+    """Against the same system: 59 and 59 points more is one thing, 59 and 1 another; t with one degree of freedom."""
+    b = system({"A": [0] * 100})
+    alike = compare.compare({"a": seeds([1] * 60 + [0] * 40, [1] * 59 + [0] * 41), "b": b}, against="b")[0]
+    assert (alike.seeds, alike.agreeing_seeds, alike.verdict) == (2, 2, "better")
+    assert alike.seeds_p == pytest.approx(2 * student.sf(59.5 / 0.5, 1))
+    apart = compare.compare({"a": seeds([1] * 60 + [0] * 40, [1] + [0] * 99), "b": b}, against="b")[0]
+    assert apart.holm_p < 0.001
+    assert (apart.agreeing_seeds, apart.verdict) == (2, "no difference shown")
+    assert f"p = {apart.seeds_p:.2g} for another training" in apart.text
+
+
+def test_systems_of_unequal_numbers_of_seeds():
+    """Two against three, whichever comes first."""
+    good = [[1] * 90 + [0] * 10, [1] * 91 + [0] * 9, [1] * 92 + [0] * 8]
+    bad = [[0] * 100, [1] + [0] * 99, [0] * 100]
+    for many, few in ((good, bad[:2]), (good[:2], bad)):
+        one = compare.compare({"a": seeds(*many), "b": seeds(*few)}, against="b")[0]
+        assert (one.seeds, one.agreeing_seeds, one.verdict) == (3, 3, "better")
+        back = compare.compare({"a": seeds(*few), "b": seeds(*many)}, against="b")[0]
+        assert (back.seeds, back.verdict) == (3, "worse")
+
+
+def test_speakers_that_one_file_does_not_know_are_the_others():
+    a, b = system({"A": [1] * 10, "B": [0, 1] * 5}), system({"A": [0] * 10, "B": [0] * 10})
+    for left, right in ((a, b.assign(speaker="")), (a.assign(speaker=""), b)):
+        assert compare.compare({"a": left, "b": right}, against="b")[0].speakers == 2
+    with pytest.raises(UserError, match="other speakers for 10 utterances, first A_0: 'A' and 'C'"):
+        compare.compare({"a": a, "b": b.assign(speaker=b.speaker.replace("A", "C"))}, against="b")
+
+
+def test_one_id_is_one_recording(tmp_path):
+    """Two files with the same names and other words are two speakers', not two seeds."""
+    for who, word in (("F01", "UP"), ("M01", "DOWN")):
+        line = {"audio_filepath": "0001.wav", "text": word, "pred_text": word}
+        (tmp_path / f"{who}.jsonl").write_text(json.dumps(line))
+    with pytest.raises(UserError, match=r"0001.wav has more than one reference, 'UP' and 'DOWN'"):
+        compare.collected([tmp_path / "F01.jsonl", tmp_path / "M01.jsonl"])
+
+
+def test_homophones_count_where_they_shall(tmp_path):
+    (tmp_path / "ref.txt").write_text("TWO\nONE\n")
+    (tmp_path / "hyp.txt").write_text("TO\nONE\n")
+    known = {"references": tmp_path / "ref.txt"}
+    for folded, same in ((False, 1), (True, 2)):
+        table = compare.collected([tmp_path / "hyp.txt"], **known, fold_homophones=folded)
+        assert (table.reference == table.hypothesis).sum() == same
+
+
+def test_nothing_is_said_of_new_speakers_where_nothing_tells_how_they_differ():
+    a, b = ({name: [right] * 5 + [0] * 5 for name in "ABC"} for right in (1, 0))
+    one = compare.compare({"a": system(a), "b": system(b)}, against="b")[0]
+    assert np.isnan(one.new_low)
+    assert np.isnan(one.new_high)
+    assert one.new_speakers == "no difference shown"
 
 
 def test_systems_that_never_part_have_no_interval_of_zero_width():

@@ -60,7 +60,7 @@ def test_an_ensemble_is_one_more_system_with_the_same_files(hard):
     table = results.fold(there)
     assert ("two", "ensemble") in table.index
     assert ("hard", "mean") in table.index
-    verdicts = results.verdicts([there], {"hard": "baseline", "two": "hard"}, "lexicon")
+    verdicts = results.verdicts([there], {"hard": "baseline", "two": "hard"}, "lexicon", hard.scoring)
     assert [(one.a, one.b) for one in verdicts] == [("hard", "baseline"), ("two", "hard")]
 
 

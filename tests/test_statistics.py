@@ -20,6 +20,8 @@ def test_the_number_of_folds_grows_as_the_difference_shrinks():
     assert folds_needed(spread + 0.5) == 34
     assert folds_needed(spread * 1e-9 + 1.0) == 6  # less than six cannot reach p < .05 by their signs
     assert folds_needed(spread) is None
+    many = np.tile(spread, 20) + 0.1
+    assert folds_needed(many) > 40  # so many have not decided it
     assert folds_needed(np.array([1.0])) is None
 
 

@@ -97,7 +97,11 @@ class Spoken:
         return found
 
     def _words(self, scores: "torch.Tensor") -> list[str]:
-        return [self.lexicon.words[index] for index in scores.argmax(-1).tolist()]
+        best, places = scores.max(-1)
+        return [
+            self.lexicon.words[place] if fits else ""
+            for fits, place in zip(best.isfinite().tolist(), places.tolist(), strict=True)
+        ]
 
 
 def _searcher(model: "Hybrid", tokens: Tokens, longest: int, size: int, ctc_weight: float):

@@ -157,6 +157,8 @@ class Beam:
             os.dup2(nowhere.fileno(), 2)
             try:
                 return KenLM(str(self.lm), Dictionary(str(Path(folder) / NAMES)))
+            except RuntimeError:
+                raise UserError(f"{self.lm}: KenLM cannot read it; name an ARPA file of at least bigrams") from None
             finally:
                 os.dup2(terminal, 2)
                 os.close(terminal)

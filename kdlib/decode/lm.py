@@ -138,7 +138,7 @@ def build(texts: Sequence[str], order: int, path: Path) -> str:
             check=False,
         )
         if ended.returncode:
-            raise UserError(f"language model: lmplz failed: {ended.stderr.strip().splitlines()[-1]}")
+            raise UserError(f"language model: lmplz failed: {ended.stderr.strip()[-300:] or ended.returncode}")
     return "lmplz"
 
 

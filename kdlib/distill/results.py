@@ -19,6 +19,7 @@ from kdlib.evaluate.baseline import baseline
 from kdlib.evaluate.compare import Verdict
 from kdlib.evaluate.score import read_hypotheses
 from kdlib.params import Params, load
+from kdlib.settings import Scoring
 from kdlib.show import figures
 from kdlib.stage import read_json, writing
 
@@ -47,7 +48,10 @@ def verdict(params: Params, control: Params, seed: int, decoder: str) -> Verdict
     """A student against its control, on one speaker and one seed."""
     if control.variant == params.variant:
         return None
-    systems = {one.variant: compare.collected([students.scored(one, seed)], decoder) for one in (params, control)}
+    folded = {"fold_homophones": params.scoring.fold_homophones}
+    systems = {
+        one.variant: compare.collected([students.scored(one, seed)], decoder, **folded) for one in (params, control)
+    }
     return compare.compare(systems, against=control.variant, measure=params.scoring.measure)[0]
 
 
@@ -76,7 +80,7 @@ def verdicts(
     there: Sequence[Mapping[tuple[str, object], Path]],
     control: Mapping[str, str],
     decoder: str,
-    measure: str = "wra",
+    scoring: Scoring,
 ) -> list[Verdict]:
     """Each system against its control over folds and seeds, where both were decoded so."""
     places: dict[str, list[Path]] = {}
@@ -88,8 +92,9 @@ def verdicts(
     if not pairs:
         return []
     named = {*pairs, *pairs.values()}
-    systems = {name: compare.collected(paths, decoder) for name, paths in places.items() if name in named}
-    return compare.compare(systems, against=pairs, measure=measure)
+    folded = {"fold_homophones": scoring.fold_homophones}
+    systems = {name: compare.collected(paths, decoder, **folded) for name, paths in places.items() if name in named}
+    return compare.compare(systems, against=pairs, measure=scoring.measure)
 
 
 def changed(before: Path, after: Path, decoder: str = "greedy") -> pd.DataFrame:
@@ -151,6 +156,9 @@ def main(
     every = [load(recipe, name) for name in held_out]
     out = every[0].folder / "compare"
     out.mkdir(parents=True, exist_ok=True)
+    control = {name: load(recipe, held_out[0], variant=name).distill.control for name in variants}
+    variants = [*sorted(set(control.values()) - set(variants)), *variants]  # each beside its control
+    control = {name: control[name] if control.get(name, name) != name else BASELINE for name in variants}
     there = [folders(params, variants, seeds, groups) for params in every]
     tables = pd.concat(
         {params.held_out: fold(one, params.scoring.measure) for params, one in zip(every, there, strict=True)},
@@ -159,13 +167,15 @@ def main(
     with writing(out / "table.csv") as hidden:
         tables.to_csv(hidden)
     print(tables.dropna(axis=1, how="all").to_string(na_rep="-"))
-    control = {name: load(recipe, held_out[0], variant=name).distill.control for name in variants}
-    control = {name: other if other != name and other in variants else BASELINE for name, other in control.items()}
     of = {name: list(every[0].ensembles[name].of) for name in groups}
     control |= {name: members[0] if members[0] in variants else BASELINE for name, members in of.items()}
     rows: list[tuple[str, Verdict]] = []
-    for decoder in DECODERS:
-        rows += [(decoder, one) for one in verdicts(there, control, decoder, every[0].scoring.measure)]
+    sentences = every[0].scoring.measure == "wer"  # of which the closed list holds the test's own
+    for decoder in (name for name in DECODERS if not (sentences and name.endswith("lexicon"))):
+        rows += [(decoder, one) for one in verdicts(there, control, decoder, every[0].scoring)]
+    if not rows:
+        print("No two of these were decoded in the same way: there is nothing to compare.")
+        return
     table = compare.table([one for _, one in rows])
     table.insert(2, "decoder", [decoder for decoder, _ in rows])
     print(table.drop(columns="measure").to_string(index=False))
@@ -177,8 +187,7 @@ def main(
         compare.frame([one for _, one in rows]).assign(decoder=[decoder for decoder, _ in rows]).to_csv(
             hidden, index=False
         )
-    if rows:
-        figures.save(figures.differences(table), out, "differences")
+    figures.save(figures.differences(table), out, "differences")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from kdlib.evaluate.score import read_hypotheses
 from kdlib.tokens import normalise
 
 COLUMNS = ["utt_id", "speaker", "reference", "hypothesis"]
+UASPEECH = re.compile(r"^(C?[FM]C?\d{2})_")  # ids that begin with the speaker
 KINDS = (
     "a folder with hypotheses.csv, hypotheses.csv itself, an evaluation_*.json, NeMo's JSON lines with pred_text, or a "
     "text file of hypotheses with a text file of references"
@@ -38,22 +39,26 @@ def read(path: Path, decoder: str = "greedy", references: Path | None = None) ->
         raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); expected {KINDS}") from None
     if path.suffix == ".txt":
         return _plain(path, text, references)
-    if "predictions" in (whole := _json(text)):
-        return _checked(path, map(_predicted, whole["predictions"]))
+    whole = _json(text)
+    if isinstance(whole, dict) and "predictions" in whole:
+        listed = whole["predictions"]
+        rows = listed if isinstance(listed, list) and all(isinstance(row, dict) for row in listed) else []
+        return _checked(path, map(_predicted, rows))
     return _checked(
         path, (_nemo(path, number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip())
     )
 
 
 def _ours(path: Path, decoder: str) -> pd.DataFrame:
-    rows = read_hypotheses(path)
+    try:
+        rows = read_hypotheses(path)
+    except (TypeError, ValueError, KeyError):  # other columns than ours, or no text
+        raise UserError(f"{path}: not a hypotheses.csv of kdlib; expected {KINDS}") from None
     if not rows:
         raise UserError(f"{path}: there is no prediction in it; expected {KINDS}")
-    if not isinstance(getattr(rows[0], decoder, None), str):
-        raise UserError(f"{path}: there is no decoder {decoder!r} in it{nearest(decoder, _decoders(path))}")
-    if not any(getattr(row, decoder) for row in rows) and decoder not in _decoders(path):
-        used = ", ".join(_decoders(path))
-        raise UserError(f"{path}: the decoder {decoder!r} was not used for this system; used were: {used}")
+    if decoder not in _decoders(path):  # what an untrained head wrote is no answer either
+        hint = nearest(decoder, _decoders(path))
+        raise UserError(f"{path}: the decoder {decoder!r} was not used for this system{hint}")
     return _checked(path, ((row.utt_id, row.speaker, row.reference, getattr(row, decoder)) for row in rows))
 
 
@@ -107,15 +112,16 @@ def _checked(path: Path, rows: Iterable[tuple]) -> pd.DataFrame:
         if bad.any():
             first = table[bad].iloc[0]
             raise UserError(f"{path}: {int(bad.sum())} of {len(table)} rows have not {name}, first {first.utt_id}")
-    if path.suffix != ".txt":
-        table["utt_id"] = table.utt_id.map(lambda name: Path(name).name.removesuffix(".wav").removesuffix(".flac"))
+    short = table.utt_id.map(lambda name: Path(name).name.removesuffix(".wav").removesuffix(".flac"))
+    if short.str.match(UASPEECH).all():  # other names may be those of other speakers' recordings in other folders
+        table["utt_id"] = short
     if (twice := table.utt_id[table.utt_id.duplicated()]).any():
         raise UserError(f"{path}: {twice.iloc[0]!r} stands twice in it; ids must be unique")
     for column in ("reference", "hypothesis"):
         table[column] = table[column].map(normalise)
     if (table.reference == "").any():
         raise UserError(f"{path}: the reference of {table.utt_id[table.reference == ''].iloc[0]} is empty")
-    named = table.utt_id.str.extract(re.compile(r"^(C?[FM]C?\d{2})_"))[0]
+    named = table.utt_id.str.extract(UASPEECH)[0]
     if (table.speaker == "").all() and named.notna().all():
         table["speaker"] = named
     return table

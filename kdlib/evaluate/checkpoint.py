@@ -74,7 +74,10 @@ def evaluate(
     print(report)
     words = corpus.lexicon
     if lexicon:
-        words = spelt(lexicon.read_text(encoding="utf-8").splitlines())
+        try:
+            words = spelt(lexicon.read_text(encoding="utf-8-sig").splitlines())
+        except UnicodeDecodeError as error:
+            raise UserError(f"{lexicon}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
     heads = getattr(one, "record", {"heads_trained": ("ctc",)}).get("heads_trained", ("ctc", "decoder"))
     closed, spoken = Lexicon(words, one.tokens), None
     if "decoder" in heads:

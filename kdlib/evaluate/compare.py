@@ -3,8 +3,9 @@
 Two questions are kept apart. *These speakers*, other recordings of theirs: intervals by bootstrap over utterances
 within speakers, a test that flips the signs of paired differences (with one seed and one measure of right or wrong,
 McNemar's exact test), Holm's correction over all pairs. *New speakers*: Student's t over the speakers' own differences,
-and a test that flips their signs, which with few speakers cannot reach any small p: the smallest is said. Seeds of a
-system are averaged; where they do not agree in sign no difference is shown.
+and a test that flips their signs, which with few speakers cannot reach any small p: the smallest is said. All that is
+of the models as they were trained. Another training gives another model: where there are several seeds, they are
+averaged, and a difference must also stand out from how much it changes from seed to seed.
 
     python -m kdlib.evaluate.compare hard=DIR mine=DIR theirs=evaluation.json --against hard
 """
@@ -21,7 +22,8 @@ import pandas as pd
 
 from kdlib.errors import UserError, nearest
 from kdlib.evaluate import answers
-from kdlib.evaluate.statistics import LEVEL, MOST_FOLDS, flipped, folds_needed, holm
+from kdlib.evaluate.score import fold_words
+from kdlib.evaluate.statistics import LEVEL, MOST_FOLDS, flipped, folds_needed, holm, of_runs
 
 MEASURES = ("wra", "wer")
 DRAWS = 2_000  # of the bootstrap
@@ -46,12 +48,13 @@ class Verdict:
     speakers: int
     seeds: int
     agreeing_seeds: int
+    seeds_p: float  # of another training, by Student's t over seeds; not a number with one
     fixed: float  # utterances that a has right and b has not, mean over seeds
     broken: float
     p: float  # of these speakers
     holm_p: float
     mcnemar_p: float  # of one seed; not a number with several
-    speakers_p: float  # by flipping the speakers' signs
+    speakers_p: float  # by flipping the speakers' signs, after Holm's correction
     wilcoxon_p: float
     least_p: float  # that so many speakers can reach
     verdict: str  # "better", "worse", "no difference shown"
@@ -78,16 +81,33 @@ def compare(
     pairs = [_Pair(a, b, systems[a], systems[b], measure, seed) for a, b in _pairs(list(systems), against)]
     adjusted = holm([pair.p for pair in pairs])
     for_new = holm([pair.speakers_p for pair in pairs])
-    return [pair.verdict(*both) for pair, *both in zip(pairs, adjusted, for_new, strict=True)]
+    return [pair.verdict(*both, len(pairs)) for pair, *both in zip(pairs, adjusted, for_new, strict=True)]
 
 
-def collected(paths: Sequence[Path], decoder: str = "greedy", references: Path | None = None) -> pd.DataFrame:
+def collected(
+    paths: Sequence[Path],
+    decoder: str = "greedy",
+    references: Path | None = None,
+    *,
+    fold_homophones: bool = False,
+) -> pd.DataFrame:
     """A system's answers from one file or several: other speakers, or the same ones by other seeds.
 
     Columns: those of `answers`, and seed, which counts how often an utterance has come before.
     """
     table = pd.concat([answers.read(path, decoder, references) for path in paths], ignore_index=True)
     table["seed"] = table.groupby("utt_id", sort=False).cumcount()
+    for column in ("reference", "speaker"):
+        several = table.groupby("utt_id")[column].nunique()
+        if (several > 1).any():
+            name = several.idxmax()
+            values = " and ".join(map(repr, table[column][table.utt_id == name].unique()[:2]))
+            raise UserError(
+                f"{paths[-1]}: {name} has more than one {column}, {values}; give every recording its own id"
+            )
+    if fold_homophones:
+        for column in ("reference", "hypothesis"):
+            table[column] = table[column].map(fold_words)
     return table
 
 
@@ -147,15 +167,17 @@ class _Pair:
         self.size = np.bincount(places, self.size)
         self.speaker = self.speaker[np.unique(places, return_index=True)[1]]
 
-    def verdict(self, holm_p: float, new_p: float) -> Verdict:
-        count, seeds = len(self.groups), max(self.seeds)
-        agreeing = self._agreeing()
+    def verdict(self, holm_p: float, new_p: float, family: int) -> Verdict:
+        """What is to be said, `family` being the number of pairs in question."""
+        count, runs = len(self.groups), self._runs()
+        seeds, seeds_p = len(runs), of_runs(runs)
+        agreeing = int((runs * self.difference > 0).sum())
         these, new = self._these(), self._new()
         good = self.difference > 0 if self.measure == "wra" else self.difference < 0
-        sure = holm_p < LEVEL and agreeing == seeds
+        sure = holm_p < LEVEL and (seeds == 1 or seeds_p < LEVEL)
         word = ("better" if good else "worse") if sure else "no difference shown"
         for_new = word if sure and new_p < LEVEL and new[0] * new[1] > 0 else "no difference shown"
-        needed = None if for_new != "no difference shown" else folds_needed(self.by_speaker)
+        needed = None if for_new != "no difference shown" else folds_needed(self.by_speaker, LEVEL / family)
         fixed, broken = self._changed()
         found = Verdict(
             self.a,
@@ -169,12 +191,13 @@ class _Pair:
             count,
             seeds,
             agreeing,
+            seeds_p,
             fixed,
             broken,
             self.p,
             holm_p,
             self._mcnemar(),
-            self.speakers_p,
+            new_p,
             self._wilcoxon(),
             2.0 ** (1 - count),
             word,
@@ -202,7 +225,7 @@ class _Pair:
         from scipy.stats import t as student
 
         count = len(self.by_speaker)
-        if count < 2:
+        if count < 2 or np.allclose(self.by_speaker, self.by_speaker[0]):  # nothing tells how much speakers differ
             return float("nan"), float("nan")
         reach = student.ppf(1 - LEVEL / 2, count - 1) * self.by_speaker.std(ddof=1) / np.sqrt(count)
         return float(self.difference - reach), float(self.difference + reach)
@@ -210,15 +233,18 @@ class _Pair:
     def _by_seed(self) -> list[np.ndarray]:
         """Differences by utterance of each seed with its fellow, or with the only one."""
         a, b = self.values
-        if len(a) != len(b) and 1 not in (len(a), len(b)):
-            a, b = a, b.mean(0, keepdims=True)
+        if len(a) > len(b):
+            b = b.mean(0, keepdims=True)
+        elif len(b) > len(a):
+            a = a.mean(0, keepdims=True)
         count = max(len(a), len(b))
         return [a[min(k, len(a) - 1)] - b[min(k, len(b) - 1)] for k in range(count)]
 
-    def _agreeing(self) -> int:
-        """Seeds whose difference has the sign of the mean."""
-        found = [np.mean([one[part].sum() / self.size[part].sum() for part in self.groups]) for one in self._by_seed()]
-        return sum(one * self.difference > 0 for one in found)
+    def _runs(self) -> np.ndarray:
+        """The difference of each seed."""
+        return np.array(
+            [np.mean([one[part].sum() / self.size[part].sum() for part in self.groups]) for one in self._by_seed()]
+        )
 
     def _changed(self) -> tuple[float, float]:
         """Utterances of which a makes less errors than b, and more, a seed."""
@@ -269,7 +295,12 @@ def _shared(a: str, b: str, left: pd.DataFrame, right: pd.DataFrame) -> pd.DataF
         )
     if len(common) < max(len(first), len(other)):
         print(f"{a} ({len(first)} utterances) and {b} ({len(other)}) are compared on the {len(common)} of both")
-    first, other = first.loc[common], other.loc[common]
+    first, other = first.loc[common].copy(), other.loc[common].copy()
+    for one, fellow in ((first, other), (other, first)):
+        one["speaker"] = one.speaker.where(one.speaker != "", fellow.speaker)  # a file may not know them
+    if len(unlike := common[first.speaker != other.speaker]):
+        speakers = " and ".join(repr(one.speaker[unlike[0]]) for one in (first, other))
+        raise UserError(f"{a} and {b} name other speakers for {len(unlike)} utterances, first {unlike[0]}: {speakers}")
     if len(unlike := common[first.reference != other.reference]):
         name = unlike[0]
         raise UserError(
@@ -303,7 +334,9 @@ def _in_words(one: Verdict) -> str:
         else f"{one.a} is {one.verdict} than {one.b}",
         f" ({one.measure.upper()} {100 * one.difference:+.1f} points, for these speakers "
         f"{_range(one.these_low, one.these_high)}, p = {one.holm_p:.2g}",
-        f"; {one.agreeing_seeds} of {one.seeds} seeds agree)." if one.seeds > 1 else "; one seed: another may differ).",
+        f"; {one.agreeing_seeds} of {one.seeds} seeds agree, p = {one.seeds_p:.2g} for another training)."
+        if one.seeds > 1
+        else "; of these models: another training may differ).",
     ]
     if one.speakers == 1:
         words.append(" One speaker says nothing of new ones.")
@@ -315,7 +348,7 @@ def _in_words(one: Verdict) -> str:
             + (
                 f"some {one.folds_needed} folds like these would decide it."
                 if one.folds_needed
-                else f"more than {MOST_FOLDS} folds like these would be needed to decide it."
+                else f"no number of folds up to {MOST_FOLDS} would, if they were like these."
             )
         )
     else:
@@ -339,6 +372,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--measure", choices=MEASURES, default="wra")
     parser.add_argument("--against", help="compare with this system only; by default each with every other")
     parser.add_argument("--references", type=Path, help="of plain text files, a line each")
+    parser.add_argument("--fold-homophones", action="store_true", help="count TO for TWO, ... as correct")
     parser.add_argument("--out", type=Path, help="a folder for verdicts.csv")
     asked = parser.parse_args(arguments)
     named: dict[str, list[Path]] = {}
@@ -347,7 +381,10 @@ def main(arguments: Sequence[str]) -> None:
         if not mark or not name or not path:
             raise UserError(f"expected NAME=PATH, found {one!r}")
         named.setdefault(name, []).append(Path(path))
-    systems = {name: collected(paths, asked.decoder, asked.references) for name, paths in named.items()}
+    systems = {
+        name: collected(paths, asked.decoder, asked.references, fold_homophones=asked.fold_homophones)
+        for name, paths in named.items()
+    }
     verdicts = compare(systems, against=asked.against, measure=asked.measure)
     print(table(verdicts).to_string(index=False))
     for one in verdicts:

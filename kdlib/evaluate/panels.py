@@ -20,7 +20,7 @@ from kdlib.decode.lexicon import Lexicon, Words
 from kdlib.decode.panel import BEAM, Panel
 from kdlib.models import Outputs
 from kdlib.params import Params
-from kdlib.stage import produce, set_threads, writing
+from kdlib.stage import produce, say_once, set_threads, writing
 from kdlib.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -42,6 +42,11 @@ def panel(
 ) -> Panel:
     """The decoders of a system of a recipe; `heads` are those that are trained, `model` has the attention decoder."""
     settings, lexicon = params.search, Lexicon(words or prepare.spellings(params), tokens)
+    if (sentences := sum(" " in word for word in lexicon.words)) > len(lexicon.words) / 2:
+        say_once(
+            f"lexicon: {sentences:,} of its {len(lexicon.words):,} entries are whole sentences, the test speech's "
+            "among them: what the lexicon columns find there is no result on open speech"
+        )
     ctc = "ctc" in heads
     search = None
     if ctc:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 LEVEL, POWER = 0.05, 0.8
-FLIPS, EXACT = 10_000, 15  # draws, and up to how many differences all flips are counted
+FLIPS, AT_ONCE, EXACT = 10_000, 500, 15  # draws, in how large parts; up to how many differences all are counted
 MOST_FOLDS = 500
 
 
@@ -37,6 +37,7 @@ def folds_needed(differences: np.ndarray, level: float = LEVEL) -> int | None:
     if not mean or not np.isfinite(spread):
         return None
     least = next(count for count in itertools.count(2) if 2.0 ** (1 - count) < level)
+    least = max(least, len(differences) + 1)  # so many have not decided it
     if not spread:
         return least
     counts = np.arange(least, MOST_FOLDS + 1)
@@ -59,5 +60,24 @@ def flipped(parts: np.ndarray, rng: np.random.Generator) -> float:
         from scipy.stats import binomtest
 
         return float(binomtest(int((parts > 0).sum()), len(parts)).pvalue)
-    signs = rng.integers(0, 2, (FLIPS, len(parts)), dtype=np.int8) * 2 - 1
-    return float((1 + (np.abs(signs @ parts) >= total).sum()) / (1 + FLIPS))
+    beyond = 0
+    for _ in range(FLIPS // AT_ONCE):
+        signs = rng.integers(0, 2, (AT_ONCE, len(parts)), dtype=np.int8) * 2.0 - 1
+        beyond += int((np.abs(signs @ parts) >= total).sum())
+    return (1 + beyond) / (1 + FLIPS)
+
+
+def of_runs(differences: np.ndarray) -> float:
+    """Two-sided p of Student's t over the differences of several trainings; not a number with one.
+
+    Other utterances are one reason why a difference might not come again, another training is another: two seeds
+    of one recipe do differ.
+    """
+    from scipy.stats import t as student
+
+    if len(differences) < 2:
+        return float("nan")
+    spread = differences.std(ddof=1) / np.sqrt(len(differences))
+    if not spread:
+        return 0.0 if differences.any() else 1.0
+    return float(2 * student.sf(abs(differences.mean()) / spread, len(differences) - 1))

@@ -45,9 +45,10 @@ def by_speaker(folder: Path, corpus: Corpus) -> pd.DataFrame:
                     for name, result in one["by"]["speaker"].items()
                 ]
     order = {name: index for index, name in enumerate(corpus.by_intelligibility)}
+    decoders = {name: index for index, name in enumerate(dict.fromkeys(row["decoder"] for row in rows))}
     return pd.DataFrame(rows).sort_values(
         ["speaker", "decoder"],
-        key=lambda column: column.map(order) if column.name == "speaker" else column,
+        key=lambda column: column.map(order if column.name == "speaker" else decoders),
         ignore_index=True,
     )
 
@@ -55,6 +56,7 @@ def by_speaker(folder: Path, corpus: Corpus) -> pd.DataFrame:
 def by_level(people: pd.DataFrame) -> pd.DataFrame:
     """Mean WRA in per cent over the speakers of a published level, by decoder."""
     wide = people.assign(wra=100 * people.wra).pivot_table(index="level", columns="decoder", values="wra").round(1)
+    wide = wide[list(dict.fromkeys(people.decoder))]
     wide.insert(0, "speakers", people.groupby("level").speaker.nunique())
     return wide.reindex([name for name in ("CONTROL", "HIGH", "MID", "LOW", "VERY_LOW", "?") if name in wide.index])
 

@@ -133,7 +133,9 @@ def _build(partial: Path, params: Params) -> None:
     own = params.pretrained == "from_corpus"
     chosen = split_fold(corpus, params) if own else split_controls(corpus, params)
     spoken = {utt.text for utt in (chosen.train if own else corpus)} - chosen.unseen_words
-    characters = "".join([*prepare.lexicon(params), *corpus.lexicon])  # no word may be one that it cannot write
+    characters = "".join(
+        [*itertools.chain(*prepare.spellings(params).values()), *corpus.lexicon]
+    )  # no word may be one that it cannot write
     tokenizer = train(spoken, settings.pieces, partial / "tokens", lower=True, characters=characters)
     training.seed_everything(params.seed)
     model = nemo.build(tokenizer, settings)

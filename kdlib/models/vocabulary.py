@@ -77,10 +77,11 @@ def take_head(model: "Hybrid", source: "torch.nn.Module", tokens: Tokens) -> boo
 
 def _build(partial: Path, params: Params) -> None:
     corpus, words, given = prepare.load(params), prepare.lexicon(params), params.tokens.source
+    spelt = {text for texts in prepare.spellings(params).values() for text in texts}
     if given == "pretrained":
         (partial / FILE).write_bytes(nemo.tokenizer(pretrained(params)))
     elif given == "corpus":
-        characters = "".join([*words, *corpus.lexicon])
+        characters = "".join([*sorted(spelt), *corpus.lexicon])
         setting = "tokens: {source: corpus, pieces: %d}"
         trained = train(words, params.tokens.pieces, partial / "made", characters=characters, setting=setting)
         trained.rename(partial / FILE)
@@ -98,7 +99,7 @@ def _build(partial: Path, params: Params) -> None:
             f"tokens.size is {params.tokens.size}, but the tokenizer has {pieces} pieces; write {pieces} or more"
         )
     try:
-        check_round_trip(Tokens.for_teachers(partial / FILE, params.tokens.size), {*words, *corpus.lexicon})
+        check_round_trip(Tokens.for_teachers(partial / FILE, params.tokens.size), {*spelt, *corpus.lexicon})
     except UserError as error:
         raise UserError(
             f"tokens.source {given!r} cannot serve the teachers, who need the ids 0, 1 and 2 for BOS, EOS and blank: "

@@ -121,7 +121,7 @@ def wra_by_speaker(scores: pd.DataFrame, held_out: str) -> Figure:
             tick.set_fontweight("bold" if tick.get_text() == held_out else "normal")
         axes.set_ylim(0, 105)
         axes.set_ylabel("word recognition accuracy (%)")
-        axes.set_xlabel(f"{_order(scores.level)}; held out: {held_out}; from dark to light: {', '.join(decoders)}")
+        axes.set_xlabel(f"{_order(scores.level)}; held out: {held_out}\nfrom dark to light: {', '.join(decoders)}")
         _level_legend(axes, scores.level)
         return figure
 
@@ -190,6 +190,7 @@ def differences(table: pd.DataFrame) -> Figure:
                     axes.plot([float(one) for one in text.split(" to ")], [place, place], color=colour, linewidth=width)
             axes.plot(float(row.difference), place, "o", color=colour, markersize=4)
         axes.axvline(0, color="black", linewidth=0.7)
+        axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.set_yticks(range(len(rows)), [f"{row.a} - {row.b}, {row.decoder}" for row in rows.itertuples()])
         axes.set_xlabel(f"difference in {table.measure.iloc[0]} (points); thick: these speakers, thin: new ones, 95 %")
         handles = [plt.Line2D([], [], color=colour, marker="o", markersize=4) for colour in colours.values()]
@@ -220,9 +221,10 @@ def sweep(table: pd.DataFrame, chosen: Mapping[str, float]) -> Figure:
                 place = list(part.columns).index(chosen["lm_weight"]), list(part.index).index(chosen["word_bonus"])
                 axes.add_patch(plt.Rectangle(place, 1, 1, fill=False, edgecolor="red", linewidth=2))
             axes.set_title(f"beam {size}", loc="left")
-            axes.set_xlabel("weight of the language model")
+            axes.set_xlabel("")
             axes.set_ylabel("word bonus (nats)" if axes is panels[0, 0] else "")
             axes.tick_params(left=False, bottom=False, labelrotation=0)
+        figure.supxlabel("weight of the language model; in the cells: WER (%) on dev speech", fontsize=9)
         return figure
 
 
