@@ -57,11 +57,11 @@ def two_level(a: np.ndarray, b: np.ndarray, rng: np.random.Generator, draws: int
 
 
 def main() -> None:
-    """Measure, print, and write outputs/benchmarks/coverage.json."""
+    """Measure, print, and write outputs/benchmarks/compare.json."""
     rng = np.random.default_rng(1)
     counts = dict.fromkeys(("these", "new_t", "new_bootstrap", "false_alarm", "false_alarm_new", "family"), 0)
     counts |= {"two_recipes": 0, "two_recipes_by_utterances_alone": 0}
-    with progress(SIMULATIONS, "coverage", "simulation") as bar:
+    with progress(SIMULATIONS, "comparisons", "simulation") as bar:
         for _ in range(SIMULATIONS):
             gains = GAIN + SPREAD * rng.standard_normal(SPEAKERS)
             a, b = drawn(rng, gains)
@@ -88,7 +88,7 @@ def main() -> None:
     print(json.dumps(result, indent=1))
     folder = root() / "outputs" / "benchmarks"
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "coverage.json", result)
+    write_json(folder / "compare.json", result)
 
 
 if __name__ == "__main__":
