@@ -75,15 +75,20 @@ def seeds(*right):
 
 
 def test_a_difference_must_stand_out_from_how_much_seeds_differ():
-    """Against the same system: 59 and 59 points more is one thing, 59 and 1 another; t with one degree of freedom."""
+    """Against the same system: 60 and 59 points more is one thing, 60 and 1 another; t with one degree of freedom.
+
+    Seeds are not taken to differ by less than one utterance in the 100.
+    """
     b = system({"A": [0] * 100})
     alike = compare.compare({"a": seeds([1] * 60 + [0] * 40, [1] * 59 + [0] * 41), "b": b}, against="b")[0]
     assert (alike.seeds, alike.agreeing_seeds, alike.verdict) == (2, 2, "better")
-    assert alike.seeds_p == pytest.approx(2 * student.sf(59.5 / 0.5, 1))
+    assert alike.seeds_p == pytest.approx(2 * student.sf(59.5 / 2**-0.5, 1))
     apart = compare.compare({"a": seeds([1] * 60 + [0] * 40, [1] + [0] * 99), "b": b}, against="b")[0]
     assert apart.holm_p < 0.001
     assert (apart.agreeing_seeds, apart.verdict) == (2, "no difference shown")
     assert f"p = {apart.seeds_p:.2g} for another training" in apart.text
+    equal = compare.compare({"a": seeds([1] * 30 + [0] * 70, [1] * 30 + [0] * 70), "b": b}, against="b")[0]
+    assert equal.seeds_p == pytest.approx(2 * student.sf(30 / 2**-0.5, 1))  # and not 0
 
 
 def test_systems_of_unequal_numbers_of_seeds():

@@ -170,7 +170,7 @@ class _Pair:
     def verdict(self, holm_p: float, new_p: float, family: int) -> Verdict:
         """What is to be said, `family` being the number of pairs in question."""
         count, runs = len(self.groups), self._runs()
-        seeds, seeds_p = len(runs), of_runs(runs)
+        seeds, seeds_p = len(runs), of_runs(runs, 1 / self.size.sum())
         agreeing = int((runs * self.difference > 0).sum())
         these, new = self._these(), self._new()
         good = self.difference > 0 if self.measure == "wra" else self.difference < 0

@@ -67,17 +67,18 @@ def flipped(parts: np.ndarray, rng: np.random.Generator) -> float:
     return (1 + beyond) / (1 + FLIPS)
 
 
-def of_runs(differences: np.ndarray) -> float:
+def of_runs(differences: np.ndarray, least: float = 0.0) -> float:
     """Two-sided p of Student's t over the differences of several trainings; not a number with one.
 
     Other utterances are one reason why a difference might not come again, another training is another: two seeds
-    of one recipe do differ.
+    of one recipe do differ. They are not taken to differ by less than `least`, what one utterance makes: that two have
+    the same number of words right is no sign that all trainings would.
     """
     from scipy.stats import t as student
 
     if len(differences) < 2:
         return float("nan")
-    spread = differences.std(ddof=1) / np.sqrt(len(differences))
-    if not spread:
-        return 0.0 if differences.any() else 1.0
+    if not differences.any():
+        return 1.0
+    spread = max(differences.std(ddof=1), least) / np.sqrt(len(differences))
     return float(2 * student.sf(abs(differences.mean()) / spread, len(differences) - 1))
