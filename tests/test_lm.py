@@ -133,3 +133,11 @@ def test_an_unknown_word_is_as_likely_as_one_that_was_never_seen():
     model = lm.estimate(sentences(100), 3)
     assert model.logprob("XYLOPHONE", ["DELETE"]) == model.logprob(lm.UNKNOWN, ["DELETE"])
     assert math.isfinite(model.text_logprob("XYLOPHONE"))
+
+
+def test_white_space_other_than_a_blank_is_part_of_a_word(tmp_path):
+    """NeMo writes a piece as the character of its id + 100, and two of these are a new line and a blank to Python."""
+    model = lm.estimate(["\x85 \xa0", "\x85 A"], 2)
+    assert ("\x85", "\xa0") in model.logprobs
+    lm.write(model, tmp_path / "lm.arpa")
+    assert lm.read(tmp_path / "lm.arpa").logprobs.keys() == model.logprobs.keys()

@@ -17,7 +17,7 @@ def test_a_teachers_scores_are_those_of_the_model_itself(taught, corpus):
 def test_every_decoder_and_speaker_is_scored(taught):
     folder = scores.scores(taught, "M04")
     found = json.loads((folder / "scores.json").read_text())
-    assert list(found["decoders"]) == ["greedy", "lexicon", "attention"]
+    assert list(found["decoders"]) == ["greedy", "lexicon", "beam", "attention"]
     for one in found["decoders"].values():
         assert set(one["by"]["speaker"]) == {"M04", "M08", "M10"}
     assert (folder / "evaluation_attention.json").is_file()

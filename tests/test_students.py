@@ -224,13 +224,15 @@ def test_a_speechbrain_student_cannot_be_a_nemo_file(taught, tmp_path):
 
 def test_a_student_stands_beside_baseline_and_control(variant):
     table = results.beside(variant("ctc_kd"), variant("hard"), 1)
-    assert list(table.index) == ["baseline", "hard", "ctc_kd"]
-    assert table.loc["baseline", "greedy"] == 0  # trained for 15 steps
-    whole = results.fold(variant("ctc_kd"), ["hard", "ctc_kd"], [1])
+    assert list(table.index) == ["greedy", "lexicon", "beam"]
+    columns = [("held out", name) for name in ("baseline", "hard", "ctc_kd")] + [("dev", "hard"), ("dev", "ctc_kd")]
+    assert list(table.columns) == columns
+    assert table.loc["greedy", ("held out", "baseline")] == 0  # trained for 15 steps
+    whole = results.fold(results.folders(variant("ctc_kd"), ["hard", "ctc_kd"], [1]))
     assert [name for name, _ in whole.index] == ["baseline", "hard", "ctc_kd", "hard", "ctc_kd"]
     assert ("hard", "mean") in whole.index
     with pytest.raises(UserError, match=r"no scores there; train this student with: make compare VARIANTS=two_stage"):
-        results.fold(variant("ctc_kd"), ["two_stage"], [9])
+        results.folders(variant("ctc_kd"), ["two_stage"], [9])
 
 
 def test_a_control_of_other_steps_is_none(variant):

@@ -44,7 +44,7 @@ class NGrams:
 
     def text_logprob(self, text: str) -> float:
         """log10 P of a whole text, its end included."""
-        words = [BEGIN, *text.split(), END]
+        words = [BEGIN, *(word for word in text.split(" ") if word), END]
         return sum(self.logprob(word, words[:index]) for index, word in enumerate(words) if index)
 
     def _logprob(self, word: str, context: Gram) -> float:
@@ -104,7 +104,7 @@ def read(path: Path) -> NGrams:
     backoffs: dict[Gram, float] = {}
     order = 0
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
         for line in lines:
             if line.endswith("-grams:"):
                 order = int(line[1 : line.index("-")])
@@ -146,7 +146,7 @@ def _counts(texts: Iterable[str], order: int) -> list[Counter[Gram]]:
     """How often each n-gram occurs, by its size; texts begin and end with their marks."""
     counts: list[Counter[Gram]] = [Counter() for _ in range(order)]
     for text in texts:
-        words = [BEGIN, *text.split(), END]
+        words = [BEGIN, *(word for word in text.split(" ") if word), END]  # other white space may be part of a word
         if marks := {BEGIN, END, UNKNOWN} & set(words[1:-1]):
             raise UserError(f"language model: the text {text!r} holds the mark {marks.pop()}; remove it")
         for size in range(1, order + 1):
