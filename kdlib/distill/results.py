@@ -14,9 +14,9 @@ import pandas as pd
 
 from kdlib.distill import ensembles, ingredients, students
 from kdlib.errors import UserError
-from kdlib.evaluate import compare
+from kdlib.evaluate import compare, findings
 from kdlib.evaluate.baseline import baseline
-from kdlib.evaluate.compare import Verdict
+from kdlib.evaluate.findings import Verdict
 from kdlib.evaluate.score import read_hypotheses
 from kdlib.params import Params, load
 from kdlib.settings import Scoring
@@ -176,7 +176,7 @@ def main(
     if not rows:
         print("No two of these were decoded in the same way: there is nothing to compare.")
         return
-    table = compare.table([one for _, one in rows])
+    table = findings.table([one for _, one in rows])
     table.insert(2, "decoder", [decoder for decoder, _ in rows])
     print(table.drop(columns="measure").to_string(index=False))
     print("Holm's correction is over the pairs of a decoder.")
@@ -184,7 +184,7 @@ def main(
         if one.b != BASELINE:
             print(f"{decoder}: {one.text}")
     with writing(out / "verdicts.csv") as hidden:
-        compare.frame([one for _, one in rows]).assign(decoder=[decoder for decoder, _ in rows]).to_csv(
+        findings.frame([one for _, one in rows]).assign(decoder=[decoder for decoder, _ in rows]).to_csv(
             hidden, index=False
         )
     figures.save(figures.differences(table), out, "differences")

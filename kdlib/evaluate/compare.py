@@ -14,7 +14,6 @@ import argparse
 import itertools
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,45 +21,13 @@ import pandas as pd
 
 from kdlib.errors import UserError, nearest
 from kdlib.evaluate import answers
+from kdlib.evaluate.findings import OPEN, Verdict, frame, table
 from kdlib.evaluate.score import fold_words
-from kdlib.evaluate.statistics import LEVEL, MOST_FOLDS, flipped, folds_needed, holm, of_runs
+from kdlib.evaluate.statistics import LEVEL, flipped, folds_needed, holm, of_runs
 
 MEASURES = ("wra", "wer")
 DRAWS = 2_000  # of the bootstrap
 SEVERAL_MICROPHONES = r"^(C?[FM]\d{2}_B\d_\w+)_M[2-8]$"  # UA-Speech's names
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """System `a` minus system `b`. Shares, not per cent; `*_p` are two-sided."""
-
-    a: str
-    b: str
-    measure: str
-    a_value: float  # mean over speakers
-    b_value: float
-    difference: float
-    these_low: float  # 95 %, of these speakers
-    these_high: float
-    new_low: float  # 95 %, of new speakers; not a number with one
-    new_high: float
-    utterances: int
-    speakers: int
-    seeds: int
-    agreeing_seeds: int
-    seeds_p: float  # of another training, by Student's t over seeds; not a number with one
-    fixed: float  # utterances that a has right and b has not, mean over seeds
-    broken: float
-    p: float  # of these speakers
-    holm_p: float
-    mcnemar_p: float  # of one seed; not a number with several
-    speakers_p: float  # by flipping the speakers' signs, after Holm's correction
-    wilcoxon_p: float
-    least_p: float  # that so many speakers can reach
-    verdict: str  # "better", "worse", "no difference shown"
-    new_speakers: str  # the same of new speakers
-    folds_needed: int | None  # to decide it for new speakers; None: more than can be asked for, or not known
-    text: str
 
 
 def compare(
@@ -111,28 +78,6 @@ def collected(
     return table
 
 
-def table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    """Verdicts for reading, in per cent: one row a pair."""
-    rows = []
-    for one in verdicts:
-        rows.append(
-            {
-                "a": one.a,
-                "b": one.b,
-                "measure": one.measure.upper(),
-                "a %": _percent(one.a_value),
-                "b %": _percent(one.b_value),
-                "difference": f"{100 * one.difference:+.1f}",
-                "these speakers": _range(one.these_low, one.these_high),
-                "new speakers": _range(one.new_low, one.new_high),
-                "n": f"{one.utterances} x {one.speakers} sp. x {one.seeds} seed{'s' * (one.seeds > 1)}",
-                "Holm p": f"{one.holm_p:.2g}",
-                "verdict": one.verdict,
-            }
-        )
-    return pd.DataFrame(rows)
-
-
 class _Pair:
     """Two systems on the utterances that both have heard."""
 
@@ -175,11 +120,11 @@ class _Pair:
         these, new = self._these(), self._new()
         good = self.difference > 0 if self.measure == "wra" else self.difference < 0
         sure = holm_p < LEVEL and (seeds == 1 or seeds_p < LEVEL)
-        word = ("better" if good else "worse") if sure else "no difference shown"
-        for_new = word if sure and new_p < LEVEL and new[0] * new[1] > 0 else "no difference shown"
-        needed = None if for_new != "no difference shown" else folds_needed(self.by_speaker, LEVEL / family)
+        word = ("better" if good else "worse") if sure else OPEN
+        for_new = word if sure and new_p < LEVEL and new[0] * new[1] > 0 else OPEN
+        needed = None if for_new != OPEN else folds_needed(self.by_speaker, LEVEL / family)
         fixed, broken = self._changed()
-        found = Verdict(
+        return Verdict(
             self.a,
             self.b,
             self.measure,
@@ -203,9 +148,7 @@ class _Pair:
             word,
             for_new,
             needed,
-            "",
         )
-        return Verdict(**asdict(found) | {"text": _in_words(found)})
 
     def _these(self) -> tuple[float, float]:
         """Bootstrap over utterances within speakers. Where no pair parts, what no pair in n can rule out."""
@@ -326,44 +269,6 @@ def _measured(system: pd.DataFrame, order: pd.Series, told: Sequence[str], measu
     return np.array(rows, dtype=float)
 
 
-def _in_words(one: Verdict) -> str:
-    """A verdict as a sentence or three."""
-    words = [
-        f"{one.a} and {one.b}: {one.verdict}"
-        if one.verdict.startswith("no")
-        else f"{one.a} is {one.verdict} than {one.b}",
-        f" ({one.measure.upper()} {100 * one.difference:+.1f} points, for these speakers "
-        f"{_range(one.these_low, one.these_high)}, p = {one.holm_p:.2g}",
-        f"; {one.agreeing_seeds} of {one.seeds} seeds agree, p = {one.seeds_p:.2g} for another training)."
-        if one.seeds > 1
-        else "; of these models: another training may differ).",
-    ]
-    if one.speakers == 1:
-        words.append(" One speaker says nothing of new ones.")
-    elif one.new_speakers == "no difference shown":
-        open_ = "" if one.verdict.startswith("no") else "not shown: "
-        words.append(
-            f" For new speakers {open_}{_range(one.new_low, one.new_high)}, p = {one.speakers_p:.2g} "
-            f"(no less than {one.least_p:.2g} with {one.speakers}); "
-            + (
-                f"some {one.folds_needed} folds like these would decide it."
-                if one.folds_needed
-                else f"no number of folds up to {MOST_FOLDS} would, if they were like these."
-            )
-        )
-    else:
-        words.append(f" For new speakers too: {_range(one.new_low, one.new_high)}, p = {one.speakers_p:.2g}.")
-    return "".join(words)
-
-
-def _percent(share: float) -> float:
-    return round(100 * share, 1)
-
-
-def _range(low: float, high: float) -> str:
-    return "-" if np.isnan(low) else f"{100 * low:+.1f} to {100 * high:+.1f}"
-
-
 def main(arguments: Sequence[str]) -> None:
     """The command: NAME=PATH for each system; a name given twice means further speakers or seeds."""
     parser = argparse.ArgumentParser(description="Compare systems by what they wrote.")
@@ -392,11 +297,6 @@ def main(arguments: Sequence[str]) -> None:
     if asked.out:
         asked.out.mkdir(parents=True, exist_ok=True)
         frame(verdicts).to_csv(asked.out / "verdicts.csv", index=False)
-
-
-def frame(verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    """Verdicts with all that is known of them, one row a pair."""
-    return pd.DataFrame([asdict(one) for one in verdicts])
 
 
 if __name__ == "__main__":
