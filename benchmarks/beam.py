@@ -1,7 +1,7 @@
 """What does beam search cost, and what does it bring? On the embedded sentences, fold M08, hard labels, seed 1.
 
 Peers of the same run, on the same log-probabilities of the held-out speaker, one thread: torchaudio's decoder as it
-stands (its own defaults: beam 50, no limit of tokens, one spelling a word) with the same words and language model, and
+stands (its own defaults: beam 50, no limit of tokens) with the same words and language model, and
 NeMo's `beam_batch` with an n-gram model of pieces. This repository's settings are those chosen on the dev speaker; of
 NeMo's weights the one that is best on the held-out speaker itself is shown, which flatters it.
 """
@@ -107,7 +107,6 @@ def main() -> None:
         forms = {
             "greedy": lambda some: [tokens.decode(ids) for ids in greedy(some, BLANK)],
             "words": words,
-            "words, once spelt": Once(tokens, prepare.lexicon(params), arpa, setting),
             "words, no language model": words.at(Setting(0.0, setting.word_bonus, setting.size)),
             "pieces": Beam(tokens, None, pieces, setting),
             "torchaudio's defaults": plain(tokens, list(words.words), arpa, setting, folder),
@@ -131,14 +130,6 @@ def main() -> None:
     folder = root() / "outputs" / "benchmarks"
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "beam.json", {"utterances": len(told), "setting": chosen} | result)
-
-
-class Once(Beam):
-    """Without the second spelling that lets a word's last token last."""
-
-    def spellings(self) -> list[tuple[str, list[int]]]:
-        """Each word as it is spelt."""
-        return [(word, ids) for word, spelt in self.words.items() for ids in spelt]
 
 
 if __name__ == "__main__":

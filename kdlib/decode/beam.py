@@ -142,7 +142,7 @@ class Beam:
 
     def spellings(self) -> list[tuple[str, list[int]]]:
         """Words with their token ids, as flashlight's lexicon takes them."""
-        return [(word, ids) for word, spelt in self.words.items() for one in spelt for ids in held(one)]
+        return [(word, ids) for word, spelt in self.words.items() for ids in spelt]
 
     def _loaded(self):
         """KenLM's n-grams, without what it draws on the terminal while it reads them; nothing without a file."""
@@ -182,17 +182,6 @@ def _spelt(words: Words, tokens: Tokens) -> dict[str, list[list[int]]]:
         for word in normalise(entry).split():
             texts.setdefault(word, set()).update(several if " " not in entry.strip() else [word])
     return {word: sorted(tokens.encode(text) for text in some) for word, some in sorted(texts.items())}
-
-
-def held(ids: Sequence[int]) -> list[list[int]]:
-    """The spellings under which flashlight finds a word whose last token may last several frames.
-
-    It leaves a word with the first frame of its last token, and has no way to stay on it: a second spelling does.
-
-    >>> held([7, 8])
-    [[7, 8], [7, 8, 8]]
-    """
-    return [list(ids), [*ids, ids[-1]]]
 
 
 def in_pieces(texts: Iterable[str], tokens: Tokens) -> list[str]:
