@@ -64,9 +64,9 @@ def jobs(stem, held_out):
 
 
 def needs_teachers(variant):
-    """Whether a variant learns from teachers that 02 and 03 make."""
+    """Whether a variant learns from teachers that 02 and 03 make: those of fewer labels are its own."""
     params = kd.load(RECIPE, FOLDS[0], variant=variant)
-    return params.distill.taught and params.teacher.backbone != "students"
+    return params.distill.taught and params.teacher.backbone != "students" and params.labels == FIRST.labels
 
 
 def teaching(wildcards):

@@ -57,6 +57,9 @@ class Params(Strict):
     uaspeech: UASpeech = UASpeech()
     torgo: Torgo = Torgo()
     blocks: Blocks = Blocks()
+    label_fraction: float = Field(1.0, gt=0, le=1)  # of each speaker's training utterances, whose transcripts are known
+    label_by: Literal["utterance", "word"] = "utterance"  # which: utterances, or all utterances of some words
+    hear_held_out: bool = False  # its training blocks too, without transcripts: no strict leave-one-speaker-out
     synthetic: Synthetic = Synthetic()
     pretrained: Literal["shipped", "controls", "from_corpus", "nemo"] = "shipped"
     nemo_model: str = "nvidia/stt_en_conformer_ctc_small"  # a model's name, or the path of a .nemo file
@@ -90,6 +93,28 @@ class Params(Strict):
     def fold_folder(self) -> Path:
         """Where the artefacts live that depend on the held-out speaker."""
         return self.folder / self.held_out
+
+    @property
+    def label_folder(self) -> Path:
+        """Where the artefacts live that depend on whose transcripts are known."""
+        return self.fold_folder / self.labels if self.labels else self.fold_folder
+
+    @property
+    def labels(self) -> str:
+        """A name for what may be learnt from; empty where it is every transcript of the training speakers.
+
+        >>> load("params/demo.yaml", "M08", overrides={"label_fraction": 0.2, "label_by": "word"}).labels
+        'labels-20-by-word'
+        """
+        named = []
+        if self.label_fraction < 1:
+            named += [f"labels-{100 * self.label_fraction:g}", *(["by-word"] if self.label_by == "word" else [])]
+        return "-".join(named + ["with-held-out"] * self.hear_held_out)
+
+    @property
+    def with_all_labels(self) -> "Params":
+        """The same, every transcript being known: for what is scored, never for what is trained."""
+        return self.model_copy(update={"label_fraction": 1.0, "hear_held_out": False})
 
 
 def located(name: str) -> Path:
@@ -222,9 +247,9 @@ def _check_losses(params: Params, recipe: str) -> None:
     """What cannot be learnt, or not so."""
     settings = params.distill
     if not settings.taught and not settings.beta:
-        raise UserError(f"{recipe}: distill: alpha, beta, gamma and pseudo.weight are all 0: nothing would be learnt")
+        raise UserError(f"{recipe}: distill: alpha, beta, gamma and all other weights are 0: nothing would be learnt")
     switched = params.student.backbone == "nemo" and params.teacher.backbone == "sb" and not settings.allow_decoder_kd
-    by_frame = settings.taught and (settings.heads != "decoder" or settings.gamma or switched)
+    by_frame = settings.by_frame and (settings.heads != "decoder" or settings.gamma or switched)
     if params.student.augment == "mask_and_tempo" and by_frame:
         raise UserError(
             f"{recipe}: student.augment is 'mask_and_tempo', but the teachers' outputs by frame are those of the "

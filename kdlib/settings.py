@@ -167,9 +167,19 @@ class Teacher(Conformer):
 class Aggregation(Strict):
     """How the teachers' outputs become one target."""
 
-    method: Literal["logprob_mean", "prob_mean", "weighted_accuracy", "weighted_loss", "best", "own", "same_level"] = (
-        "logprob_mean"
-    )
+    method: Literal[
+        "logprob_mean",
+        "prob_mean",
+        "weighted_accuracy",  # by accuracy on the dev speaker
+        "weighted_loss",  # by the loss of each utterance's reference
+        "weighted_similarity",  # by how much the teacher's speaker sounds like the utterance's
+        "best",
+        "own",
+        "same_level",
+        "attention",  # learnt on the dev speaker: weights by frame
+        "transformer",  # learnt there too: weights by frame, and a correction
+        "auto",  # which of these does best on the dev speaker
+    ] = "logprob_mean"
     missing: Literal["strict", "partial", "all"] = "strict"  # utterances that not every teacher has
     at_least: int = Field(10, ge=1)  # teachers, for "partial"
     encoding: Literal["fp16", "int8"] = "fp16"  # of the stores
@@ -220,8 +230,44 @@ class PseudoLabels(Strict):
     smoothing: float = Field(0.0, ge=0, lt=1)
 
 
+class WordTargets(Strict):
+    """KL between the teachers' and the student's posteriors over the words of the closed lexicon."""
+
+    weight: float = Field(0.0, ge=0)
+    temperature: float = Field(1.0, gt=0)  # divides log-probabilities of whole words
+    shortlist: int = Field(0, ge=0)  # words an utterance, those that the teachers find likeliest; 0: the whole lexicon
+    sampled: int = Field(0, ge=0)  # with a shortlist: random words beside, a batch
+
+
+class SequenceTargets(Strict):
+    """What the teachers take an utterance for, as CTC's and the decoder's reference."""
+
+    weight: float = Field(0.0, ge=0)
+    nbest: int = Field(1, ge=1)  # hypotheses an utterance, weighted by their shares
+    over: Literal["lexicon", "greedy", "beam"] = "lexicon"  # words, or any text
+    confidence: float = Field(0.0, ge=0, le=1)  # least share of the best one: below it nothing is taught
+    weigh: bool = True  # an utterance counts as much as its hypotheses' shares
+
+
+class Occupancy(Strict):
+    """KL by frame against where teachers put the reference's tokens; without one, those of a word they are sure of."""
+
+    weight: float = Field(0.0, ge=0)
+    confidence: float = Field(0.5, ge=0, le=1)  # least share of a word that stands for a missing reference
+
+
+class Intermediate(Strict):
+    """A CTC head on a layer within the encoder, which learns from references and from the student's own last head."""
+
+    weight: float = Field(0.0, ge=0)
+    layer: int = Field(2, ge=1)
+
+
 class Distill(Strict):
-    """What the student's loss is made of: alpha x teachers + beta x references + gamma x the teachers' encodings."""
+    """What the student's loss is made of: alpha x teachers + beta x references + gamma x the teachers' encodings.
+
+    Beside KL by frame (alpha) stand other kinds of targets, each with a weight of its own.
+    """
 
     alpha: float = Field(0.5, ge=0)
     alpha_end: float | None = Field(None, ge=0)  # at the end of training, straight from alpha
@@ -239,13 +285,28 @@ class Distill(Strict):
     best_shift: int = Field(0, ge=0)  # frames by which targets may be moved to fit the student's spikes
     first_token: Literal["keep", "no_specials", "skip"] = "keep"  # of the decoder's targets
     pseudo: PseudoLabels = PseudoLabels()
+    words: WordTargets = WordTargets()
+    sequence: SequenceTargets = SequenceTargets()
+    occupancy: Occupancy = Occupancy()
+    ctc_smoothing: float = Field(0.0, ge=0, lt=1)  # of the references of CTC: towards equal tokens in every frame
+    intermediate: Intermediate = Intermediate()
     control: str = "hard"  # the variant of the same student and steps without teachers
     allow: Names = ()  # preflight checks that may refuse without stopping the run
 
     @property
     def taught(self) -> bool:
         """Whether teachers have a say, or the references alone."""
-        return any([self.alpha, self.alpha_end, self.gamma, self.pseudo.weight])
+        return any([self.by_frame, self.words.weight, self.sequence.weight])
+
+    @property
+    def by_frame(self) -> bool:
+        """Whether something is taught frame by frame, or step by step."""
+        return any([self.alpha, self.alpha_end, self.gamma, self.pseudo.weight, self.occupancy.weight])
+
+    @property
+    def plain(self) -> bool:
+        """Whether the references alone are learnt, and nothing else is done."""
+        return not (self.taught or self.ctc_smoothing or self.intermediate.weight)
 
 
 class Group(Strict):

@@ -99,7 +99,7 @@ class Corpus:
     @property
     def lexicon(self) -> list[str]:
         """All distinct transcripts, sorted: the closed vocabulary of an isolated-word corpus."""
-        return sorted({utt.text for utt in self})
+        return sorted({utt.text for utt in self if utt.text})
 
     def where(self, keep: Callable[[Utterance], bool]) -> list[Utterance]:
         """The utterances that `keep` says yes to."""

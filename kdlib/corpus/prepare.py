@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from kdlib import stage
-from kdlib.corpus import audio, manifest, synthetic, torgo, uaspeech
+from kdlib.corpus import audio, labels, manifest, synthetic, torgo, uaspeech
 from kdlib.corpus.manifest import Corpus, Problem, Reading, Utterance
 from kdlib.corpus.speakers import people
 from kdlib.errors import UserError
@@ -60,9 +60,9 @@ def made(params: Params) -> Path:
 
 
 def load(params: Params) -> Corpus:
-    """The checked corpus; made first where it is not there yet."""
+    """The checked corpus, without the transcripts that the recipe denies; made first where it is not there yet."""
     corpus = manifest.read(made(params) / "manifest.csv", _data_folder(params, params.folder / "corpus"))
-    return replace(corpus, people=people(params, corpus.speakers))
+    return labels.known(replace(corpus, people=people(params, corpus.speakers)), params)
 
 
 def lexicon(params: Params) -> list[str]:

@@ -106,11 +106,12 @@ def evenly(ordered: Sequence[str], at_most: int | None) -> list[str]:
 class Splits:
     """A fold's utterances by what they may be used for."""
 
-    train: list[Utterance]
+    train: list[Utterance]  # whose transcripts are known
     dev: list[Utterance]
     test: list[Utterance]
     controls: list[Utterance]
     train_words: frozenset[str]
+    unlabelled: list[Utterance]  # speech to learn from without transcripts: their texts are empty
 
     def seen(self, utt: Utterance) -> bool:
         """Whether the word of an utterance was heard in training."""
@@ -142,7 +143,17 @@ def split(corpus: Corpus, params: Params) -> Splits:
             f"{corpus.source}: no training speaker is left: {held_out} is held out, {fold.dev} is the dev "
             f"speaker, {', '.join(fold.exclude) or 'nobody'} excluded"
         )
-    train = corpus.where(lambda utt: utt.speaker in trained and in_blocks(utt, blocks.train))
+    heard = corpus.where(lambda utt: utt.speaker in trained and in_blocks(utt, blocks.train))
+    train = [utt for utt in heard if utt.text]
+    unlabelled = [utt for utt in heard if not utt.text]
+    if params.hear_held_out:
+        more = corpus.where(lambda utt: utt.speaker == held_out and in_blocks(utt, blocks.train) and not utt.text)
+        if not more:
+            raise UserError(
+                f"{corpus.source}: hear_held_out: {held_out} says nothing in the training blocks "
+                f"{', '.join(blocks.train)} that is not test speech; leave it out"
+            )
+        unlabelled += more
     dev = corpus.where(lambda utt: utt.speaker == fold.dev and tested(utt, blocks.test))
     test = corpus.where(lambda utt: utt.speaker == held_out and tested(utt, blocks.test))
     for name, utterances, asked in (
@@ -158,7 +169,7 @@ def split(corpus: Corpus, params: Params) -> Splits:
                 f"there are {', '.join(has)}"
             )
     controls = corpus.where(lambda utt: corpus.is_control(utt.speaker))
-    return Splits(train, dev, test, controls, frozenset(utt.text for utt in train))
+    return Splits(train, dev, test, controls, frozenset(utt.text for utt in train), unlabelled)
 
 
 def in_blocks(utt: Utterance, blocks: tuple[str, ...]) -> bool:

@@ -70,13 +70,13 @@ class Beam:
                 raise UserError("beam search needs a word: none was given")
             ids = sorted({index for spelt in self.words.values() for one in spelt for index in one})
         self.columns = [tokens.blank, *ids]
-        self._decoder = self._ngrams = None
+        self._decoder = self._ngrams = self._several = None
 
     def at(self, setting: Setting) -> "Beam":
         """The same search with another setting."""
         self._ngrams = self._loaded()  # read once for all of them
         other = copy.copy(self)
-        other.setting, other._decoder = setting, None
+        other.setting, other._decoder, other._several = setting, None, None
         return other
 
     def __call__(self, outputs: Outputs) -> list[str]:
@@ -96,6 +96,25 @@ class Beam:
         """The best text of each utterance."""
         return [self._text(one) for one in emissions]
 
+    def nbest(self, outputs: Outputs, count: int) -> list[list[tuple[list[int], float]]]:
+        """The best texts of every utterance as token ids, with their shares among at least five that were found."""
+        if self._several is None or self._several[0] < count:
+            self._several = max(count, 5), self._built(max(count, 5))
+        return [self._ranked(one)[:count] for one in self.emissions(outputs)]
+
+    def _ranked(self, emission: "torch.Tensor") -> list[tuple[list[int], float]]:
+        found: dict[tuple[int, ...], float] = {}
+        for one in self._several[1](emission[None])[0] if len(emission) else ():
+            ids = self.tokens.encode(" ".join(one.words)) if self.words is not None else self._ids(one)
+            if ids:
+                found[tuple(ids)] = np.logaddexp(found.get(tuple(ids), -np.inf), one.score)
+        total = np.logaddexp.reduce(list(found.values())) if found else 0.0
+        ordered = sorted(found.items(), key=lambda one: (-one[1], one[0]))
+        return [(list(ids), float(np.exp(score - total))) for ids, score in ordered]
+
+    def _ids(self, found) -> list[int]:
+        return [self.columns[index] for index in found.tokens.tolist() if index < len(self.columns)]
+
     def _text(self, emission: "torch.Tensor") -> str:
         if not len(emission):
             return ""
@@ -104,9 +123,7 @@ class Beam:
             return ""
         if self.words is not None:
             return " ".join(found[0].words)
-        return self.tokens.decode(
-            self.columns[index] for index in found[0].tokens.tolist() if index < len(self.columns)
-        )
+        return self.tokens.decode(self._ids(found[0]))
 
     @property
     def _search(self):
@@ -114,7 +131,7 @@ class Beam:
             self._decoder = self._built()
         return self._decoder
 
-    def _built(self):
+    def _built(self, nbest: int = 1):
         from torchaudio.models.decoder import ctc_decoder
 
         names = [*(str(index) for index in self.columns), NEVER]  # ids: pieces may hold marks that files cannot
@@ -130,6 +147,7 @@ class Beam:
                 tokens=names,
                 lm=self._ngrams,
                 lm_dict=str(spoken),
+                nbest=nbest,
                 beam_size=self.setting.size,
                 beam_size_token=min(self.tokens_at_once, len(names)),
                 beam_threshold=self.threshold,

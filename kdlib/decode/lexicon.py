@@ -4,7 +4,8 @@ P(word | frames) sums over all alignments (Graves et al. 2006) and over all of t
 token sequences exclude each other; the posterior is P(word | frames) over the sum of all words'.
 """
 
-from collections.abc import Iterable, Mapping
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,19 @@ class Lexicon:
         self._first = np.cumsum([0, *(len(spelt[word]) for word in self.words)])[:-1]  # of each word's spellings
         self._trie = Trie(self.sequences, tokens.blank)
 
+    def among(self, places: Sequence[int]) -> "Lexicon":
+        """A lexicon of some of the words, named by their places in `words`, which are to be in order."""
+        from kdlib.decode.trie import Trie
+
+        part = copy.copy(self)
+        bounds = [*self._first, len(self.sequences)]
+        chosen = [self.sequences[bounds[place] : bounds[place + 1]] for place in places]
+        part.words = [self.words[place] for place in places]
+        part.sequences = [ids for spelt in chosen for ids in spelt]
+        part._first = np.cumsum([0, *map(len, chosen)])[:-1]
+        part._trie = Trie(part.sequences, self._trie.blank)
+        return part
+
     def scores(self, outputs: Outputs) -> "torch.Tensor":
         """[B, W]: the log-probability of every word; -inf where it needs more frames than there are."""
         import torch
@@ -64,6 +78,31 @@ class Lexicon:
         if len(self.sequences) == len(self.words):
             return scores
         return torch.from_numpy(np.logaddexp.reduceat(scores.cpu().numpy(), self._first, axis=1)).to(scores)
+
+    def differentiated(
+        self, outputs: Outputs, of: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    ) -> "tuple[list[int], torch.Tensor]":
+        """The tokens that occur, and by their logits [B, T, C] the gradient of a function of the words' scores.
+
+        `of` is given scores [b, W], each utterance's up to a constant, and which utterances they are [b], and returns
+        its derivatives by the scores. The constant is what the frames' normalisers come to: a function that does not
+        depend on it, such as one of the posterior, has no gradient by other tokens' logits.
+        """
+        import torch
+
+        logits = outputs.ctc_logits.detach()[..., self._trie.columns].double().cpu().numpy()
+
+        def of_sequences(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
+            if len(self.sequences) == len(self.words):
+                return of(scores, rows)
+            words = np.logaddexp.reduceat(scores, self._first, axis=1)
+            times = np.diff([*self._first, len(self.sequences)])
+            with np.errstate(invalid="ignore"):
+                shares = np.nan_to_num(np.exp(scores - np.repeat(words, times, 1)))
+            return np.repeat(of(words, rows), times, 1) * shares
+
+        found = self._trie.differentiated(logits, outputs.lengths.cpu().numpy(), of_sequences)
+        return self._trie.columns, torch.from_numpy(found)
 
     def posterior(self, outputs: Outputs) -> "torch.Tensor":
         """[B, W]: the probability of every word among those of the lexicon; zeros where no word fits."""

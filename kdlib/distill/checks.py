@@ -166,6 +166,29 @@ def check_aggregate(texts: Sequence[str], references: Sequence[str]) -> Check:
     return Check("target", WARN if empty > 0.3 or distinct < wanted / 4 else PASS, said)
 
 
+def check_guessed(found: Sequence[tuple[float, bool]], confidence: float, over: str) -> Check:
+    """Texts that stand for references: how many are taught, and how many of these are right (share, right)."""
+    taught = [right for share, right in found if share >= confidence]
+    right = sum(taught) / max(1, len(taught))
+    said = (
+        f"over {over}, of labelled speech, {100 * len(taught) / len(found):.0f} % of the texts pass the confidence "
+        f"{confidence:g}, and {100 * right:.0f} % of these are right (the teachers were trained on some of them)"
+    )
+    if not taught:
+        return Check("texts", REFUSE, f"{said}: nothing would be taught; lower distill.sequence.confidence")
+    return Check("texts", WARN if right < 0.5 else PASS, said)
+
+
+def check_strict(held_out: str, heard: int) -> Check:
+    """Whose speech is heard, even without transcripts, is no new speaker."""
+    return Check(
+        "strictness",
+        WARN,
+        f"{held_out}'s training blocks are heard without transcripts (of {heard} such utterances): what comes out is "
+        "adapted to the speaker, and no leave-one-speaker-out result",
+    )
+
+
 def check_right(target: float, student: float | None) -> Check:
     """What a target writes wrong contradicts the references; what the student knows already it need not be taught."""
     said = f"greedily the target writes {100 * target:.0f} % of the sample as the references do"

@@ -9,16 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdlib.corpus import audio, prepare
+from kdlib.corpus import audio, labels, prepare
 from kdlib.corpus.manifest import Utterance
 from kdlib.corpus.speakers import split
+from kdlib.decode.beam import Beam, Setting
+from kdlib.decode.lexicon import Lexicon
 from kdlib.errors import UserError
+from kdlib.evaluate import panels
 from kdlib.models import nemo, vocabulary
 from kdlib.models.pretrain import fits, heard, pretrained
 from kdlib.params import Params, located
 from kdlib.stage import read_json
-from kdlib.teachers import adapt, extract, scores, targets
+from kdlib.teachers import adapt, extract, hypotheses, scores, targets
 from kdlib.teachers.ensemble import Ensemble
+from kdlib.teachers.hypotheses import Hypotheses
 from kdlib.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -34,7 +38,15 @@ CODE = (
     "train.py",
     *BUILT,
 )
-CODE += ("models/augment.py", "decode/greedy.py", "tokens.py", "corpus/audio.py", *targets.CODE)
+CODE += (
+    "models/augment.py",
+    "decode/greedy.py",
+    "tokens.py",
+    "corpus/audio.py",
+    *targets.CODE,
+    *hypotheses.CODE,
+    *labels.CODE,
+)
 CODE += ("teachers/adapt.py", "models/pretrain.py")  # what is set aside, and what fits into its frames
 LATEST = "latest.safetensors"
 
@@ -68,7 +80,7 @@ def place(params: Params, seed: int) -> Path:
 def depends(params: Params) -> dict:
     """What of the recipe a student depends on; the teachers' part only where they have a say."""
     taught = params.distill.taught
-    hard = {"beta", "heads", "ctc_weight", "label_smoothing"}
+    hard = {"beta", "heads", "ctc_weight", "label_smoothing", "ctc_smoothing", "intermediate"}
     found = {
         "student": params.student.model_dump(
             mode="json", exclude={"accelerator"} if params.student.keep > 1 else {"accelerator", "keep"}
@@ -80,8 +92,12 @@ def depends(params: Params) -> dict:
         "held_out": params.held_out,
         "blocks": params.blocks.model_dump(mode="json"),
     }
+    if params.labels:
+        found["labels"] = labels.record(params)
     if taught:
         found["aggregation"] = params.aggregation.model_dump(mode="json")
+    if beams(params):
+        found["search"] = params.search.model_dump(mode="json")
     if params.student.backbone == "sb":
         found["shape"] = _shape(params)
     if params.fold.dev is None:
@@ -127,12 +143,15 @@ def material(params: Params, tokens: Tokens) -> Material:
         apart = adapt.material(splits.train, params.teacher.dev_share, params.seed)
         train, dev = apart.train, apart.dev
     learnt = [utt for utt in train if fits(tokens.encode(utt.text), utt.duration_s)]
+    too_short = len(train) - len(learnt)
+    if params.distill.taught:  # else nothing can be learnt from speech without a transcript
+        learnt += [utt for utt in splits.unlabelled if fits([0], utt.duration_s)]
     if not learnt or not dev:
         raise UserError(
             f"student: {len(learnt)} utterances to learn from and {len(dev)} to choose by; look at fold.dev, "
             "fold.train and blocks"
         )
-    return Material(learnt, dev, len(train) - len(learnt))
+    return Material(learnt, dev, too_short)
 
 
 def first(params: Params, tokens: Tokens, seed: int) -> "Hybrid":
@@ -171,9 +190,37 @@ def ensembles(params: Params) -> dict[str, Ensemble]:
 
 
 def outputs(params: Params) -> tuple[str, ...]:
-    """Which of the teachers' outputs are asked for: those of the heads that learn, and the encodings' with features."""
-    found = ("ctc", "decoder") if params.distill.heads == "both" else (params.distill.heads,)
-    return found if not params.distill.gamma or "ctc" in found else ("ctc", *found)
+    """Which of the teachers' outputs are asked for: those of the heads that learn, and those by frame where needed."""
+    settings = params.distill
+    found = ("ctc", "decoder") if settings.heads == "both" else (settings.heads,)
+    if "ctc" in found or not (settings.gamma or _by_text(params)):
+        return found
+    return ("ctc", *found) if any([settings.alpha, settings.alpha_end, settings.pseudo.weight]) else ("ctc",)
+
+
+def _by_text(params: Params) -> bool:
+    """Whether something is taught by words or texts."""
+    settings = params.distill
+    return any([settings.words.weight, settings.sequence.weight, settings.occupancy.weight])
+
+
+def beams(params: Params) -> bool:
+    """Whether teachers' texts are found by beam search."""
+    return params.distill.sequence.weight > 0 and params.distill.sequence.over == "beam"
+
+
+def guesses(params: Params, found: Mapping[str, Ensemble]) -> Hypotheses | None:
+    """What teachers take utterances for, where that is taught."""
+    if not _by_text(params):
+        return None
+    tokens, words = vocabulary.vocabulary(params), prepare.spellings(params)
+    search = params.search
+    beam = None
+    if beams(params):
+        chosen = Setting(search.lm_weight, search.word_bonus, search.size)
+        listed = None if search.units == "pieces" else words
+        beam = Beam(tokens, listed, panels.language_model(params, tokens), chosen)
+    return Hypotheses(found["ctc"], Lexicon(words, tokens), tokens, beam)
 
 
 def objective(params: Params, model: "Hybrid", found: Mapping[str, Ensemble]) -> "Objective":
@@ -183,7 +230,8 @@ def objective(params: Params, model: "Hybrid", found: Mapping[str, Ensemble]) ->
     width = 0
     if params.distill.gamma:
         width = next(iter(found["ctc"].stores.values())).header.width
-    return Objective(Learner(model, width), params.distill, found)
+    tap = params.distill.intermediate.layer if params.distill.intermediate.weight else 0
+    return Objective(Learner(model, width, tap), params.distill, found, guesses(params, found))
 
 
 def read(utterances: Sequence[Utterance], tokens: Tokens) -> "Batch":

@@ -7,10 +7,14 @@ Losses against references are in `models/supervised.py`.
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import nn
 
+from kdlib.decode.lexicon import Lexicon
+from kdlib.models import Outputs
 from kdlib.models.conformer import mask
+from kdlib.tokens import BLANK
 
 NEVER = -1e4  # a logit that no softmax sees; infinity would make 0 x infinity of it
 AT_ONCE = {"cpu": 2**18, "cuda": 2**24}  # elements in work: what a processor's cache holds, or what keeps a GPU busy
@@ -160,6 +164,118 @@ def pseudo_label(
         logits.float().transpose(1, 2), best, reduction="none", label_smoothing=smoothing
     )
     return (each * counted).sum() / counted.sum().clamp_min(1e-9)
+
+
+class _WordKL(torch.autograd.Function):
+    """Sum of w KL(p || q) over utterances, q the student's posterior over a lexicon's words at a temperature."""
+
+    @staticmethod
+    def forward(
+        ctx,
+        logits: torch.Tensor,
+        lengths: torch.Tensor,
+        lexicon: Lexicon,
+        target: torch.Tensor,
+        weights: torch.Tensor,
+        temperature: float,
+    ) -> torch.Tensor:
+        wanted, counts = target.double().cpu().numpy(), weights.double().cpu().numpy()
+        total = 0.0
+
+        def slopes(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
+            nonlocal total
+            possible = scores > -np.inf  # a word that needs more frames than there are has no part in it
+            q = _softmax(np.where(possible, scores / temperature, -np.inf))
+            p = np.where(possible, wanted[rows], 0.0)
+            there = p.sum(1, keepdims=True)
+            p = np.divide(p, there, out=np.zeros_like(p), where=there > 0)
+            some = p > 0
+            each = np.zeros_like(p)
+            each[some] = p[some] * (np.log(p[some]) - np.log(np.maximum(q[some], 1e-300)))
+            factor = counts[rows, None] * (there > 0)
+            total += float((each * factor).sum())
+            return factor * (q - p) / temperature
+
+        columns, grad = lexicon.differentiated(Outputs(logits, lengths, logits), slopes)
+        ctx.columns, ctx.shape = columns, logits.shape
+        ctx.save_for_backward(grad.to(logits))
+        return logits.new_tensor(total, dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx, upstream: torch.Tensor) -> tuple:
+        (part,) = ctx.saved_tensors
+        grad = part.new_zeros(ctx.shape)
+        grad[..., ctx.columns] = part * upstream.to(part.dtype)
+        return grad, None, None, None, None, None
+
+
+def word_kl(
+    logits: torch.Tensor,
+    lengths: torch.Tensor,
+    lexicon: Lexicon,
+    target: torch.Tensor,
+    weights: torch.Tensor,
+    temperature: float = 1.0,
+) -> torch.Tensor:
+    """Mean KL(teachers || student) of utterances between posteriors over the words of a lexicon, in nats.
+
+    `target` [B, W] is the teachers' posterior at the temperature. The student's follows from the exact CTC probability
+    of every word (all alignments), so where in time a teacher writes does not matter. The loss is multiplied by the
+    square of the temperature, as by frame.
+    """
+    shares = weights.float() * (temperature**2 / weights.sum().clamp_min(1e-9))
+    return _WordKL.apply(logits, lengths, lexicon, target, shares, temperature)
+
+
+def _softmax(scores: np.ndarray) -> np.ndarray:
+    """Of rows, in numpy; zeros where a row is all -inf."""
+    largest = scores.max(1, keepdims=True)
+    powers = np.exp(scores - np.where(np.isfinite(largest), largest, 0.0))
+    return powers / np.maximum(powers.sum(1, keepdims=True), 1e-300)
+
+
+def sequences(
+    logits: torch.Tensor, lengths: torch.Tensor, rows: Iterable[int], ids: list[list[int]], weights: torch.Tensor
+) -> torch.Tensor:
+    """-log P(ids | frames) a token, by CTC, of sequences [N] that stand for utterances `rows` [N], each with a weight.
+
+    It is a mean over the utterances that have a sequence: weights below one make what is unsure count less.
+    """
+    rows = list(rows)
+    flat = nn.utils.rnn.pad_sequence([torch.tensor(one) for one in ids], batch_first=True).to(logits.device)
+    sizes = torch.tensor([len(one) for one in ids], device=logits.device)
+    logprobs = logits.float().log_softmax(-1)[rows].transpose(0, 1)
+    each = nn.functional.ctc_loss(
+        logprobs, flat, lengths[rows], sizes, blank=BLANK, reduction="none", zero_infinity=True
+    )
+    return (each / sizes * weights.to(logits.device)).sum() / max(1, len(set(rows)))
+
+
+def occupancy(logits: torch.Tensor, lengths: torch.Tensor, ids: list[list[int]]) -> torch.Tensor:
+    """P(token at a frame | frames, ids) [B, T, V]: where a model puts the tokens of a text, over all alignments.
+
+    The derivative of log P(ids | frames) by log-probabilities (Graves et al. 2006, eq. 15), which torch gives by
+    logits, as softmax - occupancy. Zeros where the frames cannot hold the text.
+    """
+    with torch.enable_grad():
+        asked = logits.detach().float().requires_grad_()
+        flat = nn.utils.rnn.pad_sequence([torch.tensor(one) for one in ids], batch_first=True).to(asked.device)
+        sizes = torch.tensor([len(one) for one in ids], device=asked.device)
+        logprobs = asked.log_softmax(-1)
+        each = nn.functional.ctc_loss(
+            logprobs.transpose(0, 1), flat, lengths, sizes, blank=BLANK, reduction="none", zero_infinity=False
+        )
+        fits = torch.isfinite(each)
+        (grad,) = torch.autograd.grad(each[fits].sum(), asked) if fits.any() else (torch.zeros_like(asked),)
+    found = (logprobs.detach().exp() - torch.nan_to_num(grad)).clamp(0.0, 1.0)
+    return found * (mask(lengths, logits.shape[1]) & fits[:, None])[..., None]
+
+
+def smoothness(logits: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Mean KL(uniform || student) of rows: what label smoothing adds to CTC."""
+    logprobs = logits.float().log_softmax(-1)
+    each = -logprobs.mean(-1) - float(np.log(logits.shape[-1]))
+    return (each * weights).sum() / weights.sum().clamp_min(1e-9)
 
 
 def features(encoded: torch.Tensor, wanted: torch.Tensor, weights: torch.Tensor, project: nn.Module) -> torch.Tensor:

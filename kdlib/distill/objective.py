@@ -2,8 +2,10 @@
 
 Each term is computed for the heads that learn, the CTC head's share being `ctc_weight` where both do. Weights and the
 temperature may go from one value to another in a straight line over training. Utterances that have no target (their
-teachers are missing) are learnt from the reference alone. Where alpha is 0 no teacher is asked for anything: the
-hard-label run of the same steps and seed is this same code.
+teachers are missing) are learnt from the reference alone, those without a transcript from the teachers alone; every
+term is a mean over the utterances that have it. Beside KL by frame stand posteriors over words, texts, and occupancies,
+each with a weight of its own. Where all weights of teachers are 0 none is asked for anything: the hard-label run of the
+same steps and seed is this same code.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from kdlib.decode.lexicon import Lexicon
 from kdlib.distill import losses
 from kdlib.models import Outputs, supervised
 from kdlib.models.conformer import mask
@@ -19,6 +22,7 @@ from kdlib.models.decoder import teacher_forced
 from kdlib.models.hybrid import Hybrid
 from kdlib.settings import Distill
 from kdlib.teachers.ensemble import Ensemble
+from kdlib.teachers.hypotheses import Hypotheses
 from kdlib.tokens import BLANK, BOS, EOS
 
 
@@ -27,25 +31,36 @@ class Batch(NamedTuple):
 
     wavs: torch.Tensor  # [B, N]
     wav_lens: torch.Tensor  # [B], samples
-    ids: list[list[int]]  # of the references
+    ids: list[list[int]]  # of the references; empty where the transcript is not known
     utt_ids: list[str]
     speakers: list[str]
 
 
 class Learner(nn.Module):
-    """A student, and the projection of its encodings where they are compared with the teachers'."""
+    """A student, and what it has while it learns: a projection of its encodings, a CTC head on a layer within it."""
 
-    def __init__(self, student: Hybrid, features: int = 0) -> None:
+    def __init__(self, student: Hybrid, features: int = 0, tap: int = 0) -> None:
         super().__init__()
         self.student = student
         self.project = nn.Linear(student.encoder.width, features) if features else None
+        self.within = None
+        if tap:
+            student.encoder.tap(tap)
+            self.within = nn.Linear(student.encoder.width, student.heads.size)
 
 
 class Objective:
     """The loss of a batch, at a point of training between 0 and 1."""
 
-    def __init__(self, learner: Learner, settings: Distill, targets: Mapping[str, Ensemble]) -> None:
+    def __init__(
+        self,
+        learner: Learner,
+        settings: Distill,
+        targets: Mapping[str, Ensemble],
+        hypotheses: Hypotheses | None = None,
+    ) -> None:
         self.learner, self.settings, self.targets = learner, settings, targets  # by output: "ctc", "decoder"
+        self.hypotheses = hypotheses
         self.heads = {"both": ("ctc", "decoder")}.get(settings.heads, (settings.heads,))
         both = len(self.heads) == 2
         self.shares = {"ctc": settings.ctc_weight if both else 1.0, "decoder": 1 - settings.ctc_weight if both else 1.0}
@@ -66,10 +81,11 @@ class Objective:
         )
         outputs = self.answer(batch)
         found: dict[str, tuple[float, torch.Tensor]] = {}
+        told = [row for row, ids in enumerate(batch.ids) if ids]
         for head in self.heads:
             share = self.shares[head]
-            if settings.beta:
-                found[head] = settings.beta * share, self._hard(head, outputs, batch)
+            if settings.beta and told:
+                found[head] = settings.beta * share, self._hard(head, outputs, batch, told)
             rows = self._with_target(head, batch) if alpha or settings.pseudo.weight else []
             if not rows:
                 continue
@@ -83,6 +99,10 @@ class Objective:
                     settings.pseudo.weight * share,
                     losses.pseudo_label(logits, plain, weights, **known),
                 )
+        if self.hypotheses and (rows := self._with_target("ctc", batch)):
+            found |= self._words(outputs, batch, rows)
+        if settings.intermediate.weight:
+            found |= self._within(outputs, batch, told)
         if settings.gamma and (rows := self._with_target("ctc", batch)):
             found["features"] = settings.gamma, self._features(outputs, batch, rows)
         return found or {"nothing": (0.0, outputs.ctc_logits.sum() * 0)}  # a batch that no teacher speaks of
@@ -92,10 +112,109 @@ class Objective:
         inputs = teacher_forced(batch.ids)[0].to(batch.wavs.device) if "decoder" in self.heads else None
         return self.learner.student(batch.wavs, batch.wav_lens, inputs)
 
-    def _hard(self, head: str, outputs: Outputs, batch: Batch) -> torch.Tensor:
-        if head == "ctc":
-            return supervised.ctc(outputs, batch.ids)
-        return supervised.cross_entropy(outputs.decoder_logits, batch.ids, self.settings.label_smoothing)
+    def _hard(self, head: str, outputs: Outputs, batch: Batch, told: Sequence[int]) -> torch.Tensor:
+        """The loss of the references, of the rows that have one."""
+        ids = [batch.ids[row] for row in told]
+        whole = len(told) == len(batch.ids)
+        if head == "decoder":
+            logits = outputs.decoder_logits if whole else outputs.decoder_logits[told]
+            return supervised.cross_entropy(logits[:, : max(map(len, ids)) + 1], ids, self.settings.label_smoothing)
+        return self._smoothed(outputs.ctc_logits, outputs.lengths, ids, None if whole else told)
+
+    def _smoothed(
+        self, logits: torch.Tensor, lengths: torch.Tensor, ids: list[list[int]], rows: Sequence[int] | None
+    ) -> torch.Tensor:
+        """CTC of some rows, or all, with its smoothing."""
+        if rows is not None:
+            logits, lengths = logits[rows], lengths[rows]
+        loss, share = supervised.ctc(Outputs(logits, lengths, logits), ids), self.settings.ctc_smoothing
+        if not share:
+            return loss
+        return (1 - share) * loss + share * losses.smoothness(logits, mask(lengths, logits.shape[1]).float())
+
+    def _words(self, outputs: Outputs, batch: Batch, rows: Sequence[int]) -> dict[str, tuple[float, torch.Tensor]]:
+        """What is taught by whole words and texts, of the rows that teachers speak of."""
+        settings, found = self.settings, {}
+        logits, lengths = outputs.ctc_logits[rows], outputs.lengths[rows]
+        asked = [batch.utt_ids[row] for row in rows], [batch.speakers[row] for row in rows]
+        share = self.shares["ctc"]
+        if settings.words.weight and "ctc" in self.heads:
+            lexicon, target = self._listed(self.hypotheses.posterior(*asked, settings.words.temperature))
+            weights = target.sum(1).clamp(0, 1).round()  # 0 where no word fits into the frames
+            loss = losses.word_kl(logits, lengths, lexicon, target, weights, settings.words.temperature)
+            found["words_ctc"] = settings.words.weight * share, loss
+        if settings.sequence.weight:
+            found |= self._texts(outputs, rows, asked)
+        if settings.occupancy.weight and "ctc" in self.heads:
+            sure = settings.occupancy.confidence
+            guessed = self.hypotheses.texts(*asked) if any(not batch.ids[row] for row in rows) else [[]] * len(rows)
+            ids = [
+                batch.ids[row] or (texts[0][0] if texts and texts[0][1] >= sure else [])
+                for row, texts in zip(rows, guessed, strict=True)
+            ]
+            if some := [place for place, one in enumerate(ids) if one]:
+                loss = self._occupied(logits[some], lengths[some], [ids[place] for place in some], _chosen(asked, some))
+                found["occupancy_ctc"] = settings.occupancy.weight * share, loss
+        return found
+
+    def _listed(self, target: torch.Tensor) -> tuple[Lexicon, torch.Tensor]:
+        """The lexicon and the target over it: whole, or the words that the teachers think of, and some at random."""
+        settings, lexicon = self.settings.words, self.hypotheses.lexicon
+        if not settings.shortlist or settings.shortlist >= len(lexicon.words):
+            return lexicon, target
+        places = target.topk(settings.shortlist, 1).indices.unique()
+        if settings.sampled:
+            places = torch.cat([places, torch.randperm(len(lexicon.words))[: settings.sampled]]).unique()
+        part = target[:, places]
+        return lexicon.among(places.tolist()), part / part.sum(1, keepdim=True).clamp_min(1e-9)
+
+    def _texts(self, outputs: Outputs, rows: Sequence[int], asked: tuple) -> dict[str, tuple[float, torch.Tensor]]:
+        """The teachers' texts as references, of those rows that they are sure enough of."""
+        settings = self.settings.sequence
+        which, ids, weights = [], [], []
+        for row, texts in zip(rows, self.hypotheses.texts(*asked, settings.nbest, settings.over), strict=True):
+            if not texts or texts[0][1] < settings.confidence:
+                continue
+            total = 1.0 if settings.weigh else sum(share for _, share in texts)
+            which += [row] * len(texts)
+            ids += [one for one, _ in texts]
+            weights += [share / total for _, share in texts]
+        if not which:
+            return {}
+        found, counts = {}, torch.tensor(weights)
+        if "ctc" in self.heads:
+            loss = losses.sequences(outputs.ctc_logits, outputs.lengths, which, ids, counts)
+            found["sequence_ctc"] = settings.weight * self.shares["ctc"], loss
+        if "decoder" in self.heads:
+            inputs = teacher_forced(ids)[0].to(outputs.encoded.device)
+            said = self.learner.student.forward_decoder(outputs.encoded[which], inputs, outputs.lengths[which])
+            each = supervised.cross_entropy_each(said, ids, self.settings.label_smoothing)
+            loss = (each * counts.to(each)).sum() / len(set(which))
+            found["sequence_decoder"] = settings.weight * self.shares["decoder"], loss
+        return found
+
+    def _occupied(
+        self, logits: torch.Tensor, lengths: torch.Tensor, ids: list[list[int]], asked: tuple
+    ) -> torch.Tensor:
+        """KL against the teachers' mean occupancy."""
+        target = 0.0
+        for theirs, weights in self.targets["ctc"].to(logits.device).each(*asked, lengths.tolist()):
+            target = target + weights[:, None, None] * losses.occupancy(theirs, lengths, ids)
+        target = _fitted(target, logits.shape[1])
+        counts = (target.sum(-1) > 0.5).float()
+        sure = target / target.sum(-1, keepdim=True).clamp_min(1e-9)
+        return losses.soft_kl(logits, sure.clamp_min(1e-12).log(), counts, softened=True)
+
+    def _within(self, outputs: Outputs, batch: Batch, told: Sequence[int]) -> dict[str, tuple[float, torch.Tensor]]:
+        """The head on a layer within the encoder: references, and the student's own last head."""
+        settings = self.settings.intermediate
+        logits = self.learner.within(outputs.hidden[settings.layer])
+        inside = mask(outputs.lengths, logits.shape[1]).float()
+        found = {"self": (settings.weight, losses.soft_kl(logits, outputs.ctc_logits.detach(), inside))}
+        if told:
+            ids = [batch.ids[row] for row in told]
+            found["within"] = settings.weight, self._smoothed(logits, outputs.lengths, ids, told)
+        return found
 
     def _soft(
         self, head: str, outputs: Outputs, batch: Batch, rows: Sequence[int], temperature: float
@@ -156,6 +275,10 @@ def annealed(start: float, end: float | None, done: float) -> float:
     (3.0, 4.0)
     """
     return start if end is None else start + (end - start) * min(1.0, max(0.0, done))
+
+
+def _chosen(asked: tuple[Sequence[str], ...], places: Sequence[int]) -> tuple[list[str], ...]:
+    return tuple([one[place] for place in places] for one in asked)
 
 
 def _of(head: str, outputs: Outputs, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

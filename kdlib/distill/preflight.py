@@ -28,12 +28,13 @@ from kdlib.stage import produce, read_json, write_json
 from kdlib.teachers import adapt, aggregates, extract, targets
 from kdlib.teachers.ensemble import Ensemble
 from kdlib.teachers.store import LogitStore
-from kdlib.tokens import BLANK, EOS, Tokens
+from kdlib.tokens import BLANK, EOS, Tokens, normalise
 
 if TYPE_CHECKING:
     import torch
 
     from kdlib.models.hybrid import Hybrid
+    from kdlib.teachers.hypotheses import Hypotheses
 
 CODE = ("distill/preflight.py", "distill/checks.py", "teachers/aggregates.py", "evaluate/system.py", *ingredients.CODE)
 SAMPLE, LIVE, GRADIENTS = 64, 2, 8  # utterances that are looked at
@@ -75,12 +76,15 @@ def table(found: Sequence[Check]) -> pd.DataFrame:
 def _build(partial: Path, params: Params, used: Params, seed: int) -> None:
     tokens = vocabulary.vocabulary(params)
     splits, chosen = split(prepare.load(params), params), ingredients.material(params, tokens)
-    train = {utt.text for utt in chosen.train}
+    told = [utt.text for utt in chosen.train if utt.text]
+    train = set(told)
     made = [
         checks.check_decoding(tokens, [*train, *(utt.text for utt in splits.test)]),
-        checks.check_lengths(chosen.too_short, chosen.too_short + len(chosen.train)),
+        checks.check_lengths(chosen.too_short, chosen.too_short + len(told)),
         checks.check_words([utt.text for utt in splits.test], sorted(train), used.distill.heads != "ctc"),
     ]
+    if params.hear_held_out:
+        made.append(checks.check_strict(params.held_out, len(splits.unlabelled)))
     if ingredients.crosses(params):
         made.append(checks.check_decoder_kd(params.distill, used.distill))
     if used.distill.taught:
@@ -118,6 +122,8 @@ def _taught(params: Params, tokens: Tokens, seed: int) -> list[Check]:
         logits = [one.logits([utt.utt_id], [utt.speaker])[0][0] for utt in sample]
         said = [_read(row, output) for row in logits]
         made.append(checks.check_shift(said, references, output))
+        if output == "ctc" and (guessed := ingredients.guesses(params, found)):
+            made.append(_guessed(params, guessed, sample))
         if output == main:
             texts, words = [tokens.decode(ids) for ids in said], [utt.text for utt in sample]
             made.append(checks.check_aggregate(texts, words))
@@ -129,6 +135,17 @@ def _taught(params: Params, tokens: Tokens, seed: int) -> list[Check]:
     made.append(_gradients(params, model, found, sample, tokens))
     made.append(_live(params, ensemble.stores, sample, main))
     return made
+
+
+def _guessed(params: Params, guessed: "Hypotheses", sample: Sequence[Utterance]) -> Check:
+    """The texts that teachers take the sample for."""
+    settings = params.distill
+    over = settings.sequence.over if settings.sequence.weight else "lexicon"
+    found = guessed.texts([utt.utt_id for utt in sample], [utt.speaker for utt in sample], 1, over)
+    best = [(guessed.tokens.decode(texts[0][0]), texts[0][1]) if texts else ("", 0.0) for texts in found]
+    rows = [(share, text == normalise(utt.text)) for (text, share), utt in zip(best, sample, strict=True)]
+    sure = settings.sequence.confidence if settings.sequence.weight else 0.0
+    return checks.check_guessed(rows, sure, over)
 
 
 def _before(params: Params, model: "Hybrid", sample: Sequence[Utterance], tokens: Tokens) -> float | None:

@@ -117,11 +117,11 @@ def changed(before: Path, after: Path, decoder: str = "greedy") -> pd.DataFrame:
 
 def check_control(params: Params, control: Params) -> None:
     """A control is the same student with the same steps, and learns from the references alone."""
-    if _steps(ingredients.effective(params)) != _steps(control) or control.distill.taught:
+    if _steps(ingredients.effective(params)) != _steps(control) or not control.distill.plain:
         raise UserError(
             f"variants: {control.variant!r} is no control of {params.variant!r}: it must have the same student, steps, "
-            "heads and speech, and no teacher (alpha, alpha_end, gamma and pseudo.weight 0); name the right one: "
-            "distill: {control: ...}"
+            "heads, speech and label_fraction, and neither teachers nor smoothing (distill: every weight but beta 0); "
+            "name the right one: distill: {control: ...}"
         )
     start = ingredients.resumed(control, 1)
     if start and read_json(start / "model.json").get("taught"):
@@ -131,6 +131,7 @@ def check_control(params: Params, control: Params) -> None:
 def _steps(params: Params) -> dict:
     """What a student and its control have in common."""
     named = {"fold", "held_out", "blocks", "tokens", "pretrained", "nemo_model", "seed", "corpus"}
+    named |= {"label_fraction", "label_by"}
     student = params.student.model_dump(exclude={"resume"})
     heads = params.distill.model_dump(include={"heads", "ctc_weight", "label_smoothing"})
     return params.model_dump(include=named) | student | heads | {"goes on": bool(params.student.resume)}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdlib.corpus import audio, prepare
+from kdlib.corpus import audio, labels, prepare
 from kdlib.corpus.manifest import Utterance
 from kdlib.corpus.speakers import split
 from kdlib.distill import ingredients, preflight
@@ -152,7 +152,8 @@ def _build(partial: Path, params: Params, seed: int, watch: Watch | None) -> Non
         model,
         tokens,
         partial,
-        heard=sorted({*ingredients.heard_before(params, seed), *(utt.speaker for utt in chosen.train)}),
+        heard=sorted({*ingredients.heard_before(params, seed), *(utt.speaker for utt in chosen.train if utt.text)}),
+        labels=labels.record(params),
         variant=params.variant,
         seed=seed,
         taught=params.distill.taught,
@@ -163,6 +164,7 @@ def _build(partial: Path, params: Params, seed: int, watch: Watch | None) -> Non
         looks=[{"step": step, "dev_score": round(score, 6)} for score, step, *_ in kept],
         phases=records,
         train_utterances=len(chosen.train),
+        without_transcripts=sum(not utt.text for utt in chosen.train),
         too_short=chosen.too_short,
     )
     for number in range(len(plan.steps)):  # with what a killed run has left in it

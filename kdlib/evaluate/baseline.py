@@ -22,6 +22,7 @@ CODE = ("evaluate/baseline.py", "models/pretrain.py", *panels.CODE, *system.CODE
 
 def baseline(params: Params) -> Path:
     """Score the pretrained model on the held-out speaker's test blocks; return the stage's folder."""
+    params = params.with_all_labels  # one that was made of the fold's speakers has heard all of theirs
 
     def build(partial: Path) -> None:
         corpus = prepare.load(params)
@@ -54,6 +55,7 @@ def baseline(params: Params) -> Path:
 
 def zero_shot(params: Params) -> Path:
     """Score the pretrained model on the test blocks of everybody whom it has not heard, controls apart."""
+    params = params.with_all_labels
 
     def build(partial: Path) -> None:
         corpus, known = prepare.load(params), heard(params) or {"speakers": [], "words": None}

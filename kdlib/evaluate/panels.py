@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdlib.corpus import audio, prepare
+from kdlib.corpus import audio, labels, prepare
 from kdlib.corpus.manifest import Utterance
 from kdlib.corpus.speakers import in_blocks, split
 from kdlib.decode import beam, lm
@@ -26,7 +26,7 @@ from kdlib.tokens import Tokens
 if TYPE_CHECKING:
     from kdlib.models.hybrid import Hybrid
 
-CODE = ("evaluate/panels.py", "corpus/speakers.py")
+CODE = ("evaluate/panels.py", *labels.CODE)
 SWEEP = "sweep.csv"  # beside a system's scores: what each setting of beam search gave on dev speech
 
 
@@ -63,7 +63,9 @@ def language_model(params: Params, tokens: Tokens, *, everybody: bool = False) -
     """The ARPA file of a fold's training texts, or of everybody's; of words or of this tokenizer's pieces."""
     settings = params.search
     pieces = settings.units == "pieces"
-    own = {} if everybody else {"fold": params.fold.model_dump(mode="json"), "held_out": params.held_out}
+    if everybody:
+        params = params.with_all_labels
+    own = {"fold": params.fold.model_dump(mode="json"), "held_out": params.held_out, "labels": params.labels}
     name = f"pieces-{tokens.fingerprint}" if pieces else "words"
 
     def build(partial: Path) -> None:
@@ -78,10 +80,11 @@ def language_model(params: Params, tokens: Tokens, *, everybody: bool = False) -
         print(f"language model: {settings.order}-grams of {len(texts):,} training texts, estimated by {by}")
 
     folder = produce(
-        (params.folder if everybody else params.fold_folder) / "lm" / name,
+        (params.folder if everybody else params.label_folder) / "lm" / name,
         build,
         what="language model",
-        parameters={"order": settings.order, "units": settings.units, "blocks": params.blocks.train} | own,
+        parameters={"order": settings.order, "units": settings.units, "blocks": params.blocks.train}
+        | ({} if everybody else own),
         inputs=[prepare.made(params)],
         code=(*lm.CODE, *CODE),
     )

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from kdlib.corpus.audio import RATE_HZ
+from kdlib.errors import UserError
 from kdlib.models import augment
 
 CODE = ("models/conformer.py", "models/augment.py")
@@ -79,6 +80,10 @@ class Conformer(nn.Module):
         encoded, _, hidden = self.encoder(flat, src_key_padding_mask=~self._inside, pos_embs=self.positions(flat))
         return encoded, frames, dict(enumerate(hidden[1:], start=1))
 
+    def tap(self, layer: int) -> None:
+        """Give a layer's output too: all layers' are given anyway; the first is 1."""
+        check_layer(layer, self.shape.layers)
+
     def _without_padding(self, module: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
         return (inputs[0] * self._inside[:, None, :],)
 
@@ -92,6 +97,15 @@ class Conformer(nn.Module):
             mean = (mels * inside).sum(1, keepdim=True) / count
             deviation = (((mels - mean) * inside) ** 2).sum(1, keepdim=True).div(count).sqrt()
             return (mels - mean) / (deviation + 1e-5) * inside, frames
+
+
+def check_layer(layer: int, layers: int) -> None:
+    """Refuse a layer that is not within an encoder."""
+    if layer >= layers:
+        raise UserError(
+            f"distill.intermediate.layer is {layer}: the encoder has {layers} layers, and the head must stand before "
+            "the last; name a smaller one"
+        )
 
 
 def mask(lengths: torch.Tensor, longest: int) -> torch.Tensor:

@@ -111,6 +111,7 @@ class NeMoEncoder(nn.Module):
         self.stride_ms = 1000 * config["preprocessor"]["window_stride"] * config["encoder"]["subsampling_factor"]
         self.spec_augment = False  # in training
         self.preprocessor_frozen = True
+        self._within: dict[int, torch.Tensor] = {}
         self.train()
 
     @classmethod
@@ -141,12 +142,21 @@ class NeMoEncoder(nn.Module):
     def forward(
         self, samples: torch.Tensor, lengths: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, dict[int, torch.Tensor]]:
-        """Samples [B, N], their numbers [B] -> encodings [B, T, D], frames [B], and no layers."""
+        """Samples [B, N], their numbers [B] -> encodings [B, T, D], frames [B], and what `tap` asks for."""
         features, sizes = self.preprocessor(input_signal=samples, length=lengths)
         if self.encoder.training and self.spec_augment:
             features = augment.masked(features)
         encoded, frames = self.encoder(audio_signal=features, length=sizes)
-        return encoded.transpose(1, 2)[:, : int(frames.max())], frames, {}
+        longest = int(frames.max())
+        hidden = {layer: one[:, :longest] for layer, one in self._within.items()}
+        self._within.clear()  # it belongs to this batch's graph
+        return encoded.transpose(1, 2)[:, :longest], frames, hidden
+
+    def tap(self, layer: int) -> None:
+        """Give a layer's output [B, T, D] too, from now on; the first is 1."""
+        layers = self.encoder.layers
+        conformer.check_layer(layer, len(layers))
+        layers[layer - 1].register_forward_hook(lambda module, given, made: self._within.update({layer: made}))
 
 
 class Trained:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdlib.corpus import audio, prepare
+from kdlib.corpus import audio, labels, prepare
 from kdlib.corpus.manifest import Corpus, Utterance
 from kdlib.corpus.speakers import split
 from kdlib.errors import UserError, nearest
@@ -25,7 +25,7 @@ from kdlib.stage import produce, sha256, write_json, writing
 from kdlib.tokens import Tokens, train
 
 FRAME_S = 0.04  # of the encoder's output
-CODE = ("models/pretrain.py", "corpus/speakers.py", "models/nemo.py", "train.py", "tokens.py", "corpus/audio.py")
+CODE = ("models/pretrain.py", *labels.CODE, "models/nemo.py", "train.py", "tokens.py", "corpus/audio.py")
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def split_fold(corpus: Corpus, params: Params) -> Heard:
                     f"{corpus.source}: pretraining.speakers names {name!r}, who has no utterances"
                     f"{nearest(name, corpus.speakers)}"
                 )
-        train = corpus.where(lambda utt: utt.speaker in named and utt.speaker not in params.fold.exclude)
+        train = corpus.where(lambda utt: utt.text and utt.speaker in named and utt.speaker not in params.fold.exclude)
     if not train:
         raise UserError(
             f"{corpus.source}: pretraining.speakers names only speakers whom fold.exclude keeps out of training"
@@ -84,8 +84,9 @@ def pretrained(params: Params) -> Path:
         return nemo.find(params)
     own = params.pretrained == "from_corpus"
     fold = {"fold": params.fold.model_dump(mode="json"), "blocks": params.blocks.model_dump(mode="json")}
+    fold["labels"] = params.labels
     folder = produce(
-        (params.fold_folder if own else params.folder) / "pretrained",
+        (params.label_folder if own else params.folder) / "pretrained",
         lambda partial: _build(partial, params),
         what=f"pretraining for {params.held_out}" if own else "pretraining",
         parameters=params.pretraining.model_dump(mode="json") | (fold if own else {}),
@@ -129,10 +130,10 @@ def _build(partial: Path, params: Params) -> None:
     from kdlib import train as training
 
     settings = params.pretraining
-    corpus = prepare.load(params)
     own = params.pretrained == "from_corpus"
+    corpus = prepare.load(params if own else params.with_all_labels)  # the controls' words are nobody's labels
     chosen = split_fold(corpus, params) if own else split_controls(corpus, params)
-    spoken = {utt.text for utt in (chosen.train if own else corpus)} - chosen.unseen_words
+    spoken = {utt.text for utt in (chosen.train if own else corpus) if utt.text} - chosen.unseen_words
     characters = "".join(
         [*itertools.chain(*prepare.spellings(params).values()), *corpus.lexicon]
     )  # no word may be one that it cannot write

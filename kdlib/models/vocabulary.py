@@ -41,7 +41,7 @@ def made(params: Params) -> Path:
         )
     inputs = [located(given)] if own else [pretrained(params)] if given == "pretrained" else []
     return produce(
-        (params.fold_folder if of_the_fold(params) else params.folder) / "tokens",
+        (params.label_folder if of_the_fold(params) else params.folder) / "tokens",
         lambda partial: _build(partial, params),
         what="tokens",
         parameters=params.tokens.model_dump(mode="json"),

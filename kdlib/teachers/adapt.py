@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdlib.corpus import audio, prepare
+from kdlib.corpus import audio, labels, prepare
 from kdlib.corpus.manifest import Corpus, Utterance
 from kdlib.corpus.speakers import in_blocks, split, teachers
 from kdlib.errors import UserError, nearest
@@ -45,7 +45,7 @@ CODE = (
     "models/nemo.py",
     "models/supervised.py",
     "models/pretrain.py",
-    "corpus/speakers.py",
+    *labels.CODE,
     "decode/greedy.py",
     "train.py",
     "tokens.py",
@@ -64,8 +64,8 @@ class Material:
 
 
 def place(params: Params) -> Path:
-    """Where teachers and their stores lie: shared by all folds, unless their parent has heard a fold's speakers."""
-    return params.fold_folder if _belongs(params) else params.folder
+    """Where teachers and their stores lie: shared by all folds, unless they depend on a fold's speakers or labels."""
+    return params.label_folder if _belongs(params) or params.labels else params.folder
 
 
 def chosen(params: Params, asked: Sequence[str] | str = ()) -> list[str]:
@@ -97,7 +97,7 @@ def parent(params: Params) -> Path | None:
         return _shipped(params)
     inputs = [pretrained(params)] if settings.backbone == "nemo" else []
     return produce(
-        place(params) / "parents" / settings.family,
+        (params.label_folder if _belongs(params) else params.folder) / "parents" / settings.family,
         lambda partial: _build_parent(partial, params),
         what=f"parent of the teachers ({settings.family})",
         parameters=settings.model_dump(mode="json", exclude={"adapt", "dev_share", "at_most"}) | _hears(params),
@@ -121,7 +121,8 @@ def teacher(params: Params, speaker: str) -> Path:
         lambda partial: _build_teacher(partial, params, speaker),
         what=f"teacher {speaker}",
         parameters=settings.model_dump(mode="json", exclude={"start", "at_most"})
-        | {"blocks": params.blocks.train, "of": speaker},
+        | {"blocks": params.blocks.train, "of": speaker}
+        | ({"labels": _labels(params)} if params.labels else {}),
         inputs=[prepare.made(params), vocabulary.made(params), *inputs],
         seed=params.seed,
         code=CODE,
@@ -162,11 +163,12 @@ def material(utterances: Sequence[Utterance], share: float, seed: int) -> Materi
 
 def own_speech(params: Params, corpus: Corpus, speaker: str) -> Material:
     """What a speaker's teacher is adapted to."""
-    own = corpus.where(lambda utt: utt.speaker == speaker and in_blocks(utt, params.blocks.train))
+    own = corpus.where(lambda utt: utt.text and utt.speaker == speaker and in_blocks(utt, params.blocks.train))
     if not own:
         raise UserError(
             f"{corpus.source}: {speaker} says nothing in the training blocks {', '.join(params.blocks.train)}: there "
             "can be no teacher; leave the speaker out of fold.teachers, or change blocks.train"
+            + (f" or label_fraction ({params.label_fraction:g}: no transcript is left)" if params.labels else "")
         )
     return material(own, params.teacher.dev_share, params.seed)
 
@@ -181,8 +183,11 @@ def learnt(params: Params, corpus: Corpus, name: str) -> list[Utterance]:
 def _hears(params: Params) -> dict:
     """What decides whom a parent hears."""
     if params.teacher.parent == "from_corpus":
-        return of_the_fold(params) | {"blocks": params.blocks.train, "dev_share": params.teacher.dev_share}
-    return of_the_fold(params) | params.pretraining.model_dump(include={"test_controls", "unseen_words"})
+        own = {"blocks": params.blocks.train, "dev_share": params.teacher.dev_share}
+        return _fold(params) | own | ({"labels": _labels(params)} if params.labels else {})
+    return (_fold(params) if _belongs(params) else {}) | params.pretraining.model_dump(
+        include={"test_controls", "unseen_words"}
+    )
 
 
 def _belongs(params: Params) -> bool:
@@ -193,8 +198,19 @@ def _belongs(params: Params) -> bool:
 
 
 def of_the_fold(params: Params) -> dict:
-    """What of the fold a stage depends on: nothing, where it is shared by all of them."""
-    return {"fold": params.fold.model_dump(mode="json"), "held_out": params.held_out} if _belongs(params) else {}
+    """What of the fold and its labels a stage depends on: nothing, where it is shared by all folds."""
+    if place(params) == params.folder:
+        return {}
+    return _fold(params) | ({"labels": _labels(params)} if params.labels else {})
+
+
+def _fold(params: Params) -> dict:
+    return {"fold": params.fold.model_dump(mode="json"), "held_out": params.held_out}
+
+
+def _labels(params: Params) -> dict:
+    """What decides which transcripts are known."""
+    return labels.record(params)
 
 
 def _shipped(params: Params) -> Path:
@@ -224,6 +240,7 @@ def _build_parent(partial: Path, params: Params) -> None:
                 "teacher: {parent: from_corpus}, or none to train each teacher from scratch; or name controls under "
                 "`speakers:`"
             )
+        corpus = prepare.load(params.with_all_labels)  # the controls' words are nobody's labels
         controls = split_controls(corpus, params)
         dev = corpus.where(lambda utt: utt.speaker in controls.test_speakers and not utt.copy_of)
         known = {utt.text for utt in controls.train}
@@ -331,7 +348,7 @@ def _train(
     known = sorted({*before, *(utt.speaker for utt in learnt)})
     record.pop("kept", None)  # of a teacher only the best look stays
     sizes = {"train_utterances": len(learnt), "dev_utterances": len(chosen.dev)}
-    hybrid.save(model, tokens, partial, heard=known, **sizes, **record)
+    hybrid.save(model, tokens, partial, heard=known, labels=labels.record(params), **sizes, **record)
     train.tidy(partial)
 
 

@@ -7,7 +7,7 @@ learned fusion will be one more. Never more is held than one batch's activations
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -90,6 +90,10 @@ class Ensemble:
         """Whether `logits` are those of one temperature: means of probabilities are, means of logits serve all."""
         return self.choice.mean == "prob_mean"
 
+    def frames(self, utt_ids: Sequence[str]) -> list[int]:
+        """How many frames the longest teacher has of each utterance."""
+        return [max(store.frames(one) for store in self.stores.values() if one in store) for one in utt_ids]
+
     def log_probs(
         self,
         utt_ids: Sequence[str],
@@ -120,6 +124,15 @@ class Ensemble:
         if self.softened:
             return self._mean_of_probs(padded, weights, temperature), torch.tensor(frames)
         return self._mean_of_logits(padded, weights), torch.tensor(frames)
+
+    def each(
+        self, utt_ids: Sequence[str], speakers: Sequence[str], lengths: Sequence[int] | None = None
+    ) -> "Iterator[tuple[torch.Tensor, torch.Tensor]]":
+        """Every teacher that speaks of a batch: its logits [B, T, V], and its weight on each utterance [B]."""
+        padded, weights, _ = self._padded(utt_ids, speakers, lengths)
+        for (name, hidden), weight in zip(padded.items(), weights.T, strict=True):
+            if weight.any():
+                yield self._logits(name, hidden), weight
 
     def features(
         self, utt_ids: Sequence[str], speakers: Sequence[str], lengths: Sequence[int] | None = None

@@ -1,9 +1,10 @@
 """What every teacher says of every utterance, once: CTC frame by frame, and the attention decoder.
 
 All teachers hear the same recordings. `training` holds every dysarthric speaker's training blocks, the decoder being
-given the reference (BOS, the tokens; it is to say the tokens, EOS). `analysis` holds the test blocks, the decoder
-running free: for scores, for choices on the dev speaker, and refused as a training target. Both are stages that a run
-goes on with after a kill, behind the last whole batch and with the same bytes.
+given the reference (BOS, the tokens; it is to say the tokens, EOS) and left out where the transcript is denied.
+`analysis` holds the test blocks, the decoder running free: for scores, for choices on the dev speaker, and refused as a
+training target. Both are stages that a run goes on with after a kill, behind the last whole batch and with the same
+bytes.
 """
 
 import contextlib
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import pandas as pd
 
-from kdlib.corpus import audio, prepare
+from kdlib.corpus import audio, labels, prepare
 from kdlib.corpus.manifest import Corpus, Utterance
 from kdlib.corpus.speakers import in_blocks, split, tested
 from kdlib.errors import UserError
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from kdlib.models.hybrid import Trained
 
 Purpose = Literal["training", "analysis"]
-CODE = ("teachers/extract.py", "teachers/store.py", "corpus/speakers.py", "models/hybrid.py", "models/conformer.py")
+CODE = ("teachers/extract.py", "teachers/store.py", *labels.CODE, "models/hybrid.py", "models/conformer.py")
 CODE += ("models/decoder.py", "models/nemo.py", "tokens.py", "corpus/audio.py")
 BATCH = 32
 SAID = "said.csv"  # beside the stores: what the decoder says by itself, and the CTC loss of the reference
@@ -49,9 +50,10 @@ def utterances(params: Params, corpus: Corpus, purpose: Purpose) -> list[Utteran
     """What teachers are asked about: the same for all of them and, where teachers serve all folds, for all folds."""
     blocks = params.blocks
     if purpose == "analysis":
-        return corpus.where(lambda utt: not corpus.is_control(utt.speaker) and tested(utt, blocks.test))
+        return corpus.where(lambda utt: utt.text and not corpus.is_control(utt.speaker) and tested(utt, blocks.test))
     if adapt.place(params) != params.folder:
-        return split(corpus, params).train
+        splits = split(corpus, params)
+        return [*splits.train, *splits.unlabelled]
     return corpus.where(lambda utt: not corpus.is_control(utt.speaker) and in_blocks(utt, blocks.train))
 
 
@@ -112,7 +114,8 @@ def _build(partial: Path, params: Params, speaker: str, purpose: Purpose) -> Non
         rows = stack.enter_context(_Rows(partial / SAID))
         bar = stack.enter_context(progress(len(asked), f"{speaker} on {purpose} speech", "utt"))
         for batch in (batch for part in _parts(asked) for batch in audio.batches(part, BATCH)):
-            if any(utt.utt_id not in sink for utt in batch for sink in (rows, *writers.values())):
+            sinks = {"rows": rows, **writers}
+            if any(utt.utt_id not in sinks[name] for utt in batch for name in sinks if _told(utt, name)):
                 _one(teacher, batch, writers, rows, longest + 4 if purpose == "analysis" and speaks else 0)
             bar.update(len(batch))
 
@@ -126,29 +129,35 @@ def _one(teacher: "Trained", batch: list[Utterance], writers: dict[str, Writer],
     ids = [teacher.tokens.encode(utt.text) for utt in batch]
     with torch.inference_mode():
         outputs = teacher(*audio.collate(batch))
-        kept = {"ctc": (outputs.encoded, outputs.lengths)}
+        kept = {"ctc": (outputs.encoded, outputs.lengths.tolist())}
         if "decoder" in writers:
             inputs, _, steps = teacher_forced(ids)
-            kept["decoder"] = (teacher.model.decoder.activations(outputs.encoded, outputs.lengths, inputs), steps)
+            said = teacher.model.decoder.activations(outputs.encoded, outputs.lengths, inputs)
+            kept["decoder"] = (said, steps.tolist())
         losses = _losses(outputs.ctc_logits, outputs.lengths, ids)
         free = teacher.model.decode_greedy(outputs.encoded, longest, outputs.lengths) if longest else [[]] * len(batch)
     for name, writer in writers.items():
-        for utt, activations, length in zip(batch, kept[name][0], kept[name][1].tolist(), strict=True):
-            if utt.utt_id not in writer:
+        for utt, activations, length in zip(batch, *kept[name], strict=True):
+            if utt.utt_id not in writer and _told(utt, name):
                 writer.add(utt.utt_id, activations[:length])
         writer.flush()
     rows.add(Said(utt.utt_id, tuple(one), loss) for utt, one, loss in zip(batch, free, losses, strict=True))
 
 
+def _told(utt: Utterance, output: str) -> bool:
+    """Whether a teacher says something of an utterance: its decoder does not, without a text to begin with."""
+    return bool(utt.text) or output != "decoder"
+
+
 def _losses(logits: "torch.Tensor", lengths: "torch.Tensor", ids: list[list[int]]) -> list[float]:
-    """The CTC loss of each reference in nats a token; what the frames cannot hold is infinite."""
+    """The CTC loss of each reference in nats a token: infinite if the frames cannot hold it, nan if it is unknown."""
     import torch
 
-    flat = torch.nn.utils.rnn.pad_sequence([torch.tensor(one) for one in ids], batch_first=True)
+    flat = torch.nn.utils.rnn.pad_sequence([torch.tensor(one or [BLANK + 1]) for one in ids], batch_first=True)
     sizes = torch.tensor([len(one) for one in ids])
     logprobs = logits.log_softmax(-1).transpose(0, 1)
     found = torch.nn.functional.ctc_loss(logprobs, flat, lengths, sizes, blank=BLANK, reduction="none")
-    return (found / sizes).tolist()
+    return torch.where(sizes > 0, found / sizes, torch.nan).tolist()
 
 
 def _parts(asked: Sequence[Utterance]) -> list[list[Utterance]]:

@@ -5,11 +5,12 @@ come from the fold's dev speaker, or from the reference of each utterance (CA-MK
 their loss on the label); the latter are known only where there is a reference.
 """
 
+import math
 import warnings
 from collections.abc import Mapping
 from typing import get_args
 
-from kdlib.corpus import prepare, speakers
+from kdlib.corpus import labels, prepare, speakers
 from kdlib.errors import UserError
 from kdlib.models.vocabulary import vocabulary
 from kdlib.params import Params
@@ -45,12 +46,15 @@ def target(params: Params, method: str | None = None, output: str = "ctc", purpo
     """
     method = method or params.aggregation.method
     names = teachers(params, method)
+    _check_labels(params, names)
     tokens, away = vocabulary(params), _away(params)
     stores: dict[str, LogitStore] = {}
     for name in names:
         stores[name] = opened(params, name, purpose, output)
         stores[name].check(tokens=tokens, held_out=away, training=purpose == "training")
     barred = away if purpose == "training" else {}
+    if params.hear_held_out:  # without transcripts
+        barred = {name: why for name, why in barred.items() if name != params.held_out}
     return Ensemble(stores, choice(params, method, names, purpose), barred)
 
 
@@ -60,7 +64,11 @@ def choice(params: Params, method: str, names: list[str], purpose: Purpose = "tr
     if method == "weighted_accuracy":
         return Choice(weights=_allowed(accuracies(params, names)), **known)
     if method == "weighted_loss":
-        losses = {name: {row.utt_id: row.ctc_loss for row in said(params, name, purpose).values()} for name in names}
+        rows = {name: said(params, name, purpose).values() for name in names}
+        losses = {
+            name: {row.utt_id: row.ctc_loss for row in some if not math.isnan(row.ctc_loss)}
+            for name, some in rows.items()
+        }  # where there is no transcript all weigh the same
         return Choice(losses=losses, **known)
     if method == "best":
         found = _allowed(accuracies(params, names))
@@ -85,6 +93,17 @@ def accuracies(params: Params, names: list[str]) -> dict[str, float]:
         result = read_json(scores(params, name) / "scores.json")
         found[name] = result["decoders"]["greedy"]["by"]["speaker"][params.fold.dev]["wra"]
     return found
+
+
+def _check_labels(params: Params, names: list[str]) -> None:
+    """A teacher may not have seen a transcript that the student is denied."""
+    for name in names:
+        known = read_json(adapt.teacher(params, name) / "model.json").get("labels")
+        if why := labels.leaks(known, params):
+            raise UserError(
+                f"teacher {name} {why}: it would leak the others; name teachers of the same label_fraction, label_by "
+                "and seed"
+            )
 
 
 def _allowed(weights: Mapping[str, float]) -> dict[str, float]:
