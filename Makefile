@@ -9,12 +9,14 @@
 #   make verdict SYSTEMS="A=... B=..."  compare any systems by what they wrote (DECODER=..., MEASURE=wer)
 #   make evaluate CHECKPOINT=... MANIFEST=...   score any saved model on any manifest
 #   make export CHECKPOINT=... NEMO=...         write a student as a .nemo file
+comma    := ,
 PYTHON   ?= $(shell command -v python3.11 || command -v python3)
 RECIPE   ?= params/demo.yaml
 HELD_OUT ?= M08
 FOLDS    ?= M08,M05,M16,M01,M04
-VARIANTS ?= hard,ctc_kd,ctc_kd_same_checkpoint,ctc_kd_same_level,ctc_kd_only,decoder_kd,decoder_hard
-SEEDS    ?= 1,2
+# of make compare; a recipe named says itself what it compares
+VARIANTS ?= $(if $(filter file,$(origin RECIPE)),hard$(comma)ctc_kd$(comma)ctc_kd_same_checkpoint$(comma)ctc_kd_same_level$(comma)ctc_kd_only$(comma)decoder_kd$(comma)decoder_hard)
+SEEDS    ?= $(if $(filter file,$(origin RECIPE)),1$(comma)2)
 BIN      := .venv/bin
 READY    := .venv/.ready
 SNAKEMAKE := $(BIN)/snakemake --profile profiles/local $(if $(UNTIL),--until $(UNTIL))
@@ -49,7 +51,7 @@ report: $(READY)
 COMPARED = $(if $(filter file default,$(origin FOLDS)),$(HELD_OUT),$(FOLDS))
 compare: $(READY)
 	@$(SNAKEMAKE) --config recipe=$(RECIPE) folds=$(COMPARED), variants=$(VARIANTS), seeds=$(SEEDS),
-	@$(BIN)/python -m kdlib.distill.results $(RECIPE) $(COMPARED) $(VARIANTS) $(SEEDS) $(ENSEMBLES)
+	@$(BIN)/python -m kdlib.distill.results $(RECIPE) $(COMPARED) "$(VARIANTS)" "$(SEEDS)" "$(ENSEMBLES)"
 
 verdict: $(READY)
 	@$(BIN)/python -m kdlib.evaluate.compare $(SYSTEMS) $(if $(DECODER),--decoder $(DECODER)) \

@@ -21,6 +21,7 @@ from kdlib.settings import (
     Group,
     Hygiene,
     Listed,
+    LogitStudent,
     Names,
     Person,
     Pretraining,
@@ -67,6 +68,7 @@ class Params(Strict):
     tokens: Vocabulary = Vocabulary()
     teacher: Teacher = Teacher()
     aggregation: Aggregation = Aggregation()
+    logit_student: LogitStudent = LogitStudent()
     student: Student = Student()
     distill: Distill = Distill()
     variant: str = Field("", pattern=r"^[\w.-]*$")  # which of the variants this is: set by `load`

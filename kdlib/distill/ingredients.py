@@ -19,8 +19,8 @@ from kdlib.evaluate import panels
 from kdlib.models import nemo, vocabulary
 from kdlib.models.pretrain import fits, heard, pretrained
 from kdlib.params import Params, located
-from kdlib.stage import read_json
-from kdlib.teachers import adapt, extract, hypotheses, scores, targets
+from kdlib.stage import read_json, say_once
+from kdlib.teachers import adapt, aggregates, extract, hypotheses, scores, targets
 from kdlib.teachers.ensemble import Ensemble
 from kdlib.teachers.hypotheses import Hypotheses
 from kdlib.tokens import Tokens
@@ -70,6 +70,7 @@ class Material:
     train: list[Utterance]
     dev: list[Utterance]
     too_short: int  # training utterances left out: fewer frames than tokens
+    unheard: int = 0  # those without a transcript, where nobody teaches them
 
 
 def place(params: Params, seed: int) -> Path:
@@ -117,7 +118,7 @@ def inputs(params: Params, seed: int = 1) -> list[Path]:
     if params.distill.taught:
         names = targets.teachers(params, params.aggregation.method)
         found += [extract.extract(params, name, "training") for name in names]
-        if params.aggregation.method in ("best", "weighted_accuracy") and params.fold.dev:
+        if params.aggregation.method in aggregates.LEARNT and params.fold.dev:
             found += [scores.scores(params, name) for name in names]
     return found
 
@@ -129,7 +130,14 @@ def crosses(params: Params) -> bool:
 
 
 def effective(params: Params) -> Params:
-    """The recipe as it is carried out: seed 000's rule turns decoder distillation across encoders into that of CTC."""
+    """The recipe as it is carried out: with the method that `auto` comes to, and the heads that learn.
+
+    Seed 000's rule turns decoder distillation across encoders into that of CTC.
+    """
+    if params.distill.taught and params.aggregation.method == "auto":
+        method, why = aggregates.decided(params)
+        say_once(why)
+        params = params.model_copy(update={"aggregation": params.aggregation.model_copy(update={"method": method})})
     if not crosses(params) or params.distill.allow_decoder_kd:
         return params
     return params.model_copy(update={"distill": params.distill.model_copy(update={"heads": "ctc"})})
@@ -144,14 +152,15 @@ def material(params: Params, tokens: Tokens) -> Material:
         train, dev = apart.train, apart.dev
     learnt = [utt for utt in train if fits(tokens.encode(utt.text), utt.duration_s)]
     too_short = len(train) - len(learnt)
+    untold = [utt for utt in splits.unlabelled if fits([0], utt.duration_s)]
     if params.distill.taught:  # else nothing can be learnt from speech without a transcript
-        learnt += [utt for utt in splits.unlabelled if fits([0], utt.duration_s)]
+        learnt, untold = learnt + untold, []
     if not learnt or not dev:
         raise UserError(
             f"student: {len(learnt)} utterances to learn from and {len(dev)} to choose by; look at fold.dev, "
             "fold.train and blocks"
         )
-    return Material(learnt, dev, too_short)
+    return Material(learnt, dev, too_short, len(untold))
 
 
 def first(params: Params, tokens: Tokens, seed: int) -> "Hybrid":

@@ -153,8 +153,9 @@ def _row(name: str, seed: object, folder: Path, measure: str) -> dict:
 def main(
     recipe: str, held_out: Sequence[str], variants: Sequence[str], seeds: Sequence[int], groups: Sequence[str]
 ) -> None:
-    """The command: tables of the folds, verdicts over all of them, and their figure."""
+    """The command: tables of the folds, verdicts over all of them, their figure; by default what a recipe compares."""
     every = [load(recipe, name) for name in held_out]
+    variants, seeds = variants or every[0].compare, seeds or every[0].seeds
     out = every[0].folder / "compare"
     out.mkdir(parents=True, exist_ok=True)
     control = {name: load(recipe, held_out[0], variant=name).distill.control for name in variants}

@@ -265,28 +265,38 @@ def look(minimised: "Objective", dev: Sequence["Batch"]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Plan:
-    """How an epoch is cut into parts with a look at the dev speaker behind each, and how many steps phases have."""
+    """How an epoch is cut into parts with a look at the dev speaker behind each, and how many steps phases have.
+
+    An epoch is as many batches as all training speech has. Who learns from the labelled part alone hears that several
+    times over: few labels or many, the same steps have the same looks.
+    """
 
     batch_size: int
+    groups: int  # batches an epoch
     parts: int
     steps: list[int]
 
     def part(self, utterances: Sequence[Utterance], number: int, seed: int) -> list[list[Utterance]]:
         """The batches of a part; parts are counted through all epochs."""
         epoch, part = divmod(number, self.parts)
-        groups = list(audio.batches(utterances, self.batch_size, seed=seed * 1009 + epoch))
-        size = math.ceil(len(groups) / self.parts)
-        return groups[part * size : (part + 1) * size]
+        groups: list[list[Utterance]] = []
+        while len(groups) < self.groups:
+            drawn = seed * 1009 + epoch + 1_000_003 * len(groups)
+            groups += audio.batches(utterances, self.batch_size, seed=drawn)
+        size = math.ceil(self.groups / self.parts)
+        return groups[: self.groups][part * size : (part + 1) * size]
 
 
 def plan_of(params: Params, chosen: Material) -> Plan:
     """The parts of an epoch and the steps of the phases."""
     settings = params.student
-    groups = math.ceil(len(chosen.train) / settings.batch_size)
+    groups = math.ceil((len(chosen.train) + chosen.unheard) / settings.batch_size)
     size = math.ceil(groups / settings.looks)
     sizes = [min(size, groups - begin) for begin in range(0, groups, size)]
     epoch = sum(math.ceil(one / (settings.accumulate * settings.devices)) for one in sizes)
-    return Plan(settings.batch_size, len(sizes), [phase.steps or phase.epochs * epoch for phase in settings.phases])
+    return Plan(
+        settings.batch_size, groups, len(sizes), [phase.steps or phase.epochs * epoch for phase in settings.phases]
+    )
 
 
 def _scale(params: Params, phase: Phase, steps: int, model: "Hybrid") -> Callable[[int], float]:

@@ -9,25 +9,31 @@ from pathlib import Path
 
 import pandas as pd
 
-from kdlib.corpus import prepare
+from kdlib.corpus import labels, prepare
 from kdlib.corpus.manifest import Utterance
 from kdlib.corpus.speakers import split
+from kdlib.errors import UserError
 from kdlib.evaluate import panels, score, system
 from kdlib.models import Outputs
 from kdlib.models.vocabulary import vocabulary
 from kdlib.params import Params
 from kdlib.stage import produce, read_json, write_json
-from kdlib.teachers import extract, scores, spikes, targets
+from kdlib.teachers import extract, fusion, scores, spikes, targets
 from kdlib.teachers.ensemble import Ensemble
 
 CODE = ("teachers/aggregates.py", "teachers/spikes.py", *targets.CODE, *scores.CODE, *panels.CODE)
 REMARKS = {
     ("weighted_loss", "training"): "weighed by the reference",
     ("weighted_loss", "dev"): "weighed by the reference",
-    ("weighted_accuracy", "dev"): "weighed on this speech",
-    ("best", "dev"): "chosen on this speech",
+    ("weighted_accuracy", "dev"): "weighed on the other half",
+    ("best", "dev"): "chosen on the other half",
+    ("attention", "dev"): "learnt on the other half",
+    ("transformer", "dev"): "learnt on the other half",
+    ("own", "dev"): "the mean: there is no own teacher",
     ("own", "training"): "trained on most of this speech",
 }
+LEARNT = ("weighted_accuracy", "best", *fusion.KINDS)  # of dev speech
+ANSWERED = ("weighted_loss", "own")  # which the dev speaker cannot judge: by its references, by no own teacher
 SAMPLE, ALIGNED = 480, 120  # training utterances that are decoded, and that are aligned for the times of spikes
 
 
@@ -35,11 +41,12 @@ def aggregates(params: Params) -> Path:
     """The stage's folder: <method>/<speech>/scores.json, coverage.json, spikes.csv, together.csv."""
     names = targets.teachers(params)
     return produce(
-        params.fold_folder / "aggregates" / params.teacher.family,
+        params.label_folder / "aggregates" / params.teacher.family,
         lambda partial: _build(partial, params),
         what="aggregates",
         parameters={
             "aggregation": params.aggregation.model_dump(exclude={"method"}),
+            "labels": labels.record(params),
             "fold": params.fold.model_dump(mode="json"),
             "scoring": params.scoring.model_dump(),
             "search": params.search.model_dump(mode="json"),
@@ -81,6 +88,28 @@ def table(folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def decided(params: Params) -> tuple[str, str]:
+    """The method that `auto` comes to, and why: what writes the dev speaker's words best, by the closed lexicon.
+
+    What was learnt of dev speech is judged on the half of it that it was not learnt on.
+    """
+    dev, sentences = params.fold.dev, params.scoring.measure == "wer"
+    if not dev:
+        raise UserError("aggregation.method is 'auto', but the fold has no dev speaker to choose by; name a method")
+    found = {}
+    for method in targets.methods(params):
+        scores_of = read_json(aggregates(params) / method / "dev" / "scores.json")["decoders"]
+        if method not in ANSWERED:
+            greedy = 1 - scores_of["greedy"]["wer"] if sentences else scores_of["greedy"]["wra"]
+            found[method] = (greedy,) if sentences else (scores_of["lexicon"]["wra"], greedy)
+    first, second = sorted(found, key=lambda method: found[method], reverse=True)[:2]
+    by = "of words right (1 - WER, greedy)" if sentences else "by the closed lexicon"
+    return first, (
+        f"auto: {first}, with {100 * found[first][0]:.1f} % {by} on the dev speaker {dev}; next {second}, "
+        f"{100 * found[second][0]:.1f} %; of {len(found)} that dev speech can judge"
+    )
+
+
 def disagreement(folder: Path) -> tuple[pd.DataFrame, pd.Series]:
     """What `spikes.compare` and `spikes.together` found."""
     together = pd.read_csv(folder / "together.csv", index_col=0).iloc[:, 0]
@@ -95,13 +124,16 @@ def sample(params: Params, size: int) -> list[Utterance]:
 
 def _build(partial: Path, params: Params) -> None:
     drawn, dev = sample(params, SAMPLE), split(prepare.load(params), params).dev
-    for method in targets.METHODS:
+    for method in targets.methods(params):
         folder = partial / method
         if (folder / "coverage.json").is_file():  # a killed run came that far
             continue
         for speech, purpose, utterances in (("training", "training", drawn), ("dev", "analysis", dev)):
             if utterances:
-                ensemble = targets.target(params, method, purpose=purpose)
+                crossed = purpose == "analysis" and method in LEARNT
+                ensemble = (
+                    targets.Crossed(params, method) if crossed else targets.target(params, method, purpose=purpose)
+                )
                 _score(folder / speech, params, method, ensemble, utterances)
         training = targets.target(params, method)
         usable = training.coverage([utt.utt_id for utt in split(prepare.load(params), params).train])

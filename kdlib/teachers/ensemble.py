@@ -2,8 +2,9 @@
 
 `logprob_mean` (the original study's) needs the mean of the logits alone, for the normalisers cancel when the mean of
 the log-probabilities is normalised; with linear heads that is one product of the stacked activations with the stacked
-heads. `prob_mean` adds probabilities, a teacher at a time. Which teachers speak, and how loudly, is said by `Choice`;
-learned fusion will be one more. Never more is held than one batch's activations of every teacher.
+heads. `prob_mean` adds probabilities, a teacher at a time. Which teachers speak, and how loudly, is said by `Choice`:
+by utterance, or by frame where a fusion was learnt (`fusion.py`). Never more is held than one batch's activations of
+every teacher.
 """
 
 import math
@@ -30,6 +31,8 @@ class Choice:
     mean: str = "logprob_mean"  # one of MEANS
     weights: Mapping[str, float] = field(default_factory=dict)  # by teacher; empty: all alike
     losses: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # teacher -> utterance -> exp(-it) weighs
+    by_speaker: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # speaker -> teacher -> weight
+    fusion: "torch.nn.Module | None" = None  # scores teachers frame by frame
     own: bool = False  # the speaker's own teacher alone, where there is one
     missing: str = "strict"  # utterances that not every teacher has: leave out, or take from `at_least` teachers
     at_least: int = 10  # for "partial"
@@ -120,16 +123,42 @@ class Ensemble:
         """
         import torch
 
+        if self.choice.fusion is not None:
+            with torch.no_grad():
+                return self.fused(self.choice.fusion, utt_ids, speakers, lengths)
         padded, weights, frames = self._padded(utt_ids, speakers, lengths)
         if self.softened:
             return self._mean_of_probs(padded, weights, temperature), torch.tensor(frames)
-        return self._mean_of_logits(padded, weights), torch.tensor(frames)
+        return self._mean_of_logits(padded, weights[:, None]), torch.tensor(frames)
+
+    def fused(
+        self,
+        fusion: "torch.nn.Module",
+        utt_ids: Sequence[str],
+        speakers: Sequence[str],
+        lengths: Sequence[int] | None = None,
+    ) -> "tuple[torch.Tensor, torch.Tensor]":
+        """What a fusion makes of the teachers' activations: logits [B, T, V] and frames [B], by which it can learn."""
+        import torch
+
+        padded, weights, frames = self._padded(utt_ids, speakers, lengths)
+        lengths = torch.tensor(frames)
+        scores, correction = fusion(list(padded.values()), lengths)
+        absent = (weights == 0)[:, None]
+        shares = (scores + weights.clamp_min(1e-9).log()[:, None]).masked_fill(absent, -1e9).softmax(-1)  # [B, T, K]
+        logits = self._mean_of_logits(padded, shares)
+        return (logits if correction is None else logits + correction), lengths
 
     def each(
         self, utt_ids: Sequence[str], speakers: Sequence[str], lengths: Sequence[int] | None = None
     ) -> "Iterator[tuple[torch.Tensor, torch.Tensor]]":
         """Every teacher that speaks of a batch: its logits [B, T, V], and its weight on each utterance [B]."""
+        import torch
+
         padded, weights, _ = self._padded(utt_ids, speakers, lengths)
+        if self.choice.fusion is not None:  # together they are one
+            yield self.logits(utt_ids, speakers, lengths)[0], torch.ones(len(utt_ids), device=self.device)
+            return
         for (name, hidden), weight in zip(padded.items(), weights.T, strict=True):
             if weight.any():
                 yield self._logits(name, hidden), weight
@@ -147,6 +176,8 @@ class Ensemble:
             return self
         self.device = device
         self._stacked = None if self._stacked is None else self._stacked.to(device)
+        if self.choice.fusion is not None:
+            self.choice.fusion.to(device)
         for store in self.stores.values():
             store.head = None if store.head is None else tuple(part.to(device) for part in store.head)
         return self
@@ -177,15 +208,17 @@ class Ensemble:
         return padded, weights.to(self.device), frames
 
     def _mean_of_logits(self, padded: dict, weights: "torch.Tensor") -> "torch.Tensor":
+        """The mean with weights [B, 1, K], or by frame [B, T, K]."""
         import torch
 
+        by_teacher = [weight[..., None] for weight in weights.unbind(-1)]
         if self._stacked is None:
             return sum(
-                weight[:, None, None] * self._logits(name, hidden)
-                for (name, hidden), weight in zip(padded.items(), weights.T, strict=True)
+                weight * self._logits(name, hidden)
+                for (name, hidden), weight in zip(padded.items(), by_teacher, strict=True)
             )
-        scaled = [weight[:, None, None] * hidden for hidden, weight in zip(padded.values(), weights.T, strict=True)]
-        biases = weights[:, None, :].expand(-1, scaled[0].shape[1], -1)
+        scaled = [weight * hidden for hidden, weight in zip(padded.values(), by_teacher, strict=True)]
+        biases = weights.expand(-1, scaled[0].shape[1], -1)
         return torch.cat([*scaled, biases], -1) @ self._stacked.T
 
     def _mean_of_probs(self, padded: dict, weights: "torch.Tensor", temperature: float) -> "torch.Tensor":
@@ -209,6 +242,8 @@ class Ensemble:
             raise UserError(f"no teacher has an output on {utt_id}; extract it, or leave it out as `coverage` says")
         if self.choice.own and speaker in there:
             there = {speaker: 1.0}
+        nearness = self.choice.by_speaker.get(speaker, {})
+        there = {name: one * nearness.get(name, 1.0) for name, one in there.items()}
         losses = [self.choice.losses.get(name, {}).get(utt_id, 0.0) for name in there]
         if math.isfinite(least := min(losses)):  # the smallest apart, so that not all weights vanish
             there = {

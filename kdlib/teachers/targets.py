@@ -1,29 +1,37 @@
 """A fold's targets: whose stores are opened, which choice combines them, and on whose speech there is a target at all.
 
-The held-out and the dev speaker teach nothing and are no targets; a teacher that heard one of them is refused. Weights
-come from the fold's dev speaker, or from the reference of each utterance (CA-MKD, Zhang et al. 2022, weighs teachers by
-their loss on the label); the latter are known only where there is a reference.
+The held-out and the dev speaker teach nothing and are no targets; a teacher that heard one of them is refused, and one
+that saw a transcript which the student is denied. Weights come from the fold's dev speaker, from how alike speakers
+sound, or from the reference of each utterance (CA-MKD, Zhang et al. 2022, weighs teachers by their loss on the label),
+where there is one.
 """
 
 import math
 import warnings
-from collections.abc import Mapping
-from typing import get_args
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
 
 from kdlib.corpus import labels, prepare, speakers
 from kdlib.errors import UserError
+from kdlib.evaluate import score
 from kdlib.models.vocabulary import vocabulary
 from kdlib.params import Params
 from kdlib.settings import Aggregation
-from kdlib.stage import read_json
-from kdlib.teachers import adapt
+from kdlib.stage import produce, read_json
+from kdlib.teachers import adapt, extract, fusion, voices
 from kdlib.teachers.ensemble import Choice, Ensemble
 from kdlib.teachers.extract import Purpose, opened, said
 from kdlib.teachers.scores import scores
 from kdlib.teachers.store import LogitStore
 
+if TYPE_CHECKING:
+    import torch
+
 CODE = ("teachers/targets.py", "teachers/ensemble.py", "teachers/store.py", "corpus/speakers.py")
-METHODS = get_args(Aggregation.model_fields["method"].annotation)
+CODE += (*fusion.CODE, *voices.CODE)
+METHODS = tuple(name for name in get_args(Aggregation.model_fields["method"].annotation) if name != "auto")
 
 
 def teachers(params: Params, method: str = "") -> list[str]:
@@ -45,7 +53,17 @@ def target(params: Params, method: str | None = None, output: str = "ctc", purpo
     For `training` it speaks of the training speakers alone; for `analysis` of test blocks, and is no target.
     """
     method = method or params.aggregation.method
+    if method in fusion.KINDS and output != "ctc":
+        raise UserError(
+            f"aggregation.method {method!r} is learnt of CTC outputs, and says nothing of a decoder's; name another "
+            "for distill: {heads: decoder}"
+        )
     names = teachers(params, method)
+    return _ensemble(params, names, choice(params, method, names, purpose), output, purpose)
+
+
+def _ensemble(params: Params, names: list[str], chosen: Choice, output: str, purpose: Purpose) -> Ensemble:
+    """Checked stores under a choice."""
     _check_labels(params, names)
     tokens, away = vocabulary(params), _away(params)
     stores: dict[str, LogitStore] = {}
@@ -55,14 +73,16 @@ def target(params: Params, method: str | None = None, output: str = "ctc", purpo
     barred = away if purpose == "training" else {}
     if params.hear_held_out:  # without transcripts
         barred = {name: why for name, why in barred.items() if name != params.held_out}
-    return Ensemble(stores, choice(params, method, names, purpose), barred)
+    return Ensemble(stores, chosen, barred)
 
 
-def choice(params: Params, method: str, names: list[str], purpose: Purpose = "training") -> Choice:
-    """A method of the recipe, in terms of an ensemble."""
+def choice(
+    params: Params, method: str, names: list[str], purpose: Purpose = "training", half: int | None = None
+) -> Choice:
+    """A method of the recipe, in terms of an ensemble; what it takes from dev speech, from one half of it alone."""
     known = {"missing": params.aggregation.missing, "at_least": params.aggregation.at_least}
     if method == "weighted_accuracy":
-        return Choice(weights=_allowed(accuracies(params, names)), **known)
+        return Choice(weights=_allowed(accuracies(params, names, half)), **known)
     if method == "weighted_loss":
         rows = {name: said(params, name, purpose).values() for name in names}
         losses = {
@@ -70,18 +90,63 @@ def choice(params: Params, method: str, names: list[str], purpose: Purpose = "tr
             for name, some in rows.items()
         }  # where there is no transcript all weigh the same
         return Choice(losses=losses, **known)
+    if method == "weighted_similarity":
+        return Choice(by_speaker=voices.weights(params, names), **known)
     if method == "best":
-        found = _allowed(accuracies(params, names))
+        found = _allowed(accuracies(params, names, half))
         best = max(names, key=lambda name: (found[name], name))
         return Choice(weights={name: float(name == best) for name in names}, **known)
+    if method in fusion.KINDS:
+        return Choice(fusion=_fusion(params, method, names, half), **known)
     if method in ("logprob_mean", "same_level"):
         return Choice(**known)
     if method in ("prob_mean", "own"):
         return Choice(mean="prob_mean" if method == "prob_mean" else "logprob_mean", own=method == "own", **known)
+    if method == "auto":
+        raise UserError("aggregation.method is 'auto': ask `aggregates.decided` for the method that it comes to")
     raise UserError(f"aggregation: unknown method {method!r}; expected one of {', '.join(METHODS)}")
 
 
-def accuracies(params: Params, names: list[str]) -> dict[str, float]:
+def methods(params: Params) -> list[str]:
+    """The ways of combining that a recipe's teachers allow: students have no voice of their own."""
+    if params.teacher.backbone != "students":
+        return list(METHODS)
+    return [name for name in METHODS if name not in ("own", "same_level", "weighted_similarity")]
+
+
+class Crossed:
+    """A method on the dev speaker, each half of whose speech is judged by what was learnt on the other."""
+
+    def __init__(self, params: Params, method: str) -> None:
+        names = teachers(params, method)
+        self.halves = [
+            _ensemble(params, names, choice(params, method, names, "analysis", 1 - half), "ctc", "analysis")
+            for half in (0, 1)
+        ]
+        self.stores = self.halves[0].stores
+        self.coverage = self.halves[0].coverage
+
+    def log_probs(self, utt_ids: Sequence[str], speakers: Sequence[str]) -> "tuple[torch.Tensor, torch.Tensor]":
+        """The target of a batch [B, T, V], and frames [B]."""
+        import torch
+
+        frames = self.halves[0].frames(utt_ids)
+        found: list[torch.Tensor | None] = [None] * len(utt_ids)
+        for half, ensemble in enumerate(self.halves):
+            if places := [place for place, one in enumerate(utt_ids) if half_of(one) == half]:
+                asked = [utt_ids[place] for place in places], [speakers[place] for place in places]
+                rows, lengths = ensemble.log_probs(*asked, [frames[place] for place in places])
+                for place, row, length in zip(places, rows, lengths.tolist(), strict=True):
+                    found[place] = row[:length]
+        return torch.nn.utils.rnn.pad_sequence(found, batch_first=True), torch.tensor(frames)
+
+
+def half_of(utt_id: str) -> int:
+    """Which half of the dev speech an utterance belongs to."""
+    return zlib.crc32(utt_id.encode()) % 2
+
+
+def accuracies(params: Params, names: list[str], half: int | None = None) -> dict[str, float]:
     """Greedy CTC accuracy of teachers on the fold's dev speaker; without one, on their own dev blocks."""
     if params.fold.dev is None:
         records = {name: read_json(adapt.teacher(params, name) / "model.json") for name in names}
@@ -90,9 +155,49 @@ def accuracies(params: Params, names: list[str]) -> dict[str, float]:
         return {name: known.get(name, mean) for name in names}
     found = {}
     for name in names:
-        result = read_json(scores(params, name) / "scores.json")
-        found[name] = result["decoders"]["greedy"]["by"]["speaker"][params.fold.dev]["wra"]
+        rows = [
+            row
+            for row in score.read_hypotheses(scores(params, name) / "hypotheses.csv")
+            if row.speaker == params.fold.dev and half in (None, half_of(row.utt_id))
+        ]
+        found[name] = sum(row.greedy == row.reference for row in rows) / max(1, len(rows))
     return found
+
+
+def _fusion(params: Params, kind: str, names: list[str], half: int | None) -> "torch.nn.Module":
+    """A fusion trained on the dev speaker's test blocks, or on one half of them; without one, on speech set aside."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    purpose = "analysis" if params.fold.dev else "training"
+    parts, steps = {None: "whole", 0: "half0", 1: "half1"}, params.aggregation.fusion_steps
+
+    def build(partial: Path) -> None:
+        ensemble = _ensemble(params, names, Choice(missing="all"), "ctc", purpose)
+        splits = speakers.split(prepare.load(params), params)
+        apart = splits.dev or adapt.material(splits.train, params.teacher.dev_share, params.seed).dev
+        learnt = [utt for utt in apart if ensemble.coverage([utt.utt_id]).usable]
+        for part, name in parts.items():
+            some = [utt for utt in learnt if part in (None, half_of(utt.utt_id))]
+            made = fusion.fitted(kind, ensemble, some, vocabulary(params), params.seed, steps)
+            save_file(
+                {key: one.contiguous() for key, one in made.state_dict().items()}, partial / f"{name}.safetensors"
+            )
+
+    folder = produce(
+        params.label_folder / "fusion" / params.teacher.family / kind,
+        build,
+        what=f"fusion by {kind}",
+        parameters={"fold": params.fold.model_dump(mode="json"), "held_out": params.held_out, "teachers": names}
+        | {"steps": steps},
+        inputs=[prepare.made(params), *(extract.extract(params, name, purpose) for name in names)],
+        seed=params.seed,
+        code=("teachers/targets.py", "teachers/ensemble.py", *fusion.CODE),
+    )
+    made = fusion.built(kind, _ensemble(params, names, Choice(missing="all"), "ctc", purpose))
+    made.load_state_dict(load_file(folder / f"{parts[half]}.safetensors"))
+    with torch.no_grad():
+        return made.eval().requires_grad_(False)
 
 
 def _check_labels(params: Params, names: list[str]) -> None:
