@@ -20,7 +20,8 @@ def test_every_method_is_decoded_on_training_and_dev_speech(taught, corpus):
 def test_one_teacher_is_the_same_under_every_mean(taught):
     table = aggregates.table(aggregates.aggregates(taught)).set_index(["aggregate", "speech"])
     for speech in ("training", "dev"):
-        scores = {tuple(table.loc[(method, speech)].drop(["teachers", "remark"])) for method in targets.METHODS}
+        means = [method for method in targets.METHODS if method != "transformer"]  # which corrects even one
+        scores = {tuple(table.loc[(method, speech)].drop(["teachers", "remark"])) for method in means}
         assert len(scores) == 1
 
 

@@ -1,12 +1,16 @@
 """What is minimised: weights, heads, annealing, utterances without a target."""
 
+import numpy as np
 import pytest
 import torch
 
+from kdlib.decode.lexicon import Lexicon
+from kdlib.decode.trie import Trie
 from kdlib.distill import losses
 from kdlib.distill.objective import Batch, Learner, Objective
+from kdlib.errors import UserError
 from kdlib.models import supervised
-from kdlib.models.conformer import Conformer, Shape
+from kdlib.models.conformer import Conformer, Shape, mask
 from kdlib.models.hybrid import Heads, Hybrid
 from kdlib.settings import Distill
 from kdlib.teachers.ensemble import Coverage
@@ -137,3 +141,139 @@ def test_pseudo_labels_ask_for_the_teachers_at_temperature_1(student, batch):
     told = Told(softened=True)
     objective(student, told, temperature=4.0, pseudo={"weight": 0.5, "confidence": 0.0})(batch)
     assert [temperature for _, temperature in told.asked] == [4.0, 1.0]
+
+
+class Said:
+    """Hypotheses of two utterances: the words are ids 5 6 7 (surely) and 8 (hardly)."""
+
+    def __init__(self):
+        self.lexicon, self.asked = Words(), []
+
+    def posterior(self, utt_ids, speakers, temperature):
+        self.asked.append(temperature)
+        return torch.tensor([{"a": [0.9, 0.1], "b": [0.4, 0.6]}[one] for one in utt_ids])
+
+    def texts(self, utt_ids, speakers, count=1, over="lexicon"):
+        self.asked.append(over)
+        known = {"a": [([5, 6, 7], 0.9), ([8], 0.1)], "b": [([8], 0.6), ([5, 6, 7], 0.4)]}
+        return [known[one][:count] for one in utt_ids]
+
+
+class Words(Lexicon):
+    """A lexicon of two words, without a tokenizer."""
+
+    def __init__(self):
+        self.words, self.sequences = ["X", "Y"], [(5, 6, 7), (8,)]
+        self._first, self._trie = np.array([0, 1]), Trie(self.sequences, 2)
+
+
+class Told2(Told):
+    """An ensemble whose two teachers are asked one by one."""
+
+    def each(self, utt_ids, speakers, lengths):
+        for seed in (0, 1):
+            generator = torch.Generator().manual_seed(seed)
+            yield torch.randn(len(utt_ids), max(lengths), SIZE, generator=generator), torch.full((len(utt_ids),), 0.5)
+
+
+def by_words(student, tap=0, **settings):
+    settings = {"alpha": 0.0, "beta": 0.0} | settings
+    told, said = Told2(), Said()
+    return Objective(Learner(student, 0, tap), Distill(**settings), {"ctc": told, "decoder": told}, said)
+
+
+def test_words_are_a_term_of_their_own(student, batch):
+    one = by_words(student, words={"weight": 0.7, "temperature": 2.0})
+    parts = one.parts(batch)
+    assert {name: weight for name, (weight, _) in parts.items()} == {"words_ctc": 0.7}
+    outputs = student(batch.wavs, batch.wav_lens)
+    target = one.hypotheses.posterior(["a", "b"], [], 2.0)
+    expected = losses.word_kl(outputs.ctc_logits, outputs.lengths, Words(), target, torch.ones(2), 2.0)
+    assert parts["words_ctc"][1].item() == pytest.approx(expected.item(), rel=1e-5)
+    parts["words_ctc"][1].backward()
+    assert student.ctc_head.weight.grad.abs().max() > 0
+
+
+def test_a_shortlist_holds_what_the_teachers_think_of(student, batch):
+    one = by_words(student, words={"weight": 1.0, "shortlist": 1})
+    lexicon, target = one._listed(torch.tensor([[0.9, 0.1], [0.8, 0.2]]))
+    assert (lexicon.words, target.tolist()) == (["X"], [[1.0], [1.0]])
+    both, target = one._listed(torch.tensor([[0.9, 0.1], [0.4, 0.6]]))  # of each its own
+    assert both.words == ["X", "Y"]
+    assert target.sum(1).tolist() == [1.0, 1.0]
+    more = by_words(student, words={"weight": 1.0, "shortlist": 1, "sampled": 2})
+    assert more._listed(torch.tensor([[0.9, 0.1], [0.8, 0.2]]))[0].words == ["X", "Y"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows", "ids", "weights"),
+    [
+        ({}, [0, 1], [[5, 6, 7], [8]], [0.9, 0.6]),
+        ({"weigh": False}, [0, 1], [[5, 6, 7], [8]], [1.0, 1.0]),
+        ({"confidence": 0.8}, [0], [[5, 6, 7]], [0.9]),
+        ({"nbest": 2}, [0, 0, 1, 1], [[5, 6, 7], [8], [8], [5, 6, 7]], [0.9, 0.1, 0.6, 0.4]),
+    ],
+)
+def test_texts_are_taught_as_far_as_the_teachers_are_sure(student, batch, settings, rows, ids, weights):
+    one = by_words(student, heads="both", sequence={"weight": 1.0} | settings)
+    found = one.parts(batch)
+    outputs = student(batch.wavs, batch.wav_lens)
+    expected = losses.sequences(outputs.ctc_logits, outputs.lengths, rows, ids, torch.tensor(weights))
+    assert found["sequence_ctc"][1].item() == pytest.approx(expected.item(), rel=1e-5)
+    expected = 0.0
+    for row, text, weight in zip(rows, ids, weights, strict=True):
+        inputs = torch.tensor([[0, *text]])
+        said = student.forward_decoder(outputs.encoded[[row]], inputs, outputs.lengths[[row]])
+        expected += weight * supervised.cross_entropy(said, [text], 0.1) / len(set(rows))
+    assert found["sequence_decoder"][1].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_where_nobody_is_sure_nothing_is_taught(student, batch):
+    assert "sequence_ctc" not in by_words(student, sequence={"weight": 1.0, "confidence": 0.95}).parts(batch)
+
+
+def test_occupancies_follow_the_reference_or_a_word_that_teachers_are_sure_of(student, batch):
+    one = by_words(student, occupancy={"weight": 1.0, "confidence": 0.7})
+    outputs = student(batch.wavs, batch.wav_lens)
+    both = one._occupied(outputs.ctc_logits, outputs.lengths, batch.ids, (["a", "b"], ["S", "S"]))
+    assert one.parts(batch)["occupancy_ctc"][1].item() == pytest.approx(both.item(), rel=1e-5)
+    without = batch._replace(ids=[[], batch.ids[1]])  # "a" is sure of 5 6 7, which is its reference anyway
+    assert one.parts(without)["occupancy_ctc"][1].item() == pytest.approx(both.item(), rel=1e-5)
+    unsure = batch._replace(ids=[batch.ids[0], []])
+    first = one._occupied(outputs.ctc_logits[:1], outputs.lengths[:1], batch.ids[:1], (["a"], ["S"]))
+    assert one.parts(unsure)["occupancy_ctc"][1].item() == pytest.approx(first.item(), rel=1e-5)
+
+
+def test_speech_without_a_transcript_has_no_reference_to_learn(student, batch):
+    without = batch._replace(ids=[batch.ids[0], []])
+    found = objective(student, heads="both")(without)
+    alone = Batch(batch.wavs[:1], batch.wav_lens[:1], batch.ids[:1], ["a"], ["S"])
+    expected = objective(student, heads="both")(alone)
+    for name in ("ctc", "decoder"):
+        assert found[name].item() == pytest.approx(expected[name].item(), rel=1e-3)
+    nobody = objective(student, alpha=0.0)(batch._replace(ids=[[], []]))
+    assert nobody["loss"].item() == 0
+
+
+def test_smoothed_references_of_ctc(student, batch):
+    plain, smoothed = (
+        objective(student, alpha=0.0, beta=1.0, ctc_smoothing=share)(batch)["ctc"] for share in (0, 0.25)
+    )
+    outputs = student(batch.wavs, batch.wav_lens)
+    inside = mask(outputs.lengths, outputs.ctc_logits.shape[1]).float()
+    expected = 0.75 * plain + 0.25 * losses.smoothness(outputs.ctc_logits, inside)
+    assert smoothed.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_head_within_the_encoder_learns_from_references_and_from_the_last(batch):
+    torch.manual_seed(0)
+    encoder = Conformer(Shape(d_model=16, layers=2, heads=2, ffn=16, kernel=7, mels=20, dropout=0.0))
+    student = Hybrid(encoder, Heads(SIZE, layers=0)).eval()
+    one = Objective(Learner(student, 0, 1), Distill(alpha=0.0, beta=1.0, intermediate={"weight": 0.3, "layer": 1}), {})
+    parts = one.parts(batch)
+    assert {name: weight for name, (weight, _) in parts.items()} == {"ctc": 1.0, "self": 0.3, "within": 0.3}
+    parts["self"][1].backward()
+    assert student.ctc_head.weight.grad is None  # the last head teaches, and does not follow
+    assert one.learner.within.weight.grad.abs().max() > 0
+    with pytest.raises(UserError, match=r"intermediate\.layer is 2: the encoder has 2 layers"):
+        Learner(student, 0, 2)

@@ -65,6 +65,7 @@ SOUND = {
     "recording": lambda t, r: checks.check_recording({"M04": {"a": 10, "b": 21}}, {"a": 10, "b": 20}, 40.0, 40.0),
     "target": lambda t, r: checks.check_aggregate(WORDS, WORDS),
     "right and wrong": lambda t, r: checks.check_right(0.7, 0.3),
+    "texts": lambda t, r: checks.check_guessed([(0.9, True), (0.8, True), (0.3, False)], 0.5, "lexicon"),
     "a new head": lambda t, r: checks.check_right(0.7, None),
     "best teacher": lambda t, r: checks.check_best_teacher(0.55, {"M04": 0.6, "F03": 0.2}),
     "spikes": lambda t, r: checks.check_spikes([0, 0, 1, 0], [0.7, 0.8, 0.5, 0.9]),
@@ -127,6 +128,21 @@ BROKEN = {
         "33 % of the sample as the references do, the student",
     ),
     "knows less than its pupil": (lambda t, r: checks.check_right(0.6, 0.7), WARN, "less than its pupil"),
+    "texts that are mostly wrong": (
+        lambda t, r: checks.check_guessed([(0.9, True), (0.8, False), (0.7, False)], 0.5, "lexicon"),
+        WARN,
+        "100 % of the texts pass the confidence 0.5, and 33 % of these are right",
+    ),
+    "texts that nobody is sure of": (
+        lambda t, r: checks.check_guessed([(0.3, True)], 0.9, "beam"),
+        REFUSE,
+        "nothing would be taught; lower distill.sequence.confidence",
+    ),
+    "the held-out speaker heard": (
+        lambda t, r: checks.check_strict("M08", 192),
+        WARN,
+        "no leave-one-speaker-out result",
+    ),
     "worse than its best": (
         lambda t, r: checks.check_best_teacher(0.3, {"M04": 0.8, "F03": 0.2}),
         WARN,

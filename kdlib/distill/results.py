@@ -69,7 +69,7 @@ def folders(params: Params, variants: Sequence[str], seeds: Sequence[int], group
 def fold(there: Mapping[tuple[str, object], Path], measure: str = "wra") -> pd.DataFrame:
     """One row a student of a fold, beside the baseline, and the mean over seeds of each variant."""
     table = pd.DataFrame([_row(*key, folder, measure) for key, folder in there.items()])
-    numbers = [name for name in table.columns if name not in ("system", "seed")]
+    numbers = [name for name in table.columns if name not in ("system", "seed", "remark")]
     several = table[table.seed.map(lambda seed: isinstance(seed, int))]
     means = several.groupby("system", sort=False)[numbers].mean().round(1).reset_index()
     means.insert(1, "seed", "mean")
@@ -141,7 +141,9 @@ def _row(name: str, seed: object, folder: Path, measure: str) -> dict:
     found = {"system": name, "seed": seed}
     for part, prefix in ((folder, ""), (folder / "dev", "dev ")):
         if (part / "scores.json").is_file():
-            decoders = read_json(part / "scores.json")["decoders"]
+            scores = read_json(part / "scores.json")
+            decoders = scores["decoders"]
+            found |= {"remark": scores["remark"]} if "remark" in scores else {}
             found |= {
                 f"{prefix}{column}": round(100 * decoders[column][measure], 1)
                 for column in DECODERS
@@ -168,7 +170,10 @@ def main(
     )
     with writing(out / "table.csv") as hidden:
         tables.to_csv(hidden)
-    print(tables.dropna(axis=1, how="all").to_string(na_rep="-"))
+    print(tables.drop(columns="remark", errors="ignore").dropna(axis=1, how="all").to_string(na_rep="-"))
+    if "remark" in tables:
+        for (held_out, name, seed), remark in tables.remark.dropna().items():
+            print(f"{held_out}, {name} {seed}: {remark}")
     of = {name: list(every[0].ensembles[name].of) for name in groups}
     control |= {name: members[0] if members[0] in variants else BASELINE for name, members in of.items()}
     rows: list[tuple[str, Verdict]] = []

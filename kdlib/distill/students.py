@@ -86,6 +86,8 @@ def hear_all(partial: Path, params: Params, one: "Trained", name: str, checkpoin
     heads = one.record["heads_trained"]  # what another head says is no result of this training
     decoders = panels.panel(params, one.tokens, model=one.model, heads=heads)
     decoders = panels.tuned(decoders, lambda batch: one(*audio.collate(batch)), splits.dev, params, partial)
+    without = one.record.get("labels", {}).get("heard_without", [])
+    remark = f"has heard {', '.join(without)} without transcripts: no leave-one-speaker-out result" if without else ""
     for part, utterances in (("", splits.test), ("dev", splits.dev)):
         if not utterances:
             continue
@@ -109,6 +111,7 @@ def hear_all(partial: Path, params: Params, one: "Trained", name: str, checkpoin
             tokenizer=one.tokens.fingerprint,
             checkpoint=checkpoint,
             settings=panels.settings(decoders, params, params.fold.dev or ""),
+            remark=remark,
             fold_homophones=params.scoring.fold_homophones,
             bootstrap=params.scoring.bootstrap,
         )

@@ -159,14 +159,18 @@ def write(
     tokenizer: str,
     checkpoint: str,
     settings: dict | None = None,
+    remark: str = "",
     **options,
 ) -> dict:
     """Write hypotheses.csv, scores.json and one evaluation_<decoder>.json a decoder; return the scores.
 
-    `settings` are those of the decoders that have some, and say on whom they were chosen.
+    `settings` are those of the decoders that have some, and say on whom they were chosen; `remark` what these scores
+    are not.
     """
     write_hypotheses(rows, folder / "hypotheses.csv")
     scores = summary(rows, decoders, system=system, held_out=held_out, **options) | {"settings": settings or {}}
+    if remark:
+        scores["remark"] = remark
     write_json(folder / "scores.json", scores)
     for name, result in scores["decoders"].items():
         write_json(folder / f"evaluation_{name}.json", _evaluation(rows, name, result, tokenizer, checkpoint))

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from kdlib.corpus.manifest import Utterance
+from kdlib.errors import UserError
 from kdlib.models import Outputs, supervised
 from kdlib.models.conformer import mask
 
@@ -91,6 +92,8 @@ def fitted(
     """A fusion trained on the references of some utterances, by CTC."""
     from kdlib.train import seed_everything
 
+    if not learnt:
+        raise UserError("learned fusion: there is no dev speech to learn on; name another aggregation.method")
     seed_everything(seed)
     fusion = built(kind, ensemble)
 

@@ -1,0 +1,197 @@
+"""Few labels: who is told what, and that nothing of what is denied comes through to anybody."""
+
+import csv
+import shutil
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from test_speakers import SPEAKERS, everybody, fold
+
+from kdlib.corpus import labels, prepare
+from kdlib.corpus.speakers import split
+from kdlib.distill import ingredients, students
+from kdlib.errors import UserError
+from kdlib.evaluate import panels
+from kdlib.models.vocabulary import vocabulary
+from kdlib.params import load
+from kdlib.stage import read_json
+from kdlib.teachers import adapt, extract, targets
+
+
+def few(**settings):
+    return fold().model_copy(update={"label_fraction": 0.5} | settings)
+
+
+def told(corpus, params):
+    known = labels.known(corpus, params)
+    return {utt.utt_id for utt in known if utt.text and labels.trainable(corpus, utt, params)}
+
+
+def test_of_every_speaker_the_same_share_is_told_and_test_speech_keeps_its_references():
+    corpus, params = everybody(), few()
+    found = Counter(utt.speaker for utt in corpus if utt.utt_id in told(corpus, params))
+    assert found == dict.fromkeys(set(SPEAKERS) - {"M08", "M10"}, 2)  # of 4 in B1 and B3
+    known = labels.known(corpus, params)
+    assert all(utt.text for utt in known if utt.block == "B2" or utt.speaker == "CM01")
+    apart = [utt for utt in known if utt.speaker in ("M08", "M10") and utt.block != "B2"]
+    assert not any(utt.text for utt in apart)  # of whom nobody may learn
+
+
+def test_a_larger_share_holds_all_of_a_smaller_one():
+    corpus = everybody()
+    small, large = (told(corpus, few(label_fraction=share)) for share in (0.25, 0.75))
+    assert small < large
+
+
+def test_by_word_all_utterances_of_some_words_are_told():
+    corpus, params = everybody(), few(label_by="word", label_fraction=0.3)
+    words = {utt.text for utt in corpus if utt.utt_id in told(corpus, params)}
+    assert len(words) == 1  # of three that are said in B1 and B3
+    said = [utt for utt in corpus if utt.text in words and labels.trainable(corpus, utt, params)]
+    assert told(corpus, params) == {utt.utt_id for utt in said if utt.speaker not in ("M08", "M10")}
+
+
+def test_other_microphones_go_with_their_utterance():
+    corpus = everybody(("M04", "M08", "M10"))
+    copies = [replace(utt, utt_id=f"{utt.utt_id}_M6", copy_of=utt.utt_id) for utt in corpus]
+    corpus = replace(corpus, utterances=(*corpus.utterances, *copies))
+    found = told(corpus, few())
+    assert len(found) == 4
+    assert all(utt.copy_of in found for utt in copies if utt.utt_id in found)
+
+
+def test_with_every_label_nothing_changes():
+    corpus = everybody()
+    assert labels.known(corpus, fold()) is corpus
+
+
+def test_a_corpus_without_blocks_keeps_the_references_of_who_is_tested():
+    corpus = everybody()
+    corpus = replace(corpus, utterances=tuple(replace(utt, block="") for utt in corpus))
+    known = labels.known(corpus, few())
+    assert all(utt.text for utt in known if utt.speaker in ("M08", "M10"))
+    assert Counter(bool(utt.text) for utt in known if utt.speaker == "M04") == {True: 3, False: 3}
+    with pytest.raises(UserError, match="hear_held_out: M08 says nothing in the training blocks"):
+        split(known, few(hear_held_out=True))
+
+
+def test_the_held_out_speakers_other_blocks_are_heard_without_transcripts_when_asked_for():
+    params = fold().model_copy(update={"hear_held_out": True})
+    splits = split(labels.known(everybody(), params), params)
+    assert {(utt.speaker, utt.block, utt.text) for utt in splits.unlabelled} == {("M08", "B1", ""), ("M08", "B3", "")}
+    assert {utt.speaker for utt in splits.train} == set(SPEAKERS) - {"M08", "M10", "M01"}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "leaks"),
+    [
+        ({"fraction": 0.5, "by": "utterance", "seed": 1}, ""),
+        ({"fraction": 0.2, "by": "utterance", "seed": 1}, ""),
+        ({"fraction": 0.5, "by": "utterance", "seed": 2}, "drawn with seed 2"),
+        ({"fraction": 0.2, "by": "word", "seed": 1}, "by word"),
+        ({"fraction": 1.0}, "was trained with all of the labels, the student is given 50 %"),
+        (None, "was trained with all"),
+        ({"fraction": 0.5, "by": "utterance", "seed": 1, "heard_without": ["M08"]}, "has heard M08 without"),
+    ],
+)
+def test_a_teacher_may_have_seen_no_more(theirs, leaks):
+    found = labels.leaks(theirs, few())
+    assert (leaks in found) if leaks else found == ""
+
+
+VARIANTS = ("hard_20", "ctc_kd_20", "words_20", "n_best_20", "occupancy_20")
+
+
+@pytest.fixture(scope="module")
+def worlds(taught, tmp_path_factory):
+    """Two copies of the smoke corpus; in the second every denied transcript is another word."""
+    found = []
+    for swapped in (False, True):
+        out = tmp_path_factory.mktemp("swapped" if swapped else "plain")
+        shutil.copytree(taught.folder / "corpus", out / "smoke" / "corpus")
+        for shared in ("pretrained", "tokens", "parents"):
+            shutil.copytree(taught.folder / shared, out / "smoke" / shared)
+        found.append(out)
+        if not swapped:
+            continue
+        params, manifest = in_world(out, "hard_20"), out / "smoke" / "corpus" / "manifest.csv"
+        corpus = prepare.load(params.with_all_labels)
+        keep = labels.labelled(corpus, params)
+        denied = {utt.utt_id for utt in corpus if labels.trainable(corpus, utt, params)} - keep
+        rows = list(csv.DictReader(manifest.open(newline="", encoding="utf-8")))
+        words = sorted({row["wrd"] for row in rows if row["ID"] in denied})
+        for row in rows:
+            if row["ID"] in denied:
+                row["wrd"] = words[(words.index(row["wrd"]) + 1) % len(words)]
+        with manifest.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        assert len(denied) > len(keep)
+    return found
+
+
+def in_world(out, variant, **teacher):
+    if variant.split("_20")[0] in ("words", "n_best", "occupancy"):
+        teacher |= {"student_seeds": [1]}
+    return load("params/smoke.yaml", "M08", overrides={"outputs": str(out), "teacher": teacher}, variant=variant)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_students_are_the_same_to_the_byte_whatever_the_denied_labels_say(worlds, name):
+    """No teacher, no store, no lexicon's weight, no language model and no student has seen them."""
+    made = []
+    for out in worlds:
+        params = in_world(out, name)
+        folder = students.student(params)
+        files = [folder / "model.safetensors", panels.language_model(params, vocabulary(params))]
+        if params.distill.taught:
+            teacher = targets.teachers(params)[0]
+            store = extract.extract(params, teacher, "training")
+            files += [
+                adapt.teacher(params, teacher) / "model.safetensors",
+                store / "ctc/frames.bin",
+                store / "said.csv",
+            ]
+        made.append([path.read_bytes() for path in files])
+        record = read_json(folder / "model.json")
+        assert record["without_transcripts"] == (9 if params.distill.taught else 0)
+        assert record["labels"] == {"fraction": 0.2, "by": "utterance", "seed": 1}
+    assert made[0] == made[1]
+
+
+def test_where_labels_are_told_they_make_a_difference(worlds):
+    """Or the test above would say nothing."""
+    weights = [(students.student(in_world(out, "hard")) / "model.safetensors").read_bytes() for out in worlds]
+    assert weights[0] != weights[1]
+
+
+def test_a_teacher_that_was_told_more_is_refused(worlds):
+    students.student(in_world(worlds[0], "hard"))
+    params = in_world(worlds[0], "words_20", students=["hard"])
+    with pytest.raises(UserError, match=r"teacher hard/seed1 was trained with all of the labels, the student is given"):
+        students.student(params)
+
+
+def test_speech_without_transcripts_has_no_decoder_targets_and_no_loss(worlds):
+    params = in_world(worlds[0], "ctc_kd_20")
+    splits = split(prepare.load(params), params)
+    store, said = extract.opened(params, "M04", "training", "decoder"), extract.said(params, "M04", "training")
+    assert {utt.utt_id in store for utt in splits.train} == {True}
+    assert {utt.utt_id in store for utt in splits.unlabelled} == {False}
+    assert {said[utt.utt_id].ctc_loss == said[utt.utt_id].ctc_loss for utt in splits.unlabelled} == {False}  # nan
+    weights = targets.choice(params, "weighted_loss", ["M04"]).losses["M04"]
+    assert set(weights) == {utt.utt_id for utt in splits.train}
+
+
+def test_few_labels_or_many_the_same_steps_have_the_same_looks(worlds):
+    plans = []
+    for name in ("hard", "hard_20", "words_20"):
+        params = in_world(worlds[0], name)
+        chosen = ingredients.material(params, vocabulary(params))
+        plan = students.plan_of(params, chosen)
+        plans.append((plan.groups, plan.parts, plan.steps))
+        batches = [utt for part in range(plan.parts) for batch in plan.part(chosen.train, part, 1) for utt in batch]
+        assert {utt.utt_id for utt in batches} == {utt.utt_id for utt in chosen.train}
+    assert len(set(map(str, plans))) == 1
