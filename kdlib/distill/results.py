@@ -6,12 +6,16 @@ students and ensembles, and how each compares with its control over all folds; b
 """
 
 import itertools
+import random
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
+from kdlib.corpus import prepare
+from kdlib.corpus.speakers import split
 from kdlib.distill import ensembles, ingredients, students
 from kdlib.errors import UserError
 from kdlib.evaluate import compare, findings
@@ -22,6 +26,7 @@ from kdlib.params import Params, load
 from kdlib.settings import Scoring
 from kdlib.show import figures
 from kdlib.stage import read_json, writing
+from kdlib.tokens import normalise
 
 DECODERS = ("greedy", "lexicon", "beam", "attention", "attention_beam", "attention_lexicon", "joint", "joint_lexicon")
 BASELINE = "baseline"
@@ -113,6 +118,41 @@ def changed(before: Path, after: Path, decoder: str = "greedy") -> pd.DataFrame:
         }
     )
     return table[was != is_now].sort_values(["change", "reference"])
+
+
+def texts(params: Params, sample: int = 400) -> pd.DataFrame | None:
+    """How often the teachers' texts are taught and right, where texts or words are; nothing where they are not.
+
+    The references of speech whose transcripts the student is denied are looked up for this table alone.
+    """
+    used = ingredients.effective(params)
+    if not used.distill.taught or not (guessed := ingredients.guesses(used, ingredients.ensembles(used))):
+        return None
+    settings = used.distill.sequence
+    over = settings.over if settings.weight else "lexicon"
+    by_word = 0.0 if used.distill.words.weight else used.distill.occupancy.confidence
+    sure = settings.confidence if settings.weight else by_word
+    truth = {utt.utt_id: utt.text for utt in prepare.load(params.with_all_labels)}
+    splits, rows = split(prepare.load(params), params), {}
+    for speech, utterances in (("labelled", splits.train), ("without transcript", splits.unlabelled)):
+        usable = set(guessed.ensemble.coverage([utt.utt_id for utt in utterances]).usable)
+        some = [utt for utt in utterances if utt.utt_id in usable]
+        some = random.Random(params.seed).sample(some, min(sample, len(some)))
+        if not some:
+            continue
+        found = guessed.texts([utt.utt_id for utt in some], [utt.speaker for utt in some], 1, over)
+        best = [(guessed.tokens.decode(one[0][0]), one[0][1]) if one else ("", 0.0) for one in found]
+        right = [text == normalise(truth[utt.utt_id]) for (text, _), utt in zip(best, some, strict=True)]
+        taught = [share >= sure and bool(text) for text, share in best]
+        rows[speech] = {
+            "utterances": len(utterances),
+            "looked at": len(some),
+            "teachers right %": 100 * np.mean(right),
+            "taught %": 100 * np.mean(taught),
+            "right of these %": 100 * np.sum(np.logical_and(right, taught)) / max(1, np.sum(taught)),
+            "mean share %": 100 * np.mean([share for _, share in best]),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").round(1)
 
 
 def check_control(params: Params, control: Params) -> None:

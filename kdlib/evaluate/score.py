@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from kdlib.errors import UserError
-from kdlib.stage import write_json
+from kdlib.stage import read_json, write_json
 from kdlib.tokens import normalise
 
 GROUPS = ("speaker", "level", "word_type", "seen")
@@ -175,6 +175,11 @@ def write(
     for name, result in scores["decoders"].items():
         write_json(folder / f"evaluation_{name}.json", _evaluation(rows, name, result, tokenizer, checkpoint))
     return scores
+
+
+def wra(folder: Path) -> dict[str, float]:
+    """WRA by decoder, of a folder that `write` has filled."""
+    return {name: one["wra"] for name, one in read_json(folder / "scores.json")["decoders"].items()}
 
 
 def write_hypotheses(rows: Iterable[Hypothesis], path: Path) -> None:
