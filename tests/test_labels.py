@@ -10,7 +10,7 @@ from test_speakers import SPEAKERS, everybody, fold
 
 from kdlib.corpus import labels, prepare
 from kdlib.corpus.speakers import split
-from kdlib.distill import ingredients, students
+from kdlib.distill import ingredients, preflight, results, students
 from kdlib.errors import UserError
 from kdlib.evaluate import panels
 from kdlib.models.vocabulary import vocabulary
@@ -129,12 +129,14 @@ def worlds(taught, tmp_path_factory):
             writer.writeheader()
             writer.writerows(rows)
         assert len(denied) > len(keep)
+    for out in found:  # who teach
+        for name in ("hard", "hard_20"):
+            students.student(in_world(out, name))
     return found
 
 
 def in_world(out, variant, **teacher):
-    if variant.split("_20")[0] in ("words", "n_best", "occupancy"):
-        teacher |= {"student_seeds": [1]}
+    teacher |= {"student_seeds": [1]}
     return load("params/smoke.yaml", "M08", overrides={"outputs": str(out), "teacher": teacher}, variant=variant)
 
 
@@ -168,7 +170,6 @@ def test_where_labels_are_told_they_make_a_difference(worlds):
 
 
 def test_a_teacher_that_was_told_more_is_refused(worlds):
-    students.student(in_world(worlds[0], "hard"))
     params = in_world(worlds[0], "words_20", students=["hard"])
     with pytest.raises(UserError, match=r"teacher hard/seed1 was trained with all of the labels, the student is given"):
         students.student(params)
@@ -195,3 +196,30 @@ def test_few_labels_or_many_the_same_steps_have_the_same_looks(worlds):
         batches = [utt for part in range(plan.parts) for batch in plan.part(chosen.train, part, 1) for utt in batch]
         assert {utt.utt_id for utt in batches} == {utt.utt_id for utt in chosen.train}
     assert len(set(map(str, plans))) == 1
+
+
+def test_who_hears_the_held_out_speaker_says_so(worlds):
+    params = load(
+        "params/smoke.yaml", "M08", overrides={"outputs": str(worlds[0]), "hear_held_out": True}, variant="one_best"
+    ).model_copy(update={"variant": "heard"})
+    params = params.model_copy(update={"teacher": params.teacher.model_copy(update={"student_seeds": (1,)})})
+    folder = students.scored(params)
+    record = read_json(folder.parent / "model.json")
+    assert record["labels"]["heard_without"] == ["M08"]
+    assert record["without_transcripts"] == 12  # B1 and B3 of the held-out speaker
+    assert "M08" not in record["heard"]  # with a transcript
+    remark = "has heard M08 without transcripts: no leave-one-speaker-out result"
+    assert read_json(folder / "scores.json")["remark"] == remark
+    assert results.fold({("heard", 1): folder}).loc[("heard", 1), "remark"] == remark
+    assert "strictness" in [one.name for one in preflight.preflight(params)]
+    strict = in_world(worlds[0], "words", students=["heard"])
+    with pytest.raises(UserError, match="heard/seed1 has heard M08 without transcripts, who is held out here"):
+        students.student(strict)
+
+
+def test_what_is_taught_in_place_of_references_is_counted(worlds):
+    table = results.texts(in_world(worlds[0], "n_best_20"))
+    assert table.index.tolist() == ["labelled", "without transcript"]
+    assert table.utterances.tolist() == [3, 9]
+    assert table["taught %"].tolist() == [100, 100]  # no least confidence
+    assert results.texts(in_world(worlds[0], "hard_20")) is None

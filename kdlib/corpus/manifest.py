@@ -27,7 +27,19 @@ NEMO_SPEAKER = ("speaker", "spk_id", "speaker_id")
 CONTROL = "CONTROL"
 CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 LEVELS = ("VERY_LOW", "LOW", "MID", "HIGH", CONTROL)  # of intelligibility
-TAKEN = {"corpus", "zero_shot", "pretrained", "figures", "logs", "teachers", "logits", "parents", "tokens", "compare"}
+TAKEN = {
+    "corpus",
+    "zero_shot",
+    "pretrained",
+    "figures",
+    "logs",
+    "teachers",
+    "logits",
+    "parents",
+    "tokens",
+    "compare",
+    "voices",
+}
 TAKEN |= {"ablations", "benchmarks", "con", "nul", "aux", "prn"}  # what a speaker cannot be called: folders of ours
 
 
