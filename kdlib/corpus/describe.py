@@ -73,14 +73,15 @@ def spoken_s(utt: Utterance) -> float:
 def roles(splits: Splits) -> pd.DataFrame:
     """What a fold does with whom: utterances and words by role."""
     parts = {"training": splits.train, "dev": splits.dev, "test": splits.test, "controls": splits.controls}
+    parts |= {"training, without transcripts": splits.unlabelled} if splits.unlabelled else {}
     return pd.DataFrame(
         [
             {
                 "role": role,
                 "speakers": len({utt.speaker for utt in part}),
                 "utterances": len(part),
-                "words": len({utt.text for utt in part}),
-                "words not trained on": len({utt.text for utt in part if not splits.seen(utt)}),
+                "words": len({utt.text for utt in part} - {""}),
+                "words not trained on": len({utt.text for utt in part if utt.text and not splits.seen(utt)}),
             }
             for role, part in parts.items()
         ]

@@ -76,7 +76,8 @@ def take_head(model: "Hybrid", source: "torch.nn.Module", tokens: Tokens) -> boo
 
 
 def _build(partial: Path, params: Params) -> None:
-    corpus, words, given = prepare.load(params), prepare.lexicon(params), params.tokens.source
+    corpus, words = prepare.load(params.with_all_labels), prepare.lexicon(params)  # words, not who said which
+    given = params.tokens.source
     spelt = {text for texts in prepare.spellings(params).values() for text in texts}
     if given == "pretrained":
         (partial / FILE).write_bytes(nemo.tokenizer(pretrained(params)))
