@@ -250,6 +250,13 @@ def _check_losses(params: Params, recipe: str) -> None:
     settings = params.distill
     if not settings.taught and not settings.beta:
         raise UserError(f"{recipe}: distill: alpha, beta, gamma and all other weights are 0: nothing would be learnt")
+    by_ctc = {"words": settings.words, "occupancy": settings.occupancy, "intermediate": settings.intermediate}
+    for name, one in by_ctc.items():
+        if one.weight and settings.heads == "decoder":
+            raise UserError(
+                f"{recipe}: distill.{name} is learnt by a CTC head, but distill.heads is 'decoder'; write heads: both, "
+                "or ctc"
+            )
     switched = params.student.backbone == "nemo" and params.teacher.backbone == "sb" and not settings.allow_decoder_kd
     by_frame = settings.by_frame and (settings.heads != "decoder" or settings.gamma or switched)
     if params.student.augment == "mask_and_tempo" and by_frame:

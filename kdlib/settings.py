@@ -163,6 +163,13 @@ class Teacher(Conformer):
             return self.backbone
         return "speechbrain-scratch" if self.parent == "none" else "speechbrain"
 
+    @property
+    def circle(self) -> str:
+        """The folder's name of what depends on all of them together: students are of one family, in many circles."""
+        if self.backbone != "students":
+            return self.family
+        return "-".join(["students", *self.students, *map(str, self.student_seeds)])
+
 
 class Aggregation(Strict):
     """How the teachers' outputs become one target."""

@@ -205,7 +205,7 @@ class _Progress(pl.Callback):
             return
         losses = {name: f"{float(value):.3f}" for name, value in trainer.callback_metrics.items() if name != "step"}
         dev = {name: f"{one.found[name]:.3f}" for one in self.looks for name in ("dev_wra",) if name in one.found}
-        self.bar.set_postfix(epoch=trainer.current_epoch // self.parts + 1, **losses, **dev, refresh=False)
+        self.bar.set_postfix({"epoch": trainer.current_epoch // self.parts + 1, **losses, **dev}, refresh=False)
         self.bar.update(trainer.global_step - self.bar.n)
 
     def on_train_end(self, *_: Any) -> None:

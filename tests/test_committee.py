@@ -84,7 +84,11 @@ def test_saved_models_are_one_system(members, tokens, batch, tmp_path):
         hybrid.save(one, tokens, tmp_path / str(index), heard=[f"M0{index}"], heads_trained=["ctc", "decoder"])
     folders = [(tmp_path / str(index), "model.safetensors") for index in range(3)]
     together = Together(folders)
-    assert together.record == {"heard": ["M00", "M01", "M02"], "heads_trained": ["ctc", "decoder"]}
+    assert together.record == {
+        "heard": ["M00", "M01", "M02"],
+        "heads_trained": ["ctc", "decoder"],
+        "labels": {"fraction": 1.0},
+    }
     with torch.inference_mode():
         expected = Committee(members)(*batch).ctc_logits
     assert torch.allclose(together(*batch).ctc_logits, expected, atol=1e-5)

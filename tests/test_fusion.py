@@ -121,6 +121,8 @@ def test_auto_says_what_it_took_and_why(two):
     assert method not in aggregates.ANSWERED
     assert why.startswith(f"auto: {method}, with ")
     assert "on the dev speaker M10; next " in why
+    both = two.model_copy(update={"distill": two.distill.model_copy(update={"heads": "both"})})
+    assert aggregates.decided(both)[0] not in fusion.KINDS  # which say nothing of a decoder
     with pytest.raises(UserError, match="the fold has no dev speaker to choose by"):
         aggregates.decided(two.model_copy(update={"fold": two.fold.model_copy(update={"dev": None})}))
 
@@ -130,7 +132,7 @@ def test_a_fusion_says_nothing_of_a_decoder(two):
         targets.target(two, "attention", output="decoder")
 
 
-def test_the_most_alike_voice_is_ones_own(taught):
+def test_the_most_alike_voice_is_ones_own(taught, tmp_path, monkeypatch):
     table = voices.voices(taught)
     assert set(table.index) == {"M04", "M08", "M10"}
     alike = voices.likeness(table, ["M04", "M10"])
@@ -138,6 +140,10 @@ def test_the_most_alike_voice_is_ones_own(taught):
     assert alike.loc["M04", "M04"] == pytest.approx(1.0)
     weights = voices.weights(taught, ["M04", "M10"])
     assert weights["M10"]["M10"] > weights["M10"]["M04"] > 0
+    numbers = table.rename(index={"M04": "04", "M10": "10"})  # names that look like numbers stay names
+    numbers.rename_axis("speaker").to_csv(tmp_path / voices.FILE)
+    monkeypatch.setattr(voices, "made", lambda params: tmp_path)
+    assert voices.voices(taught).index.tolist() == numbers.index.tolist()
     other = table.copy()
     other.loc["M08"] += 1.0  # the held-out speaker's voice changes nothing for others
     assert voices.likeness(other, ["M04", "M10"]).loc["M04"].equals(alike.loc["M04"])

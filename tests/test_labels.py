@@ -10,9 +10,9 @@ from test_speakers import SPEAKERS, everybody, fold
 
 from kdlib.corpus import labels, prepare
 from kdlib.corpus.speakers import split
-from kdlib.distill import ingredients, preflight, results, students
+from kdlib.distill import ensembles, ingredients, preflight, results, students
 from kdlib.errors import UserError
-from kdlib.evaluate import panels
+from kdlib.evaluate import panels, score
 from kdlib.models.vocabulary import vocabulary
 from kdlib.params import load
 from kdlib.stage import read_json
@@ -223,3 +223,50 @@ def test_what_is_taught_in_place_of_references_is_counted(worlds):
     assert table.utterances.tolist() == [3, 9]
     assert table["taught %"].tolist() == [100, 100]  # no least confidence
     assert results.texts(in_world(worlds[0], "hard_20")) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"student": {"resume": "hard"}}, "student.resume: .*hard/seed1 was trained with all of the labels"),
+        ({"aggregation": {"method": "own"}}, "'own' asks who speaks, but students of all speakers teach here"),
+        ({"distill": {"heads": "decoder", "alpha": 0.5, "words": {"weight": 0.0}}}, "hard_20/seed1 has no decoder"),
+    ],
+    ids=["resume", "own", "decoder"],
+)
+def test_what_would_leak_or_cannot_be_is_refused_in_a_line(worlds, changes, message):
+    more = {"student": {"decoder_layers": 1}} if "distill" in changes else {}
+    params = load(
+        "params/smoke.yaml",
+        "M08",
+        overrides={"outputs": str(worlds[0]), "teacher": {"student_seeds": [1]}} | more | changes,
+        variant="words_20",
+    )
+    with pytest.raises(UserError, match=message):
+        students.student(params)
+
+
+def test_another_draw_has_another_language_model(worlds):
+    params = in_world(worlds[0], "hard_20")
+    tokens = vocabulary(params)
+    texts = [panels.language_model(one, tokens).read_bytes() for one in (params, params.model_copy(update={"seed": 4}))]
+    assert texts[0] != texts[1]
+
+
+def test_sentences_are_no_closed_list_to_guess_from(worlds, monkeypatch):
+    params = in_world(worlds[0], "n_best_20")
+    monkeypatch.setattr(prepare, "spellings", lambda params: {f"GO {word}": [f"GO {word}"] for word in ("UP", "ON")})
+    with pytest.raises(UserError, match=r"most of these 2 are whole sentences, the denied and the test speech's among"):
+        ingredients.guesses(params, {})
+
+
+def test_an_ensemble_knows_what_its_members_were_told(worlds):
+    group = {"few": {"of": ["hard_20"], "seeds": [1, 2]}, "mixed": {"of": ["hard", "hard_20"], "seeds": [1]}}
+    params = load("params/smoke.yaml", "M08", overrides={"outputs": str(worlds[0]), "ensembles": group})
+    students.student(in_world(worlds[0], "hard_20"), 2)
+    folder = ensembles.scored(params, "few")
+    told = {row.seen for row in score.read_hypotheses(folder / "hypotheses.csv")}
+    assert "no" in told
+    assert read_json(folder / "run.json")["parameters"]["labels"] == "labels-20"
+    with pytest.raises(UserError, match=r"ensembles\.mixed: its members were given other labels than each other"):
+        ensembles.scored(params, "mixed")

@@ -271,8 +271,8 @@ def test_a_head_within_the_encoder_learns_from_references_and_from_the_last(batc
     student = Hybrid(encoder, Heads(SIZE, layers=0)).eval()
     one = Objective(Learner(student, 0, 1), Distill(alpha=0.0, beta=1.0, intermediate={"weight": 0.3, "layer": 1}), {})
     parts = one.parts(batch)
-    assert {name: weight for name, (weight, _) in parts.items()} == {"ctc": 1.0, "self": 0.3, "within": 0.3}
-    parts["self"][1].backward()
+    assert {name: weight for name, (weight, _) in parts.items()} == {"ctc": 1.0, "last": 0.3, "within": 0.3}
+    parts["last"][1].backward()
     assert student.ctc_head.weight.grad is None  # the last head teaches, and does not follow
     assert one.learner.within.weight.grad.abs().max() > 0
     with pytest.raises(UserError, match=r"intermediate\.layer is 2: the encoder has 2 layers"):

@@ -156,3 +156,9 @@ def test_the_held_out_speaker_is_not_overridden_by_the_way():
 def test_a_name_that_leaves_the_outputs_is_refused():
     with pytest.raises(UserError, match="name: string should match"):
         load("params/demo.yaml", "M08", overrides={"name": "../x"})
+
+
+def test_words_need_a_ctc_head_that_learns():
+    settings = {"student": {"decoder_layers": 1}, "distill": {"heads": "decoder", "words": {"weight": 0.5}}}
+    with pytest.raises(UserError, match=r"distill\.words is learnt by a CTC head, but distill\.heads is 'decoder'"):
+        load("params/smoke.yaml", "M08", overrides=settings)

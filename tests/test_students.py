@@ -164,8 +164,31 @@ def test_killed_at_a_random_moment_and_resumed_the_weights_are_the_same(variant,
         {"student": {"schedule": "noam", "decoder_layers": 1}, "distill": {"heads": "both", "allow_decoder_kd": True}},
         {"distill": {"gamma": 0.1, "blanks": "symmetric", "best_shift": 2, "temperature_end": 1.0, "alpha_end": 0.1}},
         {"aggregation": {"method": "prob_mean"}, "distill": {"pseudo": {"weight": 0.2, "confidence": 0.1}}},
+        {
+            "student": {
+                "backbone": "sb",
+                "start": "scratch",
+                "conformer": {"d_model": 16, "layers": 2, "heads": 2, "ffn": 16, "kernel": 7, "mels": 20},
+            },
+            "distill": {"intermediate": {"weight": 0.3, "layer": 1}, "ctc_smoothing": 0.1},
+        },
+        {
+            "student": {"decoder_layers": 1, "precision": "bf16"},
+            "aggregation": {"method": "weighted_similarity"},
+            "distill": {
+                "alpha": 0,
+                "heads": "both",
+                "allow_decoder_kd": True,
+                "words": {"weight": 0.5, "temperature": 2.0, "shortlist": 2, "sampled": 1},
+                "sequence": {"weight": 0.5, "nbest": 2, "over": "beam"},
+                "occupancy": {"weight": 0.5},
+            },
+        },
     ],
-    ids=["sb", "sb from scratch", "bf16", "decoder and noam", "features and shifts", "pseudo-labels"],
+    ids=[
+        *("sb", "sb from scratch", "bf16", "decoder and noam", "features and shifts", "pseudo-labels"),
+        *("within", "words, texts and occupancies"),
+    ],
 )
 def test_every_kind_of_student_trains_and_is_scored(variant, settings):
     params = variant("ctc_kd", **settings)

@@ -2,7 +2,8 @@
 
 What nobody is given, nobody can leak: teachers, stores, language models and students all read the corpus through
 `prepare.load`, and of an utterance whose label is denied they get the recording and an empty text. Test blocks keep
-their transcripts, for scoring; the held-out and the dev speaker's other blocks lose theirs.
+their transcripts, for scoring; the held-out and the dev speaker's other blocks lose theirs. Known to all is the closed
+lexicon, as a list of words without weights; pieces may be made of it.
 """
 
 import math
@@ -59,12 +60,12 @@ def labelled(corpus: Corpus, params: Params) -> set[str]:
     return {utt.utt_id for utt in speak if (utt.copy_of or utt.utt_id) in chosen}
 
 
-def record(params: Params) -> dict:
-    """Which transcripts were known, as models and stores write it down."""
+def record(params: Params, heard: bool = False) -> dict:
+    """Which transcripts were known, as models write it down; whether they `heard` the held-out speaker without."""
     found = {"fraction": params.label_fraction}
     if params.label_fraction < 1:
         found |= {"by": params.label_by, "seed": params.seed}
-    return found | ({"heard_without": [params.held_out]} if params.hear_held_out else {})
+    return found | ({"heard_without": [params.held_out]} if heard else {})
 
 
 def leaks(taught_by: dict | None, params: Params) -> str:
@@ -72,7 +73,7 @@ def leaks(taught_by: dict | None, params: Params) -> str:
 
     Fewer of the same draw are a part of those that the student has.
     """
-    theirs, ours = taught_by or {"fraction": 1.0}, record(params)
+    theirs, ours = taught_by or {"fraction": 1.0}, record(params, params.hear_held_out)
     if more := set(theirs.get("heard_without", ())) - set(ours.get("heard_without", ())):
         return f"has heard {more.pop()} without transcripts, who is held out here (hear_held_out)"
     draws = ("by", "seed")

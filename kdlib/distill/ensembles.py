@@ -4,6 +4,7 @@ A recipe names them (`ensembles:`). Their members must have been trained; scored
 `<held-out>/ensembles/<name>/`, beside the students and with the same files.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from kdlib.corpus import prepare
@@ -20,6 +21,7 @@ def scored(params: Params, name: str) -> Path:
     """The folder of an ensemble's hypotheses and scores."""
     group = _group(params, name)
     members = found(params, group)
+    params = _as_told(params, name, members)
 
     def build(partial: Path) -> None:
         from kdlib.models.committee import Together
@@ -33,10 +35,22 @@ def scored(params: Params, name: str) -> Path:
         place(params, name),
         build,
         what=f"ensemble {name}",
-        parameters=students.score_settings(params) | {"group": group.model_dump(mode="json")},
+        parameters=students.score_settings(params)
+        | {"labels": params.labels}
+        | {"group": group.model_dump(mode="json")},
         inputs=[prepare.made(params), *dict.fromkeys(folder for folder, _ in members)],
         code=CODE,
     )
+
+
+def _as_told(params: Params, name: str, members: Sequence[tuple[Path, str]]) -> Params:
+    """The recipe with the labels that the members were given: their language model and their unseen words are those."""
+    known = [read_json(folder / "model.json").get("labels", {"fraction": 1.0}) for folder, _ in members]
+    drawn = [{what: one for what, one in record.items() if what != "heard_without"} for record in known]
+    if any(one != drawn[0] for one in drawn):
+        raise UserError(f"ensembles.{name}: its members were given other labels than each other; name them apart")
+    told = {"label_fraction": drawn[0]["fraction"], "label_by": drawn[0].get("by", "utterance")}
+    return params.model_copy(update=told)
 
 
 def place(params: Params, name: str) -> Path:

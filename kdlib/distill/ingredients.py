@@ -20,7 +20,7 @@ from kdlib.models import nemo, vocabulary
 from kdlib.models.pretrain import fits, heard, pretrained
 from kdlib.params import Params, located
 from kdlib.stage import read_json, say_once
-from kdlib.teachers import adapt, aggregates, extract, hypotheses, scores, targets
+from kdlib.teachers import adapt, aggregates, extract, hypotheses, scores, targets, voices
 from kdlib.teachers.ensemble import Ensemble
 from kdlib.teachers.hypotheses import Hypotheses
 from kdlib.tokens import Tokens
@@ -118,6 +118,10 @@ def inputs(params: Params, seed: int = 1) -> list[Path]:
     if params.distill.taught:
         names = targets.teachers(params, params.aggregation.method)
         found += [extract.extract(params, name, "training") for name in names]
+        if params.aggregation.method == "weighted_similarity":
+            found += [voices.made(params)]
+        if beams(params):
+            found += [panels.language_model(params, vocabulary.vocabulary(params))]
         if params.aggregation.method in aggregates.LEARNT and params.fold.dev:
             found += [scores.scores(params, name) for name in names]
     return found
@@ -201,10 +205,10 @@ def ensembles(params: Params) -> dict[str, Ensemble]:
 def outputs(params: Params) -> tuple[str, ...]:
     """Which of the teachers' outputs are asked for: those of the heads that learn, and those by frame where needed."""
     settings = params.distill
+    if not any([settings.alpha, settings.alpha_end, settings.pseudo.weight]):
+        return ("ctc",)
     found = ("ctc", "decoder") if settings.heads == "both" else (settings.heads,)
-    if "ctc" in found or not (settings.gamma or _by_text(params)):
-        return found
-    return ("ctc", *found) if any([settings.alpha, settings.alpha_end, settings.pseudo.weight]) else ("ctc",)
+    return found if "ctc" in found or not (settings.gamma or _by_text(params)) else ("ctc", *found)
 
 
 def _by_text(params: Params) -> bool:
@@ -223,7 +227,17 @@ def guesses(params: Params, found: Mapping[str, Ensemble]) -> Hypotheses | None:
     if not _by_text(params):
         return None
     tokens, words = vocabulary.vocabulary(params), prepare.spellings(params)
-    search = params.search
+    search, settings = params.search, params.distill
+    listed = settings.words.weight or (settings.sequence.weight and settings.sequence.over == "lexicon")
+    if sum(" " in word for word in words) > len(words) / 2 and (
+        listed or (settings.occupancy.weight and params.labels)
+    ):
+        raise UserError(
+            "distill: words, sequence over the lexicon, and occupancy of speech without transcripts choose among the "
+            f"lexicon's entries, but most of these {len(words):,} are whole sentences, the denied and the test "
+            "speech's among them; write distill: {sequence: {weight: 0.5, over: beam}} (or over: greedy), or name a "
+            "lexicon of words"
+        )
     beam = None
     if beams(params):
         chosen = Setting(search.lm_weight, search.word_bonus, search.size)
@@ -293,6 +307,8 @@ def _check_resumed(params: Params, folder: Path, model: "Hybrid", same_tokens: b
     """A student to go on from must fit the recipe, and may not have heard whom this fold keeps away."""
     if not same_tokens:
         raise UserError(f"student.resume: {folder} was trained with other tokens than this recipe has")
+    if why := labels.leaks(record.get("labels"), params):
+        raise UserError(f"student.resume: {folder} {why}")
     if leaked := sorted(set(record["heard"]) & {params.held_out, params.fold.dev}):
         raise UserError(f"student.resume: {folder} has heard {', '.join(leaked)}, who may not be heard in this fold")
     settings = params.student

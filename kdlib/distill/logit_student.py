@@ -50,7 +50,7 @@ def scored(params: Params) -> Path:
     names = targets.teachers(params)
     purposes = ("training", "analysis")
     return produce(
-        params.label_folder / "logit_student" / params.teacher.family,
+        params.label_folder / "logit_student" / params.teacher.circle,
         lambda partial: _build(partial, params),
         what="student of logits",
         parameters=params.logit_student.model_dump()
@@ -71,6 +71,8 @@ def _build(partial: Path, params: Params) -> None:
     set_threads()
     tokens, corpus = vocabulary(params), prepare.load(params)
     splits = split(corpus, params)
+    whole = params.aggregation.model_copy(update={"missing": "strict"})  # it needs every teacher
+    params = params.model_copy(update={"aggregation": whole})
     taught = targets.target(params, "logprob_mean")
     asked = targets.target(params, "logprob_mean", purpose="analysis")
     student, looks = _trained(params, taught, asked, splits.train, splits.dev, tokens)

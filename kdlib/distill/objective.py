@@ -198,8 +198,9 @@ class Objective:
     ) -> torch.Tensor:
         """KL against the teachers' mean occupancy."""
         target = 0.0
-        for theirs, weights in self.targets["ctc"].to(logits.device).each(*asked, lengths.tolist()):
-            target = target + weights[:, None, None] * losses.occupancy(theirs, lengths, ids)
+        with torch.autocast(logits.device.type, enabled=False):
+            for theirs, weights in self.targets["ctc"].to(logits.device).each(*asked, lengths.tolist()):
+                target = target + weights[:, None, None] * losses.occupancy(theirs, lengths, ids)
         target = _fitted(target, logits.shape[1])
         counts = (target.sum(-1) > 0.5).float()
         sure = target / target.sum(-1, keepdim=True).clamp_min(1e-9)
@@ -210,7 +211,7 @@ class Objective:
         settings = self.settings.intermediate
         logits = self.learner.within(outputs.hidden[settings.layer])
         inside = mask(outputs.lengths, logits.shape[1]).float()
-        found = {"self": (settings.weight, losses.soft_kl(logits, outputs.ctc_logits.detach(), inside))}
+        found = {"last": (settings.weight, losses.soft_kl(logits, outputs.ctc_logits.detach(), inside))}
         if told:
             ids = [batch.ids[row] for row in told]
             found["within"] = settings.weight, self._smoothed(logits, outputs.lengths, ids, told)

@@ -164,8 +164,16 @@ def check_control(params: Params, control: Params) -> None:
             "name the right one: distill: {control: ...}"
         )
     start = ingredients.resumed(control, 1)
-    if start and read_json(start / "model.json").get("taught"):
-        raise UserError(f"variants: the control {control.variant!r} goes on from {start}, which was distilled")
+    before = read_json(start / "model.json") if start else {}
+    if before.get("taught") or not before.get("plain", True):
+        raise UserError(
+            f"variants: the control {control.variant!r} goes on from {start}, which learnt more than labels"
+        )
+    if params.hear_held_out != control.hear_held_out and any(phase.epochs for phase in params.student.phases):
+        raise UserError(
+            f"variants: {params.variant!r} hears the held-out speaker too, so that its epochs have more steps than "
+            f"those of {control.variant!r}; say steps in student.phases"
+        )
 
 
 def _steps(params: Params) -> dict:
@@ -218,8 +226,12 @@ def main(
     control |= {name: members[0] if members[0] in variants else BASELINE for name, members in of.items()}
     rows: list[tuple[str, Verdict]] = []
     sentences = every[0].scoring.measure == "wer"  # of which the closed list holds the test's own
+    few = {name for name in variants if load(recipe, held_out[0], variant=name).labels}
     for decoder in (name for name in DECODERS if not (sentences and name.endswith("lexicon"))):
-        rows += [(decoder, one) for one in verdicts(there, control, decoder, every[0].scoring)]
+        pairs = control
+        if decoder == "beam" or every[0].pretrained == "from_corpus":  # the baseline's knows all transcripts
+            pairs = {name: other for name, other in control.items() if name not in few or other != BASELINE}
+        rows += [(decoder, one) for one in verdicts(there, pairs, decoder, every[0].scoring)]
     if not rows:
         print("No two of these were decoded in the same way: there is nothing to compare.")
         return

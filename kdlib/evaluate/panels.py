@@ -65,7 +65,7 @@ def language_model(params: Params, tokens: Tokens, *, everybody: bool = False) -
     pieces = settings.units == "pieces"
     if everybody:
         params = params.with_all_labels
-    own = {"fold": params.fold.model_dump(mode="json"), "held_out": params.held_out, "labels": params.labels}
+    own = {"fold": params.fold.model_dump(mode="json"), "held_out": params.held_out, "labels": labels.record(params)}
     name = f"pieces-{tokens.fingerprint}" if pieces else "words"
 
     def build(partial: Path) -> None:

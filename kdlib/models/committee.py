@@ -78,7 +78,9 @@ class Together:
         self.model = averaged(models) if average == "weights" else Committee(models, average)
         self.model.eval()
         heard = sorted({name for _, _, one in loaded for name in one["heard"]})
-        self.record = {"heard": heard, "heads_trained": record["heads_trained"]}
+        without = {name for _, _, one in loaded for name in one.get("labels", {}).get("heard_without", ())}
+        told = record.get("labels", {"fraction": 1.0}) | ({"heard_without": sorted(without)} if without else {})
+        self.record = {"heard": heard, "heads_trained": record["heads_trained"], "labels": told}
 
     def __call__(self, samples: torch.Tensor, lengths: torch.Tensor) -> Outputs:
         """Samples [B, N] and their numbers [B] -> CTC logits and encodings."""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from kdlib.corpus import audio, labels, prepare
 from kdlib.corpus.manifest import Corpus, Utterance
-from kdlib.corpus.speakers import split
+from kdlib.corpus.speakers import in_blocks, split
 from kdlib.errors import UserError, nearest
 from kdlib.models import nemo
 from kdlib.params import Params, load
@@ -70,7 +70,14 @@ def split_fold(corpus: Corpus, params: Params) -> Heard:
                     f"{corpus.source}: pretraining.speakers names {name!r}, who has no utterances"
                     f"{nearest(name, corpus.speakers)}"
                 )
-        train = corpus.where(lambda utt: utt.text and utt.speaker in named and utt.speaker not in params.fold.exclude)
+        train = corpus.where(
+            lambda utt: (
+                utt.text
+                and utt.speaker in named
+                and utt.speaker not in params.fold.exclude
+                and (corpus.is_control(utt.speaker) or in_blocks(utt, params.blocks.train))
+            )
+        )
     if not train:
         raise UserError(
             f"{corpus.source}: pretraining.speakers names only speakers whom fold.exclude keeps out of training"

@@ -100,7 +100,10 @@ def parent(params: Params) -> Path | None:
         (params.label_folder if _belongs(params) else params.folder) / "parents" / settings.family,
         lambda partial: _build_parent(partial, params),
         what=f"parent of the teachers ({settings.family})",
-        parameters=settings.model_dump(mode="json", exclude={"adapt", "dev_share", "at_most"}) | _hears(params),
+        parameters=settings.model_dump(
+            mode="json", exclude={"adapt", "dev_share", "at_most", "students", "student_seeds"}
+        )
+        | _hears(params),
         inputs=[prepare.made(params), vocabulary.made(params), *inputs],
         seed=params.seed,
         code=CODE,
@@ -120,7 +123,7 @@ def teacher(params: Params, speaker: str) -> Path:
         place(params) / "teachers" / settings.family / speaker,
         lambda partial: _build_teacher(partial, params, speaker),
         what=f"teacher {speaker}",
-        parameters=settings.model_dump(mode="json", exclude={"start", "at_most"})
+        parameters=settings.model_dump(mode="json", exclude={"start", "at_most", "students", "student_seeds"})
         | {"blocks": params.blocks.train, "of": speaker}
         | ({"labels": _labels(params)} if params.labels else {}),
         inputs=[prepare.made(params), vocabulary.made(params), *inputs],
@@ -210,7 +213,7 @@ def _fold(params: Params) -> dict:
 
 def _labels(params: Params) -> dict:
     """What decides which transcripts are known."""
-    return labels.record(params)
+    return labels.record(params) | {"hear_held_out": params.hear_held_out}
 
 
 def _shipped(params: Params) -> Path:

@@ -18,7 +18,7 @@ from kdlib.models import Outputs
 from kdlib.models.vocabulary import vocabulary
 from kdlib.params import Params
 from kdlib.stage import produce, read_json, write_json
-from kdlib.teachers import extract, fusion, scores, spikes, targets
+from kdlib.teachers import extract, fusion, scores, spikes, targets, voices
 from kdlib.teachers.ensemble import Ensemble
 
 CODE = ("teachers/aggregates.py", "teachers/spikes.py", *targets.CODE, *scores.CODE, *panels.CODE)
@@ -41,7 +41,7 @@ def aggregates(params: Params) -> Path:
     """The stage's folder: <method>/<speech>/scores.json, coverage.json, spikes.csv, together.csv."""
     names = targets.teachers(params)
     return produce(
-        params.label_folder / "aggregates" / params.teacher.family,
+        params.label_folder / "aggregates" / params.teacher.circle,
         lambda partial: _build(partial, params),
         what="aggregates",
         parameters={
@@ -54,6 +54,7 @@ def aggregates(params: Params) -> Path:
         inputs=[
             prepare.made(params),
             *(extract.extract(params, name, purpose) for name in names for purpose in ("training", "analysis")),
+            *([voices.made(params)] if "weighted_similarity" in targets.methods(params) else []),
         ],
         seed=params.seed,
         code=CODE,
@@ -99,7 +100,7 @@ def decided(params: Params) -> tuple[str, str]:
     found = {}
     for method in targets.methods(params):
         scores_of = read_json(aggregates(params) / method / "dev" / "scores.json")["decoders"]
-        if method not in ANSWERED:
+        if method not in (ANSWERED if params.distill.heads == "ctc" else (*ANSWERED, *fusion.KINDS)):
             greedy = 1 - scores_of["greedy"]["wer"] if sentences else scores_of["greedy"]["wra"]
             found[method] = (greedy,) if sentences else (scores_of["lexicon"]["wra"], greedy)
     first, second = sorted(found, key=lambda method: found[method], reverse=True)[:2]

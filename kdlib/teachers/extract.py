@@ -21,7 +21,7 @@ from kdlib.corpus.manifest import Corpus, Utterance
 from kdlib.corpus.speakers import in_blocks, split, tested
 from kdlib.errors import UserError
 from kdlib.params import Params
-from kdlib.stage import produce, progress
+from kdlib.stage import produce, progress, read_json
 from kdlib.teachers import adapt
 from kdlib.teachers.store import Header, LogitStore, Writer
 from kdlib.tokens import BLANK, BOS, EOS
@@ -73,6 +73,11 @@ def extract(params: Params, speaker: str, purpose: Purpose) -> Path:
 
 def opened(params: Params, speaker: str, purpose: Purpose, output: str = "ctc") -> LogitStore:
     """A teacher's store."""
+    if output == "decoder" and not read_json(adapt.teacher(params, speaker) / "model.json")["heads"]["layers"]:
+        raise UserError(
+            f"teacher {speaker} has no decoder: it can teach by CTC alone; write distill: {{heads: ctc}}, or name "
+            "teachers with a decoder"
+        )
     return LogitStore(extract(params, speaker, purpose) / output)
 
 

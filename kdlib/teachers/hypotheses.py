@@ -5,7 +5,8 @@ not agree on where in time a token stands, as a mean by frame asks of them. Text
 come from the mean by frame. Nothing here reads a reference.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +25,19 @@ if TYPE_CHECKING:
 CODE = ("teachers/hypotheses.py", "decode/lexicon.py", "decode/trie.py", "decode/greedy.py", "decode/beam.py")
 KEPT = 512  # words of a lexicon that are remembered an utterance: the likeliest; the others' share is nothing
 Text = tuple[list[int], float]  # token ids, and their share among what was found
+
+
+def exactly(method: Callable) -> Callable:
+    """Do without autocast: what teachers say is as exact as it was stored."""
+
+    @functools.wraps(method)
+    def done(self: "Hypotheses", *given, **named):
+        import torch
+
+        with torch.autocast(torch.device(self.ensemble.device).type, enabled=False):
+            return method(self, *given, **named)
+
+    return done
 
 
 class Hypotheses:
@@ -48,6 +62,7 @@ class Hypotheses:
             found[row, places] = _shares(scores, temperature, weights)
         return torch.from_numpy(found)
 
+    @exactly
     def texts(
         self, utt_ids: Sequence[str], speakers: Sequence[str], count: int = 1, over: str = "lexicon"
     ) -> list[list[Text]]:
@@ -76,6 +91,7 @@ class Hypotheses:
         losses = supervised.ctc_each(outputs, said)
         return [[(ids, float(np.exp(-loss)))] if ids else [] for ids, loss in zip(said, losses.tolist(), strict=True)]
 
+    @exactly
     def _score(self, utt_ids: Sequence[str], speakers: Sequence[str]) -> None:
         new = [place for place, one in enumerate(utt_ids) if one not in self._scores]
         if not new:

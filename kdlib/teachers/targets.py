@@ -80,6 +80,11 @@ def choice(
     params: Params, method: str, names: list[str], purpose: Purpose = "training", half: int | None = None
 ) -> Choice:
     """A method of the recipe, in terms of an ensemble; what it takes from dev speech, from one half of it alone."""
+    if method in METHODS and method not in methods(params):
+        raise UserError(
+            f"aggregation.method {method!r} asks who speaks, but students of all speakers teach here; expected one of "
+            f"{', '.join(methods(params))}"
+        )
     known = {"missing": params.aggregation.missing, "at_least": params.aggregation.at_least}
     if method == "weighted_accuracy":
         return Choice(weights=_allowed(accuracies(params, names, half)), **known)
@@ -185,14 +190,14 @@ def _fusion(params: Params, kind: str, names: list[str], half: int | None) -> "t
             )
 
     folder = produce(
-        params.label_folder / "fusion" / params.teacher.family / kind,
+        params.label_folder / "fusion" / params.teacher.circle / kind,
         build,
         what=f"fusion by {kind}",
         parameters={"fold": params.fold.model_dump(mode="json"), "held_out": params.held_out, "teachers": names}
         | {"steps": steps},
         inputs=[prepare.made(params), *(extract.extract(params, name, purpose) for name in names)],
         seed=params.seed,
-        code=("teachers/targets.py", "teachers/ensemble.py", *fusion.CODE),
+        code=(*CODE, *adapt.CODE, "corpus/labels.py"),
     )
     made = fusion.built(kind, _ensemble(params, names, Choice(missing="all"), "ctc", purpose))
     made.load_state_dict(load_file(folder / f"{parts[half]}.safetensors"))

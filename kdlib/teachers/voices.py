@@ -6,6 +6,7 @@ middle of the fold's teachers taken away; alike are voices in one direction (cos
 
 import random
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -25,10 +26,15 @@ FILE = "voices.csv"
 
 def voices(params: Params) -> pd.DataFrame:
     """One row a speaker: the mean encoding."""
-    params = params.with_all_labels  # recordings alone are read, the same for all
-    own = params.pretrained == "from_corpus"
+    table = pd.read_csv(made(params) / FILE, dtype={"speaker": str}, keep_default_na=False)
+    return table.set_index("speaker").astype(float)
 
-    def build(partial) -> None:
+
+def made(params: Params) -> Path:
+    """The stage's folder."""
+    own = params.pretrained == "from_corpus"  # and so of the fold, and of its labels
+
+    def build(partial: Path) -> None:
         corpus, model = prepare.load(params), nemo.NeMoCTC(pretrained(params))
         rows = {}
         for name in corpus.dysarthric:
@@ -41,10 +47,10 @@ def voices(params: Params) -> pd.DataFrame:
                     means.append(row[:length].mean(0).numpy())
             if means:
                 rows[name] = np.mean(means, 0)
-        pd.DataFrame.from_dict(rows, orient="index").to_csv(partial / FILE)
+        pd.DataFrame.from_dict(rows, orient="index").rename_axis("speaker").to_csv(partial / FILE)
 
-    folder = produce(
-        (params.fold_folder if own else params.folder) / "voices",
+    return produce(
+        (params.label_folder if own else params.folder) / "voices",
         build,
         what="voices",
         parameters={"blocks": params.blocks.train},
@@ -52,7 +58,6 @@ def voices(params: Params) -> pd.DataFrame:
         seed=params.seed,
         code=CODE,
     )
-    return pd.read_csv(folder / FILE, index_col=0)
 
 
 def likeness(table: pd.DataFrame, teachers: Sequence[str]) -> pd.DataFrame:
