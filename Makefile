@@ -1,7 +1,7 @@
 # The commands. Each sets up .venv by itself, once, from requirements.lock.
 #   make demo   one fold of the embedded corpus, from the corpus to a distilled student and its hard-label control
 #               (HELD_OUT=M05 for another speaker)
-#   make test   the tests
+#   make test   the tests, in JOBS=2 processes
 #   make folds-for RECIPE=...          write the fold files of a corpus of your own
 #   make folds RECIPE=... FOLDS=A,B    run some of its folds (FOLDS=all for all; UNTIL=baseline stops behind 01_baseline)
 #   make compare                       students by each of VARIANTS, SEEDS=1,2 and ENSEMBLES, in one fold or FOLDS=A,B;
@@ -17,6 +17,7 @@ FOLDS    ?= M08,M05,M16,M01,M04
 # of make compare; a recipe named says itself what it compares
 VARIANTS ?= $(if $(filter file,$(origin RECIPE)),hard$(comma)ctc_kd$(comma)ctc_kd_same_checkpoint$(comma)ctc_kd_same_level$(comma)ctc_kd_only$(comma)decoder_kd$(comma)decoder_hard)
 SEEDS    ?= $(if $(filter file,$(origin RECIPE)),1$(comma)2)
+JOBS     ?= 2
 BIN      := .venv/bin
 READY    := .venv/.ready
 SNAKEMAKE := $(BIN)/snakemake --profile profiles/local $(if $(UNTIL),--until $(UNTIL))
@@ -66,7 +67,7 @@ export: $(READY)
 	@$(BIN)/python -m kdlib.models.export $(CHECKPOINT) $(NEMO)
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 bench: $(READY)
 	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

@@ -48,3 +48,8 @@ def taught(smoke) -> Params:
         scores.scores(smoke, name)
         extract.extract(smoke, name, "training")
     return smoke
+
+
+def pytest_collection_modifyitems(items):
+    """The longest file first: of several processes one is busy with it for as long as the others are with the rest."""
+    items.sort(key=lambda item: "test_notebooks" not in item.nodeid)
