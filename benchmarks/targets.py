@@ -126,6 +126,7 @@ def measured(words: list[str], tokens: Tokens, folder: Path) -> dict[str, dict[s
             times[term].append(seconds(one, batch, logits))
         times["words, first time"].append(seconds(objective("words"), batch, logits))
     base = statistics.median(times["frame KL"])
+    megabytes(ready["frame KL"], batch, logits)  # what the profiler itself takes, the first time
     memory = {term: megabytes(one, batch, logits) for term, one in ready.items()}
     return {
         term: {

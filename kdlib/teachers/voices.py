@@ -64,7 +64,7 @@ def likeness(table: pd.DataFrame, teachers: Sequence[str]) -> pd.DataFrame:
     """Cosines between speakers' (rows) and teachers' voices (columns), -1 to 1, from the middle of the teachers'."""
     centred = table - table.loc[list(teachers)].mean()
     unit = centred.div(np.maximum(np.linalg.norm(centred.to_numpy(), axis=1), 1e-9), axis=0)
-    return unit @ unit.loc[list(teachers)].T
+    return (unit @ unit.loc[list(teachers)].T).rename_axis(columns="teacher")
 
 
 def weights(params: Params, teachers: Sequence[str]) -> Mapping[str, Mapping[str, float]]:
