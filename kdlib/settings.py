@@ -190,7 +190,7 @@ class Aggregation(Strict):
     missing: Literal["strict", "partial", "all"] = "strict"  # utterances that not every teacher has
     at_least: int = Field(10, ge=1)  # teachers, for "partial"
     encoding: Literal["fp16", "int8"] = "fp16"  # of the stores
-    fusion_steps: int = Field(200, ge=1)  # that attention and transformer learn
+    fusion_steps: int = Field(100, ge=1)  # that attention and transformer learn
 
 
 class LogitStudent(Strict):
@@ -198,7 +198,7 @@ class LogitStudent(Strict):
 
     temperature: float = Field(3.0, gt=0)
     alpha: float = Field(0.5, ge=0, le=1)  # of the teachers; the rest is the references'
-    steps: int = Field(400, ge=1)
+    steps: int = Field(300, ge=1)
     dim: int = Field(96, ge=8, multiple_of=4)
     layers: int = Field(2, ge=1)
 

@@ -4,6 +4,7 @@ A fusion sees what enters the teachers' CTC heads and is trained on the fold's d
 on training speech every speaker's own teacher would win by what it remembers. It begins as the plain mean.
 """
 
+import copy
 import random
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 CODE = ("teachers/fusion.py", "models/supervised.py")
 KINDS = ("attention", "transformer")
-BATCH, LR = 32, 2e-3
+BATCH, LR, LOOK = 32, 2e-3, 10
 Loss = Callable[[Sequence[Utterance]], torch.Tensor]
 
 
@@ -89,20 +90,34 @@ def built(kind: str, ensemble: "Ensemble") -> nn.Module:
 def fitted(
     kind: str, ensemble: "Ensemble", learnt: Sequence[Utterance], tokens: "Tokens", seed: int, steps: int
 ) -> nn.Module:
-    """A fusion trained on the references of some utterances, by CTC."""
+    """A fusion trained on some utterances' references by CTC, as it is best on a fifth of them that is kept apart."""
     from kdlib.train import seed_everything
 
     if not learnt:
         raise UserError("learned fusion: there is no dev speech to learn on; name another aggregation.method")
     seed_everything(seed)
-    fusion = built(kind, ensemble)
+    fusion = built(kind, ensemble).eval()
+    drawn = random.Random(seed).sample(list(learnt), len(learnt))
+    check, rest = drawn[: len(drawn) // 5] or drawn, drawn[len(drawn) // 5 :]
+
+    def loss_of(utterances: Sequence[Utterance]) -> float:
+        with torch.no_grad():
+            return float(loss(utterances))
 
     def loss(batch: Sequence[Utterance]) -> torch.Tensor:
         logits, frames = ensemble.fused(fusion, [utt.utt_id for utt in batch], [utt.speaker for utt in batch])
         return supervised.ctc(Outputs(logits, frames, logits), [tokens.encode(utt.text) for utt in batch])
 
-    minimise(fusion, loss, learnt, seed, steps)
-    return fusion
+    best, kept = loss_of(check), copy.deepcopy(fusion.state_dict())  # the mean, until something is better
+
+    def look(step: int) -> None:
+        nonlocal best, kept
+        if step % LOOK == 0 and (found := loss_of(check)) < best:
+            best, kept = found, copy.deepcopy(fusion.state_dict())
+
+    minimise(fusion, loss, rest, seed, steps, look)
+    fusion.load_state_dict(kept)
+    return fusion.eval()
 
 
 def minimise(
