@@ -198,9 +198,9 @@ class LogitStudent(Strict):
 
     temperature: float = Field(3.0, gt=0)
     alpha: float = Field(0.5, ge=0, le=1)  # of the teachers; the rest is the references'
-    steps: int = Field(300, ge=1)
+    steps: int = Field(200, ge=1)
     dim: int = Field(96, ge=8, multiple_of=4)
-    layers: int = Field(2, ge=1)
+    layers: int = Field(1, ge=1)
 
 
 class Phase(Strict):

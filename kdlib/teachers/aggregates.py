@@ -34,7 +34,7 @@ REMARKS = {
 }
 LEARNT = ("weighted_accuracy", "best", *fusion.KINDS)  # of dev speech
 ANSWERED = ("weighted_loss", "own")  # which the dev speaker cannot judge: by its references, by no own teacher
-SAMPLE, ALIGNED = 480, 120  # training utterances that are decoded, and that are aligned for the times of spikes
+SAMPLE, ALIGNED = 360, 120  # training utterances that are decoded, and that are aligned for the times of spikes
 
 
 def aggregates(params: Params) -> Path:

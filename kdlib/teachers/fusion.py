@@ -48,7 +48,7 @@ class Attention(nn.Module):
 class Transformer(nn.Module):
     """Weights by frame, and a correction of the logits, from all teachers' activations over time."""
 
-    def __init__(self, widths: Sequence[int], size: int, dim: int = 64, layers: int = 2, heads: int = 4) -> None:
+    def __init__(self, widths: Sequence[int], size: int, dim: int = 64, layers: int = 1, heads: int = 4) -> None:
         super().__init__()
         self.projections = nn.ModuleList([nn.Linear(width, dim) for width in widths])
         self.over_time = over_time(dim, layers, heads)

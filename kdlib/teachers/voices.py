@@ -1,9 +1,11 @@
-"""How alike speakers sound to the pretrained model: weights for teachers by who is speaking.
+"""How alike speakers sound: weights for teachers by who is speaking.
 
-A speaker's voice is the mean of the pretrained encoder's encodings over some of the speaker's training recordings, the
-middle of the fold's teachers taken away; alike are voices in one direction (cosine). No transcript is read.
+A speaker's voice is the mean and the deviation of log-mel bands over some of the speaker's training recordings, each
+at its own loudness; alike are voices in one direction from the middle of the fold's teachers (cosine). No transcript
+and no model is asked.
 """
 
+import functools
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,48 +15,42 @@ import pandas as pd
 
 from kdlib.corpus import audio, prepare
 from kdlib.corpus.speakers import in_blocks
-from kdlib.models import nemo
-from kdlib.models.pretrain import pretrained
 from kdlib.params import Params
-from kdlib.stage import produce
+from kdlib.stage import produce, set_threads
 
-CODE = ("teachers/voices.py", "models/nemo.py", "corpus/audio.py")
+CODE = ("teachers/voices.py", "corpus/audio.py")
 SAMPLE = 24  # recordings a speaker
+BANDS = 40
 SHARPNESS = 4.0  # a teacher of the very same voice weighs e^4 times one of no likeness
 FILE = "voices.csv"
 
 
 def voices(params: Params) -> pd.DataFrame:
-    """One row a speaker: the mean encoding."""
+    """One row a speaker: mean and deviation of every band."""
     table = pd.read_csv(made(params) / FILE, dtype={"speaker": str}, keep_default_na=False)
     return table.set_index("speaker").astype(float)
 
 
 def made(params: Params) -> Path:
-    """The stage's folder."""
-    own = params.pretrained == "from_corpus"  # and so of the fold, and of its labels
+    """The stage's folder, shared by all folds."""
 
     def build(partial: Path) -> None:
-        corpus, model = prepare.load(params), nemo.NeMoCTC(pretrained(params))
-        rows = {}
+        set_threads()
+        corpus, rows = prepare.load(params), {}
         for name in corpus.dysarthric:
             there = corpus.where(lambda utt, name=name: utt.speaker == name and in_blocks(utt, params.blocks.train))
             some = random.Random(f"{params.seed} {name}").sample(there, min(SAMPLE, len(there)))
-            means = []
-            for batch in audio.batches(some, SAMPLE):
-                outputs = model(*audio.collate(batch))
-                for row, length in zip(outputs.encoded, outputs.lengths.tolist(), strict=True):
-                    means.append(row[:length].mean(0).numpy())
-            if means:
-                rows[name] = np.mean(means, 0)
+            if some:
+                mels = np.concatenate([_mels(audio.load(utt)) for utt in some], 1)
+                rows[name] = np.concatenate([mels.mean(1), mels.std(1)])
         pd.DataFrame.from_dict(rows, orient="index").rename_axis("speaker").to_csv(partial / FILE)
 
     return produce(
-        (params.label_folder if own else params.folder) / "voices",
+        params.folder / "voices",
         build,
         what="voices",
         parameters={"blocks": params.blocks.train},
-        inputs=[prepare.made(params), pretrained(params)],
+        inputs=[prepare.made(params)],
         seed=params.seed,
         code=CODE,
     )
@@ -71,3 +67,20 @@ def weights(params: Params, teachers: Sequence[str]) -> Mapping[str, Mapping[str
     """Speaker -> teacher -> weight."""
     alike = likeness(voices(params), teachers)
     return {who: {name: float(np.exp(SHARPNESS * one)) for name, one in row.items()} for who, row in alike.iterrows()}
+
+
+def _mels(samples: np.ndarray) -> np.ndarray:
+    """Log-mel bands [BANDS, T] of the louder half of a recording's frames, less their mean."""
+    import torch
+
+    mels = _filters()(torch.from_numpy(samples)).clamp_min(1e-10).log().numpy()
+    loud = mels.mean(0)
+    kept = mels[:, loud >= np.median(loud)]
+    return kept - kept.mean()
+
+
+@functools.cache
+def _filters():
+    from torchaudio.transforms import MelSpectrogram
+
+    return MelSpectrogram(audio.RATE_HZ, n_fft=512, win_length=400, hop_length=160, n_mels=BANDS)
