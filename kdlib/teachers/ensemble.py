@@ -7,6 +7,7 @@ by utterance, or by frame where a fusion was learnt (`fusion.py`). Never more is
 every teacher.
 """
 
+import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -181,6 +182,19 @@ class Ensemble:
         for store in self.stores.values():
             store.head = None if store.head is None else tuple(part.to(device) for part in store.head)
         return self
+
+    def remembering(self) -> "Ensemble":
+        """The same, keeping in memory what it has read: for little speech that is gone through many times."""
+        other, known = copy.copy(self), {}
+
+        def hidden(store: LogitStore, utt_ids: Sequence[str]) -> "list[torch.Tensor | None]":
+            for one in utt_ids:
+                if (store.folder, one) not in known:
+                    known[store.folder, one] = store.hidden(one) if one in store else None
+            return [known[store.folder, one] for one in utt_ids]
+
+        other._hidden = hidden
+        return other
 
     def _padded(
         self, utt_ids: Sequence[str], speakers: Sequence[str], lengths: Sequence[int] | None

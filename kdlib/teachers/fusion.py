@@ -96,7 +96,7 @@ def fitted(
     if not learnt:
         raise UserError("learned fusion: there is no dev speech to learn on; name another aggregation.method")
     seed_everything(seed)
-    fusion = built(kind, ensemble).eval()
+    fusion, ensemble = built(kind, ensemble).eval(), ensemble.remembering()
     drawn = random.Random(seed).sample(list(learnt), len(learnt))
     check, rest = drawn[: len(drawn) // 5] or drawn, drawn[len(drawn) // 5 :]
 
