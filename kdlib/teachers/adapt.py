@@ -18,25 +18,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdlib.corpus import audio, labels, prepare
+from kdlib.corpus import labels, prepare
 from kdlib.corpus.manifest import Corpus, Utterance
 from kdlib.corpus.speakers import in_blocks, split, teachers
 from kdlib.errors import UserError, nearest
 from kdlib.models import nemo, vocabulary
-from kdlib.models.pretrain import fits, heard, pretrained, split_controls
+from kdlib.models.pretrain import heard, pretrained, split_controls
 from kdlib.params import Params, load
-from kdlib.settings import Training
 from kdlib.stage import produce
+from kdlib.teachers import lessons
 from kdlib.tokens import Tokens
 
 if TYPE_CHECKING:
-    import torch
-
-    from kdlib.models import Outputs
     from kdlib.models.hybrid import Hybrid
 
 CODE = (
     "teachers/adapt.py",
+    "teachers/lessons.py",
     "models/hybrid.py",
     "models/vocabulary.py",
     "models/conformer.py",
@@ -259,7 +257,9 @@ def _build_parent(partial: Path, params: Params) -> None:
     if settings.backbone == "nemo":
         model.freeze()
         model.ctc_head.requires_grad_(not ready)
-    _train(partial, params, settings.start, model, tokens, chosen, "parent of the teachers", _heard_before(params))
+    lessons.train(
+        partial, params, settings.start, model, tokens, chosen, "parent of the teachers", _heard_before(params)
+    )
 
 
 def _build_teacher(partial: Path, params: Params, speaker: str) -> None:
@@ -273,7 +273,7 @@ def _build_teacher(partial: Path, params: Params, speaker: str) -> None:
     else:
         model, tokens, _ = _first(params)
         before = _heard_before(params)
-    _train(partial, params, settings.adapt, model, tokens, chosen, f"teacher {speaker}", before)
+    lessons.train(partial, params, settings.adapt, model, tokens, chosen, f"teacher {speaker}", before)
 
 
 def _heard_before(params: Params) -> list[str]:
@@ -312,87 +312,6 @@ def _first(params: Params) -> "tuple[Hybrid, Tokens, bool]":
     source = nemo.restore(pretrained(params))
     model = hybrid.NeMoHybridStudent.of(source, _heads(params, tokens, source.cfg.encoder.d_model))
     return model, tokens, vocabulary.take_head(model, source, tokens)
-
-
-def _train(
-    partial: Path,
-    params: Params,
-    pace: Training,
-    model: "Hybrid",
-    tokens: Tokens,
-    chosen: Material,
-    what: str,
-    before: list[str],
-) -> None:
-    from kdlib import train
-    from kdlib.models import augment, hybrid
-
-    model.encoder.spec_augment = params.teacher.augment
-    learnt = [utt for utt in chosen.train if fits(tokens.encode(utt.text), utt.duration_s)]
-    if not learnt:
-        raise UserError(f"{what}: every utterance has fewer frames of 40 ms than tokens; is its audio cut off?")
-
-    def read(utterances: Sequence[Utterance]) -> tuple:
-        return *audio.collate(utterances), [tokens.encode(utt.text) for utt in utterances]
-
-    def step(batch: tuple) -> "dict[str, torch.Tensor]":
-        if params.teacher.augment:
-            batch = *augment.stretched(*batch[:2]), batch[2]
-        return losses(model, batch, params.teacher.ctc_weight, params.teacher.label_smoothing)
-
-    dev = [read(batch) for batch in audio.batches(chosen.dev, 32)]
-    record = train.fit(
-        train.Task(model, step, lr=pace.lr, scale=train.cosine(pace.warmup_steps, pace.steps)),
-        train.Epochs(lambda epoch: audio.batches(learnt, pace.batch_size, seed=params.seed * 1009 + epoch), read),
-        folder=partial,
-        what=what,
-        steps=pace.steps,
-        seed=params.seed,
-        checkpoint_every=pace.check_every,
-        check=(lambda: look(model, dev, params.teacher.ctc_weight)) if dev else None,
-        check_every=pace.check_every,
-        patience=pace.patience,
-    )
-    known = sorted({*before, *(utt.speaker for utt in learnt)})
-    record.pop("kept", None)  # of a teacher only the best look stays
-    sizes = {"train_utterances": len(learnt), "dev_utterances": len(chosen.dev)}
-    hybrid.save(model, tokens, partial, heard=known, labels=labels.record(params), **sizes, **record)
-    train.tidy(partial)
-
-
-def losses(model: "Hybrid", batch: tuple, ctc_weight: float, smoothing: float = 0.0) -> "dict[str, torch.Tensor]":
-    """The joint loss: CTC a token, and cross-entropy of the teacher-forced decoder a token."""
-    return _answered(model, batch, ctc_weight, smoothing)[1]
-
-
-def _answered(
-    model: "Hybrid", batch: tuple, ctc_weight: float, smoothing: float = 0.0
-) -> "tuple[Outputs, dict[str, torch.Tensor]]":
-    """What a model says of a batch, and its losses."""
-    from kdlib.models import supervised
-    from kdlib.models.decoder import teacher_forced
-
-    samples, lengths, ids = batch
-    outputs = model(samples, lengths, teacher_forced(ids)[0].to(samples.device))
-    ctc = supervised.ctc(outputs, ids)
-    attention = supervised.cross_entropy(outputs.decoder_logits, ids, smoothing)
-    return outputs, {"loss": ctc_weight * ctc + (1 - ctc_weight) * attention, "ctc": ctc, "attention": attention}
-
-
-def look(model: "Hybrid", dev: Sequence[tuple], ctc_weight: float) -> dict[str, float]:
-    """A look at the dev block: greedy CTC accuracy, and the loss, which decides between equal ones."""
-    from kdlib.decode.greedy import greedy
-    from kdlib.tokens import BLANK
-
-    right = total = loss = 0
-    device = next(model.parameters()).device
-    for samples, lengths, ids in dev:
-        outputs, found = _answered(model, (samples.to(device), lengths.to(device), ids), ctc_weight)
-        right += sum(one == other for one, other in zip(greedy(outputs, BLANK), ids, strict=True))
-        loss += float(found["loss"]) * len(ids)
-        total += len(ids)
-    wra, loss = right / total, loss / total
-    return {"dev_wra": wra, "dev_loss": loss, "dev_score": wra - 1e-3 * min(loss, 100.0)}
 
 
 def ship(params: Params) -> None:
