@@ -11,7 +11,7 @@ from kdlib.corpus.speakers import split
 from kdlib.errors import UserError
 from kdlib.params import load
 from kdlib.teachers import aggregates, fusion, targets, voices
-from kdlib.teachers.ensemble import Choice, Ensemble
+from kdlib.teachers.ensemble import FUSIONS, Choice, Ensemble
 from kdlib.teachers.store import Header, LogitStore, Writer
 
 V, D, LENGTH = 9, 6, 8
@@ -53,7 +53,7 @@ def losses(ensemble, utterances):
     return fusion.supervised.ctc(outputs, [Letters().encode(utt.text) for utt in utterances]).item()
 
 
-@pytest.mark.parametrize("kind", fusion.KINDS)
+@pytest.mark.parametrize("kind", FUSIONS)
 def test_a_fusion_begins_as_the_mean_of_log_probabilities(stores, kind):
     found, utterances = stores
     mean = Ensemble(found, Choice())
@@ -62,7 +62,7 @@ def test_a_fusion_begins_as_the_mean_of_log_probabilities(stores, kind):
     assert torch.allclose(mean.log_probs(*asked)[0], fused.log_probs(*asked)[0], atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", fusion.KINDS)
+@pytest.mark.parametrize("kind", FUSIONS)
 def test_a_fusion_learns_whom_to_trust(stores, kind):
     found, utterances = stores
     mean = Ensemble(found, Choice())
@@ -122,7 +122,7 @@ def test_auto_says_what_it_took_and_why(two):
     assert why.startswith(f"auto: {method}, with ")
     assert "on the dev speaker M10; next " in why
     both = two.model_copy(update={"distill": two.distill.model_copy(update={"heads": "both"})})
-    assert aggregates.decided(both)[0] not in fusion.KINDS  # which say nothing of a decoder
+    assert aggregates.decided(both)[0] not in FUSIONS  # which say nothing of a decoder
     with pytest.raises(UserError, match="the fold has no dev speaker to choose by"):
         aggregates.decided(two.model_copy(update={"fold": two.fold.model_copy(update={"dev": None})}))
 

@@ -217,6 +217,14 @@ def _by_text(params: Params) -> bool:
     return any([settings.words.weight, settings.sequence.weight, settings.occupancy.weight])
 
 
+def asked(params: Params) -> tuple[str, float]:
+    """What texts are taken from (`sequence.over`), and the least share with which they are taught."""
+    settings = params.distill
+    if settings.sequence.weight:
+        return settings.sequence.over, settings.sequence.confidence
+    return "lexicon", 0.0 if settings.words.weight else settings.occupancy.confidence
+
+
 def beams(params: Params) -> bool:
     """Whether teachers' texts are found by beam search."""
     return params.distill.sequence.weight > 0 and params.distill.sequence.over == "beam"

@@ -128,7 +128,7 @@ def _trained(
         hard = supervised.ctc(outputs, [tokens.encode(utt.text) for utt in batch])
         return settings.alpha * soft + (1 - settings.alpha) * hard
 
-    best, looks, kept = (-1.0,), [], student.state_dict()
+    best, looks, kept = -1.0, [], student.state_dict()
     with progress(settings.steps, "student of logits", "step") as bar:
 
         def look(step: int) -> None:
@@ -140,8 +140,8 @@ def _trained(
             told = [tokens.encode(utt.text) for batch in _batches(dev) for utt in batch]
             right = sum(a == b for a, b in zip(said, told, strict=True)) / len(told)
             looks.append({"step": step, "dev_wra": round(right, 4)})
-            if (right,) > best:
-                best, kept = (right,), {name: one.clone() for name, one in student.state_dict().items()}
+            if right > best:
+                best, kept = right, {name: one.clone() for name, one in student.state_dict().items()}
 
         learnt = [utt for utt in train if utt.utt_id in usable]
         fusion.minimise(student, loss, learnt, params.seed, settings.steps, look)

@@ -139,13 +139,9 @@ def _taught(params: Params, tokens: Tokens, seed: int) -> list[Check]:
 
 def _guessed(params: Params, guessed: "Hypotheses", sample: Sequence[Utterance]) -> Check:
     """The texts that teachers take the sample for."""
-    settings = params.distill
-    over = settings.sequence.over if settings.sequence.weight else "lexicon"
-    found = guessed.texts([utt.utt_id for utt in sample], [utt.speaker for utt in sample], 1, over)
-    best = [(guessed.tokens.decode(texts[0][0]), texts[0][1]) if texts else ("", 0.0) for texts in found]
-    rows = [(share, text == normalise(utt.text)) for (text, share), utt in zip(best, sample, strict=True)]
-    sure = settings.sequence.confidence if settings.sequence.weight else 0.0
-    return checks.check_guessed(rows, sure, over)
+    over, sure = ingredients.asked(params)
+    best = zip(guessed.best(sample, over), sample, strict=True)
+    return checks.check_guessed([(share, text == normalise(utt.text)) for (text, share), utt in best], sure, over)
 
 
 def _before(params: Params, model: "Hybrid", sample: Sequence[Utterance], tokens: Tokens) -> float | None:

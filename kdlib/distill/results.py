@@ -128,10 +128,7 @@ def texts(params: Params, sample: int = 400) -> pd.DataFrame | None:
     used = ingredients.effective(params)
     if not used.distill.taught or not (guessed := ingredients.guesses(used, ingredients.ensembles(used))):
         return None
-    settings = used.distill.sequence
-    over = settings.over if settings.weight else "lexicon"
-    by_word = 0.0 if used.distill.words.weight else used.distill.occupancy.confidence
-    sure = settings.confidence if settings.weight else by_word
+    over, sure = ingredients.asked(used)
     truth = {utt.utt_id: utt.text for utt in prepare.load(params.with_all_labels)}
     splits, rows = split(prepare.load(params), params), {}
     for speech, utterances in (("labelled", splits.train), ("without transcript", splits.unlabelled)):
@@ -140,8 +137,7 @@ def texts(params: Params, sample: int = 400) -> pd.DataFrame | None:
         some = random.Random(params.seed).sample(some, min(sample, len(some)))
         if not some:
             continue
-        found = guessed.texts([utt.utt_id for utt in some], [utt.speaker for utt in some], 1, over)
-        best = [(guessed.tokens.decode(one[0][0]), one[0][1]) if one else ("", 0.0) for one in found]
+        best = guessed.best(some, over)
         right = [text == normalise(truth[utt.utt_id]) for (text, _), utt in zip(best, some, strict=True)]
         taught = [share >= sure and bool(text) for text, share in best]
         rows[speech] = {

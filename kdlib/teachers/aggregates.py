@@ -18,8 +18,8 @@ from kdlib.models import Outputs
 from kdlib.models.vocabulary import vocabulary
 from kdlib.params import Params
 from kdlib.stage import produce, read_json, write_json
-from kdlib.teachers import extract, fusion, scores, spikes, targets, voices
-from kdlib.teachers.ensemble import Ensemble
+from kdlib.teachers import extract, scores, spikes, targets, voices
+from kdlib.teachers.ensemble import FUSIONS, Ensemble
 
 CODE = ("teachers/aggregates.py", "teachers/spikes.py", *targets.CODE, *scores.CODE, *panels.CODE)
 REMARKS = {
@@ -32,7 +32,7 @@ REMARKS = {
     ("own", "dev"): "the mean: there is no own teacher",
     ("own", "training"): "trained on most of this speech",
 }
-LEARNT = ("weighted_accuracy", "best", *fusion.KINDS)  # of dev speech
+LEARNT = ("weighted_accuracy", "best", *FUSIONS)  # of dev speech
 ANSWERED = ("weighted_loss", "own")  # which the dev speaker cannot judge: by its references, by no own teacher
 SAMPLE, ALIGNED = 360, 120  # training utterances that are decoded, and that are aligned for the times of spikes
 
@@ -97,10 +97,10 @@ def decided(params: Params) -> tuple[str, str]:
     dev, sentences = params.fold.dev, params.scoring.measure == "wer"
     if not dev:
         raise UserError("aggregation.method is 'auto', but the fold has no dev speaker to choose by; name a method")
-    found = {}
+    found, folder = {}, aggregates(params)
     for method in targets.methods(params):
-        scores_of = read_json(aggregates(params) / method / "dev" / "scores.json")["decoders"]
-        if method not in (ANSWERED if params.distill.heads == "ctc" else (*ANSWERED, *fusion.KINDS)):
+        if method not in (ANSWERED if params.distill.heads == "ctc" else (*ANSWERED, *FUSIONS)):
+            scores_of = read_json(folder / method / "dev" / "scores.json")["decoders"]
             greedy = 1 - scores_of["greedy"]["wer"] if sentences else scores_of["greedy"]["wra"]
             found[method] = (greedy,) if sentences else (scores_of["lexicon"]["wra"], greedy)
     first, second = sorted(found, key=lambda method: found[method], reverse=True)[:2]

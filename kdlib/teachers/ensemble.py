@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 CODE = ("teachers/ensemble.py", "teachers/store.py")
 MEANS = ("logprob_mean", "prob_mean")
+FUSIONS = ("attention", "transformer")  # learnt, in `fusion.py`, which needs torch from the start
 MISSING = ("strict", "partial", "all")
 MAX_DRIFT = 1  # frames by which two models of one stride may differ on one recording
 

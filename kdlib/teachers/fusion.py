@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from kdlib.teachers.ensemble import Ensemble
     from kdlib.tokens import Tokens
 
-CODE = ("teachers/fusion.py", "models/supervised.py")
-KINDS = ("attention", "transformer")
 BATCH, LR, LOOK = 32, 2e-3, 10
 Loss = Callable[[Sequence[Utterance]], torch.Tensor]
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kdlib.corpus.manifest import Utterance
 from kdlib.decode.greedy import greedy
 from kdlib.decode.lexicon import Lexicon
-from kdlib.models import Outputs, supervised
+from kdlib.models import Outputs
 from kdlib.teachers.ensemble import Ensemble
 from kdlib.tokens import BLANK, Tokens
 
@@ -82,11 +83,18 @@ class Hypotheses:
             self._texts |= {(one, over, count): texts for one, texts in zip(asked, found, strict=True)}
         return [self._texts[one, over, count] for one in utt_ids]
 
+    def best(self, utterances: Sequence[Utterance], over: str = "lexicon") -> list[tuple[str, float]]:
+        """What each utterance is taken for, with its share; nothing, with none, where the teachers say nothing."""
+        found = self.texts([utt.utt_id for utt in utterances], [utt.speaker for utt in utterances], 1, over)
+        return [(self.tokens.decode(texts[0][0]), texts[0][1]) if texts else ("", 0.0) for texts in found]
+
     def _words(self, posterior: np.ndarray, count: int) -> list[Text]:
         best = np.argsort(-posterior, kind="stable")[:count]
         return [(self._spelt[place], float(posterior[place])) for place in best if posterior[place] > 0]
 
     def _greedy(self, outputs: Outputs) -> list[list[Text]]:
+        from kdlib.models import supervised
+
         said = greedy(outputs, BLANK)
         losses = supervised.ctc_each(outputs, said)
         return [[(ids, float(np.exp(-loss)))] if ids else [] for ids, loss in zip(said, losses.tolist(), strict=True)]

@@ -20,8 +20,8 @@ from kdlib.models.vocabulary import vocabulary
 from kdlib.params import Params
 from kdlib.settings import Aggregation
 from kdlib.stage import produce, read_json
-from kdlib.teachers import adapt, extract, fusion, voices
-from kdlib.teachers.ensemble import Choice, Ensemble
+from kdlib.teachers import adapt, extract, voices
+from kdlib.teachers.ensemble import FUSIONS, Choice, Ensemble
 from kdlib.teachers.extract import Purpose, opened, said
 from kdlib.teachers.scores import scores
 from kdlib.teachers.store import LogitStore
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import torch
 
 CODE = ("teachers/targets.py", "teachers/ensemble.py", "teachers/store.py", "corpus/speakers.py")
-CODE += (*fusion.CODE, *voices.CODE)
+CODE += ("teachers/fusion.py", "models/supervised.py", *voices.CODE)
 METHODS = tuple(name for name in get_args(Aggregation.model_fields["method"].annotation) if name != "auto")
 
 
@@ -53,7 +53,7 @@ def target(params: Params, method: str | None = None, output: str = "ctc", purpo
     For `training` it speaks of the training speakers alone; for `analysis` of test blocks, and is no target.
     """
     method = method or params.aggregation.method
-    if method in fusion.KINDS and output != "ctc":
+    if method in FUSIONS and output != "ctc":
         raise UserError(
             f"aggregation.method {method!r} is learnt of CTC outputs, and says nothing of a decoder's; name another "
             "for distill: {heads: decoder}"
@@ -101,7 +101,7 @@ def choice(
         found = _allowed(accuracies(params, names, half))
         best = max(names, key=lambda name: (found[name], name))
         return Choice(weights={name: float(name == best) for name in names}, **known)
-    if method in fusion.KINDS:
+    if method in FUSIONS:
         return Choice(fusion=_fusion(params, method, names, half), **known)
     if method in ("logprob_mean", "same_level"):
         return Choice(**known)
@@ -173,6 +173,8 @@ def _fusion(params: Params, kind: str, names: list[str], half: int | None) -> "t
     """A fusion trained on the dev speaker's test blocks, or on one half of them; without one, on speech set aside."""
     import torch
     from safetensors.torch import load_file, save_file
+
+    from kdlib.teachers import fusion
 
     purpose = "analysis" if params.fold.dev else "training"
     parts, steps = {None: "whole", 0: "half0", 1: "half1"}, params.aggregation.fusion_steps
