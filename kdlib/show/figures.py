@@ -192,7 +192,9 @@ def differences(table: pd.DataFrame) -> Figure:
         axes.axvline(0, color="black", linewidth=0.7)
         axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.set_yticks(range(len(rows)), [f"{row.a} - {row.b}, {row.decoder}" for row in rows.itertuples()])
-        axes.set_xlabel(f"difference in {table.measure.iloc[0]} (points); thick: these speakers, thin: new ones, 95 %")
+        axes.set_xlabel(
+            f"difference in {table.measure.iloc[0]} (points)\n95 %: thick for these speakers, thin for new ones"
+        )
         handles = [plt.Line2D([], [], color=colour, marker="o", markersize=4) for colour in colours.values()]
         figure.legend(handles, list(colours), ncols=3, frameon=False, loc="outside upper center")
         return figure
