@@ -7,6 +7,7 @@
 #   make compare                       students by each of VARIANTS, SEEDS=1,2 and ENSEMBLES, in one fold or FOLDS=A,B;
 #                                      their table, and verdicts
 #   make verdict SYSTEMS="A=... B=..."  compare any systems by what they wrote (DECODER=..., MEASURE=wer)
+#   make examine EVAL=... TOKENIZER=...   what is wrong with these predictions? of any system, in seconds, without a model
 #   make evaluate CHECKPOINT=... MANIFEST=...   score any saved model on any manifest
 #   make export CHECKPOINT=... NEMO=...         write a student as a .nemo file
 comma    := ,
@@ -27,11 +28,11 @@ export OPENBLAS_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 export PYTHONWARNINGS ?= ignore::SyntaxWarning
 
-.PHONY: demo test folds folds-for dry-run report compare verdict evaluate export lab pretrained parent bench lint lock help
+.PHONY: demo test folds folds-for dry-run report compare verdict examine evaluate export lab pretrained parent bench lint lock help
 
 help:
 	@sed -n 's/^#   //p' Makefile
-	@echo "folds  folds-for  dry-run  report  compare  verdict  evaluate  export  lab  pretrained  parent  bench  lint  lock   (see README.md)"
+	@echo "folds  folds-for  dry-run  report  compare  verdict  examine  evaluate  export  lab  pretrained  parent  bench  lint  lock   (see README.md)"
 
 demo: $(READY)
 	@$(SNAKEMAKE) --config recipe=$(RECIPE) folds=$(HELD_OUT),
@@ -62,6 +63,10 @@ evaluate: $(READY)
 	@$(BIN)/python -m kdlib.evaluate.checkpoint $(CHECKPOINT) $(MANIFEST) $(if $(TOKENIZER),--tokenizer $(TOKENIZER)) \
 	  $(if $(MAX_DECODE_LEN),--max-decode-len $(MAX_DECODE_LEN)) $(if $(DATA_FOLDER),--data-folder $(DATA_FOLDER)) \
 	  $(if $(LM),--lm $(LM)) $(if $(LM_WEIGHT),--lm-weight $(LM_WEIGHT))
+
+examine: $(READY)
+	@$(BIN)/python -m kdlib.evaluate.diagnose $(EVAL) $(if $(TOKENIZER),--tokenizer $(TOKENIZER)) \
+	  $(if $(DECODER),--decoder $(DECODER)) $(if $(REFERENCES),--references $(REFERENCES))
 
 export: $(READY)
 	@$(BIN)/python -m kdlib.models.export $(CHECKPOINT) $(NEMO)

@@ -17,6 +17,7 @@ from kdlib.settings import (
     Aggregation,
     Blocks,
     Distill,
+    Faults,
     Fold,
     Group,
     Hygiene,
@@ -71,7 +72,8 @@ class Params(Strict):
     logit_student: LogitStudent = LogitStudent()
     student: Student = Student()
     distill: Distill = Distill()
-    variant: str = Field("", pattern=r"^[\w.-]*$")  # which of the variants this is: set by `load`
+    faults: Faults = Faults()
+    variant: str = Field("", pattern=r"^[\w.+-]*$")  # which of the variants this is: set by `load`
     variants: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], dict[str, Any]] = Field({})  # what is other in each
     compare: Names = ("hard", "ctc_kd")  # variants that a whole run trains
     seeds: Annotated[tuple[int, ...], Listed] = (1,)  # of each
@@ -138,7 +140,8 @@ def load(
 ) -> Params:
     """Read, merge and check a recipe, a fold, one of the recipe's variants, and overrides.
 
-    An empty `fold` reads the fold file of the recipe's corpus: `params/folds/<folds>/<held_out>.yaml`.
+    An empty `fold` reads the fold file of the recipe's corpus: `params/folds/<folds>/<held_out>.yaml`. Variants may be
+    joined, each over those before it: `decoder_kd+shifted`.
     """
     path = _inside(recipe)
     layers = [(_shown(file), _read_yaml(file)) for file in recipe_files(path)]
@@ -157,8 +160,9 @@ def load(
         layers.append(("parameter 'fold'", {"fold": fold}))
     _validate(layers[-1][1], held_out, layers[-1][0])
     fold_source = layers[-1][0]
-    if variant:
-        layers.append(_variant(chosen, variant, held_out, _shown(path)))
+    for part in variant.split("+") if variant else []:
+        source, settings = _variant(chosen, part, held_out, _shown(path))
+        layers.append((source, settings | {"variant": variant}))
     layers.append(("parameter 'overrides'", overrides or {}))
     params = _validate({"name": path.stem} | _merged(layers), held_out, _shown(path))
     _check_recipe(params, _shown(path))
@@ -174,7 +178,7 @@ def _variant(params: Params, variant: str, held_out: str, recipe: str) -> tuple[
     if beyond := sorted(set(settings) & {"name", "outputs", "variant", "variants", "held_out"}):
         raise UserError(f"{source}: {beyond[0]} cannot differ between variants of a recipe")
     _validate(settings, held_out, source)
-    return source, settings | {"variant": variant}
+    return source, settings
 
 
 def recipe_files(recipe: str | Path) -> list[Path]:

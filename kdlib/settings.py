@@ -233,6 +233,7 @@ class Student(Strict):
     clip: float = Field(1.0, gt=0)  # of the gradients' norm
     looks: int = Field(1, ge=1)  # at the dev speaker, an epoch
     patience: int = Field(1000, ge=1)  # looks without a better one, after which a phase ends
+    on_collapse: Literal["warn", "stop"] = "warn"  # when dev answers begin to collapse
     keep: int = Field(1, ge=1)  # looks whose weights are kept, those that scored best: for averaged checkpoints
     precision: Literal["fp32", "bf16"] = "fp32"
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
@@ -325,6 +326,25 @@ class Distill(Strict):
     def plain(self) -> bool:
         """Whether the references alone are learnt, and nothing else is done."""
         return not (self.taught or self.ctc_smoothing or self.intermediate.weight)
+
+
+class Faults(Strict):
+    """What has made students collapse, each on purpose: `params/ablations/collapse.yaml`. Nothing is set elsewhere."""
+
+    own_recordings: bool = False  # each teacher speaks of its own speaker's recording of the word, cut to the shortest
+    mispaired: bool = False  # of another utterance
+    shift: int = 0  # of the teachers' token ids
+    jitter: int = Field(0, ge=0)  # frames, at most, by which teachers are moved apart
+    choose_by: Literal["words", "kl"] = "words"  # the best look at the dev speaker
+    words: int = Field(0, ge=0)  # of the training speech: no more different ones than these
+    untrained_head: bool = False  # what is decoded is a CTC head that has learnt nothing
+    read_offset: int = 0  # added to token ids where they become text
+    read_with: str = ""  # another sentencepiece model, with which they do; "lexicon": the lexicon's own pieces
+
+    @property
+    def named(self) -> str:
+        """Those that are set."""
+        return ", ".join(f"{name} {value}" for name, value in self.model_dump(exclude_defaults=True).items())
 
 
 class Group(Strict):

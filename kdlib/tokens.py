@@ -70,9 +70,18 @@ class Tokens:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids, normalised; special ids and ids beyond the pieces write nothing."""
-        special = {self.blank, self.bos, self.eos}
-        known = [index for index in map(int, ids) if index not in special and 0 <= index < len(self.pieces)]
-        return normalise(_processor(self.model).decode(known))
+        return self.decode_all([ids])[0]
+
+    def decode_all(self, rows: Iterable[Iterable[int]]) -> list[str]:
+        """The text of every row of ids; see `decode`."""
+        known = self._writing
+        kept = [[index for index in map(int, ids) if index in known] for ids in rows]
+        return [normalise(text) for text in _processor(self.model).decode(kept)] if kept else []
+
+    @functools.cached_property
+    def _writing(self) -> frozenset[int]:
+        """The ids that stand for a piece of text."""
+        return frozenset(range(len(self.pieces))) - {self.blank, self.bos, self.eos}
 
     def _case(self, text: str) -> str:
         return {"upper": text.upper(), "lower": text.lower(), "mixed": text}[self._cased]
@@ -103,6 +112,8 @@ def normalise(text: str, hyphens: str = "keep", punctuation: str = "keep") -> st
     >>> normalise("Well, well-known!", punctuation="drop")
     'WELL WELL-KNOWN'
     """
+    if text.isascii() and (hyphens, punctuation) == ("keep", "keep"):  # nothing to straighten
+        return " ".join(text.upper().split())
     straight = unicodedata.normalize("NFC", text).replace("\u2019", "'").replace("\u2010", "-").replace("\u2011", "-")
     straight = "".join(
         char for char in straight if char in JOINERS or unicodedata.category(char) != "Cf"

@@ -139,6 +139,9 @@ class _Checks(pl.Callback):
         module.train()
         self.found = found = trainer.strategy.broadcast(found)  # and all decide alike
         self.looked_at = trainer.global_step
+        for one in trainer.callbacks:
+            if hear := getattr(one, "on_look", None):
+                hear(trainer, module, found)
         if trainer.is_global_zero:
             trainer.logger.log_metrics(found, trainer.global_step + module.made_before)
         if math.isfinite(found["dev_score"]):
@@ -259,14 +262,16 @@ def fit(
     accelerator: str = "auto",
     devices: int = 1,
     parts: int = 1,
+    callbacks: Sequence[pl.Callback] = (),
 ) -> dict[str, float]:
     """Train `task` for `steps` steps; go on from `folder`'s last checkpoint where there is one.
 
     `checkpoint_every` and `check_every` count epochs; where these are parts of epochs, `parts` says how many each has.
     With `check` the model ends with the weights that scored best on the dev block (`last` has those of the last step,
-    `kept` those of the `keep` best looks), and after `patience` looks without a better one training is over. The
-    curves lie in `board`, or `folder/tensorboard`; the checkpoints stay until `tidy`. Returned: steps made, the best
-    score with its step, and scores and steps of what was kept. With several `devices` Lightning runs the process's own
+    `kept` those of the `keep` best looks; those of `callbacks` that have `on_look` are told what was found), and after
+    `patience` looks without a better one training is over. The curves lie in `board`, or `folder/tensorboard`; the
+    checkpoints stay until `tidy`. Returned: steps made, the best score with its step, and scores and steps of what was
+    kept. With several `devices` Lightning runs the process's own
     command once more for each: call this from a process that does nothing else, and go on only where `is_first`.
     """
     if (folder / ENDED).is_file():
@@ -292,7 +297,13 @@ def fit(
         log_every_n_steps=max(1, min(10, steps // 20)),
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[_Progress(what, steps, seed, parts, looks), *looks, _Record(what, steps, folder, looks), saver],
+        callbacks=[
+            _Progress(what, steps, seed, parts, looks),
+            *callbacks,
+            *looks,
+            _Record(what, steps, folder, looks),
+            saver,
+        ],
         gradient_clip_val=clip,
         accumulate_grad_batches=accumulate,
         reload_dataloaders_every_n_epochs=1,

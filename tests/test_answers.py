@@ -128,7 +128,7 @@ def test_names_that_others_have_too_keep_their_folder(tmp_path):
 
 
 def test_other_refusals(tmp_path):
-    with pytest.raises(UserError, match="nothing to compare there"):
+    with pytest.raises(UserError, match="no answers there"):
         answers.read(tmp_path / "none")
     (tmp_path / "bad.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="not UTF-8"):

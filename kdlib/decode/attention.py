@@ -47,6 +47,7 @@ class Spoken:
         scores = self.scores(outputs)
         found = {
             "attention": [self.tokens.decode(ids) for ids in free],
+            "attention_ids": [" ".join(map(str, ids)) for ids in free],
             "attention_beam": [self.tokens.decode(ids) for ids in self.search(outputs)],
             "attention_lexicon": self._words(scores),
         }

@@ -3,7 +3,7 @@
 Each of these faults has cost somebody weeks.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ import numpy as np
 from rapidfuzz.distance import Levenshtein
 
 from kdlib.decode.greedy import greedy
+from kdlib.evaluate.collapse import OFFSETS, same_place
 from kdlib.models import Outputs
 from kdlib.settings import Distill
 from kdlib.teachers.ensemble import MAX_DRIFT
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     import torch
 
 PASS, WARN, REFUSE = "pass", "warn", "refuse"
-OFFSETS = range(-3, 4)
 SWITCHED = (
     "decoder distillation from SpeechBrain teachers into a student on NeMo's encoder is switched to CTC: the original "
     "study ended at 0 % there and blamed the encoders' different features (to do it on purpose: distill: "
@@ -63,7 +63,7 @@ def check_shift(said: Sequence[Sequence[int]], references: Sequence[Sequence[int
             f"with {best:+d} {100 * found[best]:.0f} %",
         )
     if output == "decoder":
-        at = {step: _same_place(said, references, step) for step in (-1, 0, 1)}
+        at = {step: same_place(said, references, step) for step in (-1, 0, 1)}
         place = max(at, key=lambda step: (at[step], -abs(step)))
         if at[place] > at[0] + 0.1:
             return Check(
@@ -75,17 +75,21 @@ def check_shift(said: Sequence[Sequence[int]], references: Sequence[Sequence[int
     return Check(name, PASS, f"{100 * found[0]:.0f} % of the teachers' tokens are the references', at no offset more")
 
 
-def check_decoding(tokens: Tokens, references: Sequence[str]) -> Check:
+def check_decoding(
+    tokens: Tokens, references: Sequence[str], read: Callable[[Iterable[int]], str] | None = None
+) -> Check:
     """Reference -> ids -> perfect outputs -> text, by the very path that evaluation uses."""
     import torch
+
+    read = read or tokens.decode
 
     wrong = []
     for text in sorted(set(references)):
         ids = tokens.encode(text)
         path = [one for token in ids for one in (token, tokens.blank)]
         logits = torch.nn.functional.one_hot(torch.tensor([path]), tokens.size).float()
-        said = tokens.decode(greedy(Outputs(logits, torch.tensor([len(path)]), logits), tokens.blank)[0])
-        spoken = tokens.decode([*ids, tokens.eos] if tokens.eos is not None else ids)
+        said = read(greedy(Outputs(logits, torch.tensor([len(path)]), logits), tokens.blank)[0])
+        spoken = read([*ids, tokens.eos] if tokens.eos is not None and read == tokens.decode else ids)
         wrong += [(text, other) for other in (said, spoken) if other != text]
     if wrong:
         text, other = wrong[0]
@@ -215,9 +219,37 @@ def check_spikes(shifts: Sequence[int], fits: Sequence[float]) -> Check:
     return Check("spikes", WARN if fit < 0.3 or abs(middle) >= 1 else PASS, said)
 
 
-def check_blanks(mass: float) -> Check:
-    """Where nearly all is blank, so is nearly all that is learnt."""
-    return Check("blanks", WARN if mass > 0.95 else PASS, f"{100 * mass:.0f} % of the target's mass is blank")
+def check_blanks(mass: float, dropped: bool = False) -> Check:
+    """Where nearly all is blank, so is nearly all that is learnt; and blank that is left out is not learnt at all."""
+    said = f"{100 * mass:.0f} % of the target's mass is blank"
+    if dropped:
+        return Check("blanks", WARN, f"{said}, and no frame of it is taught: the teachers never say when to be silent")
+    return Check("blanks", WARN if mass > 0.95 else PASS, said)
+
+
+def check_pairs(said: Sequence[Sequence[int]], references: Sequence[Sequence[int]]) -> Check:
+    """Targets that write what other utterances say belong to these."""
+    known = set(map(tuple, references))
+    own = sum(list(one) == list(other) for one, other in zip(said, references, strict=True)) / len(said)
+    others = sum(tuple(one) in known for one in said) / len(said) - own
+    text = f"{100 * own:.0f} % of the targets write their own utterance's words, {100 * others:.0f} % another's"
+    return Check("pairs", REFUSE if len(known) > 3 and others > 0.2 and own < others / 4 else PASS, text)
+
+
+def check_choice(by: str) -> Check:
+    """The best weights are those that recognise words, not those that are most like a teacher."""
+    if by == "kl":
+        return Check("choice", WARN, "the best look is the one nearest to the teachers (KL), whatever it recognises")
+    return Check("choice", PASS, "the best look is the one that recognises most of the dev speaker's words")
+
+
+def check_heads(decoded: Sequence[str], learnt: Sequence[str]) -> Check:
+    """What is decoded through a head that has learnt nothing is noise."""
+    if idle := [head for head in decoded if head not in learnt]:
+        return Check(
+            "heads", REFUSE, f"answers are decoded through the {idle[0]} head, which this training never moves"
+        )
+    return Check("heads", PASS, f"only heads that learn are decoded: {', '.join(learnt)}")
 
 
 def check_gradients(soft: float, hard: float) -> Check:
@@ -266,12 +298,3 @@ def _likeness(said: Sequence[Sequence[int]], references: Sequence[Sequence[int]]
     """1 - edits a token."""
     edits = sum(Levenshtein.distance(one, other) for one, other in zip(said, references, strict=True))
     return max(0.0, 1 - edits / max(1, sum(map(len, references))))
-
-
-def _same_place(said: Sequence[Sequence[int]], references: Sequence[Sequence[int]], step: int) -> float:
-    """The share of reference tokens that stand `step` places later in what was said."""
-    hits = total = 0
-    for one, other in zip(said, references, strict=True):
-        hits += sum(0 <= index + step < len(one) and one[index + step] == token for index, token in enumerate(other))
-        total += len(other)
-    return hits / max(1, total)

@@ -14,6 +14,7 @@ from kdlib.corpus.manifest import Utterance
 from kdlib.corpus.speakers import split
 from kdlib.decode.beam import Beam, Setting
 from kdlib.decode.lexicon import Lexicon
+from kdlib.distill import faults
 from kdlib.errors import UserError
 from kdlib.evaluate import panels
 from kdlib.models import nemo, vocabulary
@@ -46,6 +47,7 @@ CODE += (
     *targets.CODE,
     *hypotheses.CODE,
     *labels.CODE,
+    *faults.CODE,
 )
 CODE += ("teachers/adapt.py", "models/pretrain.py")  # what is set aside, and what fits into its frames
 LATEST = "latest.safetensors"
@@ -97,6 +99,8 @@ def depends(params: Params) -> dict:
         found["labels"] = labels.record(params)
     if taught:
         found["aggregation"] = params.aggregation.model_dump(mode="json")
+    if params.faults.named:
+        found["faults"] = params.faults.model_dump(exclude_defaults=True)
     if beams(params):
         found["search"] = params.search.model_dump(mode="json")
     if params.student.backbone == "sb":
@@ -118,6 +122,8 @@ def inputs(params: Params, seed: int = 1) -> list[Path]:
     if params.distill.taught:
         names = targets.teachers(params, params.aggregation.method)
         found += [extract.extract(params, name, "training") for name in names]
+        if params.faults.choose_by == "kl":
+            found += [extract.extract(params, name, "analysis") for name in names]
         if params.aggregation.method == "weighted_similarity":
             found += [voices.made(params)]
         if beams(params):
@@ -154,6 +160,7 @@ def material(params: Params, tokens: Tokens) -> Material:
     if not dev:
         apart = adapt.material(splits.train, params.teacher.dev_share, params.seed)
         train, dev = apart.train, apart.dev
+    train = faults.fewer(params, train)
     learnt = [utt for utt in train if fits(tokens.encode(utt.text), utt.duration_s)]
     too_short = len(train) - len(learnt)
     untold = [utt for utt in splits.unlabelled if fits([0], utt.duration_s)]
@@ -183,11 +190,13 @@ def first(params: Params, tokens: Tokens, seed: int) -> "Hybrid":
         source = nemo.restore(pretrained(params))
         heads = _heads(params, tokens, source.cfg.encoder.d_model)
         model = hybrid.NeMoHybridStudent.of(source, heads, freeze_preprocessor=settings.freeze_preprocessor)
-        vocabulary.take_head(model, source, tokens)
+        if not params.faults.untrained_head:
+            vocabulary.take_head(model, source, tokens)
     elif settings.start == "pretrained":
         start, _, _ = hybrid.load(_sb_parent(params))
         model = hybrid.Hybrid(start.encoder, _heads(params, tokens, start.encoder.width))
-        model.ctc_head.load_state_dict(start.ctc_head.state_dict())
+        if not params.faults.untrained_head:
+            model.ctc_head.load_state_dict(start.ctc_head.state_dict())
     else:
         shape = conformer.Shape(**_shape(params))
         model = hybrid.Hybrid(conformer.Conformer(shape), _heads(params, tokens, shape.d_model))
@@ -199,7 +208,15 @@ def ensembles(params: Params) -> dict[str, Ensemble]:
     """The fold's targets by output, where teachers have a say."""
     if not params.distill.taught:
         return {}
-    return {output: targets.target(params, output=output) for output in outputs(params)}
+    return {output: faults.applied(params, targets.target(params, output=output)) for output in outputs(params)}
+
+
+def judge(params: Params) -> Ensemble | None:
+    """The teachers on the dev speaker's speech, where the best look is the one most like them."""
+    if params.faults.choose_by == "words" or not params.distill.taught:
+        return None
+    found = targets.target(params, output=outputs(params)[0], purpose="analysis")
+    return faults.applied(params, found, training=False)
 
 
 def outputs(params: Params) -> tuple[str, ...]:

@@ -107,6 +107,14 @@ class Objective:
             found["features"] = settings.gamma, self._features(outputs, batch, rows)
         return found or {"nothing": (0.0, outputs.ctc_logits.sum() * 0)}  # a batch that no teacher speaks of
 
+    def distance(self, head: str, outputs: Outputs, batch: Batch, target: Ensemble) -> float:
+        """KL by frame, or step, from a target to what the student says of a batch."""
+        logits, lengths = _of(head, outputs, batch)
+        wanted, frames = target.to(logits.device).logits(batch.utt_ids, batch.speakers, lengths.tolist())
+        inside = mask(torch.minimum(lengths, frames.to(lengths)), logits.shape[1]).float()
+        wanted = _fitted(wanted, logits.shape[1])
+        return float(losses.soft_kl(logits, wanted, inside, 1.0, softened=target.softened))
+
     def answer(self, batch: Batch) -> Outputs:
         """What the student says of a batch."""
         inputs = teacher_forced(batch.ids)[0].to(batch.wavs.device) if "decoder" in self.heads else None
@@ -227,9 +235,10 @@ class Objective:
         logits, lengths = (logits, lengths) if whole else (logits[rows], lengths[rows])
         asked = [batch.utt_ids[row] for row in rows], [batch.speakers[row] for row in rows], lengths.tolist()
         made_at = temperature if settings.soften != "student" else 1.0
-        target = plain = self._asked(head, asked, made_at, logits)
+        target, frames = self._asked(head, asked, made_at, logits)
+        lengths, plain = torch.minimum(lengths, frames.to(lengths)), target
         if ensemble.softened and made_at != 1 and (settings.pseudo.weight or self._chooses(head)):
-            plain = self._asked(head, asked, 1.0, logits)
+            plain, _ = self._asked(head, asked, 1.0, logits)
         if head == "decoder":
             weights = mask(lengths, logits.shape[1]).float()
             if settings.first_token == "skip":
@@ -246,11 +255,13 @@ class Objective:
         """Whether frames are chosen or moved by what the target says."""
         return head == "ctc" and (self.settings.best_shift > 0 or self.settings.blanks != "all")
 
-    def _asked(self, head: str, asked: tuple, temperature: float, like: torch.Tensor) -> torch.Tensor:
-        """The teachers' target, on the student's device, in full precision and with as many rows as its logits."""
+    def _asked(
+        self, head: str, asked: tuple, temperature: float, like: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The teachers' target in full precision, with as many rows as the student's logits, and how many count."""
         with torch.autocast(like.device.type, enabled=False):
-            target, _ = self.targets[head].to(like.device).logits(*asked, temperature)
-        return _fitted(target, like.shape[1])
+            target, frames = self.targets[head].to(like.device).logits(*asked, temperature)
+        return _fitted(target, like.shape[1]), frames
 
     def _features(self, outputs: Outputs, batch: Batch, rows: Sequence[int]) -> torch.Tensor:
         lengths = outputs.lengths[rows]

@@ -18,7 +18,7 @@ from kdlib.corpus import audio, prepare
 from kdlib.corpus.manifest import Utterance
 from kdlib.corpus.speakers import split
 from kdlib.decode.greedy import greedy
-from kdlib.distill import checks, ingredients
+from kdlib.distill import checks, faults, ingredients
 from kdlib.distill.checks import PASS, REFUSE, WARN, Check
 from kdlib.errors import UserError
 from kdlib.models import Outputs, nemo, vocabulary
@@ -36,7 +36,14 @@ if TYPE_CHECKING:
     from kdlib.models.hybrid import Hybrid
     from kdlib.teachers.hypotheses import Hypotheses
 
-CODE = ("distill/preflight.py", "distill/checks.py", "teachers/aggregates.py", "evaluate/system.py", *ingredients.CODE)
+CODE = (
+    "distill/preflight.py",
+    "distill/checks.py",
+    "evaluate/collapse.py",
+    "teachers/aggregates.py",
+    "evaluate/system.py",
+    *ingredients.CODE,
+)
 SAMPLE, LIVE, GRADIENTS = 64, 2, 8  # utterances that are looked at
 
 
@@ -78,8 +85,15 @@ def _build(partial: Path, params: Params, used: Params, seed: int) -> None:
     splits, chosen = split(prepare.load(params), params), ingredients.material(params, tokens)
     told = [utt.text for utt in chosen.train if utt.text]
     train = set(told)
+    heads = ["ctc", "decoder"] if used.distill.heads == "both" else [used.distill.heads]
     made = [
-        checks.check_decoding(tokens, [*train, *(utt.text for utt in splits.test)]),
+        checks.check_decoding(
+            tokens,
+            [*train, *(utt.text for utt in splits.test)],
+            faults.reading(params, tokens) if faults.misreads(params) else None,
+        ),
+        checks.check_choice(params.faults.choose_by),
+        checks.check_heads(["ctc", *heads] if params.faults.untrained_head else heads, heads),
         checks.check_lengths(chosen.too_short, chosen.too_short + len(told)),
         checks.check_words([utt.text for utt in splits.test], sorted(train), used.distill.heads != "ctc"),
     ]
@@ -127,6 +141,7 @@ def _taught(params: Params, tokens: Tokens, seed: int) -> list[Check]:
         if output == main:
             texts, words = [tokens.decode(ids) for ids in said], [utt.text for utt in sample]
             made.append(checks.check_aggregate(texts, words))
+            made.append(checks.check_pairs(said, references))
             right = sum(a == b for a, b in zip(said, references, strict=True)) / len(sample)
             made.append(checks.check_right(right, _before(params, model, sample, tokens)))
             made.append(checks.check_best_teacher(right, _each(one, sample, references, output)))
@@ -193,7 +208,7 @@ def _frames(params: Params, ensemble: Ensemble, sample: Sequence[Utterance], mod
             _, fit = losses.best_shift(row[None, :count], target, lengths, 0, BLANK)
             shifts, fits = [*shifts, int(shift)], [*fits, float(fit)]
             mass.append(float(target.softmax(-1)[..., BLANK].mean()))
-    made = [checks.check_blanks(float(np.mean(mass)))]
+    made = [checks.check_blanks(float(np.mean(mass)), params.distill.blanks == "drop_blank")]
     if _head_is_trained(params):
         return [*made, checks.check_spikes(shifts, fits)]
     return [*made, Check("spikes", PASS, "the student's CTC head is new: it has no spikes yet to compare")]

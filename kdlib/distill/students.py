@@ -10,6 +10,7 @@ import math
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ from typing import TYPE_CHECKING
 from kdlib.corpus import audio, labels, prepare
 from kdlib.corpus.manifest import Utterance
 from kdlib.corpus.speakers import split
-from kdlib.distill import ingredients, preflight
+from kdlib.distill import faults, ingredients, preflight
+from kdlib.distill.alarm import Alarm
 from kdlib.distill.ingredients import LATEST, Material
 from kdlib.errors import UserError
 from kdlib.evaluate import panels, score, system
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
     from kdlib.distill.objective import Batch, Objective
     from kdlib.models.hybrid import Hybrid, Trained
+    from kdlib.teachers.ensemble import Ensemble
 
 SCORED = ("distill/students.py", *panels.CODE, *system.CODE)
 Watch = Callable[["pd.DataFrame"], None]  # is shown the curves at every look
@@ -76,7 +79,8 @@ def scored(params: Params, seed: int = 1) -> Path:
 
 def score_settings(params: Params) -> dict:
     """What of a recipe the scores of a system depend on."""
-    return {"scoring": params.scoring.model_dump(), "search": params.search.model_dump(mode="json")}
+    found = {"scoring": params.scoring.model_dump(), "search": params.search.model_dump(mode="json")}
+    return found | ({"faults": params.faults.model_dump(exclude_defaults=True)} if params.faults.named else {})
 
 
 def hear_all(partial: Path, params: Params, one: "Trained", name: str, checkpoint: str) -> None:
@@ -84,10 +88,14 @@ def hear_all(partial: Path, params: Params, one: "Trained", name: str, checkpoin
     corpus = prepare.load(params)
     splits = split(corpus, params)
     heads = one.record["heads_trained"]  # what another head says is no result of this training
+    heads = ["ctc", *heads] if params.faults.untrained_head and "ctc" not in heads else heads
     decoders = panels.panel(params, one.tokens, model=one.model, heads=heads)
     decoders = panels.tuned(decoders, lambda batch: one(*audio.collate(batch)), splits.dev, params, partial)
     without = one.record.get("labels", {}).get("heard_without", [])
     remark = f"has heard {', '.join(without)} without transcripts: no leave-one-speaker-out result" if without else ""
+    if params.faults.named:
+        remark = "; ".join([*([remark] if remark else []), f"with faults on purpose: {params.faults.named}"])
+    read = faults.reading(params, one.tokens)
     for part, utterances in (("", splits.test), ("dev", splits.dev)):
         if not utterances:
             continue
@@ -102,6 +110,8 @@ def hear_all(partial: Path, params: Params, one: "Trained", name: str, checkpoin
             what=f"{name}, {part or 'held-out'} speech",
             posteriors=None if part else partial / "posteriors",
         )
+        if faults.misreads(params):
+            rows = [score.read_anew(row, read) for row in rows]
         score.write(
             rows,
             decoders.columns,
@@ -203,6 +213,13 @@ def _phase(
     settings, tokens, steps = params.student, vocabulary.vocabulary(params), plan.steps[number]
     phase, model = settings.phases[number], minimised.learner.student
     dev = [ingredients.read(batch, tokens) for batch in audio.batches(chosen.dev, 32)]
+    judge = ingredients.judge(params)
+    alarm = Alarm(
+        f"{params.variant or 'student'}, seed {seed}",
+        steps,
+        stop=settings.on_collapse == "stop",
+        words=len({utt.text for utt in chosen.dev}),
+    )
     model.freeze(phase.freeze_encoder)
 
     def step(batch: "Batch") -> "dict[str, torch.Tensor]":
@@ -215,7 +232,7 @@ def _phase(
         if watch:
             task.logger.experiment.flush()
             watch(train.curves(partial / train.CURVES))
-        return look(minimised, dev)
+        return look(minimised, dev, judge)
 
     task = train.Task(
         minimised.learner, step, lr=phase.lr, scale=_scale(params, phase, steps, model), made_before=before
@@ -237,18 +254,24 @@ def _phase(
         accelerator=settings.accelerator,
         devices=settings.devices,
         parts=plan.parts,
+        callbacks=[alarm],
     )
 
 
-def look(minimised: "Objective", dev: Sequence["Batch"]) -> dict[str, float]:
-    """A look at the dev speaker: words right by the head that learns; between equal ones the loss decides."""
+def look(minimised: "Objective", dev: Sequence["Batch"], judge: "Ensemble | None" = None) -> dict[str, float]:
+    """A look at the dev speaker: words right by the head that learns; between equal ones the loss decides.
+
+    Also how many different answers there are, how often the commonest and none, for the alarm. With a `judge` it is the
+    look most like the teachers that is best (a fault).
+    """
     import torch
 
     from kdlib.decode.greedy import greedy
     from kdlib.models import supervised
     from kdlib.tokens import BLANK
 
-    right = total = loss = 0
+    right = total = loss = distance = 0
+    answers: Counter[tuple[int, ...]] = Counter()
     model, head = minimised.learner.student, minimised.heads[0]
     device = next(model.parameters()).device
     with torch.inference_mode():
@@ -263,8 +286,18 @@ def look(minimised: "Objective", dev: Sequence["Batch"]) -> dict[str, float]:
             right += sum(one == other for one, other in zip(said, batch.ids, strict=True))
             loss += float(found) * len(batch.ids)
             total += len(batch.ids)
+            answers.update(map(tuple, said))
+            if judge:
+                distance += minimised.distance(head, outputs, moved, judge) * len(batch.ids)
     wra, loss = right / total, loss / total
-    return {"dev_wra": wra, "dev_loss": loss, "dev_score": wra - 1e-3 * min(loss, 100.0)}
+    return {
+        "dev_wra": wra,
+        "dev_loss": loss,
+        "dev_score": -distance / total if judge else wra - 1e-3 * min(loss, 100.0),
+        "dev_distinct": float(len(answers)),
+        "dev_commonest": max(answers.values()) / total,
+        "dev_empty": answers[()] / total,
+    }
 
 
 @dataclass(frozen=True)

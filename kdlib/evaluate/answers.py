@@ -1,7 +1,8 @@
 """What a system wrote, from whatever file it is in: ours, the original study's, NeMo's, or plain text.
 
-Every reader gives the same table, one row an utterance: utt_id, speaker, reference, hypothesis. Where a file says
-nothing of speakers, ids such as M08_B2_C1_M5 do; else all are taken for one.
+Every reader gives the same table, one row an utterance: utt_id, speaker, reference, hypothesis; with `ids` also the
+token ids that were decoded, where there are any. Where a file says nothing of speakers, ids such as M08_B2_C1_M5 do;
+else all are taken for one.
 """
 
 import json
@@ -12,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from kdlib.errors import UserError, nearest
-from kdlib.evaluate.score import read_hypotheses
+from kdlib.evaluate.score import IDS, read_hypotheses
 from kdlib.tokens import normalise
 
 COLUMNS = ["utt_id", "speaker", "reference", "hypothesis"]
@@ -23,14 +24,29 @@ KINDS = (
 )
 
 
-def read(path: Path, decoder: str = "greedy", references: Path | None = None) -> pd.DataFrame:
-    """The answers in a file or a folder; `decoder` chooses a column of hypotheses.csv."""
+def read(path: Path, decoder: str = "greedy", references: Path | None = None, *, ids: bool = False) -> pd.DataFrame:
+    """The answers in a file or a folder; `decoder` chooses a column of hypotheses.csv.
+
+    With `ids` there is a column `token_ids` (None where a row has none), and the text may be missing (None) where all
+    rows have ids.
+    """
+    table = _read(path, decoder, references)
+    recorded = table.token_ids.notna()
+    if ids and recorded.all() and table.hypothesis.isna().all():
+        table["hypothesis"] = ""
+        return _checked(path, table).assign(hypothesis=None)
+    checked = _checked(path, table)
+    return checked if ids else checked[COLUMNS]
+
+
+def _read(path: Path, decoder: str, references: Path | None) -> pd.DataFrame:
+    """The table as it stands in the file."""
     if path.is_dir() and (path / "hypotheses.csv").is_file():
         return _ours(path / "hypotheses.csv", decoder)
     if path.is_dir() and (path / f"evaluation_{decoder}.json").is_file():
-        return read(path / f"evaluation_{decoder}.json")
+        return _read(path / f"evaluation_{decoder}.json", decoder, references)
     if not path.is_file():
-        raise UserError(f"{path}: nothing to compare there; expected {KINDS}")
+        raise UserError(f"{path}: no answers there; expected {KINDS}")
     if path.suffix == ".csv":
         return _ours(path, decoder)
     try:
@@ -43,10 +59,8 @@ def read(path: Path, decoder: str = "greedy", references: Path | None = None) ->
     if isinstance(whole, dict) and "predictions" in whole:
         listed = whole["predictions"]
         rows = listed if isinstance(listed, list) and all(isinstance(row, dict) for row in listed) else []
-        return _checked(path, map(_predicted, rows))
-    return _checked(
-        path, (_nemo(path, number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip())
-    )
+        return _table(path, map(_predicted, rows))
+    return _table(path, (_nemo(path, number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()))
 
 
 def _ours(path: Path, decoder: str) -> pd.DataFrame:
@@ -59,7 +73,16 @@ def _ours(path: Path, decoder: str) -> pd.DataFrame:
     if decoder not in _decoders(path):  # what an untrained head wrote is no answer either
         hint = nearest(decoder, _decoders(path))
         raise UserError(f"{path}: the decoder {decoder!r} was not used for this system{hint}")
-    return _checked(path, ((row.utt_id, row.speaker, row.reference, getattr(row, decoder)) for row in rows))
+    written = IDS.get(decoder)
+    return _table(
+        path,
+        (
+            (row.utt_id, row.speaker, row.reference, getattr(row, decoder), _ids(getattr(row, written).split()))
+            if written
+            else (row.utt_id, row.speaker, row.reference, getattr(row, decoder), None)
+            for row in rows
+        ),
+    )
 
 
 def _decoders(path: Path) -> list[str]:
@@ -68,13 +91,22 @@ def _decoders(path: Path) -> list[str]:
     if scores.is_file():
         return list(json.loads(scores.read_text(encoding="utf-8"))["decoders"])
     table = pd.read_csv(path, keep_default_na=False, dtype=str)
-    known = [name for name in table.columns[table.columns.get_loc("reference") + 1 :] if name != "token_ids"]
+    known = [name for name in table.columns[table.columns.get_loc("reference") + 1 :] if not name.endswith("_ids")]
     return [name for name in known if table[name].str.contains("[^0-9. ]", regex=True).any()]
 
 
 def _predicted(row: dict) -> tuple:
     """A row of the original study's evaluation files."""
-    return row.get("utterance_id"), row.get("speaker", ""), row.get("target"), row.get("prediction_text")
+    said = _ids(row.get("prediction_tokens"))
+    return row.get("utterance_id"), row.get("speaker", ""), row.get("target"), row.get("prediction_text"), said
+
+
+def _ids(listed: object) -> tuple[int, ...] | None:
+    """Token ids, if these are some."""
+    try:
+        return tuple(int(one) for one in listed) if isinstance(listed, list) else None
+    except (TypeError, ValueError):
+        return None
 
 
 def _nemo(path: Path, number: int, line: str) -> tuple:
@@ -82,7 +114,7 @@ def _nemo(path: Path, number: int, line: str) -> tuple:
     row = _json(line)
     if not isinstance(row, dict) or "pred_text" not in row:
         raise UserError(f"{path}, line {number}: no pred_text in it; expected {KINDS}")
-    return row.get("audio_filepath", str(number)), row.get("speaker", ""), row.get("text"), row["pred_text"]
+    return row.get("audio_filepath", str(number)), row.get("speaker", ""), row.get("text"), row["pred_text"], None
 
 
 def _plain(path: Path, text: str, references: Path | None) -> pd.DataFrame:
@@ -92,7 +124,7 @@ def _plain(path: Path, text: str, references: Path | None) -> pd.DataFrame:
     told, said = references.read_text(encoding="utf-8-sig").splitlines(), text.splitlines()
     if len(told) != len(said):
         raise UserError(f"{path} has {len(said)} lines, {references} has {len(told)}: they must go in pairs")
-    return _checked(path, ((f"line{i}", "", *pair) for i, pair in enumerate(zip(told, said, strict=True), start=1)))
+    return _table(path, ((f"line{i}", "", *pair, None) for i, pair in enumerate(zip(told, said, strict=True), start=1)))
 
 
 def _json(text: str):
@@ -102,11 +134,18 @@ def _json(text: str):
         return {}
 
 
-def _checked(path: Path, rows: Iterable[tuple]) -> pd.DataFrame:
-    """The table, whole: every row has an id of its own, a reference and a text; one spelling for all."""
-    table = pd.DataFrame(list(rows), columns=COLUMNS)
+def _table(path: Path, rows: Iterable[tuple]) -> pd.DataFrame:
+    table = pd.DataFrame(list(rows), columns=[*COLUMNS, "token_ids"], dtype=object)
     if table.empty:
         raise UserError(f"{path}: there is no prediction in it; expected {KINDS}")
+    if not table.token_ids.map(bool).any():  # a file of texts alone has empty lists of ids
+        table["token_ids"] = None
+    return table
+
+
+def _checked(path: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """The table, whole: every row has an id of its own, a reference and a text; one spelling for all."""
+    table = table.copy()
     for column, name in (("utt_id", "an id"), ("reference", "a reference"), ("hypothesis", "a text of what was heard")):
         bad = table[column].map(lambda value: not isinstance(value, str))
         if bad.any():

@@ -8,8 +8,8 @@ percentiles over utterances. `evaluation_<decoder>.json` has the shape of the or
 import csv
 import functools
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from kdlib.stage import read_json, write_json
 from kdlib.tokens import normalise
 
 GROUPS = ("speaker", "level", "word_type", "seen")
+IDS = {"greedy": "token_ids", "attention": "attention_ids"}  # the columns of what decoders wrote before it was text
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Hypothesis:
     n_tokens: int = 0
     blank_share: float = 0.0
     token_ids: str = ""  # greedy, space-separated
+    attention_ids: str = ""  # of `attention`
 
 
 @dataclass(frozen=True)
@@ -177,6 +179,12 @@ def write(
     return scores
 
 
+def read_anew(row: Hypothesis, read: Callable[[list[int]], str]) -> Hypothesis:
+    """The same answer, its token ids made text in another way."""
+    written = {name: [int(one) for one in getattr(row, ids).split()] for name, ids in IDS.items()}
+    return replace(row, **{name: read(ids) for name, ids in written.items() if ids})
+
+
 def wra(folder: Path) -> dict[str, float]:
     """WRA by decoder, of a folder that `write` has filled."""
     return {name: one["wra"] for name, one in read_json(folder / "scores.json")["decoders"].items()}
@@ -212,7 +220,7 @@ def _evaluation(rows: Sequence[Hypothesis], decoder: str, result: dict, tokenize
         {
             "utterance_id": row.utt_id,
             "target": row.reference,
-            "prediction_tokens": [int(one) for one in row.token_ids.split()] if decoder == "greedy" else [],
+            "prediction_tokens": [int(one) for one in getattr(row, IDS.get(decoder, ""), "").split()],
             "prediction_text": getattr(row, decoder),
         }
         for row in rows

@@ -277,6 +277,19 @@ def training(curves: pd.DataFrame) -> Figure:
                 textcoords="offset points",
                 ha="center",
             )
+        alarms = curves[(curves.name == "dev_collapse") & (curves.value > 0)]
+        if len(alarms):
+            for axes in (left, right):
+                axes.axvline(alarms.step.iloc[0], color="C3", linestyle=":", linewidth=1.2)
+            right.annotate(
+                "collapse",
+                (alarms.step.iloc[0], 104),
+                (3, 0),
+                textcoords="offset points",
+                color="C3",
+                va="top",
+                fontsize=8,
+            )
         right.set_ylim(0, 105)
         right.set_xlabel("step")
         right.set_ylabel("dev speaker's words right (%)")

@@ -38,6 +38,7 @@ class Choice:
     own: bool = False  # the speaker's own teacher alone, where there is one
     missing: str = "strict"  # utterances that not every teacher has: leave out, or take from `at_least` teachers
     at_least: int = 10  # for "partial"
+    cut: bool = False  # to the shortest recording, where teachers speak of several (a fault: `distill/faults.py`)
 
 
 @dataclass(frozen=True)
@@ -210,6 +211,12 @@ class Ensemble:
         parts = {name: self._hidden(store, utt_ids) for name, store in self.stores.items()}
         heard_by = [[one[index] for one in parts.values() if one[index] is not None] for index in range(len(utt_ids))]
         frames = list(lengths) if lengths is not None else [max(map(len, hidden)) for hidden in heard_by]
+        if self.choice.cut:
+            frames = [min(count, *map(len, hidden)) for count, hidden in zip(frames, heard_by, strict=True)]
+            parts = {
+                name: [one if one is None else one[:count] for one, count in zip(hidden, frames, strict=True)]
+                for name, hidden in parts.items()
+            }
         padded = {
             name: torch.nn.utils.rnn.pad_sequence(
                 [
