@@ -6,9 +6,8 @@ recipe. `make` trains what is missing, a part of it where several processes shar
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -18,14 +17,12 @@ from kdlib.distill import faults, ingredients, students
 from kdlib.errors import UserError
 from kdlib.evaluate import answers, collapse, compare, diagnose
 from kdlib.evaluate.collapse import Examination
-from kdlib.evaluate.diagnose import SOUND, Fingerprint
+from kdlib.evaluate.diagnose import SOUND, Diagnosis, Fingerprint
 from kdlib.models import vocabulary
-from kdlib.params import Params, load
+from kdlib.params import Params
 from kdlib.stage import read_json
 
-if TYPE_CHECKING:
-    from kdlib.evaluate.diagnose import Diagnosis
-
+Variants = Callable[[str], Params]  # a variant's name -> its parameters, in one fold
 FACTORS = {"own": "recording", "untold": "ground truth", "shifted": "ids"}  # what is joined to a base, and its factor
 BASES = {  # a base of the factorial -> student, head
     "ctc_kd": ("NeMo", "CTC"),
@@ -115,11 +112,37 @@ def examined(params: Params, seed: int) -> Case:
     return Case(params.variant, seed, cause(used), found, diagnose.signs(found, curves, dev_wra))
 
 
+def cases(of: Variants, names: Sequence[tuple[str, int]]) -> list[Case]:
+    """The students of a recipe, trained now or found, and examined."""
+    return [examined(of(variant), seed) for variant, seed in names]
+
+
+def complete(found: Sequence[Case]) -> bool:
+    """Whether these students are enough to tell causes apart: sound ones, and causes by at least two seeds."""
+    made = {(one.fingerprint.cause, one.seed) for one in found if not one.mixed}
+    several = {cause for cause, seed in made if any((cause, other) in made for other in range(seed))}
+    return SOUND in several and len(several) > 3
+
+
+def crossed(params: Params) -> bool:
+    """Whether a recipe has all students of the factorial."""
+    return set(_joined()) <= set(params.compare)
+
+
+def write(params: Params, found: Sequence[Case], known: Sequence[Fingerprint]) -> Path:
+    """Write a study's fingerprints, and the summary of its students."""
+    folder = params.fold_folder / "collapse"
+    folder.mkdir(parents=True, exist_ok=True)
+    summary(found, known).to_csv(folder / "summary.csv")
+    diagnose.save(known, folder / "fingerprints.json", recipe=params.name, held_out=params.held_out)
+    return folder
+
+
 def summary(cases: Sequence[Case], known: Sequence[Fingerprint] | None = None) -> pd.DataFrame:
     """One row a student: what its answers look like, and what causes are named."""
     rows = []
     for one in cases:
-        told = _told(one, known)
+        diagnosis = told(one, known)
         figures = one.found.figures
         rows.append(
             {
@@ -131,8 +154,8 @@ def summary(cases: Sequence[Case], known: Sequence[Fingerprint] | None = None) -
                 "references": int(figures["references"]),
                 "hears %": round(100 * figures["hears"]),
                 "made": one.cause,
-                "named": ", ".join(told.named) or "-",
-                "what it says": told.text,
+                "named": ", ".join(diagnosis.named) or "-",
+                "what it says": diagnosis.text,
             }
         )
     return pd.DataFrame(rows).set_index(["student", "seed"])
@@ -175,18 +198,15 @@ def told_apart(known: Sequence[Fingerprint], mixed: Sequence[Fingerprint] = ()) 
     return pd.DataFrame(rows).set_index("cases")
 
 
-def factorial(recipe: str, held_out: Sequence[str], seeds: Sequence[int]) -> pd.DataFrame:
+def factorial(of: Variants, seeds: Sequence[int]) -> pd.DataFrame:
     """WRA of every joining of causes, beside the control of the same student and head, with intervals and verdicts."""
     rows = []
     for base, (student, head) in BASES.items():
-        names = ["+".join([base, *some]) for count in range(4) for some in itertools.combinations(FACTORS, count)]
-        control = load(recipe, held_out[0], variant=base).distill.control
+        names = [name for name in _joined() if name.split("+")[0] == base]
+        control = of(base).distill.control
         systems, place = {}, "attention" if head == "decoder" else "greedy"
         for name in [control, *names]:
-            folders = [
-                students.scored(load(recipe, speaker, variant=name), seed) for speaker in held_out for seed in seeds
-            ]
-            systems[name] = compare.collected(folders, place)
+            systems[name] = compare.collected([students.scored(of(name), seed) for seed in seeds], place)
         found = {one.a: one for one in compare.compare(systems, against=control)}
         for name in [control, *names]:
             right = systems[name].reference == systems[name].hypothesis
@@ -236,6 +256,12 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index(["factor", "student", "head"]).sort_index(sort_remaining=True)
 
 
+def _joined() -> list[str]:
+    """The variants of the factorial."""
+    every = [some for count in range(len(FACTORS) + 1) for some in itertools.combinations(FACTORS, count)]
+    return ["+".join([base, *some]) for base in BASES for some in every]
+
+
 def _verdict(wra: float, verdict: "compare.Verdict") -> str:
     if wra < DEAD and verdict.b_value > 3 * DEAD:
         return "kills"
@@ -250,7 +276,7 @@ def _interval(table: pd.DataFrame, draws: int = 2000) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _told(one: Case, known: Sequence[Fingerprint] | None) -> "Diagnosis":
+def told(one: Case, known: Sequence[Fingerprint] | None) -> Diagnosis:
     """What is said of a case by those that it is none of."""
     others = diagnose.shipped() if known is None else [other for other in known if other.seed != one.seed]
     return diagnose.diagnose(one.signs, others)
