@@ -6,6 +6,7 @@
 #   make folds RECIPE=... FOLDS=A,B    run some of its folds (FOLDS=all for all; UNTIL=baseline stops behind 01_baseline)
 #   make compare                       students by each of VARIANTS, SEEDS=1,2 and ENSEMBLES, in one fold or FOLDS=A,B;
 #                                      their table, and verdicts
+#   make collapse                      what kills a student? Every known cause made on purpose; an hour on two cores
 #   make verdict SYSTEMS="A=... B=..."  compare any systems by what they wrote (DECODER=..., MEASURE=wer)
 #   make examine EVAL=... TOKENIZER=...   what is wrong with these predictions? of any system, in seconds, without a model
 #   make evaluate CHECKPOINT=... MANIFEST=...   score any saved model on any manifest
@@ -28,11 +29,11 @@ export OPENBLAS_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 export PYTHONWARNINGS ?= ignore::SyntaxWarning
 
-.PHONY: demo test folds folds-for dry-run report compare verdict examine evaluate export lab pretrained parent bench lint lock help
+.PHONY: demo test folds folds-for dry-run report compare collapse verdict examine evaluate export lab pretrained parent bench lint lock help
 
 help:
 	@sed -n 's/^#   //p' Makefile
-	@echo "folds  folds-for  dry-run  report  compare  verdict  examine  evaluate  export  lab  pretrained  parent  bench  lint  lock   (see README.md)"
+	@echo "folds  folds-for  dry-run  report  compare  collapse  verdict  examine  evaluate  export  lab  pretrained  parent  bench  lint  lock   (see README.md)"
 
 demo: $(READY)
 	@$(SNAKEMAKE) --config recipe=$(RECIPE) folds=$(HELD_OUT),
@@ -54,6 +55,10 @@ COMPARED = $(if $(filter file default,$(origin FOLDS)),$(HELD_OUT),$(FOLDS))
 compare: $(READY)
 	@$(SNAKEMAKE) --config recipe=$(RECIPE) folds=$(COMPARED), variants=$(VARIANTS), seeds=$(SEEDS),
 	@$(BIN)/python -m kdlib.distill.results $(RECIPE) $(COMPARED) "$(VARIANTS)" "$(SEEDS)" "$(ENSEMBLES)"
+
+collapse: $(READY)
+	@$(SNAKEMAKE) study --config recipe=$(if $(filter file,$(origin RECIPE)),params/ablations/collapse.yaml,$(RECIPE)) \
+	  folds=$(COMPARED), study=1
 
 verdict: $(READY)
 	@$(BIN)/python -m kdlib.evaluate.compare $(SYSTEMS) $(if $(DECODER),--decoder $(DECODER)) \

@@ -36,13 +36,14 @@ try:
 except UserError as error:  # refused here, before any work
     sys.exit(f"\n{error}\n")
 OUT = os.path.relpath(SETTINGS[FOLDS[0]].folder)
-NAMES = ["00_corpus", "01_baseline", "02_teachers", "03_logits", "04_distill"]
+NAMES = ["00_corpus", "01_baseline", "02_teachers", "03_logits", "04_distill", "05_collapse"]
 NOTEBOOK = {name: stage.notebook_fingerprint(Path(f"notebooks/{name}.ipynb")) for name in NAMES}
 FIRST = SETTINGS[FOLDS[0]]
 FILES = [kd.located(name or "none") for name in (FIRST.manifest, FIRST.lexicon, FIRST.nemo_model, FIRST.tokens.source)]
 FILES += [nemo.SHIPPED, adapt.SHIPPED / "model.safetensors"]
 CODE = stage.code_fingerprint(stage.SOURCES) + "".join(map(stage.fingerprint, FILES))
 SEEDS = [int(one) for one in str(config.get("seeds", "")).split(",") if one] or list(FIRST.seeds)
+STUDY = bool(config.get("study"))  # all students of a recipe made by 05_collapse, many in one job
 PARTS = int(config.get("parts", 2))  # jobs among which the teachers are divided
 # Teachers that all folds share are trained for all folds at once; those with a parent of the fold's own, for each.
 OWNERS = FOLDS if adapt.place(FIRST) != FIRST.folder else FOLDS[:1]
@@ -80,6 +81,15 @@ def teaching(wildcards):
     return [f"{OUT}/{wildcards.held_out}/baseline/01_baseline.ipynb"]
 
 
+def examined(wildcards):
+    """What must be there before a fold's students are examined: they, or, of a study, the jobs that make them."""
+    if STUDY:
+        return [f"{OUT}/{wildcards.held_out}/collapse/jobs/05_{part}.ipynb" for part in range(1, PARTS + 1)]
+    return expand(
+        f"{OUT}/{wildcards.held_out}/students/{{variant}}/seed{{seed}}/04_distill.ipynb", variant=VARIANTS, seed=SEEDS
+    )
+
+
 TAUGHT = FOLDS if any(needs_teachers(name) for name in VARIANTS) else []
 
 
@@ -89,6 +99,13 @@ rule folds:
         expand(f"{OUT}/{{held_out}}/baseline/01_baseline.ipynb", held_out=FOLDS),
         expand(f"{OUT}/{{held_out}}/aggregates/03_logits.ipynb", held_out=TAUGHT),
         expand(f"{OUT}/{{held_out}}/students/{{variant}}/seed{{seed}}/04_distill.ipynb", held_out=FOLDS, variant=VARIANTS, seed=SEEDS),
+        expand(f"{OUT}/{{held_out}}/collapse/05_collapse.ipynb", held_out=FOLDS),
+
+
+# `make collapse`: the students of a study have no notebooks of their own.
+rule study:
+    input:
+        expand(f"{OUT}/{{held_out}}/collapse/05_collapse.ipynb", held_out=FOLDS),
 
 
 wildcard_constraints:
@@ -239,3 +256,42 @@ rule students:
         code=CODE + NOTEBOOK["04_distill"],
     shell:
         RUN + " -r variant {params.variant} -p seed {params.seed}" + END
+
+
+rule some_students:
+    input:
+        lambda wildcards: jobs("logits/jobs/03", wildcards.held_out),
+        notebook=ancient("notebooks/05_collapse.ipynb"),
+    output:
+        notebook=f"{OUT}/{{held_out}}/collapse/jobs/05_{{part}}.ipynb",
+    log:
+        f"{OUT}/logs/05_collapse_{{held_out}}_{{part}}.ipynb",
+    params:
+        recipe=RECIPE,
+        held_out=lambda wildcards: wildcards.held_out,
+        label=lambda wildcards: f"{wildcards.held_out}/05_collapse {wildcards.part}/{PARTS}",
+        part=lambda wildcards: f"{wildcards.part}/{PARTS}",
+        settings=lambda wildcards: SETTINGS[wildcards.held_out].model_dump_json(),
+        code=CODE + NOTEBOOK["05_collapse"],
+    shell:
+        RUN + " -r part {params.part:q}" + END
+
+
+rule collapse:
+    input:
+        examined,
+        notebook=ancient("notebooks/05_collapse.ipynb"),
+    output:
+        report(f"{OUT}/{{held_out}}/figures/examination.png", category="collapse", subcategory="{held_out}"),
+        notebook=f"{OUT}/{{held_out}}/collapse/05_collapse.ipynb",
+    log:
+        f"{OUT}/logs/05_collapse_{{held_out}}.ipynb",
+    params:
+        recipe=RECIPE,
+        held_out=lambda wildcards: wildcards.held_out,
+        label=lambda wildcards: f"{wildcards.held_out}/05_collapse",
+        overrides="overrides: {}" if STUDY else f"overrides: {{compare: [{', '.join(VARIANTS)}], seeds: [{', '.join(map(str, SEEDS))}]}}",
+        settings=lambda wildcards: SETTINGS[wildcards.held_out].model_dump_json(),
+        code=CODE + NOTEBOOK["05_collapse"],
+    shell:
+        RUN + " -y {params.overrides:q}" + END
