@@ -202,7 +202,7 @@ def test_the_preflight_of_the_smoke_recipe_sees_its_mute_teachers_and_nothing_el
 
 def test_hard_labels_need_no_teacher_and_ask_nothing_of_them(variant):
     found = by_name(preflight.preflight(variant("hard")))
-    assert set(found) == {"decoding", "lengths", "unseen words"}
+    assert set(found) == {"decoding", "lengths", "unseen words", "choice", "heads"}
 
 
 def test_what_is_refused_is_not_trained(variant):

@@ -62,7 +62,7 @@ class Examination:
         best, n = self.readings[0], self.figures["n"]
         chance = self.figures["wra_by_chance"]
         enough = self.figures["wra"] + max(5 / n, 0.02, chance + 4 * math.sqrt(chance / n))
-        return best if best.wra > min(enough, 0.99) else None
+        return best if best.wra > self.figures["wra"] and best.wra >= min(enough, 1.0) else None
 
 
 def examine(
@@ -349,6 +349,8 @@ def _judged(found: Examination) -> tuple[str, str]:
         f"two utterances of one word get the same answer in {100 * one['consistency']:.0f} % of the pairs, any two in "
         f"{100 * one['consistency_by_chance']:.1f} %"
     )
+    if math.isnan(one["consistency"]):
+        alike = "no word comes twice"
     heard = (
         f"of {one['bits_of']:.1f} bits of what was said the answers hold {one['bits']:.1f} "
         f"({one['bits_by_chance']:.1f} by chance)"

@@ -152,10 +152,9 @@ def diagnose(result: Mapping[str, float], known: Sequence[Fingerprint] | None = 
     known = shipped() if known is None else list(known)
     if not known:
         return Diagnosis((), "There are no fingerprints to compare with; make them: make collapse", [])
-    table = pd.DataFrame([one.signs for one in known], dtype=float)
-    groups = [(one.cause, one.case) for one in known]
-    middles = table.groupby(groups).mean()
-    rest = table - middles.loc[groups].reset_index(drop=True).set_axis(table.index)
+    table = frame(known)
+    middles = table.groupby(level=[0, 1]).mean()
+    rest = table - middles.loc[table.index]
     spread = np.sqrt((rest**2).sum() / max(1, len(table) - len(middles))).clip(lower=NOISE)
     value = pd.Series(result, dtype=float).reindex(table.columns)
     apart = (middles - value) / spread
@@ -169,6 +168,12 @@ def diagnose(result: Mapping[str, float], known: Sequence[Fingerprint] | None = 
         fits.append(Fit(cause, place[1], float(distance[place]), told))
     fits.sort(key=lambda one: one.distance)
     return _named(fits, result)
+
+
+def frame(known: Sequence[Fingerprint]) -> pd.DataFrame:
+    """Signs as columns, one row a fingerprint, by cause and case."""
+    places = pd.MultiIndex.from_tuples([(one.cause, one.case) for one in known], names=["cause", "case"])
+    return pd.DataFrame([one.signs for one in known], index=places, dtype=float)
 
 
 def table(found: Diagnosis, least: int = 4) -> pd.DataFrame:
@@ -292,7 +297,7 @@ def _named(fits: list[Fit], result: Mapping[str, float]) -> Diagnosis:
     """Name what fits, and clearly better than what is sound; or say that one cannot tell."""
     sound = min((one.distance for one in fits if one.cause == SOUND), default=math.inf)
     best = fits[0]
-    if best.cause == SOUND and best.fits:
+    if sound <= 1 or (best.cause == SOUND and best.fits):  # as near as another seed of what is sound
         return Diagnosis((), "No cause is shown: this looks like a sound system, however well it recognises.", fits)
     near = [
         one for one in fits if one.cause != SOUND and one.distance <= max(best.distance / CLEARER, best.distance + 0.1)

@@ -9,7 +9,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from kdlib.evaluate.collapse import Examination
-from kdlib.evaluate.diagnose import FITS, SIGNS, SOUND, Diagnosis, Fingerprint
+from kdlib.evaluate.diagnose import FITS, SIGNS, SOUND, Diagnosis, Fingerprint, frame
 from kdlib.show.figures import COLOURS, WIDTH_IN, style
 
 
@@ -62,9 +62,8 @@ def examination(found: Examination, told: Diagnosis) -> Figure:
 def fingerprints(known: list[Fingerprint]) -> Figure:
     """Signs (columns) of every case (rows, means over seeds), ordered by cause."""
     with plt.rc_context(style()):
-        table = pd.DataFrame([one.signs for one in known], dtype=float)
+        table = frame(known).groupby(level=[0, 1]).mean()
         table = table[[name for name in SIGNS if name in table]]
-        table = table.groupby([(one.cause, one.case) for one in known]).mean()
         order = sorted(table.index, key=lambda place: (place[0] != SOUND, len(place[0]), place))
         table = table.loc[order]
         figure, axes = plt.subplots(figsize=(WIDTH_IN, 1.6 + 0.2 * len(table)))

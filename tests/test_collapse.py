@@ -1,0 +1,197 @@
+"""The examination of predictions: what is counted, and what is said of answers of every kind."""
+
+import itertools
+import json
+import math
+import random
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kdlib.errors import UserError
+from kdlib.evaluate import answers, collapse
+from kdlib.tokens import Tokens, train
+
+WORDS = "ONE TWO SEVEN NINE COME GO YALE CAN THE WATER OTHER PEOPLE ALPHA BRAVO SIERRA COMMAND DELETE ENTER"
+WORDS = WORDS.split(" ")
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory):
+    return Tokens.for_teachers(train(WORDS, 60, tmp_path_factory.mktemp("pieces")))
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    texts = ["STONE", "TOWN", "EVENING", "MINE", "COMET", "YALE", "CANE", "WATERS", "MOTHER", "SIERRAS", "DELETED"]
+    return Tokens.for_teachers(train(texts, 60, tmp_path_factory.mktemp("others"), characters="".join(WORDS)))
+
+
+def table(pairs, ids=None):
+    rows = [(f"u{place}", "M08", told, said) for place, (told, said) in enumerate(pairs)]
+    frame = pd.DataFrame(rows, columns=answers.COLUMNS)
+    return frame.assign(token_ids=ids if ids else None)
+
+
+def written(tokens, words, read):
+    """A file of the original study's kind: the ids of words, and the text that `read` makes of them."""
+    ids = [tuple(tokens.encode(word)) for word in words]
+    return ids, [read(one) for one in ids]
+
+
+def test_ids_that_were_decoded_one_off_are_found_out(tokens):
+    rng = random.Random(1)
+    told = WORDS * 5
+    heard = [word if rng.random() < 0.6 else rng.choice(WORDS) for word in told]
+    ids, texts = written(tokens, heard, lambda ids: tokens.decode(one - 1 for one in ids))
+    found = collapse.examine(table(list(zip(told, texts, strict=True)), ids), {"own": tokens})
+    right = np.mean([a == b for a, b in zip(told, heard, strict=True)])
+    assert found.severity == "misread"
+    assert (found.cure.offset, found.cure.tokenizer) == (0, "own")
+    assert found.cure.wra == pytest.approx(right)
+    assert found.figures["wra"] < 0.1
+    assert f"WRA {100 * right:.1f} % instead of" in found.verdict
+    assert next(one for one in found.readings if one.offset == -1).as_written == 1
+    assert found.texts["read anew"].tolist() == heard
+
+
+def test_ids_that_were_decoded_with_another_tokenizer_are_found_out(tokens, other):
+    told = WORDS * 4
+    ids, texts = written(tokens, told, other.decode)
+    pairs = list(zip(told, texts, strict=True))
+    assert collapse.examine(table(pairs, ids), {"other": other}).cure is None
+    found = collapse.examine(table(pairs, ids), {"other": other, "own": tokens})
+    assert (found.severity, found.cure.tokenizer, found.cure.wra) == ("misread", "own", 1.0)
+
+
+def test_special_ids_between_the_tokens_are_tried_without(tokens):
+    told = WORDS * 4
+    ids = [tuple(one + 1 for token in tokens.encode(word) for one in (token, 0)) for word in told]  # BOS counts too
+    found = collapse.examine(table([(word, "X") for word in told], ids), {"own": tokens})
+    assert (found.cure.offset, found.cure.wra) == (-1, 1.0)
+
+
+def test_a_file_without_text_is_read_by_the_first_tokenizer(tokens):
+    ids = [tuple(tokens.encode(word)) for word in WORDS]
+    rows = table([(word, None) for word in WORDS], ids)
+    found = collapse.examine(rows, {"own": tokens})
+    assert (found.severity, found.figures["wra"]) == ("sound", 1.0)
+    with pytest.raises(UserError, match="name the sentencepiece model"):
+        collapse.examine(rows)
+
+
+def test_the_state_of_answers_of_every_kind(tokens):
+    rng, told = random.Random(2), WORDS * 6
+    moved = dict(zip(WORDS, [*WORDS[5:], *WORDS[:5]], strict=True))
+    kinds = {
+        "sound": told,
+        "weak": [word if rng.random() < 0.3 else rng.choice(WORDS) for word in told],
+        "wrong": [moved[word] for word in told],
+        "silent": [word if rng.random() < 0.2 else "" for word in told],
+        "stuck": [rng.choice(WORDS) if rng.random() < 0.3 else "THE" for _ in told],
+        "deaf": [" ".join(rng.choices(WORDS, k=23)) for _ in told],
+    }
+    found = {name: collapse.examine(table(list(zip(told, said, strict=True)))) for name, said in kinds.items()}
+    assert {name: one.severity for name, one in found.items()} == {name: name for name in kinds}
+    for name, one in found.items():
+        assert one.verdict.split(":")[0].lower().endswith(name)
+    assert "23 words for one" in found["deaf"].verdict
+    assert found["wrong"].figures["hears"] == pytest.approx(1)
+    assert found["stuck"].commonest.iloc[0]["answer"] == "THE"
+
+
+def test_words_that_each_come_once_can_be_examined():
+    sound = collapse.examine(table([(word, word) for word in WORDS]))
+    assert sound.severity == "sound"
+    assert math.isnan(sound.figures["consistency"])
+    assert collapse.examine(table([(word, "XYZ " * 9) for word in WORDS])).severity == "stuck"
+    weak = collapse.examine(table([(word, word if place % 3 else "NO") for place, word in enumerate(WORDS)]))
+    assert weak.severity in ("sound", "weak")
+    assert collapse.examine(table([("ONE", "TWO")])).figures["n"] == 1
+
+
+def test_a_reading_that_is_better_by_chance_is_no_cure(tokens):
+    rng = random.Random(3)
+    ids = [tuple(rng.randrange(3, 60) for _ in range(rng.randrange(1, 5))) for _ in range(400)]
+    told = [rng.choice(WORDS) for _ in ids]
+    found = collapse.examine(
+        table([(word, tokens.decode(one)) for word, one in zip(told, ids, strict=True)], ids), {"own": tokens}
+    )
+    assert found.cure is None
+    assert found.severity == "deaf"
+    assert "No other reading" in found.verdict
+
+
+def test_shared_bits_are_what_is_known_above_chance():
+    told = WORDS * 20
+    same = collapse.shared_bits(told, told)
+    assert same["bits"] == pytest.approx(math.log2(len(WORDS)))
+    assert same["hears"] == pytest.approx(1)
+    rng = random.Random(4)
+    assert collapse.shared_bits(told, [rng.choice(WORDS) for _ in told])["hears"] < 0.02
+    assert collapse.shared_bits(told, [f"A{place}" for place in range(len(told))])["hears"] < 1e-9  # tells nothing
+    assert collapse.shared_bits(told, ["ONE"] * len(told))["bits"] == pytest.approx(0, abs=1e-9)
+
+
+def test_consistency_counts_pairs():
+    told = ["A", "A", "A", "B", "B", "C"]
+    said = ["X", "X", "Y", "Y", "Y", "X"]
+    pairs = list(itertools.combinations(range(6), 2))
+    mine = [said[a] == said[b] for a, b in pairs if told[a] == told[b]]
+    every = [said[a] == said[b] for a, b in pairs]
+    assert collapse.consistency(told, said) == pytest.approx((np.mean(mine), np.mean(every)))
+    assert collapse.consistency(["A", "A"], ["", ""]) == (0, 0)
+
+
+def test_loops_steps_places_and_histograms():
+    assert collapse.loops([[1, 2, 1, 2, 1, 2], [1, 2, 3], [5, 5, 5], [5, 5], []]) == pytest.approx(2 / 5)
+    assert collapse.stepped([[4, 5], [9]], [[3, 5], [9, 9]])[1] == pytest.approx(1 / 4)
+    assert collapse.stepped([[4, 5], [9]], [[3, 5], [9, 9]])[0] == pytest.approx(2 / 4)
+    assert collapse.same_place([[1, 2, 3]], [[2, 3, 4]], 1) == pytest.approx(2 / 3)
+    one = Counter("aab")
+    assert collapse.divergence(one, one) == pytest.approx(0)
+    assert collapse.divergence(one, Counter("xyz")) == pytest.approx(1)
+    assert math.isnan(collapse.divergence(Counter(), one))
+
+
+def test_what_teachers_wrote_wrong_and_the_student_too():
+    rows = table([("ONE", "TWO"), ("TWO", "TWO"), ("COME", "GO"), ("GO", "COME")])
+    said = {"u0": "TWO", "u1": "TWO", "u2": "ONE"}
+    figures = collapse.examine(rows, teachers=said).figures
+    assert figures["as_teachers"] == pytest.approx(2 / 3)
+    assert figures["as_teachers_wrong"] == pytest.approx(1 / 2)
+    assert figures["teachers_wra"] == pytest.approx(1 / 3)
+
+
+def test_frames_are_looked_at_where_posteriors_were_kept(tmp_path):
+    sure, flat = np.full((4, 8), -30.0, np.float16), np.full((2, 8), math.log(1 / 8), np.float16)
+    sure[:, 2] = 0
+    np.savez(tmp_path / "ctc.npz", a=sure, b=flat)
+    rows = table([("ONE", "ONE"), ("TWO", "TWO")])
+    figures = collapse.examine(rows, posteriors=tmp_path / "ctc.npz").figures
+    assert figures["blank_frames"] == pytest.approx(0.5)
+    assert figures["entropy_bits"] == pytest.approx(1.5, abs=0.01)
+    assert figures["sure_frames"] == pytest.approx(0.5)
+
+
+def test_ids_are_read_from_every_file_that_has_them(tmp_path, tokens):
+    rows = [
+        {"utterance_id": f"M08_B2_W{place}_M5", "target": word, "prediction_tokens": tokens.encode(word)}
+        for place, word in enumerate(WORDS)
+    ]
+    path = tmp_path / "evaluation.json"
+    path.write_text(json.dumps({"predictions": rows}), encoding="utf-8")
+    found = answers.read(path, ids=True)
+    assert found.hypothesis.isna().all()
+    assert list(found.token_ids[0]) == tokens.encode(WORDS[0])
+    with pytest.raises(UserError, match="18 of 18 rows have not a text"):
+        answers.read(path)
+    for row in rows:
+        row["prediction_text"] = row["target"].lower()
+        row["prediction_tokens"] = []
+    path.write_text(json.dumps({"predictions": rows}), encoding="utf-8")
+    found = answers.read(path, ids=True)
+    assert found.token_ids.isna().all()
+    assert found.hypothesis.tolist() == WORDS
