@@ -86,6 +86,9 @@ def test_the_graph_leaves_what_the_contract_says(demo):
         "M08/students/ctc_kd/seed1/scores/dev/scores.json",
         "M08/students/hard/seed1/04_distill.ipynb",
         "M08/figures/training_hard_seed1.pdf",
+        "M08/collapse/05_collapse.ipynb",
+        "M08/collapse/summary.csv",
+        "M08/figures/examination.pdf",
     ):
         assert (out / name).is_file()
     for name in (
@@ -117,6 +120,7 @@ def test_executed_notebooks_hold_pictures_and_no_errors(demo):
         "M08/teachers/02_teachers",
         "M08/aggregates/03_logits",
         "M08/students/ctc_kd/seed1/04_distill",
+        "M08/collapse/05_collapse",
     ):
         outputs = [
             one for cell in nbformat.read(out / f"{name}.ipynb", as_version=4).cells for one in cell.get("outputs", [])
@@ -139,6 +143,20 @@ def test_nothing_is_to_be_done_again_even_after_saving_with_outputs(demo, recipe
     finally:
         path.write_text(before)
     assert "Nothing to be done" in run.stdout + run.stderr
+
+
+def test_a_study_is_made_in_parts_by_one_notebook(demo, recipe):
+    """What `make collapse` does: students of joined variants, in jobs that share the work, then one examination."""
+    out, _ = demo
+    study = recipe.parent / "study.yaml"
+    wanted = {"compare": ["hard", "ctc_kd+untold"], "variants": {"untold": {"distill": {"alpha": 1.0, "beta": 0.0}}}}
+    study.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | wanted | {"name": "mine"}))
+    run = snakemake(study, "folds=M08,", "study=1", "parts=2", "--until", "collapse", "--", "study")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert (out / "M08/collapse/jobs/05_2.ipynb").is_file()
+    made = (out / "M08/collapse/summary.csv").read_text()
+    assert "ctc_kd+untold,1," in made
+    assert not (out / "M08/students/ctc_kd+untold/seed1/04_distill.ipynb").exists()
 
 
 def test_another_fold_reuses_what_is_shared(demo, recipe):

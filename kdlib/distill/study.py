@@ -130,12 +130,13 @@ def crossed(params: Params) -> bool:
     return set(_joined()) <= set(params.compare)
 
 
-def write(params: Params, found: Sequence[Case], known: Sequence[Fingerprint]) -> Path:
-    """Write a study's fingerprints, and the summary of its students."""
+def write(params: Params, table: pd.DataFrame, known: Sequence[Fingerprint] | None) -> Path:
+    """Write the summary of a fold's students and, where they are a study, their fingerprints."""
     folder = params.fold_folder / "collapse"
     folder.mkdir(parents=True, exist_ok=True)
-    summary(found, known).to_csv(folder / "summary.csv")
-    diagnose.save(known, folder / "fingerprints.json", recipe=params.name, held_out=params.held_out)
+    table.to_csv(folder / "summary.csv")
+    if known:
+        diagnose.save(known, folder / "fingerprints.json", recipe=params.name, held_out=params.held_out)
     return folder
 
 
@@ -232,6 +233,19 @@ def factorial(of: Variants, seeds: Sequence[int]) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(rows)
+
+
+def shown(table: pd.DataFrame) -> pd.DataFrame:
+    """The factorial for reading: per cent, with the interval of WRA and of the difference to the control."""
+    per_cent = table.assign(**{name: (100 * table[name]).round(1) for name in table.select_dtypes("float")})
+    per_cent["95 %"] = [f"{one.low} - {one.high}" for one in per_cent.itertuples()]
+    per_cent["difference, 95 %"] = [
+        ""
+        if one.verdict == "control"
+        else f"{one.difference:+.1f} ({one.difference_low:+.1f} to {one.difference_high:+.1f})"
+        for one in per_cent.itertuples()
+    ]
+    return per_cent.set_index(["student", "head", "system"])[["WRA", "95 %", "difference, 95 %", "verdict"]]
 
 
 def effects(table: pd.DataFrame) -> pd.DataFrame:

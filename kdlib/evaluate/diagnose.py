@@ -158,7 +158,7 @@ def diagnose(result: Mapping[str, float], known: Sequence[Fingerprint] | None = 
     spread = np.sqrt((rest**2).sum() / max(1, len(table) - len(middles))).clip(lower=NOISE)
     value = pd.Series(result, dtype=float).reindex(table.columns)
     apart = (middles - value) / spread
-    distance = np.sqrt((apart**2).mean(axis=1))
+    distance = np.sqrt((apart**2).mean(axis=1)).fillna(np.inf)  # of what has none of the signs
     sound = [place for place in middles.index if place[0] == SOUND]
     ordinary = middles.loc[sound].mean() if sound else middles.mean()
     fits = []

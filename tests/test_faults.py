@@ -1,0 +1,197 @@
+"""Faults on purpose: each does what it says, the preflight sees it, and what is trained with it says so."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from kdlib.corpus.manifest import Utterance
+from kdlib.distill import faults, ingredients, preflight, students, study
+from kdlib.distill.checks import REFUSE, WARN
+from kdlib.distill.faults import FaultyStore
+from kdlib.errors import UserError
+from kdlib.evaluate.score import read_hypotheses
+from kdlib.models import vocabulary
+from kdlib.params import load
+from kdlib.teachers.ensemble import Choice, Ensemble
+from kdlib.teachers.store import Header, LogitStore, Writer
+from kdlib.tokens import Tokens
+
+V = 12
+LENGTHS = {"A_1": 6, "A_2": 9, "B_1": 4, "B_2": 7}  # of two speakers and two words
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stores")
+    torch.manual_seed(0)
+    made = {}
+    for name in ("A", "B"):
+        head = torch.randn(V, 5), torch.randn(V)
+        header = Header(
+            **{"teacher": name, "heard": (name,), "output": "ctc", "encoding": "fp16", "size": V, "width": 5},
+            **{"tokens": "t", "blank": 2, "bos": 0, "eos": 1, "stride_ms": 40.0},
+        )
+        with Writer(folder / name, header, head) as writer:
+            for utt_id, length in LENGTHS.items():
+                writer.add(utt_id, torch.randn(length, 5).half().float())
+        made[name] = LogitStore(folder / name)
+    return made
+
+
+def said():
+    words = {"A_1": "ONE", "A_2": "TWO", "B_1": "ONE", "B_2": "TWO"}
+    return [Utterance(name, name[0], "", 1.0, word, block="B1", repetition="1") for name, word in words.items()]
+
+
+def test_shifted_ids_are_the_same_logits_one_id_later_and_special_ids_stay(stores):
+    store = FaultyStore(stores["A"], None, shift=1)
+    plain, shifted = stores["A"].logits("A_1"), store.logits("A_1")
+    assert torch.allclose(shifted[:, 4:], plain[:, 3:-1])
+    assert torch.allclose(shifted[:, 3], plain[:, -1])
+    assert torch.equal(shifted[:, :3], plain[:, :3])
+    both = Ensemble({"A": store, "B": FaultyStore(stores["B"], None, shift=1)}, Choice())
+    mean, _ = both.logits(["A_1"], ["A"])
+    naive = (shifted + FaultyStore(stores["B"], None, shift=1).logits("A_1")) / 2
+    assert torch.allclose(mean[0], naive, atol=1e-5)
+
+
+def test_a_moved_teacher_is_the_same_some_frames_later(stores):
+    later, sooner = FaultyStore(stores["A"], None, later=2), FaultyStore(stores["A"], None, later=-2)
+    plain = stores["A"].hidden("A_2")
+    assert torch.equal(later.hidden("A_2")[2:], plain[:-2])
+    assert torch.equal(later.hidden("A_2")[:2], plain[:1].expand(2, -1))
+    assert torch.equal(sooner.hidden("A_2")[:-2], plain[2:])
+
+
+def test_own_recordings_are_each_teachers_speakers_of_the_word_cut_to_the_shortest(stores):
+    mine = {name: FaultyStore(store, faults._own(said(), name)) for name, store in stores.items()}
+    mean, frames = Ensemble(mine, Choice(cut=True)).logits(["A_2"], ["A"], [9])
+    naive = (stores["A"].logits("A_2")[:7] + stores["B"].logits("B_2")[:7]) / 2
+    assert frames.tolist() == [7]
+    assert torch.allclose(mean[0], naive, atol=1e-5)
+    with pytest.raises(UserError, match="another recording"):  # without that, it is refused
+        Ensemble(mine, Choice()).logits(["A_2"], ["A"], [9])
+
+
+def test_mispaired_targets_are_of_one_other_utterance_each():
+    source = faults._others(said(), 1)
+    pairs = {name: source(name) for name in LENGTHS}
+    assert sorted(pairs.values()) == sorted(LENGTHS)
+    assert all(name != other for name, other in pairs.items())
+    assert source("unknown") is None
+
+
+@pytest.fixture(scope="module")
+def faulty(taught, outputs):
+    """The smoke recipe's distilled student with a fault joined to it."""
+
+    def made(of="ctc_kd", **setting):
+        overrides = {"outputs": str(outputs), "variants": {"broken": setting}}
+        return load("params/smoke.yaml", "M08", overrides=overrides, variant=f"{of}+broken")
+
+    return made
+
+
+def found(params):
+    return {one.name: one for one in preflight.preflight(params)}
+
+
+DECODER = {"student": {"decoder_layers": 1}, "distill": {"heads": "decoder", "allow_decoder_kd": True}}
+
+
+@pytest.mark.parametrize(
+    ("setting", "check", "verdict"),
+    [
+        ({"faults": {"shift": 1}}, "stored and live", REFUSE),
+        ({"faults": {"mispaired": True}}, "recording", REFUSE),
+        ({"faults": {"choose_by": "kl"}}, "choice", WARN),
+        ({"faults": {"read_offset": 1}}, "decoding", REFUSE),
+        ({"faults": {"read_with": "lexicon"}}, "decoding", REFUSE),
+        ({"faults": {"untrained_head": True}} | DECODER, "heads", REFUSE),
+        ({"distill": {"blanks": "drop_blank"}}, "blanks", WARN),
+        ({"distill": {"beta": 0.0}}, "gradients", WARN),
+    ],
+)
+def test_the_preflight_sees_every_fault(faulty, setting, check, verdict):
+    broken = found(faulty(**setting))
+    assert broken[check].verdict == verdict
+    sound = found(faulty())
+    assert check not in sound or sound[check].reason != broken[check].reason
+
+
+def test_what_is_trained_with_a_fault_says_so_and_is_examined(faulty):
+    params = faulty(faults={"read_offset": 1}, distill={"allow": ["target", "decoding"]})
+    folder = students.scored(params)
+    assert "with faults on purpose: read_offset 1" in json.loads((folder / "scores.json").read_text())["remark"]
+    tokens = vocabulary.vocabulary(params)
+    rows = read_hypotheses(folder / "hypotheses.csv")
+    for row in rows:
+        ids = [int(one) for one in row.token_ids.split()]
+        assert row.greedy == tokens.decode(one + 1 for one in ids)
+    case = study.examined(params, 1)
+    assert case.cause == "h"
+    assert case.found.figures["n"] == len(rows)
+    assert {"lost", "passed_over", "wra", "blank"} <= set(case.signs)
+
+
+def test_the_look_nearest_to_the_teachers_is_kept_where_kl_chooses(faulty):
+    params = faulty(faults={"choose_by": "kl"}, student={"looks": 3, "phases": [{"steps": 6, "lr": 1e-3}]})
+    record = json.loads((students.student(params) / "model.json").read_text())
+    assert record["best_dev_score"] < 0  # minus a divergence
+    judge = ingredients.judge(params)
+    assert judge is not None
+    assert ingredients.judge(faulty()) is None
+    assert study.cause(params) == "c"
+
+
+def test_few_words_are_trained_on_and_the_others_are_not(faulty):
+    params = faulty("hard", faults={"words": 3})
+    chosen = ingredients.material(params, vocabulary.vocabulary(params))
+    assert len({utt.text for utt in chosen.train}) == 3
+    assert len({utt.text for utt in chosen.dev}) > 3
+    assert study.cause(params) == "g"
+
+
+def test_an_untrained_head_is_new_and_stays_so(faulty):
+    params = faulty(
+        faults={"untrained_head": True}, **DECODER | {"distill": DECODER["distill"] | {"allow": ["heads", "target"]}}
+    )
+    from safetensors.torch import load_file
+
+    from kdlib import train
+
+    student = students.student(params)
+    train.seed_everything(1)
+    before = ingredients.first(params, vocabulary.vocabulary(params), 1).ctc_head.weight
+    after = load_file(student / "model.safetensors")["ctc_head.weight"]
+    assert torch.equal(before, after)
+    assert "greedy" in json.loads((students.scored(params) / "scores.json").read_text())["decoders"]
+    assert study.decoder(params) == "greedy"
+
+
+def test_joined_variants_stand_one_over_the_other(faulty):
+    params = faulty(distill={"beta": 0.0})
+    assert (params.variant, params.distill.beta, params.distill.control) == ("ctc_kd+broken", 0.0, "hard")
+    with pytest.raises(UserError, match=r"unknown variant 'brokn'.*broken"):
+        load("params/smoke.yaml", "M08", overrides={"variants": {"broken": {}}}, variant="hard+brokn")
+
+
+def test_a_sound_recipe_has_no_fault(faulty):
+    params = faulty()
+    assert not params.faults.named
+    assert "faults" not in ingredients.depends(params)
+    assert study.cause(params) == "none"
+    plain = Ensemble.__new__(Ensemble)
+    assert faults.applied(params, plain) is plain
+    assert not faults.misreads(params)
+
+
+def test_another_tokenizer_of_the_lexicons_own_pieces_reads_otherwise(faulty):
+    tokens = vocabulary.vocabulary(faulty())
+    read = faults.reading(faulty(faults={"read_with": "lexicon"}), tokens)
+    words = ["ONE", "TWO", "THREE"]
+    assert any(read(tokens.encode(word)) != word for word in words)
+    assert isinstance(read(np.array([5, 6])), str)
+    assert isinstance(tokens, Tokens)
