@@ -5,7 +5,6 @@ import textwrap
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 
 from kdlib.evaluate.collapse import Examination
@@ -61,6 +60,8 @@ def examination(found: Examination, told: Diagnosis) -> Figure:
 
 def fingerprints(known: list[Fingerprint]) -> Figure:
     """Signs (columns) of every case (rows, means over seeds), ordered by cause."""
+    import seaborn as sns
+
     with plt.rc_context(style()):
         table = frame(known).groupby(level=[0, 1]).mean()
         table = table[[name for name in SIGNS if name in table]]
@@ -85,6 +86,8 @@ def fingerprints(known: list[Fingerprint]) -> Figure:
 
 def confusion(table: pd.DataFrame) -> Figure:
     """True causes (rows) by named causes (columns); "-": none was named."""
+    import seaborn as sns
+
     with plt.rc_context(style()):
         figure, axes = plt.subplots(figsize=(0.62 * WIDTH_IN, 1.2 + 0.24 * len(table)))
         sns.heatmap(

@@ -9,15 +9,15 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 
-from kdlib.corpus import audio
 from kdlib.corpus.manifest import Utterance
 from kdlib.stage import writing
 
 LEVELS = ("VERY_LOW", "LOW", "MID", "HIGH", "CONTROL")
-COLOURS = dict(zip(LEVELS, sns.color_palette("colorblind", len(LEVELS)), strict=True))
+COLOURS = dict(
+    zip(LEVELS, ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc"), strict=True)
+)  # seaborn's colorblind
 WIDTH_IN = 6.3  # of a thesis page's text
 
 
@@ -76,6 +76,8 @@ def durations(speakers: pd.DataFrame) -> Figure:
 
 def spectrograms(utterances: Sequence[Utterance], labels: Sequence[str]) -> Figure:
     """The same word by several speakers, on one time axis."""
+    from kdlib.corpus import audio
+
     with plt.rc_context(style()):
         if not utterances:
             figure = plt.figure(figsize=(WIDTH_IN, 1))
@@ -128,6 +130,8 @@ def wra_by_speaker(scores: pd.DataFrame, held_out: str) -> Figure:
 
 def teacher_matrix(tables: Mapping[str, pd.DataFrame]) -> Figure:
     """WRA of each teacher (row) on each speaker (column), one panel a decoder; each teacher's own speaker is framed."""
+    import seaborn as sns
+
     with plt.rc_context(style()):
         first = next(iter(tables.values()))
         height = 1.1 + 0.21 * len(first) * len(tables)
@@ -202,6 +206,8 @@ def differences(table: pd.DataFrame) -> Figure:
 
 def sweep(table: pd.DataFrame, chosen: Mapping[str, float]) -> Figure:
     """WER on dev speech by language-model weight and word bonus, a panel a beam; the setting that is used is framed."""
+    import seaborn as sns
+
     with plt.rc_context(style()):
         sizes = sorted(table["size"].unique())
         height = 1.2 + 0.24 * table.word_bonus.nunique()
