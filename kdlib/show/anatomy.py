@@ -51,10 +51,12 @@ def examination(found: Examination, told: Diagnosis) -> Figure:
             [min(one.distance, 8) for one in shown],
             color=[COLOURS["VERY_LOW"] if one.cause in told.named else "0.7" for one in shown],
         )
+        if not shown:
+            causes.text(0.5, 0.5, "no fingerprints yet", ha="center", va="center", transform=causes.transAxes)
         causes.axvline(FITS, color="black", linewidth=0.7)
-        causes.set_xlabel("distance of fingerprints (left of the line: fits)")
+        causes.set_xlabel("distance (left of the line: fits)")
         causes.set_title("causes", loc="left")
-        figure.suptitle(textwrap.fill(found.verdict, 105), x=0.01, ha="left", fontsize=8.5)
+        figure.suptitle(textwrap.fill(found.verdict, 92), x=0.01, ha="left", fontsize=8.5)
         return figure
 
 
