@@ -45,6 +45,7 @@ CODE = stage.code_fingerprint(stage.SOURCES) + "".join(map(stage.fingerprint, FI
 SEEDS = [int(one) for one in str(config.get("seeds", "")).split(",") if one] or list(FIRST.seeds)
 STUDY = bool(config.get("study"))  # all students of a recipe made by 05_collapse, many in one job
 PARTS = int(config.get("parts", 2))  # jobs among which the teachers are divided
+SHARES = min(PARTS, len(FIRST.compare) * len(FIRST.seeds))  # and the students of a study
 # Teachers that all folds share are trained for all folds at once; those with a parent of the fold's own, for each.
 OWNERS = FOLDS if adapt.place(FIRST) != FIRST.folder else FOLDS[:1]
 SHARE = "" if OWNERS == FOLDS else " of all"  # one fold needs its own teachers only
@@ -84,7 +85,7 @@ def teaching(wildcards):
 def examined(wildcards):
     """What must be there before a fold's students are examined: they, or, of a study, the jobs that make them."""
     if STUDY:
-        return [f"{OUT}/{wildcards.held_out}/collapse/jobs/05_{part}.ipynb" for part in range(1, PARTS + 1)]
+        return [f"{OUT}/{wildcards.held_out}/collapse/jobs/05_{part}.ipynb" for part in range(1, SHARES + 1)]
     return expand(
         f"{OUT}/{wildcards.held_out}/students/{{variant}}/seed{{seed}}/04_distill.ipynb", variant=VARIANTS, seed=SEEDS
     )
@@ -269,8 +270,8 @@ rule some_students:
     params:
         recipe=RECIPE,
         held_out=lambda wildcards: wildcards.held_out,
-        label=lambda wildcards: f"{wildcards.held_out}/05_collapse {wildcards.part}/{PARTS}",
-        part=lambda wildcards: f"{wildcards.part}/{PARTS}",
+        label=lambda wildcards: f"{wildcards.held_out}/05_collapse {wildcards.part}/{SHARES}",
+        part=lambda wildcards: f"{wildcards.part}/{SHARES}",
         settings=lambda wildcards: SETTINGS[wildcards.held_out].model_dump_json(),
         code=CODE + NOTEBOOK["05_collapse"],
     shell:

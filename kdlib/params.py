@@ -233,8 +233,9 @@ def _check_recipe(params: Params, recipe: str) -> None:
         if name in params.variants or name == "baseline":
             raise UserError(f"{recipe}: ensembles.{name}: there is a variant or system of this name; choose another")
         for variant in group.of:
-            if params.variants and variant not in params.variants:
-                hint = nearest(variant, list(params.variants))
+            unknown = [part for part in variant.split("+") if part not in params.variants]
+            if params.variants and unknown:
+                hint = nearest(unknown[0], list(params.variants))
                 raise UserError(f"{recipe}: ensembles.{name}.of: unknown variant {variant!r}{hint}")
         if group.checkpoints > params.student.keep:
             raise UserError(

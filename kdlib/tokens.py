@@ -37,6 +37,14 @@ class Tokens:
         return cls(model, BLANK, size or pieces, BOS, EOS)
 
     @classmethod
+    def of_file(cls, path: Path) -> "Tokens":
+        """Of any sentencepiece model: the teachers' contract, where its first three ids stand for no text."""
+        model = path.read_bytes()
+        processor = _processor(model)
+        special = all(processor.is_control(one) or processor.is_unknown(one) for one in (BOS, EOS, BLANK))
+        return cls.for_teachers(path) if special else cls.for_nemo(model)
+
+    @classmethod
     def for_nemo(cls, model: bytes) -> "Tokens":
         """NeMo's space: sentencepiece's ids, then the blank; no BOS, no EOS."""
         pieces = _processor(model).get_piece_size()
@@ -55,7 +63,7 @@ class Tokens:
         return [processor.id_to_piece(index) for index in range(processor.get_piece_size())]
 
     @functools.cached_property
-    def _cased(self) -> str:
+    def cased(self) -> str:
         """The case that the pieces are written in: 'upper', 'lower' or 'mixed'."""
         text = "".join(piece for piece in self.pieces if not piece.startswith("<"))
         return "upper" if text == text.upper() else "lower" if text == text.lower() else "mixed"
@@ -84,7 +92,7 @@ class Tokens:
         return frozenset(range(len(self.pieces))) - {self.blank, self.bos, self.eos}
 
     def _case(self, text: str) -> str:
-        return {"upper": text.upper(), "lower": text.lower(), "mixed": text}[self._cased]
+        return {"upper": text.upper(), "lower": text.lower(), "mixed": text}[self.cased]
 
     def _unwritable(self, text: str) -> str:
         """Which characters of a text cannot be written, and what to do."""

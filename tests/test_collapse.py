@@ -1,10 +1,8 @@
 """The examination of predictions: what is counted, and what is said of answers of every kind."""
 
-import itertools
 import json
 import math
 import random
-from collections import Counter
 
 import numpy as np
 import pandas as pd
@@ -122,38 +120,6 @@ def test_a_reading_that_is_better_by_chance_is_no_cure(tokens):
     assert found.cure is None
     assert found.severity == "deaf"
     assert "No other reading" in found.verdict
-
-
-def test_shared_bits_are_what_is_known_above_chance():
-    told = WORDS * 20
-    same = collapse.shared_bits(told, told)
-    assert same["bits"] == pytest.approx(math.log2(len(WORDS)))
-    assert same["hears"] == pytest.approx(1)
-    rng = random.Random(4)
-    assert collapse.shared_bits(told, [rng.choice(WORDS) for _ in told])["hears"] < 0.02
-    assert collapse.shared_bits(told, [f"A{place}" for place in range(len(told))])["hears"] < 1e-9  # tells nothing
-    assert collapse.shared_bits(told, ["ONE"] * len(told))["bits"] == pytest.approx(0, abs=1e-9)
-
-
-def test_consistency_counts_pairs():
-    told = ["A", "A", "A", "B", "B", "C"]
-    said = ["X", "X", "Y", "Y", "Y", "X"]
-    pairs = list(itertools.combinations(range(6), 2))
-    mine = [said[a] == said[b] for a, b in pairs if told[a] == told[b]]
-    every = [said[a] == said[b] for a, b in pairs]
-    assert collapse.consistency(told, said) == pytest.approx((np.mean(mine), np.mean(every)))
-    assert collapse.consistency(["A", "A"], ["", ""]) == (0, 0)
-
-
-def test_loops_steps_places_and_histograms():
-    assert collapse.loops([[1, 2, 1, 2, 1, 2], [1, 2, 3], [5, 5, 5], [5, 5], []]) == pytest.approx(2 / 5)
-    assert collapse.stepped([[4, 5], [9]], [[3, 5], [9, 9]])[1] == pytest.approx(1 / 4)
-    assert collapse.stepped([[4, 5], [9]], [[3, 5], [9, 9]])[0] == pytest.approx(2 / 4)
-    assert collapse.same_place([[1, 2, 3]], [[2, 3, 4]], 1) == pytest.approx(2 / 3)
-    one = Counter("aab")
-    assert collapse.divergence(one, one) == pytest.approx(0)
-    assert collapse.divergence(one, Counter("xyz")) == pytest.approx(1)
-    assert math.isnan(collapse.divergence(Counter(), one))
 
 
 def test_what_teachers_wrote_wrong_and_the_student_too():

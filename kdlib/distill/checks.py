@@ -11,7 +11,7 @@ import numpy as np
 from rapidfuzz.distance import Levenshtein
 
 from kdlib.decode.greedy import greedy
-from kdlib.evaluate.collapse import OFFSETS, same_place
+from kdlib.evaluate.measures import OFFSETS, same_place
 from kdlib.models import Outputs
 from kdlib.settings import Distill
 from kdlib.teachers.ensemble import MAX_DRIFT

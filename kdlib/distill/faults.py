@@ -103,9 +103,17 @@ def reading(params: Params, tokens: Tokens) -> Callable[[Iterable[int]], str]:
         with tempfile.TemporaryDirectory() as folder:
             path = train(prepare.spellings(params), max(len(tokens.pieces), 64), Path(folder))
             other = Tokens.for_teachers(path)
-    elif faults.read_with:
-        other = Tokens.for_teachers(located(faults.read_with))
+    elif path := files(params):
+        if not path[0].is_file():
+            raise UserError(f"faults.read_with: there is no file {path[0]}; name a sentencepiece model, or: lexicon")
+        other = Tokens.for_teachers(path[0])
     return lambda ids: other.decode(one + faults.read_offset for one in ids)
+
+
+def files(params: Params) -> list[Path]:
+    """What evaluation reads with, where that is a file."""
+    name = params.faults.read_with
+    return [located(name)] if name and name != "lexicon" else []
 
 
 def misreads(params: Params) -> bool:

@@ -30,7 +30,14 @@ if TYPE_CHECKING:
     from kdlib.distill.objective import Batch, Objective
     from kdlib.models.hybrid import Hybrid
 
-BUILT = ("models/hybrid.py", "models/vocabulary.py", "models/conformer.py", "models/decoder.py", "models/nemo.py")
+BUILT = (
+    "models/hybrid.py",
+    "models/frozen.py",
+    "models/vocabulary.py",
+    "models/conformer.py",
+    "models/decoder.py",
+    "models/nemo.py",
+)
 CODE = (
     "distill/ingredients.py",
     "distill/objective.py",
@@ -215,7 +222,12 @@ def judge(params: Params) -> Ensemble | None:
     """The teachers on the dev speaker's speech, where the best look is the one most like them."""
     if params.faults.choose_by == "words" or not params.distill.taught:
         return None
-    found = targets.target(params, output=outputs(params)[0], purpose="analysis")
+    if params.distill.heads == "decoder":
+        raise UserError(
+            "faults.choose_by: kl compares CTC outputs: teachers' decoder outputs on dev speech are not kept; write "
+            "distill: {heads: ctc}"
+        )
+    found = targets.target(params, purpose="analysis")
     return faults.applied(params, found, training=False)
 
 
@@ -349,7 +361,8 @@ def resumed(params: Params, seed: int) -> Path | None:
     name = params.student.resume
     if not name:
         return None
-    folder = params.fold_folder / "students" / name / f"seed{seed}" if name in params.variants else located(name)
+    ours = all(part in params.variants for part in name.split("+"))
+    folder = params.fold_folder / "students" / name / f"seed{seed}" if ours else located(name)
     if not (folder / LATEST).is_file():
         raise UserError(
             f"student.resume: there is no student in {folder} (no {LATEST}); train it first, or name a variant of this "

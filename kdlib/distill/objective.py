@@ -19,6 +19,7 @@ from kdlib.distill import losses
 from kdlib.models import Outputs, supervised
 from kdlib.models.conformer import mask
 from kdlib.models.decoder import teacher_forced
+from kdlib.models.frozen import Remembered
 from kdlib.models.hybrid import Hybrid
 from kdlib.settings import Distill
 from kdlib.teachers.ensemble import Ensemble
@@ -65,6 +66,7 @@ class Objective:
         both = len(self.heads) == 2
         self.shares = {"ctc": settings.ctc_weight if both else 1.0, "decoder": 1 - settings.ctc_weight if both else 1.0}
         self._usable: dict[tuple[str, str], bool] = {}
+        self.remembered: Remembered | None = None  # what a frozen encoder says, where recordings stay as they are
 
     def __call__(self, batch: Batch, done: float = 0.0) -> dict[str, torch.Tensor]:
         """Named losses; "loss" is their weighted sum."""
@@ -118,7 +120,10 @@ class Objective:
     def answer(self, batch: Batch) -> Outputs:
         """What the student says of a batch."""
         inputs = teacher_forced(batch.ids)[0].to(batch.wavs.device) if "decoder" in self.heads else None
-        return self.learner.student(batch.wavs, batch.wav_lens, inputs)
+        student = self.learner.student
+        if self.remembered is not None and student.training:
+            return student.heard(*self.remembered(batch.utt_ids, batch.wavs, batch.wav_lens), {}, inputs)
+        return student(batch.wavs, batch.wav_lens, inputs)
 
     def _hard(self, head: str, outputs: Outputs, batch: Batch, told: Sequence[int]) -> torch.Tensor:
         """The loss of the references, of the rows that have one."""

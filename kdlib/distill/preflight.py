@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 CODE = (
     "distill/preflight.py",
     "distill/checks.py",
-    "evaluate/collapse.py",
+    "evaluate/measures.py",
     "teachers/aggregates.py",
     "evaluate/system.py",
     *ingredients.CODE,

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from kdlib.teachers.ensemble import Ensemble
 
 SCORED = ("distill/students.py", *panels.CODE, *system.CODE)
+STOPPED = "collapsed.json"  # left in the folder of a student whose training the alarm has ended
 Watch = Callable[["pd.DataFrame"], None]  # is shown the curves at every look
 
 
@@ -72,7 +73,7 @@ def scored(params: Params, seed: int = 1) -> Path:
         build,
         what=f"scores of {params.variant}, seed {seed}",
         parameters=score_settings(params),
-        inputs=[prepare.made(params), folder],
+        inputs=[prepare.made(params), folder, *faults.files(params)],
         code=SCORED,
     )
 
@@ -145,14 +146,25 @@ def _build(partial: Path, params: Params, seed: int, watch: Watch | None) -> Non
     chosen, model = ingredients.material(params, tokens), ingredients.first(params, tokens, seed)
     minimised = ingredients.objective(params, model, ingredients.ensembles(params))
     plan = plan_of(params, chosen)
+    alarm = Alarm(
+        f"{params.variant or 'student'}, seed {seed}",
+        sum(plan.steps),
+        utterances=len(chosen.dev),
+        words=len({utt.text for utt in chosen.dev}),
+        parts=plan.parts,
+        stop=partial / STOPPED if params.student.on_collapse == "stop" else None,
+    )
     records, before, kept = [], 0, []
     for number in range(len(plan.steps)):
         (partial / f"phase{number + 1}").mkdir(exist_ok=True)
-        record = _phase(partial, params, seed, number, before, plan, minimised, chosen, watch)
+        record = _phase(partial, params, seed, number, before, plan, minimised, chosen, alarm, watch)
         records.append(record | {"made_before": before})
         kept += [(score, before + step, partial / f"phase{number + 1}", step) for score, step in record["kept"]]
         minimised.learner.load_state_dict(train.last(partial / f"phase{number + 1}"))
+        alarm.remember(record["best_dev_score"], before + record["best_step"])
         before += record["steps"]
+        if alarm.stopped:
+            break
     if not train.is_first():
         sys.exit(0)
     ingredients.write(model, partial / LATEST)
@@ -181,7 +193,7 @@ def _build(partial: Path, params: Params, seed: int, watch: Watch | None) -> Non
         without_transcripts=sum(not utt.text for utt in chosen.train),
         too_short=chosen.too_short,
     )
-    for number in range(len(plan.steps)):  # with what a killed run has left in it
+    for number in range(len(records)):  # with what a killed run has left in it
         shutil.rmtree(partial / f"phase{number + 1}")
 
 
@@ -204,23 +216,21 @@ def _phase(
     plan: "Plan",
     minimised: "Objective",
     chosen: Material,
+    alarm: Alarm,
     watch: Watch | None,
 ) -> dict[str, float]:
     """Train one phase, behind `before` steps of those before it; the student ends with the phase's best weights."""
     from kdlib import train
     from kdlib.models import augment
+    from kdlib.models.frozen import Remembered
 
     settings, tokens, steps = params.student, vocabulary.vocabulary(params), plan.steps[number]
     phase, model = settings.phases[number], minimised.learner.student
     dev = [ingredients.read(batch, tokens) for batch in audio.batches(chosen.dev, 32)]
     judge = ingredients.judge(params)
-    alarm = Alarm(
-        f"{params.variant or 'student'}, seed {seed}",
-        steps,
-        stop=settings.on_collapse == "stop",
-        words=len({utt.text for utt in chosen.dev}),
-    )
     model.freeze(phase.freeze_encoder)
+    same = phase.freeze_encoder and settings.augment != "mask_and_tempo" and minimised.learner.within is None
+    minimised.remembered = Remembered(model.encoder) if same else None
 
     def step(batch: "Batch") -> "dict[str, torch.Tensor]":
         if settings.augment == "mask_and_tempo":

@@ -9,20 +9,28 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from kdlib.corpus import prepare
-from kdlib.distill import faults, ingredients, students
+from kdlib.corpus.speakers import split
+from kdlib.decode.greedy import greedy
+from kdlib.distill import faults, ingredients, preflight, students
+from kdlib.distill.checks import PASS
 from kdlib.errors import UserError
 from kdlib.evaluate import answers, collapse, compare, diagnose
 from kdlib.evaluate.collapse import Examination
 from kdlib.evaluate.diagnose import SOUND, Diagnosis, Fingerprint
-from kdlib.models import vocabulary
+from kdlib.evaluate.findings import OPEN
+from kdlib.evaluate.statistics import LEVEL
+from kdlib.models import Outputs, vocabulary
 from kdlib.params import Params
-from kdlib.stage import read_json
+from kdlib.teachers import targets
+from kdlib.tokens import BLANK
 
+_SAID: dict[tuple, dict[str, list[int]]] = {}  # what teachers wrote, by whom they are; the same for many students
 Variants = Callable[[str], Params]  # a variant's name -> its parameters, in one fold
 FACTORS = {"own": "recording", "untold": "ground truth", "shifted": "ids"}  # what is joined to a base, and its factor
 BASES = {  # a base of the factorial -> student, head
@@ -43,12 +51,13 @@ class Case:
     cause: str  # of diagnose.CAUSES, several joined
     found: Examination
     signs: dict[str, float]
+    checks: tuple[str, ...] = ()  # of the preflight: those that warned or refused
 
     @property
     def fingerprint(self) -> Fingerprint:
         """What is kept of it. Without ground truth (b) another fault is that fault, undisturbed."""
         alone = self.cause.replace("b", "") if self.cause != SOUND else SOUND
-        return Fingerprint(alone or self.cause, self.variant, self.seed, self.signs)
+        return Fingerprint(alone or self.cause, self.variant, self.seed, self.signs, self.checks)
 
     @property
     def mixed(self) -> bool:
@@ -100,17 +109,39 @@ def examined(params: Params, seed: int) -> Case:
     rows = answers.read(folder, which, ids=True)
     tokens = vocabulary.vocabulary(params)
     material = ingredients.material(params, tokens)
+    theirs = used.distill.taught and params.teacher.backbone != "students"
     found = collapse.examine(
         rows,
         {"the student's own pieces": tokens},
         vocabulary=list(prepare.spellings(params)),
         training=[utt.text for utt in material.train if utt.text],
+        teachers=teachers_said(used) if theirs else None,
         posteriors=folder / "posteriors" / "ctc.npz" if which == "greedy" else None,
     )
-    dev = read_json(folder / "dev" / "scores.json")["decoders"] if (folder / "dev" / "scores.json").is_file() else {}
-    dev_wra = dev.get(which, {}).get("wra", math.nan)
+    dev_wra = math.nan
+    if (folder / "dev").is_dir():
+        dev = answers.read(folder / "dev", which)
+        dev_wra = float((dev.reference == dev.hypothesis).mean())
     curves = train.curves(folder.parent / train.CURVES)
-    return Case(params.variant, seed, cause(used), found, diagnose.signs(found, curves, dev_wra))
+    signs = diagnose.signs(found, curves, dev_wra)
+    seen = tuple(one.name for one in preflight.preflight(params, seed) if one.verdict != PASS)
+    return Case(params.variant, seed, cause(used), found, signs, seen)
+
+
+def teachers_said(params: Params) -> dict[str, list[int]]:
+    """What the fold's teachers together write, by CTC, of the held-out speaker's test speech: for this table alone."""
+    names = tuple(targets.teachers(params, params.aggregation.method))
+    key = params.folder, params.held_out, params.teacher.family, params.labels, params.aggregation.method, names
+    if key not in _SAID:
+        ensemble = targets.target(params, purpose="analysis")
+        tests = split(prepare.load(params), params).test
+        usable = set(ensemble.coverage([utt.utt_id for utt in tests]).usable)
+        _SAID[key] = {}
+        for utt in tests:
+            if utt.utt_id in usable:
+                logits, frames = ensemble.logits([utt.utt_id], [utt.speaker])
+                _SAID[key][utt.utt_id] = greedy(Outputs(logits, frames, logits), BLANK)[0]
+    return _SAID[key]
 
 
 def cases(of: Variants, names: Sequence[tuple[str, int]]) -> list[Case]:
@@ -174,35 +205,34 @@ def mixtures(cases: Sequence[Case]) -> list[Fingerprint]:
 
 
 def told_apart(known: Sequence[Fingerprint], mixed: Sequence[Fingerprint] = ()) -> pd.DataFrame:
-    """How often `diagnose` is right: of cases of another seed, of mixtures, and of what is sound (false alarms)."""
+    """How often `diagnose` is right: of cases of another seed, of mixtures, and of what has no fault (false alarms)."""
     rows = []
     groups = {
         "one cause": [one for one in known if one.cause != SOUND],
         "two or more causes": list(mixed),
-        "sound or weak": [one for one in known if one.cause == SOUND],
+        "no fault": [one for one in known if one.cause == SOUND],
     }
     for name, group in groups.items():
-        found = []
+        right = wrong = silent = 0
         for one in group:
-            rest = [other for other in known if other.seed != one.seed]
-            found.append((one.cause, diagnose.diagnose(one.signs, rest).named))
-        if found:
-            rows.append(
-                {
-                    "cases": name,
-                    "n": len(found),
-                    "a cause named": sum(bool(named) for _, named in found),
-                    "first named is right": sum(bool(named) and named[0] in made for made, named in found),
-                    "only wrong ones named": sum(bool(named) and not set(named) & set(made) for made, named in found),
-                    "cannot tell, or sound": sum(not named for _, named in found),
-                }
-            )
+            made = set() if one.cause == SOUND else set(one.cause)
+            named = diagnose.diagnose(one.signs, [other for other in known if other.seed != one.seed]).named
+            right += bool(named) and named[0] in made
+            wrong += bool(named) and not made & set(named)
+            silent += not named
+        if group:
+            counts = {"n": len(group), "the cause named first": right, "only others named": wrong, "none named": silent}
+            rows.append({"cases": name} | counts)
     return pd.DataFrame(rows).set_index("cases")
 
 
 def factorial(of: Variants, seeds: Sequence[int]) -> pd.DataFrame:
-    """WRA of every joining of causes, beside the control of the same student and head, with intervals and verdicts."""
-    rows = []
+    """WRA of every joining of causes, beside the control of the same student and head, with intervals and verdicts.
+
+    Two seeds a cell say little of how much another training differs, so its spread is estimated over all cells
+    together, and a difference must stand out from it and from the utterances (Holm's correction over a control's own).
+    """
+    rows, spreads = [], []
     for base, (student, head) in BASES.items():
         names = [name for name in _joined() if name.split("+")[0] == base]
         control = of(base).distill.control
@@ -211,10 +241,11 @@ def factorial(of: Variants, seeds: Sequence[int]) -> pd.DataFrame:
             systems[name] = compare.collected([students.scored(of(name), seed) for seed in seeds], place)
         found = {one.a: one for one in compare.compare(systems, against=control)}
         for name in [control, *names]:
-            right = systems[name].reference == systems[name].hypothesis
-            low, high = _interval(systems[name].assign(right=right))
-            joined = name.split("+")[1:]
-            verdict = found.get(name)
+            right = systems[name].assign(right=systems[name].reference == systems[name].hypothesis)
+            by_seed = right.groupby("seed").right.mean()
+            spreads.append(by_seed.var(ddof=1))
+            low, high = _interval(right)
+            joined, verdict = name.split("+")[1:], found.get(name)
             rows.append(
                 {
                     "student": student,
@@ -223,16 +254,30 @@ def factorial(of: Variants, seeds: Sequence[int]) -> pd.DataFrame:
                     "recording": "-" if name == control else "own" if "own" in joined else "same",
                     "ground truth": "only" if name == control else "no" if "untold" in joined else "yes",
                     "ids": "-" if name == control else "shifted" if "shifted" in joined else "aligned",
-                    "WRA": right.mean(),
+                    "WRA": right.right.mean(),
                     "low": low,
                     "high": high,
+                    "control": systems[control].pipe(lambda one: one.reference == one.hypothesis).mean(),
                     "difference": verdict.difference if verdict else math.nan,
                     "difference_low": verdict.these_low if verdict else math.nan,
                     "difference_high": verdict.these_high if verdict else math.nan,
-                    "verdict": _verdict(right.mean(), verdict) if verdict else "control",
+                    "p": verdict.holm_p if verdict else math.nan,
                 }
             )
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    spread, freedom = float(np.sqrt(np.nanmean(spreads))), len(table) * (len(seeds) - 1)
+    table["seeds_p"] = _of_seeds(table.difference, spread, len(seeds), freedom)
+    table["verdict"] = [_verdict(one) for one in table.itertuples()]
+    return table.assign(spread_of_seeds=spread)
+
+
+def _of_seeds(differences: pd.Series, spread: float, seeds: int, freedom: int) -> np.ndarray:
+    """Two-sided p of differences between means of so many trainings each, of the pooled spread."""
+    from scipy.stats import t as student
+
+    if seeds < 2:
+        return np.full(len(differences), math.nan)
+    return 2 * student.sf(differences.abs() / (max(spread, 1e-9) * math.sqrt(2 / seeds)), freedom)
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
@@ -277,10 +322,14 @@ def _joined() -> list[str]:
     return ["+".join([base, *some]) for base in BASES for some in every]
 
 
-def _verdict(wra: float, verdict: "compare.Verdict") -> str:
-    if wra < DEAD and verdict.b_value > 3 * DEAD:
-        return "kills"
-    return {"worse": "hurts", "better": "helps"}.get(verdict.verdict, verdict.verdict)
+def _verdict(row: Any) -> str:
+    if math.isnan(row.difference):
+        return "control"
+    if not (row.p < LEVEL and row.seeds_p < LEVEL):
+        return OPEN
+    if row.difference > 0:
+        return "helps"
+    return "kills" if row.WRA < DEAD and row.control > 3 * DEAD else "hurts"
 
 
 def _interval(table: pd.DataFrame, draws: int = 2000) -> tuple[float, float]:

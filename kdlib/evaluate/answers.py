@@ -6,6 +6,7 @@ else all are taken for one.
 """
 
 import json
+import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,16 +28,26 @@ KINDS = (
 def read(path: Path, decoder: str = "greedy", references: Path | None = None, *, ids: bool = False) -> pd.DataFrame:
     """The answers in a file or a folder; `decoder` chooses a column of hypotheses.csv.
 
-    With `ids` there is a column `token_ids` (None where a row has none), and the text may be missing (None) where all
-    rows have ids.
+    With `ids` there is a column `token_ids`, None where there are none at all; a row that has ids may lack its text
+    (None).
     """
     table = _read(path, decoder, references)
-    recorded = table.token_ids.notna()
-    if ids and recorded.all() and table.hypothesis.isna().all():
-        table["hypothesis"] = ""
-        return _checked(path, table).assign(hypothesis=None)
-    checked = _checked(path, table)
-    return checked if ids else checked[COLUMNS]
+    if not ids:
+        return _checked(path, table)[COLUMNS]
+    there = table.token_ids.map(lambda one: isinstance(one, tuple))
+    if there.any() and not there.all():
+        first = table.utt_id[~there].iloc[0]
+        raise UserError(
+            f"{path}: {int((~there).sum())} of {len(table)} rows have no usable token ids (a list of whole numbers), "
+            f"first {first}; correct them, or remove the ids of all rows"
+        )
+    spoken = table.token_ids.map(bool)
+    if not spoken.any() and not (there.any() and table.hypothesis.isna().all()):  # empty lists beside texts: no ids
+        table["token_ids"], there = None, there & False
+    untold = there & table.hypothesis.isna()
+    checked = _checked(path, table.assign(hypothesis=table.hypothesis.where(~untold, "")))
+    checked["hypothesis"] = checked.hypothesis.astype(object).mask(untold, None)
+    return checked
 
 
 def _read(path: Path, decoder: str, references: Path | None) -> pd.DataFrame:
@@ -102,11 +113,13 @@ def _predicted(row: dict) -> tuple:
 
 
 def _ids(listed: object) -> tuple[int, ...] | None:
-    """Token ids, if these are some."""
+    """Token ids, if these are some: a list of them, or a text with spaces between."""
+    listed = listed.split() if isinstance(listed, str) else listed
     try:
-        return tuple(int(one) for one in listed) if isinstance(listed, list) else None
+        numbers = [float(one) for one in listed] if isinstance(listed, list) else [math.nan]
     except (TypeError, ValueError):
         return None
+    return tuple(map(int, numbers)) if all(one.is_integer() for one in numbers) else None
 
 
 def _nemo(path: Path, number: int, line: str) -> tuple:
@@ -138,8 +151,6 @@ def _table(path: Path, rows: Iterable[tuple]) -> pd.DataFrame:
     table = pd.DataFrame(list(rows), columns=[*COLUMNS, "token_ids"], dtype=object)
     if table.empty:
         raise UserError(f"{path}: there is no prediction in it; expected {KINDS}")
-    if not table.token_ids.map(bool).any():  # a file of texts alone has empty lists of ids
-        table["token_ids"] = None
     return table
 
 

@@ -9,21 +9,30 @@ hand, with and without special ids, and scored.
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from rapidfuzz.distance import Levenshtein
 
 from kdlib.errors import UserError
+from kdlib.evaluate.measures import (
+    OFFSETS,
+    consistency,
+    divergence,
+    likeness,
+    loops,
+    same_place,
+    shared_bits,
+    spread,
+    stepped,
+)
 from kdlib.evaluate.score import score
 from kdlib.tokens import Tokens, normalise
 
-CODE = ("evaluate/collapse.py", "evaluate/answers.py", "evaluate/score.py", "tokens.py")
-OFFSETS = range(-3, 4)
-SHUFFLES = 20  # of the answers, for what chance alone would give
+CODE = ("evaluate/collapse.py", "evaluate/measures.py", "evaluate/answers.py", "evaluate/score.py", "tokens.py")
+LEAST_GAIN, LEAST_CURED = 0.02, 5  # of WRA and of answers, from which on another reading is a better one
 HEARS = 0.1  # of what can be heard: a system below it on every measure is deaf
 
 
@@ -35,7 +44,13 @@ class Reading:
     offset: int  # added to every id
     specials: bool  # decoded as they are, or the ids 0, 1 and 2 left out first
     wra: float
+    by_chance: float  # WRA, if these answers were given to any utterance
     as_written: float  # the share of answers whose text in the file is this one
+
+    @property
+    def gain(self) -> float:
+        """WRA above chance."""
+        return self.wra - self.by_chance
 
     def __str__(self) -> str:
         how = f"offset {self.offset:+d}" if self.offset else "no offset"
@@ -60,9 +75,9 @@ class Examination:
         if not self.readings:
             return None
         best, n = self.readings[0], self.figures["n"]
-        chance = self.figures["wra_by_chance"]
-        enough = self.figures["wra"] + max(5 / n, 0.02, chance + 4 * math.sqrt(chance / n))
-        return best if best.wra > self.figures["wra"] and best.wra >= min(enough, 1.0) else None
+        more = best.wra - self.figures["wra"]
+        doubt = 4 * math.sqrt(max(best.by_chance, 1 / n) / n)
+        return best if more >= LEAST_GAIN and more * n > LEAST_CURED - 0.5 and best.gain > doubt else None
 
 
 def examine(
@@ -71,34 +86,34 @@ def examine(
     *,
     vocabulary: Collection[str] = (),
     training: Collection[str] = (),
-    teachers: Mapping[str, str] | None = None,
+    teachers: Mapping[str, Sequence[int]] | None = None,
     posteriors: Path | None = None,
     blank: int = 2,
 ) -> Examination:
     """Examine answers as `answers.read(..., ids=True)` gives them.
 
     `tokenizers` decode the ids anew, the first being the system's own; `vocabulary` and `training` are texts that may
-    be written, and that were trained on; `teachers` has what teachers wrote of utterances; `posteriors` is a file of
-    log-probabilities by utterance.
+    be written, and that were trained on; `teachers` has the token ids that teachers wrote of utterances, in the first
+    tokenizer's pieces; `posteriors` is a file of log-probabilities by utterance.
     """
     tokenizers = dict(tokenizers or {})
     ids = [list(one) for one in table.token_ids] if "token_ids" in table and table.token_ids.notna().all() else None
     told = table.reference.tolist()
-    if table.hypothesis.isna().any():
+    if (untold := table.hypothesis.isna()).any():
         if not tokenizers:
             raise UserError(
                 "these answers have token ids and no text: name the sentencepiece model that they were written with "
                 "(TOKENIZER=...)"
             )
-        own = next(iter(tokenizers.values()))
-        table = table.assign(hypothesis=[own.decode(one) for one in ids])
+        read = next(iter(tokenizers.values())).decode_all(ids)
+        table = table.assign(hypothesis=table.hypothesis.where(~untold, pd.Series(read, table.index)))
     said = table.hypothesis.tolist()
     figures = _figures(told, said, {normalise(one) for one in vocabulary}, {normalise(one) for one in training})
     readings = second_decoding(ids, told, tokenizers, said) if ids else []
-    if ids:
+    if readings:
         figures |= _of_ids(ids, told, readings, tokenizers)
-    if teachers:
-        figures |= _beside_teachers(table, teachers)
+    if teachers and tokenizers:
+        figures |= _beside_teachers(table, ids, teachers, next(iter(tokenizers.values())))
     if posteriors and posteriors.is_file():
         figures |= _by_frame(posteriors, blank)
     texts = table[["utt_id", "reference", "hypothesis"]].copy()
@@ -112,17 +127,18 @@ def examine(
 def second_decoding(
     ids: Sequence[Sequence[int]], references: Sequence[str], tokenizers: Mapping[str, Tokens], written: Sequence[str]
 ) -> list[Reading]:
-    """What WRA each way of reading the ids would give, the best first; of equal ones the plainest."""
-    found = []
+    """What WRA each way of reading the ids would give, the best above chance first; of equal ones the plainest."""
+    found, wanted = [], Counter(references)
     ways = (True, False) if any(one < 3 for row in ids for one in row) else (True,)
     told, written = np.array(references, dtype=object), np.array(written, dtype=object)
     for name, tokenizer in tokenizers.items():
         for specials in ways:
             for offset in OFFSETS:
                 texts = np.array(_texts(ids, tokenizer, offset, specials), dtype=object)
+                chance = sum(wanted[text] * count for text, count in Counter(texts).items()) / len(told) ** 2
                 right, same = float((texts == told).mean()), float((texts == written).mean())
-                found.append(Reading(name, offset, specials, right, same))
-    return sorted(found, key=lambda one: (-one.wra, abs(one.offset), not one.specials))
+                found.append(Reading(name, offset, specials, right, chance, same))
+    return sorted(found, key=lambda one: (-round(one.gain, 9), abs(one.offset), not one.specials))
 
 
 def commonest(references: Sequence[str], answers: Sequence[str], count: int = 10) -> pd.DataFrame:
@@ -144,95 +160,6 @@ def commonest(references: Sequence[str], answers: Sequence[str], count: int = 10
             }
         )
     return pd.DataFrame(rows)
-
-
-def shared_bits(references: Sequence[str], answers: Sequence[str], seed: int = 0) -> dict[str, float]:
-    """Mutual information of reference and answer in bits, what chance alone would give, and what there is to know.
-
-    With as many different answers as utterances every answer tells its utterance: only what lies above shuffled
-    answers counts. `hears` is that, over the most that it could be (adjusted mutual information, Vinh et al. 2010,
-    with chance by shuffling).
-    """
-    told, heard = (pd.factorize(np.array(side, dtype=object))[0] for side in (references, answers))
-    rng = np.random.default_rng(seed)
-    by_chance = float(np.mean([_mutual(told, rng.permutation(heard)) for _ in range(SHUFFLES)]))
-    bits, of = _mutual(told, heard), _entropy(told)
-    most = (of + _entropy(heard)) / 2 - by_chance
-    return {
-        "bits": bits,
-        "bits_by_chance": by_chance,
-        "bits_of": of,
-        "hears": max(0.0, (bits - by_chance) / most) if most > 1e-9 else 0.0,
-    }
-
-
-def consistency(references: Iterable[str], answers: Iterable[str]) -> tuple[float, float]:
-    """How often two utterances of one word get the same answer, and how often any two utterances do.
-
-    Empty answers are alike to nothing: a silent system is not consistent.
-    """
-    by_word: dict[str, Counter] = defaultdict(Counter)
-    for word, answer in zip(references, answers, strict=True):
-        by_word[word][answer] += 1
-    pairs = sum(_pairs(given.total()) for given in by_word.values())
-    same = sum(_alike(given) for given in by_word.values())
-    together = sum(by_word.values(), Counter())
-    any_pairs = _pairs(together.total())
-    return same / pairs if pairs else math.nan, _alike(together) / any_pairs if any_pairs else math.nan
-
-
-def likeness(references: Sequence[str], answers: Sequence[str], seed: int = 0) -> tuple[float, float]:
-    """1 - edits a letter, on average over utterances; and the same between answers and other utterances' references."""
-    others = np.random.default_rng(seed).permutation(len(references))
-    return (
-        float(np.mean([_like(a, b) for a, b in zip(references, answers, strict=True)])),
-        float(np.mean([_like(references[other], b) for other, b in zip(others, answers, strict=True)])),
-    )
-
-
-def loops(answers: Sequence[Sequence], times: int = 3) -> float:
-    """The share of answers in which a run of tokens, or of words, comes at least so many times one after the other."""
-
-    def looped(units: Sequence) -> bool:
-        for size in range(1, min(8, len(units) // times) + 1):
-            alike = 0
-            for place in range(size, len(units)):
-                alike = alike + 1 if units[place] == units[place - size] else 0
-                if alike == size * (times - 1):
-                    return True
-        return False
-
-    known: dict[tuple, bool] = {}
-    return float(np.mean([known.setdefault(key, looped(key)) for key in map(tuple, answers)]))
-
-
-def same_place(said: Sequence[Sequence[int]], told: Sequence[Sequence[int]], step: int) -> float:
-    """The share of reference tokens that stand `step` places later in what was said."""
-    hits = total = 0
-    for one, other in zip(said, told, strict=True):
-        hits += sum(0 <= index + step < len(one) and one[index + step] == token for index, token in enumerate(other))
-        total += len(other)
-    return hits / max(1, total)
-
-
-def stepped(said: Sequence[Sequence[int]], told: Sequence[Sequence[int]]) -> dict[int, float]:
-    """By offset: the share of reference tokens where that id, plus the offset, was said in its place."""
-    steps: Counter[int] = Counter()
-    for one, other in zip(said, told, strict=True):
-        steps.update(a - b for a, b in zip(one, other, strict=False))
-    total = max(1, sum(map(len, told)))
-    return {offset: steps[offset] / total for offset in OFFSETS}
-
-
-def divergence(one: Counter, other: Counter) -> float:
-    """Jensen-Shannon divergence of two histograms in bits: 0 for the same, 1 for nothing in common."""
-    if not one or not other:
-        return math.nan
-    keys = sorted({*one, *other}, key=str)
-    shares = np.array([[some[key] for key in keys] for some in (one, other)], float)
-    shares /= shares.sum(1, keepdims=True)
-    middle = shares.mean(0)
-    return float((_entropies(middle[None]) - _entropies(shares).mean())[0])
 
 
 def _figures(told: list[str], said: list[str], vocabulary: set[str], training: set[str]) -> dict[str, float]:
@@ -258,8 +185,8 @@ def _figures(told: list[str], said: list[str], vocabulary: set[str], training: s
         "insertions": right.insertions,
         "references": len(wanted),
         "distinct_texts": len(counts),
-        "spread": 2 ** _entropy(pd.factorize(np.array(said, dtype=object))[0]),  # as many equally common answers
-        "spread_of_references": 2 ** _entropy(pd.factorize(np.array(told, dtype=object))[0]),
+        "spread": spread(said),  # as many equally common answers
+        "spread_of_references": spread(told),
         "commonest": max(counts.values()) / n,
         "empty": counts[""] / n,
         "loops": loops([text.split() for text in said]),
@@ -287,7 +214,8 @@ def _of_ids(
         "token_loops": loops(ids),
         "special_ids": _share([one < 3 for row in ids for one in row]),
     }
-    name = next(iter([*(one.tokenizer for one in readings[:1] if one.wra > 0), *tokenizers]))
+    alike = max(readings, key=lambda one: (one.as_written, one.gain))  # the file's own way, or one that is its like
+    name = readings[0].tokenizer if readings[0].gain > HEARS else alike.tokenizer
     spelt = {text: _written(text, tokenizers[name]) for text in set(told)}
     pairs = [(row, spelt[text]) for row, text in zip(ids, told, strict=True) if spelt[text]]
     if len(pairs) < len(ids) / 2:  # a tokenizer that cannot write the references is not theirs
@@ -309,22 +237,24 @@ def _of_ids(
     }
 
 
-def _beside_teachers(table: pd.DataFrame, teachers: Mapping[str, str]) -> dict[str, float]:
+def _beside_teachers(
+    table: pd.DataFrame, ids: list[list[int]] | None, teachers: Mapping[str, Sequence[int]], tokens: Tokens
+) -> dict[str, float]:
     """How alike answers are to what teachers wrote of the same utterances, above all where that is wrong."""
-    rows = [
-        (reference, answer, normalise(teachers[utt_id]))
-        for utt_id, reference, answer in zip(table.utt_id, table.reference, table.hypothesis, strict=True)
-        if utt_id in teachers
-    ]
-    wrong = [answer == text for reference, answer, text in rows if text != reference]
-    theirs = Counter(word for _, _, text in rows for word in text.split())
-    ours = Counter(word for _, answer, _ in rows for word in answer.split())
-    return {
-        "as_teachers": _share([answer == text for _, answer, text in rows]),
-        "as_teachers_wrong": _share(wrong),
-        "teachers_wra": _share([text == reference for reference, _, text in rows]),
-        "histogram_of_teachers": divergence(ours, theirs),
+    there = table.utt_id.isin(set(teachers)).to_numpy()
+    some = table[there]
+    theirs = [list(teachers[name]) for name in some.utt_id]
+    texts = np.array(tokens.decode_all(theirs), dtype=object)
+    told, said = some.reference.to_numpy(object), some.hypothesis.to_numpy(object)
+    found = {
+        "as_teachers": _share(said == texts),
+        "as_teachers_wrong": _share((said == texts)[texts != told]),
+        "teachers_wra": _share(texts == told),
     }
+    if ids:
+        ours = Counter(one for row, used in zip(ids, there, strict=True) if used for one in row)
+        found["histogram_of_teachers"] = divergence(ours, Counter(one for row in theirs for one in row))
+    return found
 
 
 def _by_frame(path: Path, blank: int) -> dict[str, float]:
@@ -344,13 +274,15 @@ def _by_frame(path: Path, blank: int) -> dict[str, float]:
 def _judged(found: Examination) -> tuple[str, str]:
     """The severity in a word, and the verdict in a sentence or two."""
     one, cure = found.figures, found.cure
-    wra = f"WRA {100 * one['wra']:.1f} %"
+    sentences = found.words.reference.mean() > 1.5
+    right = max(0.0, 1 - one["wer"]) if sentences else one["wra"]
+    wra = f"WRA {100 * one['wra']:.1f} %" + (f", WER {100 * one['wer']:.1f} %" if sentences else "")
     alike = (
         f"two utterances of one word get the same answer in {100 * one['consistency']:.0f} % of the pairs, any two in "
         f"{100 * one['consistency_by_chance']:.1f} %"
     )
     if math.isnan(one["consistency"]):
-        alike = "no word comes twice"
+        alike = "no reference comes twice"
     heard = (
         f"of {one['bits_of']:.1f} bits of what was said the answers hold {one['bits']:.1f} "
         f"({one['bits_by_chance']:.1f} by chance)"
@@ -364,24 +296,29 @@ def _judged(found: Examination) -> tuple[str, str]:
         )
     if one["empty"] > 0.5:
         return "silent", f"SILENT: {100 * one['empty']:.0f} % of the answers are empty; {wra}."
-    measures = [
-        one["hears"],
-        (one["consistency"] - one["consistency_by_chance"]) / max(1e-9, 1 - one["consistency_by_chance"]),
-        (one["likeness"] - one["likeness_by_chance"]) / max(1e-9, 1 - one["likeness_by_chance"]),
-    ]
+    letters = (
+        f"of the references' letters {100 * one['likeness']:.0f} % are right, {100 * one['likeness_by_chance']:.0f} % "
+        "by chance"
+    )
+    measures = {
+        heard: one["hears"],
+        alike: (one["consistency"] - one["consistency_by_chance"]) / max(1e-9, 1 - one["consistency_by_chance"]),
+        letters: (one["likeness"] - one["likeness_by_chance"]) / max(1e-9, 1 - one["likeness_by_chance"]),
+    }
+    shows = "; ".join(text for text, value in measures.items() if value > HEARS) or heard
     if one["commonest"] > 0.5 and one["references"] > 3:
         top = found.commonest.iloc[0].answer
         return "stuck", f"STUCK: {100 * one['commonest']:.0f} % of the answers are {top!r}; {wra}."
-    if one["references"] > 3 and one["wra"] < 0.1 and not any(value > HEARS for value in measures):
+    if one["references"] > 3 and right < 0.1 and not any(value > HEARS for value in measures.values()):
         long = one["words_per_reference"]
         much = f" It writes {long:.0f} words for one." if long > 2 else ""
         again = " No other reading of its token ids is better." if found.readings else ""
         return "deaf", f"DEAF: the answers have nothing to do with what was said ({alike}); {wra}.{much}{again}"
-    if one["wra"] < 0.05:
-        return "wrong", f"CONSISTENTLY WRONG: {wra}, but it hears: {heard}; {alike}."
-    if one["wra"] < 0.5:
-        return "weak", f"WEAK: {wra}; it hears: {heard}; {alike}."
-    return "sound", f"SOUND: {wra}; {heard}."
+    if right < 0.05:
+        return "wrong", f"CONSISTENTLY WRONG: {wra}, but it hears: {shows}."
+    if right < 0.5:
+        return "weak", f"WEAK: {wra}; it hears: {shows}."
+    return "sound", f"SOUND: {wra}; {shows}."
 
 
 def _texts(ids: Sequence[Sequence[int]], tokenizer: Tokens, offset: int, specials: bool) -> list[str]:
@@ -392,9 +329,9 @@ def _texts(ids: Sequence[Sequence[int]], tokenizer: Tokens, offset: int, special
 
 
 def _written(text: str, tokenizer: Tokens) -> list[int]:
-    """The ids of a text; none where it cannot be written, as hyphens often cannot."""
+    """The ids of a text; none where it cannot be written, as hyphens often cannot, or where its case is not known."""
     try:
-        return tokenizer.encode(text)
+        return [] if tokenizer.cased == "mixed" else tokenizer.encode(text)
     except UserError:
         return []
 
@@ -406,28 +343,3 @@ def _lengths(told: list[str], said: list[str], ids: list[list[int]] | None) -> p
 
 def _share(values: Sequence) -> float:
     return float(np.mean(values)) if len(values) else math.nan
-
-
-def _entropies(shares: np.ndarray) -> np.ndarray:
-    return -(shares * np.log2(np.maximum(shares, 1e-300))).sum(-1)
-
-
-def _entropy(codes: np.ndarray) -> float:
-    return float(_entropies(np.bincount(codes) / len(codes)))
-
-
-def _mutual(one: np.ndarray, other: np.ndarray) -> float:
-    both = pd.factorize(one.astype(np.int64) * (int(other.max()) + 1) + other)[0]
-    return _entropy(one) + _entropy(other) - _entropy(both)
-
-
-def _pairs(total: int) -> int:
-    return total * (total - 1) // 2
-
-
-def _alike(given: Counter) -> int:
-    return sum(_pairs(count) for answer, count in given.items() if answer)
-
-
-def _like(one: str, other: str) -> float:
-    return max(0.0, 1 - Levenshtein.distance(one, other) / max(1, len(one)))

@@ -4,15 +4,11 @@ The known causes were each made on purpose (`params/ablations/collapse.yaml`) an
 examinations are the fingerprints (`data/fingerprints.json`). An unknown result is compared with each fingerprint in
 the signs that it has; a cause is named only where it fits, and clearly better than what is sound. Else the answer is
 that one cannot tell.
-
-`python -m kdlib.evaluate.diagnose FILE` examines any predictions, prints the verdict first, and writes a page.
 """
 
-import argparse
 import functools
 import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
@@ -21,30 +17,26 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kdlib.errors import UserError
-from kdlib.evaluate import answers, collapse
 from kdlib.evaluate.collapse import Examination
-from kdlib.params import root
 from kdlib.stage import write_json
-from kdlib.tokens import Tokens
 
 SOUND = "none"
-CAUSES = {  # key -> what it is, and the preflight's check that catches it
-    "a": ("teachers spoke of other recordings (their own speakers'), averaged frame by frame", "recording"),
-    "b": ("no ground truth in the loss", "gradients"),
-    "c": ("the best look was chosen by KL and not by words", "choice"),
-    "d": ("the teachers' token ids are shifted against the student's", "shift of ctc targets"),
-    "e": ("no frame on which the teachers say blank is taught", "blanks"),
-    "f": ("the mean of teachers whose spikes lie apart in time", "target"),
-    "g": ("the decoder knows the words that it was trained on, and no others", "unseen words"),
-    "h": ("evaluation makes another text of the token ids than they mean", "decoding"),
-    "i": ("answers are decoded through a head that was not trained", "heads"),
-    "j": ("targets belong to other utterances", "pairs"),
-    SOUND: ("nothing is wrong but what is hard", ""),
+CAUSES = {
+    "a": "teachers spoke of other recordings (their own speakers'), averaged frame by frame",
+    "b": "no ground truth in the loss",
+    "c": "the best look was chosen by KL and not by words",
+    "d": "the teachers' token ids are shifted against the student's",
+    "e": "no frame on which the teachers say blank is taught",
+    "f": "the mean of teachers whose spikes lie apart in time",
+    "g": "the decoder knows the words that it was trained on, and no others",
+    "h": "evaluation makes another text of the token ids than they mean",
+    "i": "answers are decoded through a head that was not trained",
+    "j": "targets belong to other utterances",
+    SOUND: "no fault",
 }
-NOISE = 0.08  # a sign is never surer than this
-FITS = 2.0  # root mean square of the signs' distances, in their spreads, up to which a fingerprint fits
-CLEARER = 0.8  # times the distance of the next, or of what is sound
+FITS = 0.2  # root mean square of the signs' differences, up to which a fingerprint fits
+SAME = 0.1  # up to which it is as good as the same
+CLEARER = 0.8  # times the distance of the next, or of what has no fault
 SIGNS = {  # sign -> how it is said
     "misread": "decoding the ids in another way recognises words",
     "wra": "words recognised",
@@ -69,6 +61,7 @@ SIGNS = {  # sign -> how it is said
     "unsure": "bits of doubt a frame",
     "lost": "words right in training that the scored answers lack",
     "passed_over": "words right at a better look than the one that was kept",
+    "echo": "the teachers' wrong answers, given too",
 }
 
 
@@ -79,7 +72,8 @@ class Fingerprint:
     cause: str  # one of CAUSES; of several, joined: "ad"
     case: str  # the variant that made it
     seed: int
-    signs: dict[str, float | None]
+    signs: dict[str, float]
+    checks: tuple[str, ...] = ()  # of the preflight: those that warned or refused
 
 
 @dataclass(frozen=True)
@@ -88,8 +82,9 @@ class Fit:
 
     cause: str
     case: str  # the fingerprint nearest to the result
-    distance: float  # in spreads of the signs; about 1 between two seeds of one case
+    distance: float  # root mean square of the signs' differences
     evidence: str
+    checks: tuple[str, ...] = ()  # of the preflight, that saw that case
 
     @property
     def fits(self) -> bool:
@@ -112,9 +107,9 @@ def signs(found: Examination, curves: pd.DataFrame | None = None, dev_wra: float
     `curves` are those of the training (step, name, value), `dev_wra` what the kept weights' texts score on dev speech.
     """
     one, cure = found.figures, found.cure
-    gain = cure.wra - one["wra"] if cure else 0.0
+    gain = cure.wra - one["wra"] if cure else 0.0 if found.readings else math.nan
     made = {
-        "misread": min(1.0, gain / 0.1),
+        "misread": min(1.0, gain / 0.1) if not math.isnan(gain) else gain,
         "wra": one["wra"],
         "empty": one["empty"],
         "commonest": one["commonest"],
@@ -143,8 +138,11 @@ def signs(found: Examination, curves: pd.DataFrame | None = None, dev_wra: float
     if curves is not None and len(looks := curves[curves.name == "dev_wra"]):
         scores = curves[curves.name == "dev_score"].set_index("step").value
         kept = looks.set_index("step").value.get(scores.idxmax(), math.nan) if len(scores) else math.nan
-        made |= {"lost": max(0.0, kept - dev_wra), "passed_over": max(0.0, looks.value.max() - kept)}
-    return {name: value for name, value in made.items() if not math.isnan(value)}
+        lost, passed_over = kept - dev_wra, looks.value.max() - kept
+        made |= {"lost": float(np.clip(lost, 0, 1)), "passed_over": float(np.clip(passed_over, 0, 1))}
+    if "as_teachers_wrong" in one:
+        made["echo"] = one["as_teachers_wrong"]
+    return {name: float(value) for name, value in made.items() if not math.isnan(value)}
 
 
 def diagnose(result: Mapping[str, float], known: Sequence[Fingerprint] | None = None) -> Diagnosis:
@@ -154,20 +152,18 @@ def diagnose(result: Mapping[str, float], known: Sequence[Fingerprint] | None = 
         return Diagnosis((), "There are no fingerprints to compare with; make them: make collapse", [])
     table = frame(known)
     middles = table.groupby(level=[0, 1]).mean()
-    rest = table - middles.loc[table.index]
-    spread = np.sqrt((rest**2).sum() / max(1, len(table) - len(middles))).clip(lower=NOISE)
     value = pd.Series(result, dtype=float).reindex(table.columns)
-    apart = (middles - value) / spread
-    distance = np.sqrt((apart**2).mean(axis=1)).fillna(np.inf)  # of what has none of the signs
+    distance = np.sqrt(((middles - value) ** 2).mean(axis=1)).fillna(np.inf)  # of what has none of the signs
     sound = [place for place in middles.index if place[0] == SOUND]
     ordinary = middles.loc[sound].mean() if sound else middles.mean()
     fits = []
     for cause in dict.fromkeys(one.cause for one in known):
         place = distance[[place for place in middles.index if place[0] == cause]].idxmin()
-        told = _evidence(value, middles.loc[place], ordinary, spread) if cause != SOUND else ""
-        fits.append(Fit(cause, place[1], float(distance[place]), told))
+        told = _evidence(value, middles.loc[place], ordinary) if cause != SOUND else ""
+        seen = next(one.checks for one in known if (one.cause, one.case) == place)
+        fits.append(Fit(cause, place[1], float(distance[place]), told, tuple(seen)))
     fits.sort(key=lambda one: one.distance)
-    return _named(fits, result)
+    return _named(fits)
 
 
 def frame(known: Sequence[Fingerprint]) -> pd.DataFrame:
@@ -182,12 +178,12 @@ def table(found: Diagnosis, least: int = 4) -> pd.DataFrame:
         [
             {
                 "cause": one.cause,
-                "what it is": CAUSES[one.cause][0],
+                "what it is": CAUSES[one.cause],
                 "distance": round(one.distance, 2),
                 "fits": "yes" if one.fits else "no",
                 "like": one.case,
                 "evidence": one.evidence,
-                "preflight's check": CAUSES[one.cause][1],
+                "seen by the preflight's": ", ".join(one.checks),
             }
             for one in found.fits[:least]
         ]
@@ -195,10 +191,10 @@ def table(found: Diagnosis, least: int = 4) -> pd.DataFrame:
 
 
 def confusion(known: Sequence[Fingerprint], others: Sequence[Fingerprint] = ()) -> pd.DataFrame:
-    """True cause by named cause: every case told from those of other seeds; `others` (mixtures) from all of `known`."""
+    """True cause by named cause: every case, and of `others` (mixtures), told by the fingerprints of other seeds."""
     rows = []
     for one in [*known, *others]:
-        rest = [other for other in known if other.seed != one.seed] if one in known else list(known)
+        rest = [other for other in known if other.seed != one.seed]
         named = diagnose(one.signs, rest).named
         for name in named or ["-"]:
             rows.append({"true": one.cause, "named": name, "count": 1 / max(1, len(named))})
@@ -219,7 +215,8 @@ def shipped() -> list[Fingerprint]:
     path = files("kdlib").joinpath("data/fingerprints.json")
     if not path.is_file():
         return []
-    return [Fingerprint(**one) for one in json.loads(path.read_text(encoding="utf-8"))["fingerprints"]]
+    rows = json.loads(path.read_text(encoding="utf-8"))["fingerprints"]
+    return [Fingerprint(**one | {"checks": tuple(one["checks"])}) for one in rows]
 
 
 def save(known: Sequence[Fingerprint], path: Path, **about: object) -> None:
@@ -228,165 +225,38 @@ def save(known: Sequence[Fingerprint], path: Path, **about: object) -> None:
     write_json(path, about | {"fingerprints": rows})
 
 
-def at_hand(named: Sequence[Path], near: Path) -> dict[str, Tokens]:
-    """Tokenizers to decode with: those named first, those beside the file, and those of this repository's recipes."""
-    found: dict[str, Tokens] = {}
-    folder = near if near.is_dir() else near.parent
-    others = [*sorted(folder.glob("*.model")), *sorted((root() / "outputs").glob("*/tokens/tokenizer.model"))]
-    for path in [*named, *others]:
-        if not path.is_file():
-            raise UserError(f"{path}: there is no such file; TOKENIZER names sentencepiece models, separated by commas")
-        try:
-            one = Tokens.for_teachers(path)
-        except (RuntimeError, OSError):
-            if path in named:
-                raise UserError(f"{path}: this is no sentencepiece model") from None
-            continue
-        if one.model not in [other.model for other in found.values()]:
-            found[_called(path, found)] = one
-    return found
-
-
-def page(found: Examination, told: Diagnosis, source: str) -> str:
-    """The examination as text, the verdict first."""
-    one = found.figures
-    per_cent = {name: f"{100 * one[name]:.1f} %" for name in one}
-    lines = [
-        f"{source}: {int(one['n'])} answers",
-        "",
-        found.verdict,
-        told.text,
-        "",
-        f"WRA {per_cent['wra']}, WER {per_cent['wer']} (S {int(one['substitutions'])}, D {int(one['deletions'])}, "
-        f"I {int(one['insertions'])}), CER {per_cent['cer']}; {one['words_per_reference']:.1f} words a reference word",
-        f"{int(one['distinct_texts'])} different texts"
-        + (f", {int(one['distinct_tokens'])} different token sequences" if "distinct_tokens" in one else "")
-        + f" for {int(one['references'])} different references; as spread as {one['spread']:.0f} equally common ones",
-        f"empty {per_cent['empty']}, repeating themselves {100 * max(one['loops'], one.get('token_loops', 0)):.1f} %; "
-        f"of the words {per_cent['vocabulary_words']} are in the vocabulary",
-        f"one word, one answer: {per_cent['consistency']} of the pairs (any two answers: "
-        f"{per_cent['consistency_by_chance']}); answers hold {one['bits']:.2f} of {one['bits_of']:.2f} bits "
-        f"({one['bits_by_chance']:.2f} by chance)",
-    ]
-    if "tokens_right" in one:
-        lines.append(
-            f"tokens: right in their place {per_cent['tokens_right']}, id one off {per_cent['tokens_off_by_one']}, "
-            f"one place off {per_cent['tokens_displaced']}, in no reference {per_cent['strange_tokens']}"
-        )
-    if "blank_frames" in one:
-        lines.append(f"frames: blank {per_cent['blank_frames']}, {one['entropy_bits']:.2f} bits of doubt each")
-    lines += ["", "The commonest answers:", found.commonest.head(8).to_string(index=False)]
-    if found.readings:
-        rows = [
-            {
-                "read with": str(way),
-                "WRA %": round(100 * way.wra, 1),
-                "as in the file %": round(100 * way.as_written, 1),
-            }
-            for way in found.readings
-        ]
-        rows = rows[:5] + [row for row in rows[5:] if row["as in the file %"] > 50]
-        lines += ["", "The same token ids, decoded in other ways:", pd.DataFrame(rows).to_string(index=False)]
-    if told.fits:
-        shown = table(told)[["what it is", "distance", "fits", "preflight's check"]]
-        lines += ["", "Causes by how near their fingerprints are (up to 2 fits):", shown.to_string()]
-    return "\n".join(lines)
-
-
-def _named(fits: list[Fit], result: Mapping[str, float]) -> Diagnosis:
-    """Name what fits, and clearly better than what is sound; or say that one cannot tell."""
-    sound = min((one.distance for one in fits if one.cause == SOUND), default=math.inf)
-    best = fits[0]
-    if sound <= 1 or (best.cause == SOUND and best.fits):  # as near as another seed of what is sound
-        return Diagnosis((), "No cause is shown: this looks like a sound system, however well it recognises.", fits)
-    near = [
-        one for one in fits if one.cause != SOUND and one.distance <= max(best.distance / CLEARER, best.distance + 0.1)
-    ]
-    near = [one for one in near if one.fits and one.distance < CLEARER * sound]
+def _named(fits: list[Fit]) -> Diagnosis:
+    """Name what fits, and clearly better than what has no fault; or say that one cannot tell."""
+    sound = min((one for one in fits if one.cause == SOUND), key=lambda one: one.distance, default=None)
+    best, least = fits[0], sound.distance if sound else math.inf
+    if least <= SAME or (best.cause == SOUND and best.fits):
+        like = f"nearest is a student without one ({sound.case}), at a distance of {sound.distance:.2f}"
+        return Diagnosis((), f"No fault is shown: {like}.", fits)
+    reach = max(best.distance / CLEARER, best.distance + SAME / 10)
+    near = [one for one in fits if one.cause != SOUND and one.distance <= reach]
+    near = [one for one in near if one.fits and one.distance < CLEARER * least]
     if not near:
-        return Diagnosis(
-            (),
-            f"Cannot tell the cause: nearest is {best.cause} ({CAUSES[best.cause][0]}), at a distance of "
-            f"{best.distance:.1f} where up to {FITS:g} would fit"
-            + (" and it is no nearer than what is sound." if best.fits else "."),
-            fits,
-        )
+        why = f"at a distance of {best.distance:.2f}" + ("" if best.fits else f", where up to {FITS:g} would fit")
+        so = ", and what has no fault is as near" if best.fits and best.cause != SOUND else ""
+        return Diagnosis((), f"Cannot tell the cause: nearest is ({best.cause}) {CAUSES[best.cause]}, {why}{so}.", fits)
     first = near[0]
-    text = (
-        f"Cause ({first.cause}): {CAUSES[first.cause][0]}; distance {first.distance:.1f}. Evidence: {first.evidence}."
-    )
+    text = f"Cause ({first.cause}): {CAUSES[first.cause]}; distance {first.distance:.2f}. Evidence: {first.evidence}."
     if len(near) > 1:
-        text += " Nearly as near: " + "; ".join(f"({one.cause}) {CAUSES[one.cause][0]}" for one in near[1:]) + "."
-    return Diagnosis(
-        tuple(one.cause for one in near), f"{text} The preflight's check for it: {CAUSES[first.cause][1]!r}.", fits
-    )
+        text += " Nearly as near: " + "; ".join(f"({one.cause}) {CAUSES[one.cause]}" for one in near[1:]) + "."
+    if first.checks:
+        text += f" The preflight would have said so: {', '.join(first.checks)}."
+    return Diagnosis(tuple(one.cause for one in near), text, fits)
 
 
-def _evidence(value: pd.Series, like: pd.Series, ordinary: pd.Series, spread: pd.Series) -> str:
-    """The signs that speak most for a fingerprint and against a sound system."""
-    gain = (((value - ordinary) / spread) ** 2 - ((value - like) / spread) ** 2).dropna()
-    best = [name for name in gain.sort_values(ascending=False).index if gain[name] > 1][:3]
+def _evidence(value: pd.Series, like: pd.Series, ordinary: pd.Series) -> str:
+    """The signs that speak most for a fingerprint and against what has no fault."""
+    gain = ((value - ordinary) ** 2 - (value - like) ** 2).dropna()
+    best = [name for name in gain.sort_values(ascending=False).index if gain[name] > SAME**2][:3]
     return "; ".join(
-        f"{SIGNS[name]} {value[name]:.2f} (there {like[name]:.2f}, sound {ordinary[name]:.2f})" for name in best
+        f"{SIGNS[name]} {value[name]:.2f} (there {like[name]:.2f}, without a fault {ordinary[name]:.2f})"
+        for name in best
     )
 
 
 def _above(value: float, chance: float) -> float:
     return (value - chance) / max(1e-9, 1 - chance)
-
-
-def _called(path: Path, taken: Mapping[str, Tokens]) -> str:
-    name = path.name if path.name not in taken else f"{path.parent.parent.name}/{path.name}"
-    return name if name not in taken else str(path)
-
-
-def main(arguments: Sequence[str]) -> None:
-    """The command: examine a file of predictions."""
-    parser = argparse.ArgumentParser(prog="python -m kdlib.evaluate.diagnose", description=__doc__.split("\n")[0])
-    parser.add_argument("file", type=Path, help=answers.KINDS)
-    parser.add_argument(
-        "--tokenizer", default="", help="sentencepiece models, separated by commas; the system's own first"
-    )
-    parser.add_argument("--decoder", default="greedy", help="of a folder of kdlib's: which decoder's answers")
-    parser.add_argument("--references", type=Path, help="of a text file of hypotheses: the references")
-    parser.add_argument("--out", type=Path, help="folder of the page; by default outputs/examined/<file>")
-    given = parser.parse_args(arguments)
-    found_at = given.file.expanduser()
-    rows = answers.read(found_at, given.decoder, given.references, ids=True)
-    named = [Path(one).expanduser() for one in given.tokenizer.split(",") if one]
-    has_ids = rows.token_ids.notna().all()
-    folder = found_at if found_at.is_dir() else found_at.parent
-    found = collapse.examine(
-        rows, at_hand(named, found_at) if has_ids else {}, posteriors=folder / "posteriors" / "ctc.npz"
-    )
-    told = diagnose(signs(found))
-    text = page(found, told, given.file.name)
-    print(text)
-    if not has_ids:
-        print("\nThere are no token ids in it, so that no other decoding could be tried.")
-    from kdlib.show import anatomy, figures
-
-    name = found_at.name if found_at.is_dir() else found_at.stem
-    out = given.out or root() / "outputs" / "examined" / name
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "page.txt").write_text(text + "\n", encoding="utf-8")
-    found.texts.to_csv(out / "answers.csv", index=False)
-    write_json(
-        out / "examination.json",
-        {
-            "severity": found.severity,
-            "verdict": found.verdict,
-            "figures": found.figures,
-            "causes": list(told.named),
-            "diagnosis": told.text,
-        },
-    )
-    figures.save(anatomy.examination(found, told), out, "examination")
-    print(f"\nWritten: {out}/page.txt, answers.csv, examination.json, examination.png and .pdf")
-
-
-if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"\n{error}\n")

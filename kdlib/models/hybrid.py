@@ -64,7 +64,12 @@ class Hybrid(nn.Module):
 
     def forward(self, wavs: torch.Tensor, wav_lens: torch.Tensor, targets: torch.Tensor | None = None) -> Outputs:
         """Samples [B, N], their numbers [B] and, for the decoder, targets [B, L] that begin with BOS -> `Outputs`."""
-        encoded, frames, hidden = self.encoder(wavs, wav_lens)
+        return self.heard(*self.encoder(wavs, wav_lens), targets)
+
+    def heard(
+        self, encoded: torch.Tensor, frames: torch.Tensor, hidden: dict, targets: torch.Tensor | None = None
+    ) -> Outputs:
+        """What the heads say of encodings [B, T, D]."""
         said = None if targets is None else self.forward_decoder(encoded, targets, frames)
         return Outputs(self.ctc_head(encoded), frames, encoded, hidden, said)
 
