@@ -16,7 +16,7 @@ def look(wra, distinct=40, commonest=0.05, empty=0.0):
 
 
 def test_half_of_the_words_lost_is_a_collapse():
-    alarm = Alarm("student", 100, words=48)
+    alarm = Alarm("student", 100, utterances=96, words=48)
     assert not alarm.judge(look(0.5), 10)
     assert not alarm.judge(look(0.3), 20)
     assert (
@@ -27,7 +27,7 @@ def test_half_of_the_words_lost_is_a_collapse():
 
 
 def test_what_has_not_begun_may_take_half_of_the_training():
-    alarm = Alarm("student", 100, words=48)
+    alarm = Alarm("student", 100, utterances=96, words=48)
     assert not alarm.judge(look(0.0, 1, 1.0, 1.0), 40)
     why = alarm.judge(look(0.0, 1, 1.0, 1.0), 50)
     assert why.startswith("half of the training is over and nothing is recognised; 100 % of the answers are empty")
@@ -38,7 +38,7 @@ def test_what_has_not_begun_may_take_half_of_the_training():
 
 
 def test_few_words_may_be_answered_alike():
-    assert not Alarm("student", 10, words=2).judge(look(0.05, 1, 1.0), 9)
+    assert not Alarm("student", 10, utterances=96, words=2).judge(look(0.05, 1, 1.0), 9)
 
 
 @pytest.fixture
@@ -60,7 +60,8 @@ def run(tmp_path):
             return {"dev_score": wra, **look(wra, empty=empty)}
 
         task = train.Task(model, step, lr=1e-3, scale=lambda _: 1.0)
-        alarm = Alarm("toy", len(looks), words=48, stop=stop)
+        mark = folder / "stopped.json" if stop else None
+        alarm = Alarm("toy", len(looks), utterances=96, words=48, parts=2, stop=mark)
         epochs = train.Epochs(lambda _: [0], lambda _: torch.ones(1, 1))
         record = train.fit(
             task,
@@ -81,7 +82,7 @@ def run(tmp_path):
 def test_the_log_says_it_once_and_the_curves_are_marked(run, capsys):
     record, curves, _ = run([(0.6, 0), (0.7, 0), (0.2, 0.8), (0.1, 0.9)])
     said = capsys.readouterr().out
-    assert said.count("ALARM: toy collapses at epoch 3, step 3 of 4: dev words right fall from 70 %") == 1
+    assert said.count("ALARM: toy collapses at epoch 2, step 3 of 4: dev words right fall from 70 %") == 1
     marks = curves[curves.name == "dev_collapse"].set_index("step").value
     assert marks.to_dict() == {1: 0, 2: 0, 3: 1, 4: 1}
     assert record["steps"] == 4
@@ -91,16 +92,28 @@ def test_the_log_says_it_once_and_the_curves_are_marked(run, capsys):
 
 
 def test_it_can_stop_the_training(run, capsys):
-    record, *_ = run([(0.6, 0), (0.2, 0.8), (0.6, 0), (0.6, 0)], stop=True)
+    record, _, alarm = run([(0.6, 0), (0.2, 0.8), (0.6, 0), (0.6, 0)], stop=True)
     assert record["steps"] == 2
     assert "training is stopped" in capsys.readouterr().out
+    assert alarm.stopped
+    assert json.loads(alarm.stop.read_text())["step"] == 2
 
 
 def test_its_memory_is_that_of_the_checkpoint():
-    alarm = Alarm("student", 100, words=48)
+    alarm = Alarm("student", 100, utterances=96, words=48)
     alarm.judge(look(0.8), 10)
     state = json.loads(json.dumps(alarm.state_dict()))
-    other = Alarm("student", 100, words=48)
+    other = Alarm("student", 100, utterances=96, words=48)
     other.load_state_dict(state)
     assert "from 80 % (step 10)" in other.judge(look(0.1), 20)
     assert isinstance(other, pl.Callback)
+
+
+def test_a_phase_that_ended_before_is_remembered():
+    alarm = Alarm("student", 100, utterances=96, words=48)
+    alarm.remember(0.6, 40)
+    assert "from 60 % (step 40)" in alarm.judge(look(0.1), 50)
+
+
+def test_a_few_utterances_lost_are_no_collapse():
+    assert not any(Alarm("student", 9, utterances=10, words=8).judge(look(wra, 8), 5) for wra in (0.1, 0.0))

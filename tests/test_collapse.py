@@ -122,10 +122,12 @@ def test_a_reading_that_is_better_by_chance_is_no_cure(tokens):
     assert "No other reading" in found.verdict
 
 
-def test_what_teachers_wrote_wrong_and_the_student_too():
-    rows = table([("ONE", "TWO"), ("TWO", "TWO"), ("COME", "GO"), ("GO", "COME")])
-    said = {"u0": "TWO", "u1": "TWO", "u2": "ONE"}
-    figures = collapse.examine(rows, teachers=said).figures
+def test_what_teachers_wrote_wrong_and_the_student_too(tokens):
+    pairs = [("ONE", "TWO"), ("TWO", "TWO"), ("COME", "GO"), ("GO", "COME")]
+    rows = table(pairs, [tuple(tokens.encode(said)) for _, said in pairs])
+    said = {name: tokens.encode(word) for name, word in (("u0", "TWO"), ("u1", "TWO"), ("u2", "ONE"))}
+    figures = collapse.examine(rows, {"own": tokens}, teachers=said).figures
+    assert 0 < figures["histogram_of_teachers"] < 1
     assert figures["as_teachers"] == pytest.approx(2 / 3)
     assert figures["as_teachers_wrong"] == pytest.approx(1 / 2)
     assert figures["teachers_wra"] == pytest.approx(1 / 3)
@@ -161,3 +163,52 @@ def test_ids_are_read_from_every_file_that_has_them(tmp_path, tokens):
     found = answers.read(path, ids=True)
     assert found.token_ids.isna().all()
     assert found.hypothesis.tolist() == WORDS
+
+
+def test_odd_ids_are_read_or_refused_by_name(tmp_path, tokens):
+    def file(*listed, text="ONE"):
+        rows = [
+            {"utterance_id": f"u{place}", "target": "ONE", "prediction_tokens": one, "prediction_text": text}
+            for place, one in enumerate(listed)
+        ]
+        path = tmp_path / "evaluation.json"
+        path.write_text(json.dumps({"predictions": rows}), encoding="utf-8")
+        return path
+
+    assert answers.read(file([5.0, 6], "7 8"), ids=True).token_ids.tolist() == [(5, 6), (7, 8)]
+    for odd in ([5.7], [[5]], ["x"], [float("inf")], None):
+        with pytest.raises(UserError, match=r"1 of 2 rows have no usable token ids .*, first u1"):
+            answers.read(file([5], odd), ids=True)
+    silent = answers.read(file([], [], text=None), ids=True)
+    assert collapse.examine(silent, {"own": tokens}).severity == "silent"
+    rows = answers.read(file(tokens.encode("ONE"), tokens.encode("TWO")), ids=True)
+    rows.loc[1, "hypothesis"] = None
+    assert collapse.examine(rows, {"own": tokens}).texts.hypothesis.tolist() == ["ONE", "TWO"]
+
+
+def test_one_answer_over_and_over_is_no_misreading(tokens):
+    told = WORDS[:5] * 40
+    ids = [tuple(one - 1 for one in tokens.encode("NINE"))] * len(told)
+    found = collapse.examine(table([(word, "XX") for word in told], ids), {"own": tokens})
+    assert found.severity == "stuck"
+    right = [*WORDS[:1] * 99, "GO"]
+    ids = [tuple(tokens.encode(word)) for word in WORDS[:1] * 100]
+    found = collapse.examine(table(list(zip(WORDS[:1] * 100, right, strict=True)), ids), {"own": tokens})
+    assert found.cure is None
+
+
+def test_ids_without_a_tokenizer_are_examined_as_far_as_texts_go(tokens):
+    ids = [tuple(tokens.encode(word)) for word in WORDS]
+    found = collapse.examine(table([(word, word) for word in WORDS], ids))
+    assert found.severity == "sound"
+    assert not found.readings
+
+
+def test_sentences_are_judged_by_their_words():
+    rng = random.Random(6)
+    told = [" ".join(rng.sample(WORDS, 8)) for _ in range(100)]
+    said = [" ".join(["NOT", *text.split()[1:]]) for text in told]
+    found = collapse.examine(table(list(zip(told, said, strict=True))))
+    assert found.severity == "sound"
+    assert "WER 12.5 %" in found.verdict
+    assert "letters" in found.verdict

@@ -21,7 +21,7 @@ MIDDLES = {
 
 def near(cause, seed, rng, spread=0.03):
     made = {name: value + rng.uniform(-spread, spread) for name, value in MIDDLES[cause].items()}
-    return Fingerprint(cause, f"case_{cause}", seed, made)
+    return Fingerprint(cause, f"case_{cause}", seed, made, (f"check of {cause}",))
 
 
 @pytest.fixture
@@ -32,11 +32,11 @@ def known():
 
 def test_a_cause_that_fits_is_named_with_its_evidence_and_its_check(known):
     rng = random.Random(2)
-    for cause, check in (("h", "decoding"), ("f", "target"), ("i", "heads")):
+    for cause in "hfi":
         found = diagnose.diagnose(near(cause, 9, rng).signs, known)
         assert found.named == (cause,)
-        assert found.fits[0].distance < 2
-        assert check in found.text
+        assert found.fits[0].distance < 0.1
+        assert f"The preflight would have said so: check of {cause}." in found.text
     assert "decoding the ids in another way" in diagnose.diagnose(near("h", 9, rng).signs, known).text
 
 
@@ -82,4 +82,6 @@ def test_training_says_what_answers_alone_do_not():
     found = diagnose.signs(collapse.examine(rows), curves, dev_wra=0.1)
     assert found["lost"] == pytest.approx(0.4)  # kept is the look with the best score, 0.5
     assert found["passed_over"] == pytest.approx(0.3)
+    assert "lost" not in diagnose.signs(collapse.examine(rows), curves)  # without dev scores
+    assert "misread" not in found  # without ids
     assert "lost" not in diagnose.signs(collapse.examine(rows))

@@ -4,6 +4,7 @@ import json
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -65,11 +66,16 @@ def test_what_cannot_be_examined_is_refused_in_a_line(original, tmp_path):
     (tmp_path / "bad.json").write_text("{}", encoding="utf-8")
     (tmp_path / "bad.model").write_text("no model", encoding="utf-8")
     evaluation = str(original / "evaluation_ctc.json")
+    rows = [{"utterance_id": "u", "target": "ONE", "prediction_tokens": [5]}]
+    ids_only = tmp_path / "apart" / "ids.json"
+    ids_only.parent.mkdir()
+    ids_only.write_text(json.dumps({"predictions": rows}), encoding="utf-8")
     for arguments, told in (
         ([str(tmp_path / "none.json")], "no answers there"),
         ([str(tmp_path / "bad.json")], "no pred_text"),
         ([evaluation, "--tokenizer", str(tmp_path / "none.model")], "no such file"),
         ([evaluation, "--tokenizer", str(tmp_path / "bad.model")], "no sentencepiece model"),
+        ([str(ids_only)], "name the sentencepiece model"),
     ):
         with pytest.raises(UserError, match=told):
             examine.main(arguments)
@@ -78,3 +84,8 @@ def test_what_cannot_be_examined_is_refused_in_a_line(original, tmp_path):
 def test_torch_is_not_needed():
     code = "import sys, kdlib.evaluate.examine; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_pages_of_several_students_lie_side_by_side():
+    assert examine._place(Path("outputs/demo/M08/students/hard/seed1/scores")) == "demo-M08-students-hard-seed1-scores"
+    assert examine._place(Path("/x/results/evaluation_M08.json")) == "results-evaluation_M08"

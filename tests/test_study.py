@@ -7,7 +7,7 @@ from kdlib.distill import study
 from kdlib.distill.study import Case
 from kdlib.errors import UserError
 from kdlib.evaluate import answers, collapse, compare, diagnose
-from kdlib.evaluate.diagnose import CAUSES, SOUND
+from kdlib.evaluate.diagnose import CAUSES, SOUND, Fingerprint
 from kdlib.params import load
 
 RECIPE = "params/ablations/collapse.yaml"
@@ -29,7 +29,7 @@ def test_every_cause_is_made_by_a_variant_of_the_recipe():
     made = {name: study.cause(load(RECIPE, "M08", variant=name)) for name in params.compare}
     alone = {Case(name, 1, cause, None, {}).fingerprint.cause for name, cause in made.items()}
     assert set(CAUSES) <= alone
-    assert made["hard"] == made["decoder_hard"] == made["ctc_kd"] == made["hard+few_labels"] == SOUND
+    assert made["hard"] == made["decoder_hard"] == made["ctc_kd"] == made["few_labels"] == SOUND
     assert made["sb_decoder_kd+own+untold+shifted"] == "abd"
     assert Case("", 1, "abd", None, {}).mixed
     assert not Case("", 1, "bd", None, {}).mixed
@@ -70,10 +70,14 @@ def test_who_is_told_apart_is_counted_with_false_alarms():
     known = study.fingerprints(cases)
     table = study.told_apart(known, [case("mixed", 1, "af", 0.03).fingerprint])
     assert table.loc["one cause"].to_dict() == {
-        "n": 2, "a cause named": 2, "first named is right": 2, "only wrong ones named": 0, "cannot tell, or sound": 0
+        "n": 2, "the cause named first": 2, "only others named": 0, "none named": 0
     }  # fmt: skip
-    assert table.loc["sound or weak", "a cause named"] == 0
-    assert table.loc["two or more causes", "first named is right"] == 1
+    assert table.loc["no fault"].to_dict() == {
+        "n": 2, "the cause named first": 0, "only others named": 0, "none named": 2
+    }  # fmt: skip
+    assert table.loc["two or more causes", "the cause named first"] == 1
+    alarms = study.told_apart([*known, *[Fingerprint("e", "same", seed, known[2].signs) for seed in (1, 2)]])
+    assert alarms.loc["no fault", "the cause named first"] == 0  # whatever letters "none" has
     summary = study.summary(cases, known)
     assert summary.loc[("dead", 1), "named"] == "f"
     assert summary.loc[("hard", 2), "named"] == "-"
@@ -106,5 +110,6 @@ def test_the_factorial_says_what_kills_and_what_hurts(monkeypatch, tmp_path):
     assert table.loc["ctc_kd+own", "verdict"] == "hurts"
     assert table.loc["sb_decoder_kd", "verdict"] == "no difference shown"
     assert table.loc["ctc_kd+own", "low"] < 0.5 < table.loc["ctc_kd+own", "high"]
+    assert (table.spread_of_seeds > 0).all()
     shown = study.shown(table.reset_index())
     assert shown.loc[("NeMo", "CTC", "ctc_kd+own"), "difference, 95 %"].startswith("-30")
