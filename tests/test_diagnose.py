@@ -37,7 +37,7 @@ def test_a_cause_that_fits_is_named_with_its_evidence_and_its_check(known):
         assert found.named == (cause,)
         assert found.fits[0].distance < 0.1
         assert f"The preflight would have said so: check of {cause}." in found.text
-    assert "decoding the ids in another way" in diagnose.diagnose(near("h", 9, rng).signs, known).text
+    assert "token ids decoded as they are" in diagnose.diagnose(near("h", 9, rng).signs, known).text
 
 
 def test_what_is_sound_or_unlike_anything_known_is_given_no_cause(known):

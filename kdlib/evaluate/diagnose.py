@@ -38,7 +38,8 @@ FITS = 0.2  # root mean square of the signs' differences, up to which a fingerpr
 SAME = 0.1  # up to which it is as good as the same
 CLEARER = 0.8  # times the distance of the next, or of what has no fault
 SIGNS = {  # sign -> how it is said
-    "misread": "decoding the ids in another way recognises words",
+    "misread": "token ids decoded as they are recognise words that the texts do not",
+    "ids_off": "token ids decoded at another offset recognise words",
     "wra": "words recognised",
     "empty": "empty answers",
     "commonest": "the commonest answer",
@@ -107,9 +108,10 @@ def signs(found: Examination, curves: pd.DataFrame | None = None, dev_wra: float
     `curves` are those of the training (step, name, value), `dev_wra` what the kept weights' texts score on dev speech.
     """
     one, cure = found.figures, found.cure
-    gain = cure.wra - one["wra"] if cure else 0.0 if found.readings else math.nan
+    gain = min(1.0, (cure.wra - one["wra"]) / 0.1) if cure else 0.0 if found.readings else math.nan
     made = {
-        "misread": min(1.0, gain / 0.1) if not math.isnan(gain) else gain,
+        "misread": 0.0 if cure and cure.offset else gain,
+        "ids_off": 0.0 if cure and not cure.offset else gain,
         "wra": one["wra"],
         "empty": one["empty"],
         "commonest": one["commonest"],
