@@ -70,7 +70,7 @@ evaluate: $(READY)
 	  $(if $(LM),--lm $(LM)) $(if $(LM_WEIGHT),--lm-weight $(LM_WEIGHT))
 
 examine: $(READY)
-	@$(BIN)/python -m kdlib.evaluate.examine $(EVAL) $(if $(TOKENIZER),--tokenizer $(TOKENIZER)) \
+	@$(BIN)/python -m kdlib.show.examine $(EVAL) $(if $(TOKENIZER),--tokenizer $(TOKENIZER)) \
 	  $(if $(DECODER),--decoder $(DECODER)) $(if $(REFERENCES),--references $(REFERENCES))
 
 export: $(READY)

@@ -56,7 +56,7 @@ def main() -> None:
             path = made(folder, kind, tokens, words)
             rows = answers.read(path, ids=True)
             told, said = rows.reference.tolist(), rows.hypothesis.tolist()
-            command = [sys.executable, "-m", "kdlib.evaluate.examine", str(path), "--out", str(folder / "out")]
+            command = [sys.executable, "-m", "kdlib.show.examine", str(path), "--out", str(folder / "out")]
             forms = {
                 "jiwer": lambda told=told, said=said: (jiwer.wer(told, said), jiwer.cer(told, said)),
                 "examination": lambda path=path: diagnose.diagnose(

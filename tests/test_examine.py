@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kdlib.errors import UserError
-from kdlib.evaluate import examine
+from kdlib.show import examine
 from kdlib.tokens import Tokens, train
 
 WORDS = "ONE TWO SEVEN NINE COME GO YALE CAN THE WATER OTHER PEOPLE ALPHA BRAVO SIERRA COMMAND DELETE ENTER"
@@ -82,7 +82,7 @@ def test_what_cannot_be_examined_is_refused_in_a_line(original, tmp_path):
 
 
 def test_torch_is_not_needed():
-    code = "import sys, kdlib.evaluate.examine; sys.exit('torch' in sys.modules)"
+    code = "import sys, kdlib.show.examine; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

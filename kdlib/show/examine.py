@@ -1,6 +1,6 @@
 """The command `make examine`: any predictions examined in seconds, without a model; the verdict first, and a page.
 
-python -m kdlib.evaluate.examine evaluation.json --tokenizer tokenizer.model
+python -m kdlib.show.examine evaluation.json --tokenizer tokenizer.model
 """
 
 import argparse
@@ -127,7 +127,7 @@ def _place(path: Path) -> str:
 
 def main(arguments: Sequence[str]) -> None:
     """The command: examine a file of predictions."""
-    parser = argparse.ArgumentParser(prog="python -m kdlib.evaluate.examine", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m kdlib.show.examine", description=__doc__.split("\n")[0])
     parser.add_argument("file", type=Path, help=answers.KINDS)
     parser.add_argument("--tokenizer", default="", help="sentencepiece models, commas between, the system's own first")
     parser.add_argument("--decoder", default="greedy", help="of a folder of kdlib's: which decoder's answers")
@@ -151,7 +151,7 @@ def main(arguments: Sequence[str]) -> None:
         print("\nThere are no token ids in it, so that no other decoding could be tried.")
     elif not own:
         print("\nName the sentencepiece model of these token ids, to see them decoded in other ways: TOKENIZER=...")
-    from kdlib.show import anatomy, figures
+    from kdlib.show import anatomy, figures  # behind the verdict: they take a second
 
     out = given.out or root() / "outputs" / "examined" / _place(path)
     out.mkdir(parents=True, exist_ok=True)
