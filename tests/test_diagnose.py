@@ -65,8 +65,8 @@ def test_the_confusion_counts_every_case_once_told_by_other_seeds(known):
 
 
 def test_every_cause_and_sign_is_said_in_words():
-    assert {one.cause for one in diagnose.shipped()} <= set(CAUSES)
-    assert all(set(one.signs) <= set(SIGNS) for one in diagnose.shipped())
+    assert {one.cause for one in diagnose.recorded()} <= set(CAUSES)
+    assert all(set(one.signs) <= set(SIGNS) for one in diagnose.recorded())
 
 
 def test_training_says_what_answers_alone_do_not():

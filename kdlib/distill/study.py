@@ -342,5 +342,5 @@ def _interval(table: pd.DataFrame, draws: int = 2000) -> tuple[float, float]:
 
 def told(one: Case, known: Sequence[Fingerprint] | None) -> Diagnosis:
     """What is said of a case by those that it is none of."""
-    others = diagnose.shipped() if known is None else [other for other in known if other.seed != one.seed]
+    others = diagnose.recorded() if known is None else [other for other in known if other.seed != one.seed]
     return diagnose.diagnose(one.signs, others)

@@ -1,7 +1,7 @@
 """Which of the known causes fits a failure, how well, on what evidence, and what would have caught it before training.
 
 The known causes were each made on purpose (`params/ablations/collapse.yaml`) and examined; the signs of those
-examinations are the fingerprints (`data/fingerprints.json`). An unknown result is compared with each fingerprint in
+examinations are the fingerprints. An unknown result is compared with each fingerprint in
 the signs that it has; a cause is named only where it fits, and clearly better than what is sound. Else the answer is
 that one cannot tell.
 """
@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from kdlib.evaluate.collapse import Examination
+from kdlib.params import root
 from kdlib.stage import write_json
 
 SOUND = "none"
@@ -149,7 +150,7 @@ def signs(found: Examination, curves: pd.DataFrame | None = None, dev_wra: float
 
 def diagnose(result: Mapping[str, float], known: Sequence[Fingerprint] | None = None) -> Diagnosis:
     """Which causes fit the signs of a result."""
-    known = shipped() if known is None else list(known)
+    known = recorded() if known is None else list(known)
     if not known:
         return Diagnosis((), "There are no fingerprints to compare with; make them: make collapse", [])
     table = frame(known)
@@ -212,9 +213,10 @@ def confusion(known: Sequence[Fingerprint], others: Sequence[Fingerprint] = ()) 
 
 
 @functools.cache
-def shipped() -> list[Fingerprint]:
-    """The fingerprints that kdlib comes with."""
-    path = files("kdlib").joinpath("data/fingerprints.json")
+def recorded() -> list[Fingerprint]:
+    """The fingerprints that `make collapse` has made here, or else those that kdlib comes with."""
+    made = sorted((root() / "outputs" / "collapse").glob("*/collapse/fingerprints.json"))
+    path = made[0] if made else files("kdlib").joinpath("data/fingerprints.json")
     if not path.is_file():
         return []
     rows = json.loads(path.read_text(encoding="utf-8"))["fingerprints"]
