@@ -89,3 +89,11 @@ def test_torch_is_not_needed():
 def test_pages_of_several_students_lie_side_by_side():
     assert examine._place(Path("outputs/demo/M08/students/hard/seed1/scores")) == "demo-M08-students-hard-seed1-scores"
     assert examine._place(Path("/x/results/evaluation_M08.json")) == "results-evaluation_M08"
+
+
+def test_a_file_with_a_byte_order_mark_is_read(original, tmp_path, capsys):
+    text = (original / "evaluation_decoder.json").read_text(encoding="utf-8")
+    (tmp_path / "marked.json").write_text(text, encoding="utf-8-sig")
+    model = str(original / "tokenizer.model")
+    examine.main([str(tmp_path / "marked.json"), "--tokenizer", model, "--out", str(tmp_path)])
+    assert "READ WRONGLY" in capsys.readouterr().out

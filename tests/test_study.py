@@ -82,6 +82,9 @@ def test_who_is_told_apart_is_counted_with_false_alarms():
     assert summary.loc[("dead", 1), "named"] == "f"
     assert summary.loc[("hard", 2), "named"] == "-"
     assert not study.complete(cases)
+    cases += [case(f"like {letter}", seed, letter, 0.5) for letter in "gh" for seed in (1, 2)]
+    assert study.complete(cases)
+    assert not study.complete([one for one in cases if one.seed == 1])
 
 
 def test_the_factorial_says_what_kills_and_what_hurts(monkeypatch, tmp_path):

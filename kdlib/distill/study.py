@@ -1,11 +1,12 @@
 """The study of collapses: a fold's students examined, fingerprints of known causes, and which of them kills.
 
 Every student of a recipe can be examined; those of `params/ablations/collapse.yaml` have known causes, read off the
-recipe. `make` trains what is missing, a part of it where several processes share the work.
+recipe. `cases` trains what is missing; where several processes share the work, each makes a part of what is `listed`.
 """
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from kdlib.evaluate import answers, collapse, compare, diagnose
 from kdlib.evaluate.collapse import Examination
 from kdlib.evaluate.diagnose import SOUND, Diagnosis, Fingerprint
 from kdlib.evaluate.findings import OPEN
+from kdlib.evaluate.score import interval
 from kdlib.evaluate.statistics import LEVEL
 from kdlib.models import Outputs, vocabulary
 from kdlib.params import Params
@@ -32,7 +34,7 @@ from kdlib.tokens import BLANK
 
 _SAID: dict[tuple, dict[str, list[int]]] = {}  # what teachers wrote, by whom they are; the same for many students
 Variants = Callable[[str], Params]  # a variant's name -> its parameters, in one fold
-FACTORS = {"own": "recording", "untold": "ground truth", "shifted": "ids"}  # what is joined to a base, and its factor
+FACTORS = ("own", "untold", "shifted")  # what is joined to a base
 BASES = {  # a base of the factorial -> student, head
     "ctc_kd": ("NeMo", "CTC"),
     "decoder_kd": ("NeMo", "decoder"),
@@ -152,8 +154,8 @@ def cases(of: Variants, names: Sequence[tuple[str, int]]) -> list[Case]:
 def complete(found: Sequence[Case]) -> bool:
     """Whether these students are enough to tell causes apart: sound ones, and causes by at least two seeds."""
     made = {(one.fingerprint.cause, one.seed) for one in found if not one.mixed}
-    several = {cause for cause, seed in made if any((cause, other) in made for other in range(seed))}
-    return SOUND in several and len(several) > 3
+    times = Counter(cause for cause, _ in made)
+    return times[SOUND] > 1 and sum(count > 1 for count in times.values()) > 3
 
 
 def crossed(params: Params) -> bool:
@@ -216,7 +218,7 @@ def told_apart(known: Sequence[Fingerprint], mixed: Sequence[Fingerprint] = ()) 
         right = wrong = silent = 0
         for one in group:
             made = set() if one.cause == SOUND else set(one.cause)
-            named = diagnose.diagnose(one.signs, [other for other in known if other.seed != one.seed]).named
+            named = diagnose.diagnose(one.signs, diagnose.of_other_seeds(known, one.seed)).named
             right += bool(named) and named[0] in made
             wrong += bool(named) and not made & set(named)
             silent += not named
@@ -244,7 +246,7 @@ def factorial(of: Variants, seeds: Sequence[int]) -> pd.DataFrame:
             right = systems[name].assign(right=systems[name].reference == systems[name].hypothesis)
             by_seed = right.groupby("seed").right.mean()
             spreads.append(by_seed.var(ddof=1))
-            low, high = _interval(right)
+            low, high = interval(right.groupby("utt_id").right.mean().to_numpy(float), bootstrap=2000)
             joined, verdict = name.split("+")[1:], found.get(name)
             rows.append(
                 {
@@ -332,15 +334,7 @@ def _verdict(row: Any) -> str:
     return "kills" if row.WRA < DEAD and row.control > 3 * DEAD else "hurts"
 
 
-def _interval(table: pd.DataFrame, draws: int = 2000) -> tuple[float, float]:
-    """95 % of WRA, utterances drawn anew with what all seeds made of them."""
-    by_utterance = table.groupby("utt_id").right.mean().to_numpy(float)
-    drawn = np.random.default_rng(0).integers(0, len(by_utterance), (draws, len(by_utterance)))
-    low, high = np.percentile(by_utterance[drawn].mean(1), [2.5, 97.5])
-    return float(low), float(high)
-
-
 def told(one: Case, known: Sequence[Fingerprint] | None) -> Diagnosis:
     """What is said of a case by those that it is none of."""
-    others = diagnose.recorded() if known is None else [other for other in known if other.seed != one.seed]
+    others = diagnose.recorded() if known is None else diagnose.of_other_seeds(known, one.seed)
     return diagnose.diagnose(one.signs, others)

@@ -31,7 +31,6 @@ from kdlib.evaluate.measures import (
 from kdlib.evaluate.score import score
 from kdlib.tokens import Tokens, normalise
 
-CODE = ("evaluate/collapse.py", "evaluate/measures.py", "evaluate/answers.py", "evaluate/score.py", "tokens.py")
 LEAST_GAIN, LEAST_CURED = 0.02, 5  # of WRA and of answers, from which on another reading is a better one
 HEARS = 0.1  # of what can be heard: a system below it on every measure is deaf
 
@@ -117,7 +116,7 @@ def examine(
     if posteriors and posteriors.is_file():
         figures |= _by_frame(posteriors, blank)
     texts = table[["utt_id", "reference", "hypothesis"]].copy()
-    found = Examination("", "", figures, commonest(told, said), readings, _lengths(told, said, ids), texts)
+    found = Examination("", "", figures, commonest(told, said), readings, _lengths(told, said), texts)
     if best := found.cure:
         texts["read anew"] = _texts(ids, tokenizers[best.tokenizer], best.offset, best.specials)
     severity, verdict = _judged(found)
@@ -336,9 +335,8 @@ def _written(text: str, tokenizer: Tokens) -> list[int]:
         return []
 
 
-def _lengths(told: list[str], said: list[str], ids: list[list[int]] | None) -> pd.DataFrame:
-    table = pd.DataFrame({"reference": [len(one.split()) for one in told], "words": [len(one.split()) for one in said]})
-    return table.assign(tokens=[len(row) for row in ids] if ids else np.nan)
+def _lengths(told: list[str], said: list[str]) -> pd.DataFrame:
+    return pd.DataFrame({"reference": [len(one.split()) for one in told], "words": [len(one.split()) for one in said]})
 
 
 def _share(values: Sequence) -> float:

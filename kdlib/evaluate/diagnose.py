@@ -193,12 +193,16 @@ def table(found: Diagnosis, least: int = 4) -> pd.DataFrame:
     ).set_index("cause")
 
 
+def of_other_seeds(known: Sequence[Fingerprint], seed: int) -> list[Fingerprint]:
+    """The fingerprints by which a case of a seed is told."""
+    return [one for one in known if one.seed != seed]
+
+
 def confusion(known: Sequence[Fingerprint], others: Sequence[Fingerprint] = ()) -> pd.DataFrame:
     """True cause by named cause: every case, and of `others` (mixtures), told by the fingerprints of other seeds."""
     rows = []
     for one in [*known, *others]:
-        rest = [other for other in known if other.seed != one.seed]
-        named = diagnose(one.signs, rest).named
+        named = diagnose(one.signs, of_other_seeds(known, one.seed)).named
         for name in named or ["-"]:
             rows.append({"true": one.cause, "named": name, "count": 1 / max(1, len(named))})
     order = [*CAUSES, "-"]

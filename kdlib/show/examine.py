@@ -4,6 +4,7 @@ python -m kdlib.show.examine evaluation.json --tokenizer tokenizer.model
 """
 
 import argparse
+import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,18 +17,19 @@ from kdlib.evaluate import answers, collapse, diagnose
 from kdlib.evaluate.collapse import Examination
 from kdlib.evaluate.diagnose import FITS, Diagnosis
 from kdlib.params import root
-from kdlib.stage import read_json, write_json
+from kdlib.stage import write_json
 from kdlib.tokens import Tokens
 
 
 def at_hand(named: Sequence[Path], near: Path) -> tuple[dict[str, Tokens], int]:
     """Tokenizers to decode with, and how many of the first are surely the file's own.
 
-    Those named come first, then those beside the file or a folder above, then that of our recipes whose fingerprint
-    the file gives; behind them all others of our recipes.
+    Those named come first, then those beside the file, or of the student whose scores it is, then that of our recipes
+    whose fingerprint the file gives; behind them all others of our recipes.
     """
     folder = near if near.is_dir() else near.parent
-    beside = [one for place in (folder, folder.parent) for one in sorted(place.glob("*.model"))]
+    places = [folder, *([folder.parent] if (folder.parent / "model.json").is_file() else [])]  # a student's scores
+    beside = [one for place in places for one in sorted(place.glob("*.model"))]
     outputs = root() / "outputs"
     ours = sorted([*outputs.glob("*/tokens/tokenizer.model"), *outputs.glob("*/*/tokens/tokenizer.model")])
     found: dict[str, Tokens] = {}
@@ -60,7 +62,7 @@ def _fingerprint(near: Path) -> str:
     """Of the tokenizer, where one of our files says it."""
     listed = sorted(near.glob("evaluation_*.json")) if near.is_dir() else [near] if near.suffix == ".json" else []
     for path in listed:
-        content = read_json(path)
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
         if isinstance(content, dict) and isinstance(content.get("tokenizer"), str):
             return content["tokenizer"]
     return ""
@@ -94,6 +96,11 @@ def page(found: Examination, told: Diagnosis, source: str) -> str:
         )
     if "blank_frames" in one:
         lines.append(f"frames: blank {per_cent['blank_frames']}, {one['entropy_bits']:.2f} bits of doubt each")
+    if "as_teachers" in one:
+        lines.append(
+            f"as the teachers together answer: {per_cent['as_teachers']}, of their wrong answers "
+            f"{per_cent['as_teachers_wrong']} (they recognise {per_cent['teachers_wra']})"
+        )
     lines += ["", "The commonest answers:", found.commonest.head(8).to_string(index=False)]
     if found.readings:
         rows = [
