@@ -56,6 +56,20 @@ def test_an_examination_on_a_page(tmp_path):
     assert "-1: as in the file" in figure.axes[0].get_xlabel()
 
 
+def test_a_cure_without_special_ids_is_the_one_that_is_drawn(tmp_path):
+    tokens = Tokens.for_teachers(train(WORDS, 50, tmp_path))
+    words = WORDS * 3
+    ids = [(2, *(one - 3 for one in tokens.encode(word))) for word in words]  # special before ids that are three short
+    rows = [(f"u{place}", "", word, "X") for place, word in enumerate(words)]
+    table = pd.DataFrame(rows, columns=answers.COLUMNS).assign(token_ids=ids)
+    found = collapse.examine(table, {"own": tokens})
+    assert found.cure is not None and not found.cure.specials
+    figure = anatomy.examination(found, Diagnosis((), "", []))
+    whole(figure)
+    assert "special ids left out" in figure.axes[0].get_xlabel()
+    assert max(bar.get_height() for bar in figure.axes[0].patches) == pytest.approx(100 * found.cure.wra)
+
+
 def test_an_examination_without_ids_and_without_fingerprints():
     rows = pd.DataFrame([("u", "", word, "") for word in WORDS], columns=answers.COLUMNS).assign(token_ids=None)
     figure = anatomy.examination(collapse.examine(rows), Diagnosis((), "", []))

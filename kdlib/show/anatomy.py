@@ -16,18 +16,18 @@ def examination(found: Examination, told: Diagnosis) -> Figure:
     """A page: WRA by the way that token ids are decoded, how concentrated and how long answers are, what causes fit."""
     with plt.rc_context(style()):
         figure, ((ways, spread), (lengths, causes)) = plt.subplots(2, 2, figsize=(WIDTH_IN, 5.0))
-        best = found.readings[0].tokenizer if found.readings else ""
-        rows = sorted(
-            (one for one in found.readings if one.tokenizer == best and one.specials), key=lambda one: one.offset
-        )
+        best = found.readings[0] if found.readings else None
+        alike = [one for one in found.readings if (one.tokenizer, one.specials) == (best.tokenizer, best.specials)]
+        rows = sorted(alike, key=lambda one: one.offset)
         if rows:
             own = [one.as_written > 0.99 for one in rows]
             colours = [COLOURS["VERY_LOW"] if mine else COLOURS["LOW"] for mine in own]
             bars = ways.bar([f"{one.offset:+d}" for one in rows], [100 * one.wra for one in rows], color=colours)
             ways.bar_label(bars, [f"{100 * one.wra:.1f}" for one in rows], fontsize=7)
             ways.set_ylim(0, max(5, 118 * max(one.wra for one in rows)))
-            framed = f"; {own.index(True) - 3:+d}: as in the file" if any(own) else ""
-            ways.set_xlabel(f"offset of the ids{framed}\n{textwrap.shorten(best, 40)}")
+            framed = f"; {rows[own.index(True)].offset:+d}: as in the file" if any(own) else ""
+            without = "" if best.specials else ", special ids left out"
+            ways.set_xlabel(f"offset of the ids{framed}\n{textwrap.shorten(best.tokenizer, 36)}{without}")
         else:
             ways.text(0.5, 0.5, "no token ids, or no tokenizer", ha="center", va="center", transform=ways.transAxes)
             ways.set_axis_off()
@@ -47,14 +47,16 @@ def examination(found: Examination, told: Diagnosis) -> Figure:
         lengths.set_title("length: answers", loc="left")
         shown = told.fits[:6][::-1]
         causes.barh(
-            ["sound" if one.cause == SOUND else f"({one.cause})" for one in shown],
-            [min(one.distance, 8) for one in shown],
+            ["no fault" if one.cause == SOUND else f"({one.cause})" for one in shown],
+            [min(one.distance, 1) for one in shown],
             color=[COLOURS["VERY_LOW"] if one.cause in told.named else "0.7" for one in shown],
         )
-        if not shown:
+        if shown:
+            causes.axvline(FITS, color="black", linewidth=0.7)
+            causes.set_xlabel("distance (left of the line: fits)")
+        else:
             causes.text(0.5, 0.5, "no fingerprints yet", ha="center", va="center", transform=causes.transAxes)
-        causes.axvline(FITS, color="black", linewidth=0.7)
-        causes.set_xlabel("distance (left of the line: fits)")
+            causes.set_axis_off()
         causes.set_title("causes", loc="left")
         figure.suptitle(textwrap.fill(found.verdict, 92), x=0.01, ha="left", fontsize=8.5)
         return figure
