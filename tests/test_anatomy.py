@@ -63,7 +63,7 @@ def test_a_cure_without_special_ids_is_the_one_that_is_drawn(tmp_path):
     rows = [(f"u{place}", "", word, "X") for place, word in enumerate(words)]
     table = pd.DataFrame(rows, columns=answers.COLUMNS).assign(token_ids=ids)
     found = collapse.examine(table, {"own": tokens})
-    assert found.cure is not None and not found.cure.specials
+    assert (found.severity, found.cure.specials) == ("misread", False)
     figure = anatomy.examination(found, Diagnosis((), "", []))
     whole(figure)
     assert "special ids left out" in figure.axes[0].get_xlabel()
