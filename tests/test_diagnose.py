@@ -52,6 +52,15 @@ def test_what_is_sound_or_unlike_anything_known_is_given_no_cause(known):
     assert diagnose.diagnose({}, known).named == ()  # nothing is known of it
 
 
+def test_what_the_second_decoding_shows_needs_no_likeness(known):
+    unlike = {"wra": 0.0, "empty": 0.6, "misread": 1.0, "hears": 0.3, "distinct": 0.1}
+    found = diagnose.diagnose(unlike, known)
+    assert found.fits[0].distance > diagnose.FITS
+    assert found.named == ("h",)
+    assert "shows it by itself" in found.text
+    assert diagnose.diagnose(unlike | {"misread": 0.5}, known).named == ()  # less than ten points
+
+
 def test_a_cause_that_does_no_harm_is_not_told_from_what_is_sound(known):
     assert diagnose.diagnose(near("b", 9, random.Random(4)).signs, known).named == ()
 

@@ -3,7 +3,8 @@
 The known causes were each made on purpose (`params/ablations/collapse.yaml`) and examined; the signs of those
 examinations are the fingerprints. An unknown result is compared with each fingerprint in
 the signs that it has; a cause is named only where it fits, and clearly better than what is sound. Else the answer is
-that one cannot tell.
+that one cannot tell. One cause needs no likeness: where the ids of a file, decoded as they are, recognise what its
+texts do not, the file itself shows that it was read wrongly.
 """
 
 import functools
@@ -37,6 +38,7 @@ CAUSES = {
 }
 FITS = 0.2  # root mean square of the signs' differences, up to which a fingerprint fits
 SAME = 0.1  # up to which it is as good as the same
+MISREAD = "h"  # what the second decoding shows by itself
 CLEARER = 0.8  # times the distance of the next, or of what has no fault
 SIGNS = {  # sign -> how it is said
     "misread": "token ids decoded as they are recognise words that the texts do not",
@@ -87,11 +89,12 @@ class Fit:
     distance: float  # root mean square of the signs' differences
     evidence: str
     checks: tuple[str, ...] = ()  # of the preflight, that saw that case
+    shown: bool = False  # by the result itself, whatever it is like
 
     @property
     def fits(self) -> bool:
-        """Whether it is near enough to be the cause."""
-        return self.distance <= FITS
+        """Whether it is near enough to be the cause, or shown to be."""
+        return self.shown or self.distance <= FITS
 
 
 @dataclass(frozen=True)
@@ -164,8 +167,9 @@ def diagnose(result: Mapping[str, float], known: Sequence[Fingerprint] | None = 
         place = distance[[place for place in middles.index if place[0] == cause]].idxmin()
         told = _evidence(value, middles.loc[place], ordinary) if cause != SOUND else ""
         seen = next(one.checks for one in known if (one.cause, one.case) == place)
-        fits.append(Fit(cause, place[1], float(distance[place]), told, tuple(seen)))
-    fits.sort(key=lambda one: one.distance)
+        shown = cause == MISREAD and result.get("misread", 0.0) >= 1
+        fits.append(Fit(cause, place[1], float(distance[place]), told, tuple(seen), shown))
+    fits.sort(key=lambda one: (not one.shown, one.distance))
     return _named(fits)
 
 
@@ -237,18 +241,19 @@ def _named(fits: list[Fit]) -> Diagnosis:
     """Name what fits, and clearly better than what has no fault; or say that one cannot tell."""
     sound = min((one for one in fits if one.cause == SOUND), key=lambda one: one.distance, default=None)
     best, least = fits[0], sound.distance if sound else math.inf
-    if least <= SAME or (best.cause == SOUND and best.fits):
+    if not best.shown and (least <= SAME or (best.cause == SOUND and best.fits)):
         like = f"nearest is a student without one ({sound.case}), at a distance of {sound.distance:.2f}"
         return Diagnosis((), f"No fault is shown: {like}.", fits)
     reach = max(best.distance / CLEARER, best.distance + SAME / 10)
     near = [one for one in fits if one.cause != SOUND and one.distance <= reach]
-    near = [one for one in near if one.fits and one.distance < CLEARER * least]
+    near = [one for one in near if one.shown or (one.fits and one.distance < CLEARER * least)]
     if not near:
         why = f"at a distance of {best.distance:.2f}" + ("" if best.fits else f", where up to {FITS:g} would fit")
         so = ", and what has no fault is as near" if best.fits and best.cause != SOUND else ""
         return Diagnosis((), f"Cannot tell the cause: nearest is ({best.cause}) {CAUSES[best.cause]}, {why}{so}.", fits)
     first = near[0]
-    text = f"Cause ({first.cause}): {CAUSES[first.cause]}; distance {first.distance:.2f}. Evidence: {first.evidence}."
+    how = f"distance {first.distance:.2f}" + (", and the second decoding shows it by itself" if first.shown else "")
+    text = f"Cause ({first.cause}): {CAUSES[first.cause]}; {how}. Evidence: {first.evidence}."
     if len(near) > 1:
         text += " Nearly as near: " + "; ".join(f"({one.cause}) {CAUSES[one.cause]}" for one in near[1:]) + "."
     if first.checks:
