@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 import jiwer
-import numpy as np
 import torch
 from torchaudio.models.decoder import ctc_decoder
 
@@ -23,7 +22,8 @@ from kdlib.decode import beam, lm
 from kdlib.decode.beam import NEVER, Beam, Setting
 from kdlib.decode.greedy import greedy
 from kdlib.distill import students
-from kdlib.evaluate import panels
+from kdlib.evaluate import panels, posteriors
+from kdlib.evaluate.posteriors import Posteriors
 from kdlib.evaluate.score import read_hypotheses
 from kdlib.models import Outputs, nemo, vocabulary
 from kdlib.params import Params, load, root
@@ -81,8 +81,8 @@ def nemos(tokens: Tokens, sentences: list[str], order: int, alpha: float, folder
 def heard(params: Params) -> tuple[Outputs, list[str], dict]:
     """What the student said of the held-out speaker's test sentences, their references, and the settings chosen."""
     folder = students.scored(params, 1)
-    kept, rows = np.load(folder / "posteriors" / "ctc.npz"), read_hypotheses(folder / "hypotheses.csv")
-    frames = [torch.from_numpy(kept[row.utt_id]).float() for row in rows]
+    kept, rows = Posteriors(folder / "posteriors" / posteriors.FILE), read_hypotheses(folder / "hypotheses.csv")
+    frames = [torch.from_numpy(kept[row.utt_id]) for row in rows]
     padded = torch.nn.utils.rnn.pad_sequence(frames, batch_first=True)
     outputs = Outputs(padded, torch.tensor([len(one) for one in frames]), padded)
     return outputs, [row.reference for row in rows], read_json(folder / "scores.json")["settings"]["beam"]

@@ -10,6 +10,7 @@ import pytest
 
 from kdlib.errors import UserError
 from kdlib.evaluate import answers, collapse
+from kdlib.evaluate.posteriors import Keeper
 from kdlib.tokens import Tokens, train
 
 WORDS = "ONE TWO SEVEN NINE COME GO YALE CAN THE WATER OTHER PEOPLE ALPHA BRAVO SIERRA COMMAND DELETE ENTER"
@@ -133,12 +134,14 @@ def test_what_teachers_wrote_wrong_and_the_student_too(tokens):
     assert figures["teachers_wra"] == pytest.approx(1 / 3)
 
 
-def test_frames_are_looked_at_where_posteriors_were_kept(tmp_path):
-    sure, flat = np.full((4, 8), -30.0, np.float16), np.full((2, 8), math.log(1 / 8), np.float16)
+def test_frames_are_looked_at_where_posteriors_were_kept(tmp_path, tokens):
+    keeper = Keeper(Tokens(tokens.model, blank=2, size=8), stride_ms=40.0)
+    sure = np.full((4, 8), -30.0)
     sure[:, 2] = 0
-    np.savez(tmp_path / "ctc.npz", a=sure, b=flat)
+    keeper.add("a", sure)
+    keeper.add("b", np.full((2, 8), math.log(1 / 8)))
     rows = table([("ONE", "ONE"), ("TWO", "TWO")])
-    figures = collapse.examine(rows, posteriors=tmp_path / "ctc.npz").figures
+    figures = collapse.examine(rows, posteriors=keeper.write(tmp_path)).figures
     assert figures["blank_frames"] == pytest.approx(0.5)
     assert figures["entropy_bits"] == pytest.approx(1.5, abs=0.01)
     assert figures["sure_frames"] == pytest.approx(0.5)

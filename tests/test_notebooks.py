@@ -97,7 +97,7 @@ def test_the_graph_leaves_what_the_contract_says(demo):
         "hypotheses.csv",
         "scores.json",
         "evaluation_greedy.json",
-        "posteriors/ctc.npz",
+        "posteriors/ctc.safetensors",
     ):
         assert (out / "M08/baseline" / name).is_file()
     scores = json.loads((out / "M08/baseline/scores.json").read_text())

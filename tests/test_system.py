@@ -6,6 +6,7 @@ from kdlib.decode.greedy import collapse
 from kdlib.decode.lexicon import Lexicon
 from kdlib.decode.panel import Panel
 from kdlib.errors import UserError
+from kdlib.evaluate.posteriors import FILE, Posteriors
 from kdlib.evaluate.system import hear
 from kdlib.models import nemo
 
@@ -56,11 +57,13 @@ def test_seen_words_are_marked_where_it_applies(model, corpus, panel):
 
 def test_kept_posteriors_decode_to_the_same_tokens(model, corpus, panel, tmp_path):
     chosen = list(corpus)[:6]
-    rows = hear(model, chosen, panel, posteriors=tmp_path / "posteriors")
-    kept = np.load(tmp_path / "posteriors" / "ctc.npz")
+    rows = hear(model, chosen, panel, keep=tmp_path)
+    kept = Posteriors(tmp_path / FILE)
     assert sorted(kept) == sorted(utt.utt_id for utt in chosen)
+    durations = {utt.utt_id: utt.duration_s for utt in chosen}
     for row in rows:
-        logprobs = kept[row.utt_id].astype(float)
+        logprobs = kept[row.utt_id]
         assert np.allclose(np.exp(logprobs).sum(-1), 1, atol=0.01)
+        assert len(logprobs) == pytest.approx(1000 * durations[row.utt_id] / kept.stride_ms, abs=2)
         ids = collapse(logprobs.argmax(-1).tolist(), model.tokens.blank)
         assert " ".join(map(str, ids)) == row.token_ids

@@ -109,7 +109,7 @@ def hear_all(partial: Path, params: Params, one: "Trained", name: str, checkpoin
             level=corpus.level,
             seen=splits.seen,
             what=f"{name}, {part or 'held-out'} speech",
-            posteriors=None if part else partial / "posteriors",
+            keep=None if part else partial / "posteriors",
         )
         if faults.misreads(params):
             rows = [score.read_anew(row, read) for row in rows]

@@ -21,7 +21,7 @@ from kdlib.decode.greedy import greedy
 from kdlib.distill import faults, ingredients, preflight, students
 from kdlib.distill.checks import PASS
 from kdlib.errors import UserError
-from kdlib.evaluate import answers, collapse, compare, diagnose
+from kdlib.evaluate import answers, collapse, compare, diagnose, posteriors
 from kdlib.evaluate.collapse import Examination
 from kdlib.evaluate.diagnose import SOUND, Diagnosis, Fingerprint
 from kdlib.evaluate.findings import OPEN
@@ -118,7 +118,7 @@ def examined(params: Params, seed: int) -> Case:
         vocabulary=list(prepare.spellings(params)),
         training=[utt.text for utt in material.train if utt.text],
         teachers=teachers_said(used) if theirs else None,
-        posteriors=folder / "posteriors" / "ctc.npz" if which == "greedy" else None,
+        posteriors=folder / "posteriors" / posteriors.FILE if which == "greedy" else None,
     )
     dev_wra = math.nan
     if (folder / "dev").is_dir():

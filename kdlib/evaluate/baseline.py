@@ -105,7 +105,7 @@ def _score(
         level=corpus.level,
         seen=seen,
         what="baseline" if held_out else "zero-shot",
-        posteriors=folder / "posteriors" if held_out else None,
+        keep=folder / "posteriors" if held_out else None,
     )
     score.write(
         rows,

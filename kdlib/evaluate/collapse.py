@@ -28,6 +28,7 @@ from kdlib.evaluate.measures import (
     spread,
     stepped,
 )
+from kdlib.evaluate.posteriors import Posteriors, entropy_bits
 from kdlib.evaluate.score import score
 from kdlib.tokens import Tokens, normalise
 
@@ -87,13 +88,12 @@ def examine(
     training: Collection[str] = (),
     teachers: Mapping[str, Sequence[int]] | None = None,
     posteriors: Path | None = None,
-    blank: int = 2,
 ) -> Examination:
     """Examine answers as `answers.read(..., ids=True)` gives them.
 
     `tokenizers` decode the ids anew, the first being the system's own; `vocabulary` and `training` are texts that may
     be written, and that were trained on; `teachers` has the token ids that teachers wrote of utterances, in the first
-    tokenizer's pieces; `posteriors` is a file of log-probabilities by utterance.
+    tokenizer's pieces; `posteriors` is a file of what was said of every frame.
     """
     tokenizers = dict(tokenizers or {})
     ids = [list(one) for one in table.token_ids] if "token_ids" in table and table.token_ids.notna().all() else None
@@ -114,7 +114,7 @@ def examine(
     if teachers and tokenizers:
         figures |= _beside_teachers(table, ids, teachers, next(iter(tokenizers.values())))
     if posteriors and posteriors.is_file():
-        figures |= _by_frame(posteriors, blank)
+        figures |= _by_frame(Posteriors(posteriors))
     texts = table[["utt_id", "reference", "hypothesis"]].copy()
     found = Examination("", "", figures, commonest(told, said), readings, _lengths(told, said), texts)
     if best := found.cure:
@@ -256,18 +256,16 @@ def _beside_teachers(
     return found
 
 
-def _by_frame(path: Path, blank: int) -> dict[str, float]:
-    """How blank and how sure the frames are, from log-probabilities by utterance."""
-    blanks, entropies, sure = [], [], []
-    with np.load(path) as kept:
-        for name in kept.files:
-            logprobs = kept[name].astype(np.float32)
-            if len(logprobs):
-                probs = np.exp(logprobs)
-                blanks.append((logprobs.argmax(-1) == blank).mean())
-                entropies.append(-(probs * np.maximum(logprobs, -60)).sum(-1).mean() / math.log(2))
-                sure.append((probs.max(-1) > 0.9).mean())
-    return {"blank_frames": _share(blanks), "entropy_bits": _share(entropies), "sure_frames": _share(sure)}
+def _by_frame(kept: Posteriors) -> dict[str, float]:
+    """How blank and how sure the frames are."""
+    blanks, doubts, sure = [], [], []
+    for name in kept:
+        logprobs = kept[name]
+        if len(logprobs):
+            blanks.append((logprobs.argmax(-1) == kept.blank).mean())
+            doubts.append(entropy_bits(logprobs).mean())
+            sure.append((np.exp(logprobs.max(-1)) > 0.9).mean())
+    return {"blank_frames": _share(blanks), "entropy_bits": _share(doubts), "sure_frames": _share(sure)}
 
 
 def _judged(found: Examination) -> tuple[str, str]:

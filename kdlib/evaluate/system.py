@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-
 from kdlib.corpus import audio
 from kdlib.corpus.manifest import Utterance
 from kdlib.decode import panel as decoders
 from kdlib.decode.panel import Panel
+from kdlib.evaluate import posteriors
+from kdlib.evaluate.posteriors import Keeper
 from kdlib.evaluate.score import Hypothesis
 from kdlib.models import Outputs
 from kdlib.stage import progress, set_threads
@@ -24,6 +24,7 @@ CODE = (
     "models/__init__.py",
     "evaluate/system.py",
     "evaluate/score.py",
+    *posteriors.CODE,
     "tokens.py",
     "corpus/audio.py",
     *decoders.CODE,
@@ -35,6 +36,7 @@ class System(Protocol):
 
     path: Path
     tokens: Tokens
+    stride_ms: float  # of its frames
 
     def __call__(self, samples, lengths) -> Outputs:
         """Samples [B, N] and their numbers [B] -> `Outputs`."""
@@ -42,10 +44,23 @@ class System(Protocol):
 
 
 def hear(
-    system: System, utterances: Sequence[Utterance], panel: Panel, *, what: str = "evaluation", **options
+    system: System,
+    utterances: Sequence[Utterance],
+    panel: Panel,
+    *,
+    what: str = "evaluation",
+    keep: Path | None = None,
+    **options,
 ) -> list[Hypothesis]:
-    """Let a system hear utterances, and decode what it answers; for the options see `decode`."""
-    return decode(lambda batch: system(*audio.collate(batch)), utterances, panel, what=what, **options)
+    """Let a system hear utterances, and decode what it answers; for the options see `decode`.
+
+    With `keep` that folder gets what the CTC head said of every frame (`posteriors`).
+    """
+    keeper = Keeper(system.tokens, system.stride_ms) if keep else None
+    rows = decode(lambda batch: system(*audio.collate(batch)), utterances, panel, what=what, keeper=keeper, **options)
+    if keeper and rows:
+        keeper.write(keep)
+    return rows
 
 
 def decode(
@@ -57,18 +72,16 @@ def decode(
     level: Callable[[str], str] = lambda speaker: "",
     seen: Callable[[Utterance], bool] | None = None,
     what: str = "decoding",
-    posteriors: Path | None = None,
+    keeper: Keeper | None = None,
     say: Say | None = None,
 ) -> list[Hypothesis]:
     """Decode what `answer` gives for a batch with every decoder of the panel; rows come back in the order given.
 
-    `say` gives columns from elsewhere. With `posteriors`, that folder gets `ctc.npz`: log-probabilities [T, V] in fp16
-    by utterance id.
+    `say` gives columns from elsewhere; `keeper` is shown what is said of every frame.
     """
     set_threads()
     check_round_trip(panel.tokens, [utt.text for utt in utterances])
     rows: dict[str, Hypothesis] = {}
-    kept: dict[str, np.ndarray] = {}
     with progress(len(utterances), what, "utt") as bar:
         for batch in audio.batches(utterances, batch_size):
             outputs = answer(batch)
@@ -83,12 +96,9 @@ def decode(
                     normalise(utt.text),
                     **{column: values[row] for column, values in columns.items()},
                 )
-            if posteriors:
-                logprobs = outputs.ctc_logits.log_softmax(-1).half().numpy()
+            if keeper:
+                logprobs = outputs.ctc_logits.log_softmax(-1).numpy()
                 for utt, row, length in zip(batch, logprobs, outputs.lengths.tolist(), strict=True):
-                    kept[utt.utt_id] = row[:length]
+                    keeper.add(utt.utt_id, row[:length])
             bar.update(len(batch))
-    if posteriors:
-        posteriors.mkdir(exist_ok=True)
-        np.savez_compressed(posteriors / "ctc.npz", **kept)
     return [rows[utt.utt_id] for utt in utterances]

@@ -75,6 +75,7 @@ class Together:
             if average == "weights" and hybrid.described(model) != hybrid.described(first):
                 raise UserError(f"ensemble: {folder} has another shape than {self.path}; write average: outputs")
         models = [model for model, _, _ in loaded]
+        self.stride_ms = models[0].encoder.stride_ms
         self.model = averaged(models) if average == "weights" else Committee(models, average)
         self.model.eval()
         heard = sorted({name for _, _, one in loaded for name in one["heard"]})

@@ -171,6 +171,7 @@ class Trained:
         set_threads()
         self.path = folder
         self.model, self.tokens, self.record = load(folder)
+        self.stride_ms = self.model.encoder.stride_ms
         self.model.eval()
 
     def __call__(self, samples: torch.Tensor, lengths: torch.Tensor) -> Outputs:

@@ -40,6 +40,8 @@ class NeMoCTC:
         self.model = restore(path)
         self.model.eval()
         self.tokens = Tokens.for_nemo(self.model.tokenizer.tokenizer.serialized_model_proto())
+        config = self.model.cfg
+        self.stride_ms = 1000 * config.preprocessor.window_stride * config.encoder.subsampling_factor
 
     def __call__(self, samples: "torch.Tensor", lengths: "torch.Tensor") -> Outputs:
         """Samples [B, N] and their numbers [B] -> log-probabilities over pieces and blank."""

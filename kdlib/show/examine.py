@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from kdlib.errors import UserError
-from kdlib.evaluate import answers, collapse, diagnose
+from kdlib.evaluate import answers, collapse, diagnose, posteriors
 from kdlib.evaluate.collapse import Examination
 from kdlib.evaluate.diagnose import FITS, Diagnosis
 from kdlib.params import root
@@ -150,7 +150,7 @@ def main(arguments: Sequence[str]) -> None:
         tokenizers = {}  # whose these ids are cannot be guessed
     folder = path if path.is_dir() else path.parent
     ours = given.decoder == "greedy" and (folder.parent / "model.json").is_file()  # in the students' tokens
-    found = collapse.examine(rows, tokenizers, posteriors=folder / "posteriors" / "ctc.npz" if ours else None)
+    found = collapse.examine(rows, tokenizers, posteriors=folder / "posteriors" / posteriors.FILE if ours else None)
     told = diagnose.diagnose(diagnose.signs(found))
     text = page(found, told, given.file.name)
     print(text)
