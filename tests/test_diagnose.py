@@ -61,6 +61,14 @@ def test_what_the_second_decoding_shows_needs_no_likeness(known):
     assert diagnose.diagnose(unlike | {"misread": 0.5}, known).named == ()  # less than ten points
 
 
+def test_one_answer_for_all_tells_no_cause_unless_there_are_frames(known):
+    silent = MIDDLES["f"] | {"commonest": 1.0, "empty": 1.0}
+    found = diagnose.diagnose(silent, known)
+    assert found.named == ()
+    assert "all answers are the same" in found.text
+    assert diagnose.diagnose(silent | {"blank": 1.0}, known).named == ("f",)
+
+
 def test_a_cause_that_does_no_harm_is_not_told_from_what_is_sound(known):
     assert diagnose.diagnose(near("b", 9, random.Random(4)).signs, known).named == ()
 

@@ -16,8 +16,6 @@ import numpy as np
 import pandas as pd
 
 from kdlib.corpus import prepare
-from kdlib.corpus.speakers import split
-from kdlib.decode.greedy import greedy
 from kdlib.distill import faults, ingredients, preflight, students
 from kdlib.distill.checks import PASS
 from kdlib.errors import UserError
@@ -27,12 +25,10 @@ from kdlib.evaluate.diagnose import SOUND, Diagnosis, Fingerprint
 from kdlib.evaluate.findings import OPEN
 from kdlib.evaluate.score import interval
 from kdlib.evaluate.statistics import LEVEL
-from kdlib.models import Outputs, vocabulary
+from kdlib.models import vocabulary
 from kdlib.params import Params
-from kdlib.teachers import targets
-from kdlib.tokens import BLANK
+from kdlib.teachers import aggregates
 
-_SAID: dict[tuple, dict[str, list[int]]] = {}  # what teachers wrote, by whom they are; the same for many students
 Variants = Callable[[str], Params]  # a variant's name -> its parameters, in one fold
 FACTORS = ("own", "untold", "shifted")  # what is joined to a base
 BASES = {  # a base of the factorial -> student, head
@@ -132,18 +128,8 @@ def examined(params: Params, seed: int) -> Case:
 
 def teachers_said(params: Params) -> dict[str, list[int]]:
     """What the fold's teachers together write, by CTC, of the held-out speaker's test speech: for this table alone."""
-    names = tuple(targets.teachers(params, params.aggregation.method))
-    key = params.folder, params.held_out, params.teacher.family, params.labels, params.aggregation.method, names
-    if key not in _SAID:
-        ensemble = targets.target(params, purpose="analysis")
-        tests = split(prepare.load(params), params).test
-        usable = set(ensemble.coverage([utt.utt_id for utt in tests]).usable)
-        _SAID[key] = {}
-        for utt in tests:
-            if utt.utt_id in usable:
-                logits, frames = ensemble.logits([utt.utt_id], [utt.speaker])
-                _SAID[key][utt.utt_id] = greedy(Outputs(logits, frames, logits), BLANK)[0]
-    return _SAID[key]
+    rows = answers.read(aggregates.together(params), "greedy", ids=True)
+    return {row.utt_id: list(row.token_ids or ()) for row in rows.itertuples()}
 
 
 def cases(of: Variants, names: Sequence[tuple[str, int]]) -> list[Case]:

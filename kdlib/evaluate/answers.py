@@ -81,8 +81,8 @@ def _ours(path: Path, decoder: str) -> pd.DataFrame:
         raise UserError(f"{path}: not a hypotheses.csv of kdlib; expected {KINDS}") from None
     if not rows:
         raise UserError(f"{path}: there is no prediction in it; expected {KINDS}")
-    if decoder not in _decoders(path):  # what an untrained head wrote is no answer either
-        hint = nearest(decoder, _decoders(path))
+    if decoder not in decoders(path):  # what an untrained head wrote is no answer either
+        hint = nearest(decoder, decoders(path))
         raise UserError(f"{path}: the decoder {decoder!r} was not used for this system{hint}")
     written = IDS.get(decoder)
     return _table(
@@ -96,7 +96,7 @@ def _ours(path: Path, decoder: str) -> pd.DataFrame:
     )
 
 
-def _decoders(path: Path) -> list[str]:
+def decoders(path: Path) -> list[str]:
     """Which decoders were scored: said in the file beside it, else those that wrote something."""
     scores = path.with_name("scores.json")
     if scores.is_file():

@@ -4,7 +4,7 @@ The known causes were each made on purpose (`params/ablations/collapse.yaml`) an
 examinations are the fingerprints. An unknown result is compared with each fingerprint in
 the signs that it has; a cause is named only where it fits, and clearly better than what is sound. Else the answer is
 that one cannot tell. One cause needs no likeness: where the ids of a file, decoded as they are, recognise what its
-texts do not, the file itself shows that it was read wrongly.
+texts do not, the file itself shows that it was read wrongly. And where all answers are the same, only frames tell.
 """
 
 import functools
@@ -38,6 +38,7 @@ CAUSES = {
 }
 FITS = 0.2  # root mean square of the signs' differences, up to which a fingerprint fits
 SAME = 0.1  # up to which it is as good as the same
+ONE_ANSWER = 0.95  # share of one answer, or of none, from which on texts say nothing of the cause
 MISREAD = "h"  # what the second decoding shows by itself
 CLEARER = 0.8  # times the distance of the next, or of what has no fault
 SIGNS = {  # sign -> how it is said
@@ -156,6 +157,9 @@ def diagnose(result: Mapping[str, float], known: Sequence[Fingerprint] | None = 
     known = recorded() if known is None else list(known)
     if not known:
         return Diagnosis((), "There are no fingerprints to compare with; make them: make collapse", [])
+    if result.get("commonest", 0.0) >= ONE_ANSWER and "blank" not in result:
+        why = "(nearly) all answers are the same, as too little training and several causes leave them"
+        return Diagnosis((), f"Cannot tell the cause: {why}; what the frames say would be needed.", [])
     table = frame(known)
     middles = table.groupby(level=[0, 1]).mean()
     value = pd.Series(result, dtype=float).reindex(table.columns)

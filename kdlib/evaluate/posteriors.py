@@ -70,7 +70,7 @@ class Posteriors:
             about = json.loads(self._file.metadata()["about"])
         except (SafetensorError, OSError, TypeError, KeyError) as error:
             raise UserError(
-                f"{path}: no posteriors of kdlib, or a damaged file ({error}); delete its folder, and make the stage again"
+                f"{path}: no posteriors of kdlib, or damaged ({error}); delete its folder and make the stage again"
             ) from None
         self.path, self.stride_ms, self.blank, self.pieces = path, about["stride_ms"], about["blank"], about["pieces"]
         self._place = {name: index for index, name in enumerate(about["utterances"])}

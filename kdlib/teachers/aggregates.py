@@ -14,6 +14,7 @@ from kdlib.corpus.manifest import Utterance
 from kdlib.corpus.speakers import split
 from kdlib.errors import UserError
 from kdlib.evaluate import panels, score, system
+from kdlib.evaluate.posteriors import Keeper
 from kdlib.models import Outputs
 from kdlib.models.vocabulary import vocabulary
 from kdlib.params import Params
@@ -56,6 +57,35 @@ def aggregates(params: Params) -> Path:
             *(extract.extract(params, name, purpose) for name in names for purpose in ("training", "analysis")),
             *([voices.made(params)] if "weighted_similarity" in targets.methods(params) else []),
         ],
+        seed=params.seed,
+        code=CODE,
+    )
+
+
+def together(params: Params) -> Path:
+    """What the fold's teachers together say of the held-out speaker's test speech: to be looked at, and no target.
+
+    The folder has hypotheses, scores, and what is said of every frame.
+    """
+    method = params.aggregation.method
+    method = decided(params)[0] if method == "auto" else method
+    names = targets.teachers(params, method)
+
+    def build(partial: Path) -> None:
+        ensemble = targets.target(params, method, purpose="analysis")
+        _score(partial, params, method, ensemble, split(prepare.load(params), params).test, keep=True)
+
+    return produce(
+        params.label_folder / "together" / params.teacher.circle / method,
+        build,
+        what=f"the teachers together ({method}) on the held-out speaker's speech",
+        parameters={
+            "aggregation": params.aggregation.model_dump(),
+            "fold": params.fold.model_dump(mode="json"),
+            "scoring": params.scoring.model_dump(),
+            "search": params.search.model_dump(mode="json"),
+        },
+        inputs=[prepare.made(params), *(extract.extract(params, name, "analysis") for name in names)],
         seed=params.seed,
         code=CODE,
     )
@@ -153,7 +183,15 @@ def _build(partial: Path, params: Params) -> None:
     spikes.together(stores, shared).to_csv(partial / "together.csv")
 
 
-def _score(folder: Path, params: Params, method: str, ensemble: Ensemble, utterances: list[Utterance]) -> None:
+def _score(
+    folder: Path,
+    params: Params,
+    method: str,
+    ensemble: Ensemble,
+    utterances: list[Utterance],
+    *,
+    keep: bool = False,
+) -> None:
     tokens, corpus = vocabulary(params), prepare.load(params)
     usable = set(ensemble.coverage([utt.utt_id for utt in utterances]).usable)
     folder.mkdir(parents=True, exist_ok=True)
@@ -162,14 +200,18 @@ def _score(folder: Path, params: Params, method: str, ensemble: Ensemble, uttera
         log_probs, frames = ensemble.log_probs([utt.utt_id for utt in batch], [utt.speaker for utt in batch])
         return Outputs(log_probs, frames, log_probs)
 
+    keeper = Keeper(tokens, ensemble.stride_ms) if keep else None
     decoders = panels.panel(params, tokens).with_beam(None)  # of every method and kind of speech it would take long
     rows = system.decode(
         answer,
         [utt for utt in utterances if utt.utt_id in usable],
         decoders,
         level=corpus.level,
-        what=f"{method}, {folder.name} speech",
+        what=f"{method}, {'held-out' if keep else folder.name} speech",
+        keeper=keeper,
     )
+    if keeper:
+        keeper.write(folder / "posteriors")
     score.write(
         rows,
         decoders.columns,

@@ -1,0 +1,449 @@
+"""The failure explorer: utterance by utterance, by ear and eye, what several systems made of the same speech.
+
+In JupyterLab it is a page of widgets over saved tables; in a headless run the same call draws the failures that tell
+most. No model is loaded.
+"""
+
+import html
+import io
+import unicodedata
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from kdlib.corpus import audio
+from kdlib.errors import UserError
+from kdlib.params import Params
+from kdlib.show import closeup, failures, figures
+from kdlib.show.failures import KINDS, Failures
+
+PAGE = 200  # rows in the list at a time
+WIDE_IN, DPI = 9.6, 96  # of a picture on the screen
+STYLE = """<style>
+.kd-list select, .kd-head button {font-family: monospace !important; font-size: 12px !important;}
+.kd-head button {padding: 0 !important; margin: 0 !important; text-align: left; border: none; background: none;
+  font-weight: bold; color: var(--jp-ui-font-color1);}
+.kd-head {padding-left: 6px;}
+.kd-top td, .kd-top th {padding: 0 10px 0 0; font-size: 12px; text-align: left;}
+.kd-line {color: var(--jp-ui-font-color2);}
+</style>"""
+
+
+def explore(
+    params: Params, systems: Mapping[str, Path], *, teachers: Path | None = None, before: str = "", after: str = ""
+):
+    """Systems of a fold to look into: the explorer where somebody sits before it, else the most telling failures.
+
+    `systems` are folders of scores, or files of answers of other code; `before` and `after` are compared.
+    """
+    found = failures.of_fold(params, systems, teachers=teachers, before=before, after=after)
+    if not attended():
+        return closeup.telling(found)
+    return Explorer(found, params.fold_folder / "figures").page
+
+
+def attended() -> bool:
+    """Whether a person can answer this notebook: papermill's runs take no input."""
+    from IPython import get_ipython
+
+    kernel = getattr(get_ipython(), "kernel", None)
+    return bool(kernel and kernel.get_parent().get("content", {}).get("allow_stdin"))
+
+
+class Explorer:
+    """The widgets over `Failures`; `page` is what a notebook shows."""
+
+    def __init__(self, found: Failures, out: Path) -> None:
+        import ipywidgets as widgets
+
+        self.found, self.out = found, out
+        self.view, self.first, self.by, self.falling = found.table(), 0, "", False
+        self.chosen = ""
+        self._quiet = False
+        self._build(widgets)
+        self._refresh()
+
+    # what there is to touch
+
+    def _build(self, w) -> None:
+        found = self.found
+        names = list(found.systems)
+
+        def choice(label: str, options: list, value: str | None = None, wide: str = "190px"):
+            style = {"description_width": "initial"}
+            one = w.Dropdown(
+                options=options,
+                value=options[0][1] if value is None else value,
+                description=label,
+                layout=w.Layout(width=wide),
+                style=style,
+            )
+            one.observe(self._asked, "value")
+            return one
+
+        self.before = choice("from", [(one, one) for one in names], found.before, "210px")
+        self.after = choice("to", [(one, one) for one in names], found.after, "210px")
+        self.decoder = choice("decoder", [(one, one) for one in found.decoders])
+        self.show = choice("show", self._kinds(), wide="420px")
+        self.where = {
+            column: choice(label, self._values(column), wide=wide)
+            for column, label, wide in (
+                ("speaker", "speaker", "150px"),
+                ("level", "level", "150px"),
+                ("word_type", "type", "170px"),
+                ("seen", "seen word", "150px"),
+            )
+        }
+        self.text = w.Text(placeholder="search ids, words, answers, notes", layout=w.Layout(width="250px"))
+        self.text.observe(self._asked, "value")
+        self.head = w.HBox(layout=w.Layout(overflow="hidden"))
+        self.head.add_class("kd-head")
+        self.list = w.Select(options=[], rows=12, layout=w.Layout(width="100%", height="215px"))
+        self.list.add_class("kd-list")
+        self.list.observe(self._picked, "value")
+        self.earlier, self.later = (
+            w.Button(description=sign, tooltip=tip, layout=w.Layout(width="36px"))
+            for sign, tip in (("◀", "the rows before"), ("▶", "the next rows"))
+        )
+        self.earlier.on_click(lambda _: self._turn(-PAGE))
+        self.later.on_click(lambda _: self._turn(PAGE))
+        self.count, self.line = w.HTML(), w.HTML()
+        self.sounds = w.HBox(layout=w.Layout(flex_flow="row wrap"))
+        self.picture = w.Image(format="png", layout=w.Layout(max_width="100%", align_self="flex-start"))
+        self.at = w.FloatSlider(
+            min=0, max=1, step=0.04, description="time (s)", continuous_update=False, layout=w.Layout(width="70%")
+        )
+        self.at.observe(self._moved, "value")
+        self.top = w.HTML()
+        self.note = w.Textarea(placeholder="a note on this utterance", layout=w.Layout(width="60%", height="52px"))
+        self.keep = w.Button(description="keep the note", icon="check")
+        self.keep.on_click(lambda _: self._guarded(self._noted))
+        exports = []
+        for text, tip, act in (
+            ("picture", "this utterance as PDF and PNG", self._export_picture),
+            ("ten of these", "the most telling failures of the list as PDF and PNG", self._export_ten),
+            ("list", "what the list shows, as CSV", self._export_list),
+        ):
+            button = w.Button(description=text, tooltip=tip, icon="download", layout=w.Layout(width="130px"))
+            button.on_click(lambda _, act=act: self._guarded(act))
+            exports.append(button)
+        self.confused, self.people = w.Output(), w.Output()
+        one = [self.sounds, self.picture, w.HBox([self.at]), self.top, w.HBox([self.note, self.keep])]
+        utterances = w.VBox(
+            [
+                self.head,
+                self.list,
+                w.HBox([self.earlier, self.later, self.count]),
+                *one,
+                w.HBox([w.HTML("export:"), *exports]),
+            ]
+        )
+        self.tabs = w.Tab([utterances, self.confused, self.people], titles=["Utterances", "Confusions", "Speakers"])
+        self.tabs.observe(lambda _: self._guarded(self._tab), "selected_index")
+        wrap = w.Layout(flex_flow="row wrap")
+        self.page = w.VBox(
+            [
+                w.HTML(STYLE),
+                w.HBox([self.show, self.before, self.after, self.decoder], layout=wrap),
+                w.HBox([*self.where.values(), self.text], layout=wrap),
+                self.tabs,
+                self.line,
+            ]
+        )
+        self.page.add_class("kd-explorer")
+
+    def _kinds(self) -> list[tuple[str, str]]:
+        named = {"before": self.before.value, "after": self.after.value}
+        there = [kind for kind in KINDS if kind != "teachers" or self.found.teachers]
+        return [(KINDS[kind].format(**named), kind) for kind in there]
+
+    def _values(self, column: str) -> list[tuple[str, str]]:
+        return [("all", ""), *((one, one) for one in sorted(set(self.found.known[column])) if one)]
+
+    # what follows from it
+
+    def _asked(self, change) -> None:
+        if not self._quiet:
+            self._guarded(lambda: self._refresh(renamed=change.owner in (self.before, self.after)))
+
+    def _refresh(self, renamed: bool = False) -> None:
+        self.found.before, self.found.after, self.found.decoder = (
+            one.value for one in (self.before, self.after, self.decoder)
+        )
+        if renamed:
+            with self._still():
+                value = self.show.value
+                self.show.options = self._kinds()
+                self.show.value = value
+        self.view = self.found.view(
+            self.show.value,
+            text=self.text.value,
+            by=self.by,
+            falling=self.falling,
+            **{column: one.value for column, one in self.where.items()},
+        )
+        self.first = 0
+        self._fill()
+        self._tab()
+
+    def _fill(self) -> None:
+        rows = self.view.iloc[self.first : self.first + PAGE]
+        columns = self._columns()
+        self._head(columns)
+        lines = [(self._line(name, row, columns), name) for name, row in rows.to_dict("index").items()]
+        with self._still():
+            self.list.options = lines
+        last = self.first + len(rows)
+        what = f"{self.first + 1:,} to {last:,} of " if len(self.view) > PAGE else ""
+        whole = f" (of {len(self.found.known):,})" if len(self.view) < len(self.found.known) else ""
+        self.count.value = f"{what}{len(self.view):,} utterances{whole}"
+        self.earlier.disabled, self.later.disabled = self.first == 0, last >= len(self.view)
+        if not len(rows):
+            self._nothing()
+            return
+        there = self.chosen if self.chosen in rows.index else rows.index[0]
+        with self._still():
+            self.list.value = there
+        if there != self.chosen or self._stale():
+            self._look(there)
+
+    def _columns(self) -> list[tuple[str, str, int]]:
+        """Column, how it is called, and how wide it is: only those that tell rows apart."""
+        table = self.found.known
+        ids = min(34, max(map(len, table.index)) + 1)
+        found = [("utt_id", "utterance", ids)]
+        short = {"speaker": 8, "level": 9, "word_type": 10, "seen": 5}
+        found += [(name, name.replace("_", " "), wide) for name, wide in short.items() if table[name].nunique() > 1]
+        room = 16 if len(self.found.everybody) < 4 else 13
+        return [*found, ("reference", "reference", room), *((name, name, room) for name in self.found.everybody)]
+
+    def _head(self, columns: list[tuple[str, str, int]]) -> None:
+        import ipywidgets as w
+
+        buttons = []
+        for name, label, wide in columns:
+            sign = ("▼" if self.falling else "▲") if name == self.by else ""
+            layout = w.Layout(width=f"{wide}ch", min_width=f"{wide}ch", height="20px")
+            button = w.Button(description=_fit(label + sign, wide - 1), tooltip=f"sort by {label}", layout=layout)
+            button.on_click(lambda _, name=name: self._guarded(lambda: self._sort(name)))
+            buttons.append(button)
+        self.head.children = buttons
+
+    def _sort(self, name: str) -> None:
+        self.falling = self.by == name and not self.falling
+        self.by = name
+        self._refresh()
+
+    def _line(self, utt_id: str, row: dict, columns: list[tuple[str, str, int]]) -> str:
+        cells = []
+        for name, _, wide in columns:
+            value = utt_id if name == "utt_id" else row[name]
+            if name in self.found.everybody:
+                value = "?" if not isinstance(value, str) else ("✓ " if value == row["reference"] else "✗ ") + value
+            cells.append(_fit(value, wide - 1))
+        return "\u00a0".join(cells)
+
+    def _turn(self, by: int) -> None:
+        self.first = max(0, self.first + by)
+        self._guarded(self._fill)
+
+    def _picked(self, change) -> None:
+        if not self._quiet and change.new:
+            self._guarded(lambda: self._look(change.new))
+
+    def _stale(self) -> bool:
+        return self._drawn != (self.chosen, self.decoder.value)
+
+    _drawn = ("", "")
+
+    def _look(self, utt_id: str) -> None:
+        """Show an utterance."""
+        self.chosen = utt_id
+        with self._still():
+            utt = self.found.utterance(utt_id)
+            self.at.max = max(0.1, utt.duration_s) if utt else 1.0
+            self.at.value = 0.0
+            self.note.value = self.found.notes().get(utt_id, "")
+        self.line.value = ""
+        self._draw(None)
+        self._tops(0.0)
+        self._hear(utt_id)
+
+    def _draw(self, at_s: float | None) -> None:
+        drawn = closeup.picture(self.found, self.chosen, at_s=at_s, width_in=WIDE_IN)
+        with io.BytesIO() as file:
+            drawn.savefig(file, format="png", dpi=DPI)
+            self.picture.value = file.getvalue()
+        self.picture.add_class("kd-picture")
+        self.picture.layout.visibility = "visible"
+        self._drawn = (self.chosen, self.decoder.value)
+
+    def _moved(self, change) -> None:
+        if not self._quiet and self.chosen:
+            self._guarded(lambda: (self._draw(change.new), self._tops(change.new)))
+
+    def _tops(self, at_s: float) -> None:
+        """The likeliest tokens of every system at a time."""
+        rows = []
+        for name, (kept, logprobs) in self.found.frames(self.chosen).items():
+            cells = "".join(
+                f"<td>{html.escape(piece)} {100 * share:.0f} %</td>"
+                for piece, share in closeup.top(kept, logprobs, at_s)
+            )
+            rows.append(f"<tr><th>{html.escape(name)}</th>{cells}</tr>")
+        body = "".join(rows) or "<tr><td>no posteriors were kept of this utterance</td></tr>"
+        self.top.value = f'<table class="kd-top">{body}</table>'
+
+    def _hear(self, utt_id: str) -> None:
+        """Players of the recording, and of the same word by others."""
+        import ipywidgets as w
+
+        players = []
+        utt = self.found.utterance(utt_id)
+        for label, one in {"this utterance": utt, **self.found.alike(utt_id)}.items():
+            sound, why = (None, "the corpus has no recording of this id") if one is None else _wav(one)
+            hint = w.HTML(f'<span class="kd-line">{html.escape(label)}</span>')
+            player = (
+                w.Audio(value=sound, format="wav", autoplay=False, loop=False, layout=w.Layout(width="220px"))
+                if sound
+                else w.HTML(html.escape(why))
+            )
+            players.append(w.VBox([hint, player], layout=w.Layout(width="230px")))
+        for old in self.sounds.children:
+            _close(old)
+        self.sounds.children = players
+
+    def _nothing(self) -> None:
+        """The list is empty."""
+        self.chosen = ""
+        self._drawn = ("", "")
+        self.sounds.children, self.top.value = (), ""
+        self.picture.layout.visibility = "hidden"
+        self.line.value = "No utterance is like this; choose another filter, or clear the search."
+
+    def _tab(self) -> None:
+        """Draw the page in front, if it is not the list."""
+        from IPython.display import display
+
+        after = self.after.value
+        if self.tabs.selected_index == 1:
+            drawn = closeup.confusions(self.found.confusions(self.view, after), after)
+            _into(self.confused, lambda: display(drawn))
+        elif self.tabs.selected_index == 2:
+            people = self.found.by_speaker(self.view)
+            _into(self.people, lambda: self._speakers(people, display))
+
+    def _speakers(self, people: pd.DataFrame, display: Callable) -> None:
+        import matplotlib.pyplot as plt
+
+        if people.empty:
+            print("No utterance is like this; choose another filter, or clear the search.")
+            return
+        figure = figures.wra_by_speaker(people, "")
+        plt.close(figure)
+        display(figure)
+        table = people.assign(
+            **{"WRA %": (100 * people.wra).round(1)},
+            interval=[f"{100 * low:.1f} - {100 * high:.1f}" for low, high in zip(people.low, people.high, strict=True)],
+        ).rename(columns={"decoder": "system", "interval": "95 %"})
+        display(table[["speaker", "level", "system", "n", "WRA %", "95 %"]].set_index(["speaker", "system"]))
+
+    # what is kept
+
+    def _noted(self) -> None:
+        path = self.found.note(self.chosen, self.note.value) if self.chosen else None
+        self.line.value = (
+            f"kept in {html.escape(_shown(path))}" if path else "There is no utterance to note something of."
+        )
+
+    def _export_picture(self) -> None:
+        if not self.chosen:
+            raise UserError("no utterance is chosen: there is no picture to export")
+        drawn = closeup.picture(self.found, self.chosen)
+        self._written(figures.save(drawn, self.out, f"closeup_{_name(self.chosen)}"), " and .pdf")
+
+    def _export_ten(self) -> None:
+        drawn = closeup.telling(self.found, self.view)
+        self._written(figures.save(drawn, self.out, f"failures_{_name(self.after.value)}"), " and .pdf")
+
+    def _export_list(self) -> None:
+        path = self.out / f"list_{_name(self.after.value)}_{self.show.value.replace(' ', '_')}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        notes = self.found.notes()
+        table = self.view.assign(note=[notes.get(name, "") for name in self.view.index])
+        table.to_csv(path, index_label="utt_id")
+        self._written(path)
+
+    def _written(self, path: Path, more: str = "") -> None:
+        self.line.value = f"written: {html.escape(_shown(path))}{more}"
+
+    def _guarded(self, act: Callable) -> None:
+        """Do something; what goes wrong is said in the line below."""
+        try:
+            act()
+        except UserError as error:
+            self.line.value = f"<b>{html.escape(str(error))}</b>"
+        except OSError as error:
+            self.line.value = f"<b>could not be written: {html.escape(str(error))}</b>"
+
+    def _still(self) -> "_Still":
+        return _Still(self)
+
+
+class _Still:
+    """While it lasts, widgets that are changed by us ask for nothing."""
+
+    def __init__(self, explorer: Explorer) -> None:
+        self.explorer = explorer
+
+    def __enter__(self) -> None:
+        self.was, self.explorer._quiet = self.explorer._quiet, True
+
+    def __exit__(self, *_) -> None:
+        self.explorer._quiet = self.was
+
+
+def _fit(text: str, wide: int) -> str:
+    """A text in so many columns of a typewriter, with spaces that do not collapse."""
+    sizes = [2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text]
+    if sum(sizes) > wide:
+        kept = int((np.cumsum(sizes) <= wide - 1).sum())
+        text, sizes = text[:kept] + "…", [*sizes[:kept], 1]
+    return text.replace(" ", "\u00a0") + "\u00a0" * (wide - sum(sizes))
+
+
+def _wav(utt) -> tuple[bytes | None, str]:
+    """A recording as a browser plays it, or why there is none."""
+    import soundfile
+
+    try:
+        samples = audio.load(utt)
+    except UserError:
+        return None, f"the recording is missing: {utt.wav}"
+    with io.BytesIO() as file:
+        soundfile.write(file, samples, audio.RATE_HZ, format="WAV", subtype="PCM_16")
+        return file.getvalue(), ""
+
+
+def _into(place, act: Callable) -> None:
+    place.clear_output(wait=True)
+    with place:
+        act()
+
+
+def _close(widget) -> None:
+    for child in getattr(widget, "children", ()):
+        _close(child)
+    widget.close()
+
+
+def _name(text: str) -> str:
+    return "".join(char if char.isalnum() or char in "-_+" else "_" for char in text)
+
+
+def _shown(path: Path | None) -> str:
+    from kdlib.params import root
+
+    return str(path.relative_to(root())) if path and path.is_relative_to(root()) else str(path)

@@ -1,0 +1,76 @@
+"""Systems made for tests: what they answer to a corpus, and what they say of every frame, without a model."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from kdlib.corpus.manifest import Utterance
+from kdlib.evaluate import score
+from kdlib.evaluate.posteriors import Keeper
+from kdlib.evaluate.score import Hypothesis
+from kdlib.tokens import Tokens
+
+STRIDE_MS = 40.0
+
+
+def written(
+    folder: Path,
+    utterances: Sequence[Utterance],
+    tokens: Tokens,
+    wrong: float,
+    seed: int,
+    *,
+    keep: bool = True,
+    level=lambda speaker: "",
+) -> Path:
+    """Scores of a system that takes a share of utterances for other words, with posteriors that spell its answers."""
+    rng, noise = random.Random(seed), np.random.default_rng(seed)
+    words = sorted({utt.text for utt in utterances})
+    folder.mkdir(parents=True)
+    keeper, rows = Keeper(tokens, STRIDE_MS), []
+    for utt in utterances:
+        said = rng.choice(words) if rng.random() < wrong else utt.text
+        ids = tokens.encode(said)
+        rows.append(
+            Hypothesis(
+                utt.utt_id,
+                utt.speaker,
+                level(utt.speaker),
+                utt.word_type,
+                "yes" if len(utt.text) % 2 else "no",
+                utt.text,
+                greedy=said,
+                lexicon=said if rng.random() < 0.8 else utt.text,
+                n_tokens=len(ids),
+                blank_share=0.7,
+                token_ids=" ".join(map(str, ids)),
+            )
+        )
+        if keep:
+            keeper.add(utt.utt_id, frames(ids, tokens, utt.duration_s, noise))
+    score.write(
+        rows,
+        ("greedy", "lexicon"),
+        folder,
+        system=folder.name,
+        held_out="M08",
+        tokenizer=tokens.fingerprint,
+        checkpoint="none",
+        bootstrap=20,
+    )
+    if keep:
+        keeper.write(folder / "posteriors")
+    return folder
+
+
+def frames(ids: Sequence[int], tokens: Tokens, duration_s: float, noise: np.random.Generator) -> np.ndarray:
+    """Log-probabilities of frames that spell these ids, evenly over a recording, with doubt."""
+    count = max(2 * len(ids) + 1, int(1000 * duration_s / STRIDE_MS) + 1)
+    logits = noise.normal(0, 1, (count, tokens.size))
+    logits[:, tokens.blank] += 6
+    for place, index in enumerate(ids):
+        at = int((place + 0.5) * count / len(ids))
+        logits[at, index] += 9
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
