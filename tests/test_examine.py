@@ -52,6 +52,7 @@ def test_the_command_prints_the_verdict_first_and_writes_a_page(original, tmp_pa
     found = json.loads((tmp_path / "examination.json").read_text(encoding="utf-8"))
     assert found["severity"] == "misread"
     assert "offset -1" in found["verdict"]
+    assert found["causes"] == ["h"]
 
 
 def test_an_untrained_head_is_deaf_whatever_way_it_is_read(original, tmp_path, capsys):
@@ -60,6 +61,7 @@ def test_an_untrained_head_is_deaf_whatever_way_it_is_read(original, tmp_path, c
     said = capsys.readouterr().out
     assert "DEAF" in said.splitlines()[2]
     assert "No other reading" in said
+    assert json.loads((tmp_path / "examination.json").read_text(encoding="utf-8"))["causes"] == ["i"]
 
 
 def test_what_cannot_be_examined_is_refused_in_a_line(original, tmp_path):

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib import mlab
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -15,6 +16,8 @@ from kdlib.evaluate.posteriors import Posteriors
 from kdlib.show.failures import Failures
 from kdlib.show.figures import COLOURS, WIDTH_IN, style
 
+TOP_HZ = 6000
+CAPTION = 1.5  # rows of a system's answer above its tokens
 TRACKS, LEAST = 8, 0.15  # tokens shown of an utterance, and the probability that one has to reach
 RIGHT, WRONG = "#029e73", "#d55e00"
 
@@ -32,55 +35,49 @@ def picture(
 
     `names` are the systems to show, by default four and the teachers; `at_s` is marked.
     """
-    row = failures.table(decoder).loc[utt_id]
+    row = failures.row(utt_id, decoder)
     frames, distance = failures.frames(utt_id), failures.divergence(utt_id)
     names = list(names) or [name for name in failures.everybody if name in frames][:4]
     names += ["teachers"] * ("teachers" in frames and "teachers" not in names)
-    shown = {name: _tracks(*frames[name]) for name in names if name in frames}
+    shown = {name: (frames[name][0].stride_ms, *_tracks(*frames[name])) for name in names if name in frames}
     distance = {name: one for name, one in distance.items() if name in shown}
     samples, missing = _samples(failures.utterance(utt_id))
     others = failures.alike(utt_id)
-    heights = [0.5, 1.1] if samples is not None else [0.3]
-    heights += [0.22 + 0.13 * len(tracks) for tracks, _ in shown.values()]
-    heights += [0.6] * bool(distance) + [0.75] * bool(others)
-    gaps = 0.36 * len(heights) + 0.15
+    ends = [stride_ms * tracks.shape[1] / 1000 for stride_ms, tracks, _ in shown.values()]
+    end = len(samples) / audio.RATE_HZ if samples is not None else max(ends, default=1.0)
+    rows = sum(len(labels) + CAPTION for _, _, labels in shown.values())
+    panels = {
+        "wave": (0.32, 0.3),
+        "spectrogram": (0.85, 0.05) if samples is not None else None,
+        "tracks": (0.125 * rows, 0.05) if shown else None,
+        "distance": (0.5, 0.22) if distance else None,
+        "others": (0.6, 0.5) if others else None,
+    }
     with plt.rc_context(style() | {"figure.constrained_layout.use": False}):
-        height = sum(heights) + gaps
-        figure = Figure(figsize=(width_in, height))
-        edges = _stacked(heights, height)
-        place = iter(edges)
-        end = len(samples) / audio.RATE_HZ if samples is not None else _end(shown, frames)
-        left, right = 0.11, 0.985
-
-        def below() -> Axes:
-            bottom, tall = next(place)
-            return figure.add_axes([left, bottom, right - left, tall])
-
-        title = f"{utt_id}: {row.reference}"
+        figure, axes = _stacked({name: one for name, one in panels.items() if one}, width_in)
+        timed = [name for name in axes if name != "others"]
+        for name in timed:
+            axes[name].set_xlim(0, end)
+            axes[name].xaxis.set_visible(name == timed[-1])
+        axes["wave"].set_title(f"{utt_id}: {row['reference']}", loc="left", fontweight="bold")
         if samples is None:
-            axes = below()
-            axes.set_axis_off()
-            axes.text(0, 0.2, missing, transform=axes.transAxes, fontsize=8, color=WRONG)
-            axes.set_title(title, loc="left", fontweight="bold")
+            axes["wave"].yaxis.set_visible(False)
+            axes["wave"].text(
+                0.01, 0.5, missing, transform=axes["wave"].transAxes, va="center", fontsize=8, color=WRONG
+            )
         else:
-            axes = below()
-            _wave(axes, samples)
-            axes.set_title(title, loc="left", fontweight="bold")
-            spectrogram(below(), samples)
-        for name, (tracks, labels) in shown.items():
-            axes = below()
-            _strip(axes, tracks, labels, frames[name][0].stride_ms)
-            said, good = row[name], row[name] == row.reference
-            _said(axes, name, said, good)
-        for axes in figure.axes:
-            axes.set_xlim(0, end)
-            if at_s is not None and axes.axison:
-                axes.axvline(at_s, color="C0", linewidth=0.9)
+            _wave(axes["wave"], samples)
+            spectrogram(axes["spectrogram"], samples)
+        if shown:
+            _strips(axes["tracks"], shown, row, end)
         if distance:
-            _distances(below(), distance, end, at_s)
+            _distances(axes["distance"], distance)
+        axes[timed[-1]].set_xlabel("time (s)", labelpad=1)
+        if at_s is not None:
+            for name in timed:
+                axes[name].axvline(at_s, color="C0", linewidth=0.9)
         if others:
-            bottom, tall = next(place)
-            _others(figure, others, left, right, bottom, tall)
+            _others(axes["others"], others)
         return figure
 
 
@@ -164,11 +161,23 @@ def top(kept: Posteriors, logprobs: np.ndarray, at_s: float, count: int = 5) -> 
     return [(_piece(kept, index), float(np.exp(frame[index]))) for index in np.argsort(-frame)[:count]]
 
 
-def spectrogram(axes: Axes, samples: np.ndarray) -> None:
-    """One recording's spectrogram, up to 6 kHz."""
-    axes.specgram(samples, NFFT=400, noverlap=240, Fs=audio.RATE_HZ, cmap="magma", vmin=-140, vmax=-50)
-    axes.set_ylim(0, 6000)
-    axes.set_yticks([0, 2000, 4000, 6000], ["0", "2", "4", "6 kHz"])
+def spectrogram(axes: Axes, samples: np.ndarray, start: float = 0.0) -> float:
+    """One recording's spectrogram, up to 6 kHz, from a time on; returns when it ends."""
+    power, frequencies, _ = mlab.specgram(samples, NFFT=400, noverlap=240, Fs=audio.RATE_HZ)
+    kept = frequencies <= TOP_HZ
+    end = start + len(samples) / audio.RATE_HZ
+    axes.imshow(
+        10 * np.log10(power[kept] + 1e-20),
+        aspect="auto",
+        origin="lower",
+        cmap="magma",
+        vmin=-140,
+        vmax=-50,
+        extent=(start, end, 0, TOP_HZ / 1000),
+        interpolation="nearest",
+    )
+    axes.set_yticks([0, 3, 6], ["0", "3", "6 kHz"])
+    return end
 
 
 def _samples(utt: Utterance | None) -> tuple[np.ndarray | None, str]:
@@ -181,18 +190,16 @@ def _samples(utt: Utterance | None) -> tuple[np.ndarray | None, str]:
         return None, f"the recording is missing: {utt.wav}"
 
 
-def _stacked(heights: Sequence[float], height: float, gap: float = 0.36) -> list[tuple[float, float]]:
-    """Bottom and height of panels from the top down, as shares of the figure; above each one a gap for its title."""
-    found, at = [], height
-    for tall in heights:
+def _stacked(panels: Mapping[str, tuple[float, float]], width_in: float) -> tuple[Figure, dict[str, Axes]]:
+    """Panels from the top down by name, each so high below a gap so high (inches)."""
+    height = sum(tall + gap for tall, gap in panels.values()) + 0.4
+    figure = Figure(figsize=(width_in, height))
+    found, at = {}, height
+    left = 0.55 / width_in
+    for name, (tall, gap) in panels.items():
         at -= gap + tall
-        found.append((at / height, tall / height))
-    return found
-
-
-def _end(shown: Mapping, frames: Mapping) -> float:
-    ends = [len(frames[name][1]) * frames[name][0].stride_ms / 1000 for name in shown]
-    return max(ends, default=1.0)
+        found[name] = figure.add_axes([left, at / height, 0.985 - left, tall / height])
+    return figure, found
 
 
 def _piece(kept: Posteriors, index: int) -> str:
@@ -222,7 +229,8 @@ def _wave(axes: Axes, samples: np.ndarray, points: int = 1500) -> None:
     axes.set_xticks([])
 
 
-def _strip(axes: Axes, tracks: np.ndarray, labels: Sequence[str], stride_ms: float) -> None:
+def _strip(axes: Axes, tracks: np.ndarray, labels: Sequence[str], stride_ms: float, top_row: float = 0.0) -> None:
+    """Probabilities by token and time, from a row of the axes downwards."""
     end = tracks.shape[1] * stride_ms / 1000
     axes.imshow(
         tracks,
@@ -230,49 +238,61 @@ def _strip(axes: Axes, tracks: np.ndarray, labels: Sequence[str], stride_ms: flo
         cmap="magma_r",
         vmin=0,
         vmax=1,
-        extent=(0, end, len(labels) - 0.5, -0.5),
+        extent=(0, end, top_row + len(labels) - 0.5, top_row - 0.5),
         interpolation="nearest",
     )
-    axes.set_yticks(range(len(labels)), labels, fontsize=6.5)
-    axes.tick_params(left=False, length=2)
+    axes.set_yticks(top_row + np.arange(len(labels)), labels, fontsize=6.5)
+    axes.tick_params(axis="y", length=0)
     axes.set_xlim(0, end)
 
 
-def _said(axes: Axes, name: str, said: object, good: bool) -> None:
-    text = "did not hear it" if not isinstance(said, str) else _short(said or "(nothing)", 40)
-    mark = "" if not isinstance(said, str) else "  ✓" if good else "  ✗"
-    axes.set_title(f"{name}: {text}{mark}", loc="left", color=RIGHT if good else WRONG, pad=2)
+def _strips(axes: Axes, shown: Mapping[str, tuple], row: Mapping, end: float) -> None:
+    """What each system says of every frame, one below the other, each with its answer."""
+    at, places, names = 0.0, [], []
+    for name, (stride_ms, tracks, labels) in shown.items():
+        said = row[name]
+        good = said == row["reference"]
+        text = "did not hear it" if not isinstance(said, str) else _short(said or "(nothing)", 60)
+        mark = "" if not isinstance(said, str) else "  ✓" if good else "  ✗"
+        colour = RIGHT if good else WRONG
+        axes.text(0, at + CAPTION - 0.75, f"{name}: {text}{mark}", fontsize=8, color=colour, va="bottom")
+        at += CAPTION
+        _strip(axes, tracks, labels, stride_ms, at)
+        places += list(at + np.arange(len(labels)))
+        names += labels
+        at += len(labels)
+    axes.set_yticks(places, names, fontsize=6.5)
+    axes.set_ylim(at - 0.5, -0.5)
+    axes.set_xlim(0, end)
+    axes.spines[["left", "bottom"]].set_visible(False)
 
 
-def _distances(axes: Axes, distance: Mapping[str, tuple[float, np.ndarray]], end: float, at_s: float | None) -> None:
+def _distances(axes: Axes, distance: Mapping[str, tuple[float, np.ndarray]]) -> None:
     colours = [COLOURS["VERY_LOW"], COLOURS["LOW"], COLOURS["MID"], COLOURS["CONTROL"]]
     for (name, (stride_ms, values)), colour in zip(distance.items(), colours, strict=False):
         edges = np.arange(len(values) + 1) * stride_ms / 1000
         axes.stairs(values, edges, color=colour, linewidth=1.2, label=f"{name} {values.mean():.2f}")
     axes.set_ylim(bottom=0)
-    axes.set_xlim(0, end)
-    axes.set_title("KL from the teachers by frame (nats), and its mean", loc="left", pad=2)
-    axes.legend(frameon=False, loc="upper right", ncols=4, fontsize=7)
-    if at_s is not None:
-        axes.axvline(at_s, color="C0", linewidth=0.9)
+    axes.set_title("KL from the teachers by frame (nats); mean:", loc="left", pad=2, fontsize=8)
+    legend = {"loc": "lower right", "bbox_to_anchor": (1, 0.9), "borderaxespad": 0, "handlelength": 1.2}
+    axes.legend(frameon=False, ncols=4, fontsize=7.5, columnspacing=1.2, **legend)
 
 
-def _others(
-    figure: Figure, others: Mapping[str, Utterance], left: float, right: float, bottom: float, tall: float
-) -> None:
-    """The same word by others, side by side."""
-    wide = (right - left) / 3
-    for place, (label, utt) in enumerate(others.items()):
-        axes = figure.add_axes([left + place * wide, bottom, 0.94 * wide, tall])
-        samples, missing = _samples(utt)
+def _others(axes: Axes, others: Mapping[str, Utterance]) -> None:
+    """The same word by others, side by side on one time scale."""
+    end = 0.0
+    for label, utt in others.items():
+        samples, _ = _samples(utt)
         if samples is None:
-            axes.set_axis_off()
-            axes.text(0, 0.5, _short(missing, 44), transform=axes.transAxes, fontsize=6.5)
+            axes.text(end, TOP_HZ / 1000 + 0.3, f"{label}: no recording", fontsize=7.5)
+            end += 0.8
         else:
-            spectrogram(axes, samples)
-        if place:
-            axes.set_yticks([])
-        axes.set_title(label, loc="left", fontsize=7.5, pad=2)
+            axes.text(end, TOP_HZ / 1000 + 0.3, label, fontsize=7.5)
+            end = spectrogram(axes, samples, end)
+        end += 0.12
+    axes.set_xlim(0, max(end - 0.12, 1.5))
+    axes.xaxis.set_visible(False)
+    axes.spines["bottom"].set_visible(False)
 
 
 def _short(text: str, most: int) -> str:

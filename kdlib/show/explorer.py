@@ -274,7 +274,7 @@ class Explorer:
     def _draw(self, at_s: float | None) -> None:
         drawn = closeup.picture(self.found, self.chosen, at_s=at_s, width_in=WIDE_IN)
         with io.BytesIO() as file:
-            drawn.savefig(file, format="png", dpi=DPI)
+            drawn.savefig(file, format="png", dpi=DPI, pil_kwargs={"compress_level": 1})
             self.picture.value = file.getvalue()
         self.picture.add_class("kd-picture")
         self.picture.layout.visibility = "visible"

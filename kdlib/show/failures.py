@@ -3,6 +3,7 @@
 Everything comes from what the stages have saved: hypotheses, posteriors and the corpus. No model is loaded.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,11 @@ class Failures:
         for name, system in self.everybody.items():
             found[name] = system.answers(decoder or self.decoder).reindex(found.index)
         return found
+
+    def row(self, utt_id: str, decoder: str = "") -> dict[str, str]:
+        """One row of the table."""
+        said = {name: one.answers(decoder or self.decoder) for name, one in self.everybody.items()}
+        return self.known.loc[utt_id].to_dict() | {name: one.get(utt_id, math.nan) for name, one in said.items()}
 
     def view(
         self,
