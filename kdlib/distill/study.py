@@ -20,6 +20,7 @@ from kdlib.distill import faults, ingredients, preflight, students
 from kdlib.distill.checks import PASS
 from kdlib.errors import UserError
 from kdlib.evaluate import answers, collapse, compare, diagnose, posteriors
+from kdlib.evaluate.baseline import baseline
 from kdlib.evaluate.collapse import Examination
 from kdlib.evaluate.diagnose import SOUND, Diagnosis, Fingerprint
 from kdlib.evaluate.findings import OPEN
@@ -107,13 +108,13 @@ def examined(params: Params, seed: int) -> Case:
     rows = answers.read(folder, which, ids=True)
     tokens = vocabulary.vocabulary(params)
     material = ingredients.material(params, tokens)
-    theirs = used.distill.taught and params.teacher.backbone != "students"
+    theirs = aggregates.together(used)
     found = collapse.examine(
         rows,
         {"the student's own pieces": tokens},
         vocabulary=list(prepare.spellings(params)),
         training=[utt.text for utt in material.train if utt.text],
-        teachers=teachers_said(used) if theirs else None,
+        teachers=_written(theirs) if theirs else None,
         posteriors=folder / "posteriors" / posteriors.FILE if which == "greedy" else None,
     )
     dev_wra = math.nan
@@ -126,15 +127,16 @@ def examined(params: Params, seed: int) -> Case:
     return Case(params.variant, seed, cause(used), found, signs, seen)
 
 
-def teachers_said(params: Params) -> dict[str, list[int]]:
-    """What the fold's teachers together write, by CTC, of the held-out speaker's test speech: for this table alone."""
-    rows = answers.read(aggregates.together(params), "greedy", ids=True)
-    return {row.utt_id: list(row.token_ids or ()) for row in rows.itertuples()}
-
-
 def cases(of: Variants, names: Sequence[tuple[str, int]]) -> list[Case]:
     """The students of a recipe, trained now or found, and examined."""
     return [examined(of(variant), seed) for variant, seed in names]
+
+
+def beside(of: Variants, one: Case) -> dict[str, Path]:
+    """The scores of the pretrained model, of a case's control and of the case itself, to look at side by side."""
+    params = of(one.variant)
+    names = dict.fromkeys([params.distill.control, one.variant])
+    return {"pretrained": baseline(params)} | {name: students.scored(of(name), one.seed) for name in names}
 
 
 def complete(found: Sequence[Case]) -> bool:
@@ -318,6 +320,12 @@ def _verdict(row: Any) -> str:
     if row.difference > 0:
         return "helps"
     return "kills" if row.WRA < DEAD and row.control > 3 * DEAD else "hurts"
+
+
+def _written(folder: Path) -> dict[str, list[int]]:
+    """The token ids that were written of each utterance, greedily."""
+    rows = answers.read(folder, "greedy", ids=True)
+    return {row.utt_id: list(row.token_ids or ()) for row in rows.itertuples()}
 
 
 def told(one: Case, known: Sequence[Fingerprint] | None) -> Diagnosis:

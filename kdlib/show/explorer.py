@@ -19,14 +19,16 @@ from kdlib.params import Params
 from kdlib.show import closeup, failures, figures
 from kdlib.show.failures import KINDS, Failures
 
+COLUMNS = 108  # letters that a line of the list has room for, beside a file browser in a window of 1280 pixels
 PAGE = 200  # rows in the list at a time
-WIDE_IN, DPI = 9.6, 96  # of a picture on the screen
+WIDE_IN, DPI = 8.4, 96  # of a picture on the screen
 STYLE = """<style>
 .kd-list select, .kd-head button {font-family: monospace !important; font-size: 12px !important;}
 .kd-head button {padding: 0 !important; margin: 0 !important; text-align: left; border: none; background: none;
   font-weight: bold; color: var(--jp-ui-font-color1);}
+.kd-list select {overflow-x: auto; padding-left: 2px;}
 .kd-head {padding-left: 6px;}
-.kd-top td, .kd-top th {padding: 0 10px 0 0; font-size: 12px; text-align: left;}
+.kd-top td, .kd-top th {padding: 0 10px 0 0 !important; font-size: 12px; line-height: 15px; text-align: left;}
 .kd-line {color: var(--jp-ui-font-color2);}
 </style>"""
 
@@ -71,7 +73,7 @@ class Explorer:
         found = self.found
         names = list(found.systems)
 
-        def choice(label: str, options: list, value: str | None = None, wide: str = "190px"):
+        def choice(label: str, options: list, value: str | None = None, wide: str = "140px"):
             style = {"description_width": "initial"}
             one = w.Dropdown(
                 options=options,
@@ -83,20 +85,20 @@ class Explorer:
             one.observe(self._asked, "value")
             return one
 
-        self.before = choice("from", [(one, one) for one in names], found.before, "210px")
-        self.after = choice("to", [(one, one) for one in names], found.after, "210px")
+        self.before = choice("from", [(one, one) for one in names], found.before, "170px")
+        self.after = choice("to", [(one, one) for one in names], found.after, "165px")
         self.decoder = choice("decoder", [(one, one) for one in found.decoders])
-        self.show = choice("show", self._kinds(), wide="420px")
+        self.show = choice("show", self._kinds(), wide="330px")
         self.where = {
             column: choice(label, self._values(column), wide=wide)
             for column, label, wide in (
-                ("speaker", "speaker", "150px"),
+                ("speaker", "speaker", "135px"),
                 ("level", "level", "150px"),
-                ("word_type", "type", "170px"),
-                ("seen", "seen word", "150px"),
+                ("word_type", "type", "160px"),
+                ("seen", "seen word", "130px"),
             )
         }
-        self.text = w.Text(placeholder="search ids, words, answers, notes", layout=w.Layout(width="250px"))
+        self.text = w.Text(placeholder="search ids, words, answers, notes", layout=w.Layout(width="225px"))
         self.text.observe(self._asked, "value")
         self.head = w.HBox(layout=w.Layout(overflow="hidden"))
         self.head.add_class("kd-head")
@@ -112,6 +114,8 @@ class Explorer:
         self.count, self.line = w.HTML(), w.HTML()
         self.sounds = w.HBox(layout=w.Layout(flex_flow="row wrap"))
         self.picture = w.Image(format="png", layout=w.Layout(max_width="100%", align_self="flex-start"))
+        framed = w.Box([self.picture], layout=w.Layout(overflow="hidden"))
+        framed.add_class("kd-picture")
         self.at = w.FloatSlider(
             min=0, max=1, step=0.04, description="time (s)", continuous_update=False, layout=w.Layout(width="70%")
         )
@@ -130,7 +134,7 @@ class Explorer:
             button.on_click(lambda _, act=act: self._guarded(act))
             exports.append(button)
         self.confused, self.people = w.Output(), w.Output()
-        one = [self.sounds, self.picture, w.HBox([self.at]), self.top, w.HBox([self.note, self.keep])]
+        one = [self.sounds, framed, w.HBox([self.at]), self.top, w.HBox([self.note, self.keep])]
         utterances = w.VBox(
             [
                 self.head,
@@ -212,12 +216,21 @@ class Explorer:
     def _columns(self) -> list[tuple[str, str, int]]:
         """Column, how it is called, and how wide it is: only those that tell rows apart."""
         table = self.found.known
-        ids = min(34, max(map(len, table.index)) + 1)
-        found = [("utt_id", "utterance", ids)]
-        short = {"speaker": 8, "level": 9, "word_type": 10, "seen": 5}
-        found += [(name, name.replace("_", " "), wide) for name, wide in short.items() if table[name].nunique() > 1]
-        room = 16 if len(self.found.everybody) < 4 else 13
-        return [*found, ("reference", "reference", room), *((name, name, room) for name in self.found.everybody)]
+        names = list(self.found.everybody)
+
+        def wide(texts, least: int, most: int) -> int:
+            return max(least, min(most, max(map(len, texts), default=0) + 1))
+
+        found = [("utt_id", "utterance", wide(table.index, 10, 34))]
+        spoken = all(name.startswith(f"{speaker}_") for name, speaker in table.speaker.items())  # it says who speaks
+        for name, label, least in (("speaker", "speaker", 8), ("level", "level", 6), ("word_type", "type", 5)):
+            if table[name].nunique() > 1 and not (name == "speaker" and spoken):
+                found.append((name, label, wide(table[name], least, 12)))
+        if table.seen.nunique() > 1:
+            found.append(("seen", "seen", 5))
+        found.append(("reference", "reference", wide(table.reference, 10, 15)))
+        room = (COLUMNS - sum(width for _, _, width in found)) // len(names)
+        return [*found, *((name, name, max(9, min(18, room))) for name in names)]
 
     def _head(self, columns: list[tuple[str, str, int]]) -> None:
         import ipywidgets as w
@@ -276,7 +289,6 @@ class Explorer:
         with io.BytesIO() as file:
             drawn.savefig(file, format="png", dpi=DPI, pil_kwargs={"compress_level": 1})
             self.picture.value = file.getvalue()
-        self.picture.add_class("kd-picture")
         self.picture.layout.visibility = "visible"
         self._drawn = (self.chosen, self.decoder.value)
 
@@ -294,7 +306,7 @@ class Explorer:
             )
             rows.append(f"<tr><th>{html.escape(name)}</th>{cells}</tr>")
         body = "".join(rows) or "<tr><td>no posteriors were kept of this utterance</td></tr>"
-        self.top.value = f'<table class="kd-top">{body}</table>'
+        self.top.value = f'<table class="kd-top" title="{html.escape(self.chosen)}">{body}</table>'
 
     def _hear(self, utt_id: str) -> None:
         """Players of the recording, and of the same word by others."""
@@ -306,11 +318,13 @@ class Explorer:
             sound, why = (None, "the corpus has no recording of this id") if one is None else _wav(one)
             hint = w.HTML(f'<span class="kd-line">{html.escape(label)}</span>')
             player = (
-                w.Audio(value=sound, format="wav", autoplay=False, loop=False, layout=w.Layout(width="220px"))
+                w.Audio(
+                    value=sound, format="wav", autoplay=False, loop=False, layout=w.Layout(width="192px", height="36px")
+                )
                 if sound
                 else w.HTML(html.escape(why))
             )
-            players.append(w.VBox([hint, player], layout=w.Layout(width="230px")))
+            players.append(w.VBox([hint, player], layout=w.Layout(width="198px")))
         for old in self.sounds.children:
             _close(old)
         self.sounds.children = players

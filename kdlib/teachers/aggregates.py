@@ -62,11 +62,14 @@ def aggregates(params: Params) -> Path:
     )
 
 
-def together(params: Params) -> Path:
+def together(params: Params) -> Path | None:
     """What the fold's teachers together say of the held-out speaker's test speech: to be looked at, and no target.
 
-    The folder has hypotheses, scores, and what is said of every frame.
+    The folder has hypotheses, scores, and what is said of every frame. There is none where nothing is taught, or where
+    students teach.
     """
+    if not params.distill.taught or params.teacher.backbone == "students":
+        return None
     method = params.aggregation.method
     method = decided(params)[0] if method == "auto" else method
     names = targets.teachers(params, method)

@@ -1,0 +1,211 @@
+"""The failure explorer as a person uses it: JupyterLab, a real browser, clicks."""
+
+import re
+
+import lab
+import pandas as pd
+import pytest
+import systems
+
+from kdlib.models import vocabulary
+from kdlib.params import load, root
+
+pytestmark = pytest.mark.skipif(
+    not lab.CHROMIUM.is_file(), reason=f"no browser: {lab.CHROMIUM} is missing (apt install chromium)"
+)
+NAMES = {"pretrained": 0.6, "hard": 0.3, "ctc_kd": 0.35}
+
+
+@pytest.fixture(scope="module")
+def fold(tmp_path_factory):
+    """A fold of the smoke corpus, with systems that answer to it; one recording is missing."""
+    folder = tmp_path_factory.mktemp("lab")
+    params = load("params/smoke.yaml", "M08", overrides={"outputs": str(folder / "outputs")})
+    from kdlib.corpus import prepare
+
+    corpus, tokens = prepare.load(params), vocabulary.vocabulary(params)
+    spoken = [utt for utt in corpus if utt.speaker in ("M08", "M10")]
+    for place, (name, wrong) in enumerate((NAMES | {"teachers": 0.2}).items()):
+        systems.written(folder / name, spoken, tokens, wrong, place, level=corpus.level)
+    lab.notebook(
+        folder / "look.ipynb",
+        f"""
+from pathlib import Path
+from kdlib.params import load
+from kdlib.show import explorer
+params = load("params/smoke.yaml", "M08", overrides={{"outputs": {str(folder / "outputs")!r}}})
+folder = Path({str(folder)!r})""",
+        f"""
+explorer.explore(params, {{name: folder / name for name in {list(NAMES)}}}, teachers=folder / "teachers", before="hard")
+""",
+    )
+    gone = next(utt for utt in spoken if utt.speaker == "M10")
+    gone.wav.rename(gone.wav.with_suffix(".away"))
+    return folder, params, gone.utt_id
+
+
+@pytest.fixture(scope="module")
+def page(fold):
+    """The notebook, run in JupyterLab."""
+    with lab.server(fold[0]) as address, lab.browser() as page:
+        lab.run_all(page, address, "look.ipynb")
+        page.locator(".kd-picture img").wait_for()
+        yield page
+
+
+@pytest.fixture
+def clean(page):
+    """The explorer with nothing filtered."""
+    choose(page, "show", "everything")
+    choose(page, "speaker", "all")
+    search(page, "")
+    settled(page, lambda: len({row.split("_")[0] for row in rows(page)}) == 2)
+    return page
+
+
+def choose(page, label, value):
+    box = page.locator(".kd-explorer .widget-dropdown").filter(has=page.locator(f"label:text-is('{label}')"))
+    box.locator("select").select_option(label=value)
+
+
+def search(page, text):
+    box = page.get_by_placeholder("search ids, words, answers, notes")
+    box.fill(text)
+    box.press("Enter")
+
+
+def rows(page):
+    return page.locator(".kd-list select option").all_inner_texts()
+
+
+def settled(page, ready, seconds=20):
+    for _ in range(seconds * 10):
+        if ready():
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError("it did not happen: " + page.locator(".kd-explorer").inner_text()[:400])
+
+
+def pick(page, text):
+    """Choose the first row that has a text; wait for its picture, and return its id."""
+    place = next(at for at, row in enumerate(rows(page)) if text in row)
+    name = rows(page)[place].split("\u00a0")[0]
+    page.locator(".kd-list select").select_option(index=place)
+    settled(page, lambda: page.locator(".kd-top").get_attribute("title") == name)
+    return name
+
+
+def test_the_list_is_sorted_by_a_click_and_again_the_other_way(clean):
+    page = clean
+    head = page.locator(".kd-head button").filter(has_text="reference")
+    first = page.locator(".kd-list select option").first.inner_text()
+    head.click()
+    settled(page, lambda: "▲" in head.inner_text())
+    there = rows(page)
+    head.click()
+    settled(page, lambda: "▼" in head.inner_text())
+    back = rows(page)
+    assert there != back
+    assert sorted(there) == sorted(back)
+    assert first in there
+
+
+def test_filters_and_search_leave_what_was_asked_for(clean):
+    page = clean
+    whole = len(rows(page))
+    choose(page, "show", "ctc_kd broke: hard was right")
+    settled(page, lambda: 0 < len(rows(page)) < whole)
+    assert all(row.count("✓") >= 1 and "✗" in row for row in rows(page))
+    choose(page, "show", "everything")
+    choose(page, "speaker", "M10")
+    settled(page, lambda: {row.split("_")[0] for row in rows(page)} == {"M10"})
+    search(page, "M10_B2")
+    settled(page, lambda: {row[:6] for row in rows(page)} == {"M10_B2"})
+
+
+def test_a_row_shows_its_picture_and_its_sound(clean):
+    page = clean
+    choose(page, "speaker", "M08")
+    settled(page, lambda: {row.split("_")[0] for row in rows(page)} == {"M08"})
+    pick(page, rows(page)[3])
+    assert page.locator(".kd-picture img").evaluate("one => one.naturalWidth") > 600
+    sounds = page.locator(".kd-explorer audio")
+    assert sounds.count() >= 2  # itself, and the same word by others
+    settled(page, lambda: sounds.first.evaluate("one => one.duration") > 0.2)
+    assert "%" in page.locator(".kd-top").inner_text()
+
+
+def test_a_missing_recording_is_said_in_a_line(clean, fold):
+    page = clean
+    search(page, fold[2])
+    settled(page, lambda: len(rows(page)) == 1)
+    settled(page, lambda: "the recording is missing" in page.locator(".kd-explorer").inner_text())
+    assert "Traceback" not in page.locator(".kd-explorer").inner_text()
+
+
+def test_an_empty_list_says_so_and_comes_back(clean):
+    page = clean
+    search(page, "zzzz")
+    settled(page, lambda: "choose another filter" in page.locator(".kd-explorer").inner_text())
+    assert rows(page) == []
+    search(page, "")
+    settled(page, lambda: len(rows(page)) > 10)
+    assert "choose another filter" not in page.locator(".kd-explorer").inner_text()
+
+
+def test_notes_are_kept_found_and_survive_a_new_run(clean, fold):
+    page = clean
+    _, params, _ = fold
+    name = pick(page, rows(page)[5])
+    page.get_by_placeholder("a note on this utterance").fill('breathy onset, "K" lost')
+    page.get_by_role("button", name="keep the note").click()
+    path = params.fold_folder / "notes.csv"
+    settled(page, path.is_file)
+    assert pd.read_csv(path).set_index("utt_id").note.to_dict() == {name: 'breathy onset, "K" lost'}
+    choose(page, "show", "with a note")
+    settled(page, lambda: len(rows(page)) == 1)
+    page.locator(".jp-Notebook .jp-CodeCell").nth(1).click()
+    page.keyboard.press("Control+Enter")
+    settled(page, lambda: len(rows(page)) > 10)
+    choose(page, "show", "with a note")
+    settled(page, lambda: len(rows(page)) == 1)
+    assert page.get_by_placeholder("a note on this utterance").input_value() == 'breathy onset, "K" lost'
+
+
+def test_pages_of_confusions_and_speakers(clean):
+    page = clean
+    page.get_by_role("tab", name="Confusions").click()
+    settled(page, lambda: page.locator(".kd-explorer .jp-OutputArea img").count() >= 1)
+    page.get_by_role("tab", name="Speakers").click()
+    settled(page, lambda: page.locator(".kd-explorer .jp-OutputArea table").count() >= 1)
+    assert re.search(r"M08\s", page.locator(".kd-explorer .jp-OutputArea table").inner_text())
+    page.get_by_role("tab", name="Utterances").click()
+
+
+def test_what_is_seen_can_be_exported(clean, fold):
+    page = clean
+    out = fold[1].fold_folder / "figures"
+    choose(page, "show", "ctc_kd wrong")
+    settled(page, lambda: rows(page) and all("✗" in row for row in rows(page)))
+    for button, ending in (
+        ("picture", "closeup_*.pdf"),
+        ("ten of these", "failures_ctc_kd.pdf"),
+        ("list", "list_*.csv"),
+    ):
+        page.locator(".kd-explorer button").filter(has_text=button).last.click()
+        settled(page, lambda ending=ending: list(out.glob(ending)))
+        settled(page, lambda: "written:" in page.locator(".kd-explorer").inner_text())
+    (listed,) = out.glob("list_*.csv")
+    assert len(pd.read_csv(listed)) == len(rows(page))
+
+
+def test_a_picture_of_the_page_is_kept(clean):
+    page = clean
+    pick(page, rows(page)[7])
+    page.mouse.move(0, 0)
+    place = root() / "outputs" / "browser"
+    place.mkdir(parents=True, exist_ok=True)
+    page.locator(".kd-explorer").screenshot(path=str(place / "explorer.png"))
+    page.screenshot(path=str(place / "lab.png"))
+    wide = page.locator(".kd-explorer").evaluate("one => [one.scrollWidth, one.clientWidth]")
+    assert wide[0] <= wide[1] + 1  # nothing is cut off to the right

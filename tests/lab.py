@@ -1,0 +1,104 @@
+"""JupyterLab and a real browser, for tests and measurements of what a person sees."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import nbformat
+
+CHROMIUM = Path("/usr/bin/chromium")
+TOKEN = "of-this-test"
+SIZE = {"width": 1280, "height": 900}
+
+
+def notebook(path: Path, *cells: str) -> None:
+    """A notebook of code cells."""
+    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in cells])
+    made.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(made, path)
+
+
+@contextmanager
+def server(folder: Path) -> Iterator[str]:
+    """JupyterLab on a folder; gives the address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {
+        name: str(folder / ".jupyter")
+        for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR")
+    }
+    settings = folder / ".jupyter" / "@jupyterlab" / "apputils-extension"
+    settings.mkdir(parents=True, exist_ok=True)
+    (settings / "notification.jupyterlab-settings").write_text(
+        json.dumps({"fetchNews": "false", "checkForUpdates": False})
+    )
+    log = (folder / "lab.log").open("w")
+    command = [
+        sys.executable,
+        "-m",
+        "jupyter",
+        "lab",
+        "--no-browser",
+        "--ip=127.0.0.1",
+        f"--port={port}",
+        "--allow-root",
+    ]
+    command += [f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={folder}"]
+    process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=folder)
+    try:
+        _wait(f"http://127.0.0.1:{port}/api?token={TOKEN}", process, folder / "lab.log")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(30)
+        log.close()
+
+
+@contextmanager
+def browser() -> Iterator:
+    """A page of a real browser without a window."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        chromium = play.chromium.launch(
+            executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-background-networking", "--disable-gpu"]
+        )
+        page = chromium.new_page(viewport=SIZE)
+        page.set_default_timeout(90_000)
+        yield page
+        chromium.close()
+
+
+def run_all(page, address: str, name: str) -> None:
+    """Open a notebook and run all its cells, as a person does."""
+    page.goto(f"{address}/lab/tree/{name}?token={TOKEN}")
+    page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
+    page.locator(".jp-StatusBar-Widget").get_by_text("| Idle").wait_for()  # its kernel is there
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_text("Run All Cells", exact=True).click()
+    asked = page.locator(".jp-Dialog button.jp-mod-accept")  # now and then it asks which kernel
+    begun = page.locator(".jp-Notebook .jp-CodeCell .jp-InputArea-prompt").first
+    while begun.inner_text().strip() == "[ ]:":
+        if asked.count():
+            asked.click()
+        page.wait_for_timeout(200)
+
+
+def _wait(address: str, process: subprocess.Popen, log: Path) -> None:
+    for _ in range(600):
+        if process.poll() is not None:
+            raise RuntimeError(log.read_text())
+        try:
+            urllib.request.urlopen(address, timeout=5)
+            return
+        except OSError:
+            time.sleep(0.2)
+    raise RuntimeError(f"JupyterLab did not start:\n{log.read_text()}")
