@@ -86,10 +86,13 @@ def run_all(page, address: str, name: str) -> None:
     page.get_by_text("Run All Cells", exact=True).click()
     asked = page.locator(".jp-Dialog button.jp-mod-accept")  # now and then it asks which kernel
     begun = page.locator(".jp-Notebook .jp-CodeCell .jp-InputArea-prompt").first
-    while begun.inner_text().strip() == "[ ]:":
+    for _ in range(300):
+        if begun.inner_text().strip() != "[ ]:":
+            return
         if asked.count():
             asked.click()
         page.wait_for_timeout(200)
+    raise RuntimeError(f"{name}: its cells were not run within a minute")
 
 
 def _wait(address: str, process: subprocess.Popen, log: Path) -> None:

@@ -106,8 +106,10 @@ def telling(failures: Failures, table: pd.DataFrame | None = None, count: int = 
             frames = failures.frames(utt_id)
             if failures.after in frames:
                 kept, logprobs = frames[failures.after]
-                _strip(lower, *_tracks(kept, logprobs, most=4), kept.stride_ms)
-                lower.tick_params(axis="y", labelsize=6)
+                tracks, labels = _tracks(kept, logprobs, most=4)
+                _strip(lower, tracks, kept.stride_ms)
+                _named(lower, range(len(labels)), labels)
+                lower.set_xlim(0, tracks.shape[1] * kept.stride_ms / 1000)
             else:
                 lower.set_axis_off()
             lower.tick_params(axis="x", labelsize=6)
@@ -229,7 +231,7 @@ def _wave(axes: Axes, samples: np.ndarray, points: int = 1500) -> None:
     axes.set_xticks([])
 
 
-def _strip(axes: Axes, tracks: np.ndarray, labels: Sequence[str], stride_ms: float, top_row: float = 0.0) -> None:
+def _strip(axes: Axes, tracks: np.ndarray, stride_ms: float, top_row: float = 0.0) -> None:
     """Probabilities by token and time, from a row of the axes downwards."""
     end = tracks.shape[1] * stride_ms / 1000
     axes.imshow(
@@ -238,12 +240,9 @@ def _strip(axes: Axes, tracks: np.ndarray, labels: Sequence[str], stride_ms: flo
         cmap="magma_r",
         vmin=0,
         vmax=1,
-        extent=(0, end, top_row + len(labels) - 0.5, top_row - 0.5),
+        extent=(0, end, top_row + len(tracks) - 0.5, top_row - 0.5),
         interpolation="nearest",
     )
-    axes.set_yticks(top_row + np.arange(len(labels)), labels, fontsize=6.5)
-    axes.tick_params(axis="y", length=0)
-    axes.set_xlim(0, end)
 
 
 def _strips(axes: Axes, shown: Mapping[str, tuple], row: Mapping, end: float) -> None:
@@ -257,14 +256,19 @@ def _strips(axes: Axes, shown: Mapping[str, tuple], row: Mapping, end: float) ->
         colour = RIGHT if good else WRONG
         axes.text(0, at + CAPTION - 0.75, f"{name}: {text}{mark}", fontsize=8, color=colour, va="bottom")
         at += CAPTION
-        _strip(axes, tracks, labels, stride_ms, at)
+        _strip(axes, tracks, stride_ms, at)
         places += list(at + np.arange(len(labels)))
         names += labels
         at += len(labels)
-    axes.set_yticks(places, names, fontsize=6.5)
+    _named(axes, places, names)
     axes.set_ylim(at - 0.5, -0.5)
     axes.set_xlim(0, end)
     axes.spines[["left", "bottom"]].set_visible(False)
+
+
+def _named(axes: Axes, places: Sequence[float], names: Sequence[str]) -> None:
+    axes.set_yticks(places, names, fontsize=6.5)
+    axes.tick_params(axis="y", length=0)
 
 
 def _distances(axes: Axes, distance: Mapping[str, tuple[float, np.ndarray]]) -> None:

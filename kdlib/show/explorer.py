@@ -6,6 +6,7 @@ most. No model is loaded.
 
 import html
 import io
+import itertools
 import unicodedata
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -63,7 +64,7 @@ class Explorer:
         self.found, self.out = found, out
         self.view, self.first, self.by, self.falling = found.table(), 0, "", False
         self.chosen = ""
-        self._quiet = False
+        self._quiet, self._drawn, self._headed = False, ("", ""), []
         self._build(widgets)
         self._refresh()
 
@@ -112,7 +113,8 @@ class Explorer:
         self.earlier.on_click(lambda _: self._turn(-PAGE))
         self.later.on_click(lambda _: self._turn(PAGE))
         self.count, self.line = w.HTML(), w.HTML()
-        self.sounds = w.HBox(layout=w.Layout(flex_flow="row wrap"))
+        self.players = [self._player(w) for _ in range(4)]
+        sounds = w.HBox(self.players, layout=w.Layout(flex_flow="row wrap"))
         self.picture = w.Image(format="png", layout=w.Layout(max_width="100%", align_self="flex-start"))
         framed = w.Box([self.picture], layout=w.Layout(overflow="hidden"))
         framed.add_class("kd-picture")
@@ -134,7 +136,7 @@ class Explorer:
             button.on_click(lambda _, act=act: self._guarded(act))
             exports.append(button)
         self.confused, self.people = w.Output(), w.Output()
-        one = [self.sounds, framed, w.HBox([self.at]), self.top, w.HBox([self.note, self.keep])]
+        one = [sounds, framed, w.HBox([self.at]), self.top, w.HBox([self.note, self.keep])]
         utterances = w.VBox(
             [
                 self.head,
@@ -157,6 +159,10 @@ class Explorer:
             ]
         )
         self.page.add_class("kd-explorer")
+
+    def _player(self, w):
+        sound = w.Audio(format="wav", autoplay=False, loop=False, layout=w.Layout(width="192px", height="36px"))
+        return w.VBox([w.HTML(), sound], layout=w.Layout(width="198px"))
 
     def _kinds(self) -> list[tuple[str, str]]:
         named = {"before": self.before.value, "after": self.after.value}
@@ -233,16 +239,20 @@ class Explorer:
         return [*found, *((name, name, max(9, min(18, room))) for name in names)]
 
     def _head(self, columns: list[tuple[str, str, int]]) -> None:
+        """A button a column; they are made anew only where the columns are others."""
         import ipywidgets as w
 
-        buttons = []
-        for name, label, wide in columns:
+        if columns != self._headed:
+            buttons = []
+            for name, label, wide in columns:
+                layout = w.Layout(width=f"{wide}ch", min_width=f"{wide}ch", height="20px")
+                button = w.Button(tooltip=f"sort by {label}", layout=layout)
+                button.on_click(lambda _, name=name: self._guarded(lambda: self._sort(name)))
+                buttons.append(button)
+            self.head.children, self._headed = buttons, columns
+        for button, (name, label, wide) in zip(self.head.children, columns, strict=True):
             sign = ("▼" if self.falling else "▲") if name == self.by else ""
-            layout = w.Layout(width=f"{wide}ch", min_width=f"{wide}ch", height="20px")
-            button = w.Button(description=_fit(label + sign, wide - 1), tooltip=f"sort by {label}", layout=layout)
-            button.on_click(lambda _, name=name: self._guarded(lambda: self._sort(name)))
-            buttons.append(button)
-        self.head.children = buttons
+            button.description = _fit(label + sign, wide - 1)
 
     def _sort(self, name: str) -> None:
         self.falling = self.by == name and not self.falling
@@ -268,8 +278,6 @@ class Explorer:
 
     def _stale(self) -> bool:
         return self._drawn != (self.chosen, self.decoder.value)
-
-    _drawn = ("", "")
 
     def _look(self, utt_id: str) -> None:
         """Show an utterance."""
@@ -309,31 +317,24 @@ class Explorer:
         self.top.value = f'<table class="kd-top" title="{html.escape(self.chosen)}">{body}</table>'
 
     def _hear(self, utt_id: str) -> None:
-        """Players of the recording, and of the same word by others."""
-        import ipywidgets as w
-
-        players = []
-        utt = self.found.utterance(utt_id)
-        for label, one in {"this utterance": utt, **self.found.alike(utt_id)}.items():
-            sound, why = (None, "the corpus has no recording of this id") if one is None else _wav(one)
-            hint = w.HTML(f'<span class="kd-line">{html.escape(label)}</span>')
-            player = (
-                w.Audio(
-                    value=sound, format="wav", autoplay=False, loop=False, layout=w.Layout(width="192px", height="36px")
-                )
-                if sound
-                else w.HTML(html.escape(why))
-            )
-            players.append(w.VBox([hint, player], layout=w.Layout(width="198px")))
-        for old in self.sounds.children:
-            _close(old)
-        self.sounds.children = players
+        """Load the players: the recording, and the same word by others."""
+        there = {"this utterance": self.found.utterance(utt_id), **self.found.alike(utt_id)}
+        for player, (label, utt) in itertools.zip_longest(self.players, there.items(), fillvalue=("", None)):
+            hint, sound = player.children
+            heard, why = _wav(utt) if utt else (None, "the corpus has no recording of this id" if label else "")
+            hint.value = f'<span class="kd-line">{html.escape(f"{label}: {why}" if why else label)}</span>'
+            sound.layout.display = "" if heard else "none"
+            player.layout.display = "" if label else "none"
+            if heard:
+                sound.value = heard
 
     def _nothing(self) -> None:
         """The list is empty."""
         self.chosen = ""
         self._drawn = ("", "")
-        self.sounds.children, self.top.value = (), ""
+        self.top.value = ""
+        for player in self.players:
+            player.layout.display = "none"
         self.picture.layout.visibility = "hidden"
         self.line.value = "No utterance is like this; choose another filter, or clear the search."
 
@@ -445,12 +446,6 @@ def _into(place, act: Callable) -> None:
     place.clear_output(wait=True)
     with place:
         act()
-
-
-def _close(widget) -> None:
-    for child in getattr(widget, "children", ()):
-        _close(child)
-    widget.close()
 
 
 def _name(text: str) -> str:
