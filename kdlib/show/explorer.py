@@ -20,13 +20,13 @@ from kdlib.params import Params
 from kdlib.show import closeup, failures, figures
 from kdlib.show.failures import KINDS, Failures
 
-COLUMNS = 108  # letters that a line of the list has room for, beside a file browser in a window of 1280 pixels
+COLUMNS = 110  # letters that a line of the list has room for, beside a file browser in a window of 1280 pixels
 PAGE = 200  # rows in the list at a time
 WIDE_IN, DPI = 8.4, 96  # of a picture on the screen
 STYLE = """<style>
 .kd-list select, .kd-head button {font-family: monospace !important; font-size: 12px !important;}
 .kd-head button {padding: 0 !important; margin: 0 !important; text-align: left; border: none; background: none;
-  font-weight: bold; color: var(--jp-ui-font-color1);}
+  line-height: 20px !important; font-weight: bold; color: var(--jp-ui-font-color1);}
 .kd-list select {overflow-x: auto; padding-left: 2px;}
 .kd-head {padding-left: 6px;}
 .kd-top td, .kd-top th {padding: 0 10px 0 0 !important; font-size: 12px; line-height: 15px; text-align: left;}
@@ -321,12 +321,14 @@ class Explorer:
         there = {"this utterance": self.found.utterance(utt_id), **self.found.alike(utt_id)}
         for player, (label, utt) in itertools.zip_longest(self.players, there.items(), fillvalue=("", None)):
             hint, sound = player.children
-            heard, why = _wav(utt) if utt else (None, "the corpus has no recording of this id" if label else "")
-            hint.value = f'<span class="kd-line">{html.escape(f"{label}: {why}" if why else label)}</span>'
+            heard, why = _wav(utt) if utt else (None, "the corpus has no recording of this id")
+            hint.value = f'<span class="kd-line">{html.escape(label)}{"" if heard else ": no recording"}</span>'
             sound.layout.display = "" if heard else "none"
             player.layout.display = "" if label else "none"
             if heard:
                 sound.value = heard
+            elif label and utt is there["this utterance"]:
+                self.line.value = html.escape(why)
 
     def _nothing(self) -> None:
         """The list is empty."""

@@ -20,7 +20,8 @@ NAMES = {"pretrained": 0.6, "hard": 0.3, "ctc_kd": 0.35}
 def fold(tmp_path_factory):
     """A fold of the smoke corpus, with systems that answer to it; one recording is missing."""
     folder = tmp_path_factory.mktemp("lab")
-    params = load("params/smoke.yaml", "M08", overrides={"outputs": str(folder / "outputs")})
+    overrides = {"outputs": str(folder / "outputs"), "pretrained": "shipped"}
+    params = load("params/smoke.yaml", "M08", overrides=overrides)
     from kdlib.corpus import prepare
 
     corpus, tokens = prepare.load(params), vocabulary.vocabulary(params)
@@ -33,7 +34,7 @@ def fold(tmp_path_factory):
 from pathlib import Path
 from kdlib.params import load
 from kdlib.show import explorer
-params = load("params/smoke.yaml", "M08", overrides={{"outputs": {str(folder / "outputs")!r}}})
+params = load("params/smoke.yaml", "M08", overrides={overrides})
 folder = Path({str(folder)!r})""",
         f"""
 explorer.explore(params, {{name: folder / name for name in {list(NAMES)}}}, teachers=folder / "teachers", before="hard")
@@ -201,7 +202,7 @@ def test_what_is_seen_can_be_exported(clean, fold):
 
 def test_a_picture_of_the_page_is_kept(clean):
     page = clean
-    pick(page, rows(page)[7])
+    pick(page, "✗")
     page.mouse.move(0, 0)
     place = root() / "outputs" / "browser"
     place.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,93 @@
+"""Pictures of utterances: what is drawn of which, and what is said where something is missing."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import systems
+
+from kdlib.models import vocabulary
+from kdlib.show import closeup, failures
+
+
+@pytest.fixture(scope="module")
+def found(smoke, corpus, tmp_path_factory):
+    folder, tokens = tmp_path_factory.mktemp("closeup"), vocabulary.vocabulary(smoke)
+    tests = [utt for utt in corpus if utt.speaker == "M08"]
+    there = {
+        name: systems.written(folder / name, tests, tokens, wrong, place)
+        for place, (name, wrong) in enumerate({"hard": 0.3, "kd": 0.5, "third": 0.9}.items())
+    }
+    return failures.of_fold(smoke, there, teachers=systems.written(folder / "teachers", tests, tokens, 0.1, 9))
+
+
+def texts(figure):
+    return [one.get_text() for one in figure.findobj(plt.Text) if one.get_text()]
+
+
+def test_a_picture_has_every_system_its_answer_and_its_tokens(found):
+    utt_id = found.telling(1).index[0]
+    row = found.row(utt_id)
+    figure = closeup.picture(found, utt_id)
+    said = " ".join(texts(figure))
+    assert f"{utt_id}: {row['reference']}" in said
+    for name in ("hard", "kd", "third", "teachers"):
+        assert f"{name}: {row[name]}" in said
+    assert "✗" in said
+    assert [one.get_text() for axes in figure.axes for one in axes.get_yticklabels()].count("blank") == 4
+    assert "KL from the teachers" in said
+    assert any(label in said for label in ("same speaker", "teacher's speaker", "control"))
+
+
+def test_only_the_systems_that_are_asked_for(found):
+    utt_id = found.known.index[0]
+    said = " ".join(texts(closeup.picture(found, utt_id, ["kd"])))
+    assert "kd: " in said
+    assert "teachers: " in said
+    assert "hard: " not in said
+
+
+def test_a_missing_recording_is_said_in_the_picture(found, monkeypatch):
+    utt_id = found.known.index[0]
+    monkeypatch.setattr(found, "_utterances", {})
+    assert "the corpus has no recording of this id" in texts(closeup.picture(found, utt_id))
+
+
+def test_a_system_without_frames_is_drawn_too(found, tmp_path, corpus, smoke):
+    tests = [utt for utt in corpus if utt.speaker == "M08"]
+    bare = systems.written(tmp_path / "bare", tests, vocabulary.vocabulary(smoke), 0.5, 1, keep=False)
+    alone = failures.of_fold(smoke, {"bare": bare})
+    assert alone.frames(tests[0].utt_id) == {}
+    closeup.picture(alone, tests[0].utt_id)
+    closeup.telling(alone)
+
+
+def test_ten_failures_on_a_page_or_a_line_that_there_are_none(found):
+    figure = closeup.telling(found)
+    rows = found.telling(10)
+    titles = [text for text in texts(figure) if "→" in text]
+    assert len(titles) == len(rows) == 10
+    assert all("teachers: " in text for text in titles)
+    perfect = closeup.telling(found, found.view("all wrong").iloc[:0])
+    assert "third is never wrong here" in texts(perfect)
+    assert "kd confuses nothing here" in texts(closeup.confusions(found.confusions(found.table().iloc[:0], "kd"), "kd"))
+
+
+def test_the_likeliest_tokens_of_a_frame(found):
+    utt_id = found.known.index[0]
+    kept, logprobs = found.frames(utt_id)["hard"]
+    best = closeup.top(kept, logprobs, 0.05)
+    assert len(best) == 5
+    assert [share for _, share in best] == sorted((share for _, share in best), reverse=True)
+    assert best[0][1] == pytest.approx(np.exp(logprobs[1].max()), abs=1e-3)
+    assert closeup.top(kept, logprobs[:0], 0.0) == []
+
+
+def test_a_spectrogram_shows_a_tone_at_its_frequency_and_time():
+    samples = np.sin(2 * np.pi * 2000 * np.arange(16000) / 16000).astype(np.float32)
+    figure, axes = plt.subplots()
+    assert closeup.spectrogram(axes, samples, 0.5) == pytest.approx(1.5)
+    (image,) = axes.get_images()
+    rows = image.get_array().mean(1)
+    low, high = image.get_extent()[2:]
+    assert low + (high - low) * (rows.argmax() + 0.5) / len(rows) == pytest.approx(2.0, abs=0.05)
+    plt.close(figure)
