@@ -61,6 +61,16 @@ def test_the_systems_that_are_compared_name_the_filters(page):
     assert listed(page) == list(page.found.view("fixed", before="kd", after="hard").index)
 
 
+def test_of_one_system_nothing_is_compared(page, tmp_path):
+    alone = failures.Failures({"hard": page.found.systems["hard"].place}, page.found.corpus)
+    one = explorer.Explorer(alone, tmp_path / "figures")
+    assert [kind for _, kind in one.show.options] == ["all", "wrong"]
+    one.show.value = "wrong"
+    assert 0 < len(listed(one)) < len(alone.known)
+    one._guarded(one._noted)
+    assert "no file to keep notes in" in one.line.value
+
+
 def test_a_row_that_is_chosen_is_drawn_and_a_time_is_marked(page):
     before = bytes(page.picture.value)
     page.list.value = listed(page)[4]

@@ -88,6 +88,8 @@ class Explorer:
 
         self.before = choice("from", [(one, one) for one in names], found.before, "170px")
         self.after = choice("to", [(one, one) for one in names], found.after, "165px")
+        if len(names) == 1:
+            self.before.layout.display = self.after.layout.display = "none"
         self.decoder = choice("decoder", [(one, one) for one in found.decoders])
         self.show = choice("show", self._kinds(), wide="330px")
         self.where = {
@@ -166,7 +168,11 @@ class Explorer:
 
     def _kinds(self) -> list[tuple[str, str]]:
         named = {"before": self.before.value, "after": self.after.value}
-        there = [kind for kind in KINDS if kind != "teachers" or self.found.teachers]
+        needed = {"teachers": self.found.teachers, "noted": self.found.notes_file}
+        without = {kind for kind, there in needed.items() if not there}
+        if len(self.found.systems) == 1:
+            without |= {"fixed", "broke", "differ", "all wrong"}
+        there = [kind for kind in KINDS if kind not in without]
         return [(KINDS[kind].format(**named), kind) for kind in there]
 
     def _values(self, column: str) -> list[tuple[str, str]]:
@@ -370,6 +376,8 @@ class Explorer:
     # what is kept
 
     def _noted(self) -> None:
+        if self.chosen and self.found.notes_file is None:
+            raise UserError("there is no file to keep notes in: give Failures(notes=...)")
         path = self.found.note(self.chosen, self.note.value) if self.chosen else None
         self.line.value = (
             f"kept in {html.escape(_shown(path))}" if path else "There is no utterance to note something of."
