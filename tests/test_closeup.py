@@ -1,5 +1,7 @@
 """Pictures of utterances: what is drawn of which, and what is said where something is missing."""
 
+import io
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -57,8 +59,25 @@ def test_a_system_without_frames_is_drawn_too(found, tmp_path, corpus, smoke):
     bare = systems.written(tmp_path / "bare", tests, vocabulary.vocabulary(smoke), 0.5, 1, keep=False)
     alone = failures.of_fold(smoke, {"bare": bare})
     assert alone.frames(tests[0].utt_id) == {}
-    closeup.picture(alone, tests[0].utt_id)
+    said = " ".join(texts(closeup.picture(alone, tests[0].utt_id)))
+    assert f"bare: {alone.row(tests[0].utt_id)['bare']}" in said
     closeup.telling(alone)
+
+
+def test_of_many_systems_those_that_are_compared_are_drawn(found, tmp_path, corpus, smoke):
+    tests, tokens = [utt for utt in corpus if utt.speaker == "M08"], vocabulary.vocabulary(smoke)
+    there = {f"s{place}": systems.written(tmp_path / f"s{place}", tests, tokens, 0.5, place) for place in range(6)}
+    many = failures.of_fold(smoke, there, before="s4", after="s5")
+    said = " ".join(texts(closeup.picture(many, tests[0].utt_id)))
+    assert [f"s{place}: " in said for place in range(6)] == [True, True, False, False, True, True]
+
+
+def test_dollars_are_no_mathematics(found, monkeypatch):
+    utt_id = found.known.index[0]
+    row = found.row(utt_id) | {"reference": r"A $\X$ B", "kd": "$"}
+    monkeypatch.setattr(found, "row", lambda *_: row)
+    figure = closeup.picture(found, utt_id)
+    figure.savefig(io.BytesIO(), format="png")
 
 
 def test_ten_failures_on_a_page_or_a_line_that_there_are_none(found):

@@ -67,6 +67,9 @@ def test_one_answer_for_all_tells_no_cause_unless_there_are_frames(known):
     assert found.named == ()
     assert "all answers are the same" in found.text
     assert diagnose.diagnose(silent | {"blank": 1.0}, known).named == ("f",)
+    assert diagnose.diagnose(silent | {"misread": 1.0}, known).named == ("h",)  # which ids show, whatever the texts
+    right = MIDDLES[SOUND] | {"commonest": 1.0, "wra": 1.0}  # one word alone, and always recognised
+    assert "Cannot tell" not in diagnose.diagnose(right, known).text
 
 
 def test_a_cause_that_does_no_harm_is_not_told_from_what_is_sound(known):

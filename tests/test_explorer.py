@@ -83,7 +83,8 @@ def test_a_row_that_is_chosen_is_drawn_and_a_time_is_marked(page):
 
 
 def test_a_note_is_kept_and_comes_back(page):
-    name = listed(page)[2]
+    whole = listed(page)
+    name = whole[2]
     page.list.value = name
     page.note.value = "slurred"
     page._noted()
@@ -91,6 +92,13 @@ def test_a_note_is_kept_and_comes_back(page):
     assert page.note.value == ""
     page.list.value = name
     assert page.note.value == "slurred"
+    page.note.value = "slurred, and late"
+    page.list.value = listed(page)[1]  # without a click on the button
+    assert page.found.notes() == {name: "slurred, and late"}
+    page.note.value = "on the last row"
+    page.text.value = "zzzz"
+    assert page.found.notes()[whole[1]] == "on the last row"
+    page.text.value = ""
     page.found.notes_file.write_text("broken", encoding="utf-8")
     page._guarded(page._noted)
     assert "not a CSV with the columns" in page.line.value
@@ -118,7 +126,10 @@ def test_long_lists_have_pages(page, monkeypatch):
     assert listed(page) == whole[5:10]
     assert "6 to 10 of" in page.count.value
     assert not page.earlier.disabled
-    page._turn(-50)
+    for _ in range(30):
+        page._turn(5)
+    assert listed(page) == whole[-(len(whole) % 5 or 5) :]
+    page._turn(-500)
     assert listed(page) == whole[:5]
 
 
@@ -133,6 +144,5 @@ def test_columns_line_up_whatever_the_text():
 def test_headless_the_most_telling_failures_are_drawn(smoke, corpus, tmp_path):
     tests = [utt for utt in corpus if utt.speaker == "M08"]
     one = systems.written(tmp_path / "one", tests, vocabulary.vocabulary(smoke), 0.5, 1)
-    assert not explorer.attended()
     figure = explorer.explore(smoke, {"one": one})
     assert "most telling failures" in figure.get_suptitle()

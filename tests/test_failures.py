@@ -1,7 +1,9 @@
 """Systems side by side: what is shown, found, sorted, told apart, noted - without a model or a browser."""
 
+import json
 import math
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +12,7 @@ import systems
 from kdlib.corpus.manifest import Corpus, Speaker, Utterance
 from kdlib.errors import UserError
 from kdlib.evaluate import posteriors
-from kdlib.show import failures
+from kdlib.show import failures, figures
 from kdlib.show.failures import KINDS, Failures
 from kdlib.tokens import Tokens, train
 
@@ -131,9 +133,47 @@ def test_what_is_no_answer_is_refused_in_a_sentence(tmp_path, found):
         Failures({"none": tmp_path / "none"})
     with pytest.raises(UserError, match="has no system 'hart'; did you mean 'hard'"):
         Failures({"hard": found.systems["hard"].place}, after="hart")
-    (tmp_path / "other.csv").write_text("a,reference,b\n1,2,x\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"not a hypotheses.csv of kdlib"):
-        Failures({"other": tmp_path / "other.csv"})
+    for text, told in (
+        ("a,reference,b\n1,2,x\n", "not a hypotheses.csv of kdlib"),
+        ("utt,target,prediction\nu,ONE,TWO\n", "not a hypotheses.csv of kdlib"),
+        ("utt_id,speaker,reference,greedy\nu,M08,ONE,TWO\nu,M08,ONE,ONE\n", "'u' stands twice in it"),
+    ):
+        (tmp_path / "other.csv").write_text(text, encoding="utf-8")
+        with pytest.raises(UserError, match=told):
+            Failures({"other": tmp_path / "other.csv"})
+
+
+def test_what_one_system_does_not_know_another_does(tmp_path):
+    theirs = tmp_path / "theirs.json"
+    said = [{"utterance_id": "M08_0", "target": "ONE", "prediction_text": "ONE"}]
+    theirs.write_text(json.dumps({"predictions": said}), encoding="utf-8")
+    ours = rows(tmp_path / "ours", [("ONE", "ONE")], lexicon="ONE")
+    table = pd.read_csv(ours / "hypotheses.csv").assign(seen="yes", word_type="digit", level="HIGH")
+    table.to_csv(ours / "hypotheses.csv", index=False)
+    found = Failures({"theirs": theirs, "ours": ours})
+    assert found.row("M08_0")["seen"] == "yes"
+    assert list(found.view(level="HIGH", word_type="digit").index) == ["M08_0"]
+
+
+def test_homophones_are_right_where_the_recipe_says_so(tmp_path):
+    one = rows(tmp_path / "one", [("TWO", "TO"), ("ONE", "TEN")])
+    assert list(Failures({"one": one}).view("wrong").index) == ["M08_0", "M08_1"]
+    folded = Failures({"one": one}, fold_homophones=True)
+    assert list(folded.view("wrong").index) == ["M08_1"]
+    assert folded.marks(folded.row("M08_0")) == {"one": True}
+    assert folded.by_speaker(folded.table()).wra.tolist() == [0.5]
+    assert list(folded.confusions(folded.table()).index) == ["ONE"]
+
+
+def test_speakers_whom_only_some_systems_heard_are_drawn(tmp_path):
+    one = rows(tmp_path / "one", [("ONE", "ONE")])
+    more = rows(tmp_path / "more", [("ONE", "ONE"), ("TWO", "TWO")])
+    table = pd.read_csv(more / "hypotheses.csv").assign(speaker=["M08", "M10"], level="HIGH")
+    table.to_csv(more / "hypotheses.csv", index=False)
+    found = Failures({"one": one, "more": more})
+    people = found.by_speaker(found.table())
+    assert len(people) == 3
+    plt.close(figures.wra_by_speaker(people, ""))
 
 
 def test_a_decoder_that_a_system_lacks_is_its_first(tmp_path):

@@ -157,7 +157,8 @@ def diagnose(result: Mapping[str, float], known: Sequence[Fingerprint] | None = 
     known = recorded() if known is None else list(known)
     if not known:
         return Diagnosis((), "There are no fingerprints to compare with; make them: make collapse", [])
-    if result.get("commonest", 0.0) >= ONE_ANSWER and "blank" not in result:
+    alike = result.get("commonest", 0.0) >= ONE_ANSWER and result.get("wra", 0.0) < 1 - ONE_ANSWER
+    if alike and "blank" not in result and result.get("misread", 0.0) < 1:
         why = "(nearly) all answers are the same, as too little training and several causes leave them"
         return Diagnosis((), f"Cannot tell the cause: {why}; what the frames say would be needed.", [])
     table = frame(known)

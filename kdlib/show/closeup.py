@@ -18,6 +18,7 @@ from kdlib.show.figures import COLOURS, WIDTH_IN, style
 
 TOP_HZ = 6000
 CAPTION = 1.5  # rows of a system's answer above its tokens
+MOST = 4  # systems in a picture, beside the teachers
 TRACKS, LEAST = 8, 0.15  # tokens shown of an utterance, and the probability that one has to reach
 RIGHT, WRONG = "#029e73", "#d55e00"
 
@@ -33,13 +34,18 @@ def picture(
 ) -> Figure:
     """Waveform, spectrogram, what each system says of every frame, how far from the teachers, and who else says it.
 
-    `names` are the systems to show, by default four and the teachers; `at_s` is marked.
+    `names` are the systems to show, by default the two that are compared, two others, and the teachers; `at_s` is
+    marked. A system of whose frames nothing was kept shows its answer alone.
     """
     row = failures.row(utt_id, decoder)
     frames, distance = failures.frames(utt_id), failures.divergence(utt_id)
-    names = list(names) or [name for name in failures.everybody if name in frames][:4]
+    first = dict.fromkeys([failures.after, failures.before, *failures.systems])
+    names = list(names) or [name for name in failures.systems if name in list(first)[:MOST]]
     names += ["teachers"] * ("teachers" in frames and "teachers" not in names)
-    shown = {name: (frames[name][0].stride_ms, *_tracks(*frames[name])) for name in names if name in frames}
+    nothing = 1.0, np.zeros((0, 0)), []
+    shown = {
+        name: (frames[name][0].stride_ms, *_tracks(*frames[name])) if name in frames else nothing for name in names
+    }
     distance = {name: one for name, one in distance.items() if name in shown}
     samples, missing = _samples(failures.utterance(utt_id))
     others = failures.alike(utt_id)
@@ -59,7 +65,9 @@ def picture(
         for name in timed:
             axes[name].set_xlim(0, end)
             axes[name].xaxis.set_visible(name == timed[-1])
-        axes["wave"].set_title(f"{utt_id}: {row['reference']}", loc="left", fontweight="bold")
+        axes["wave"].set_title(
+            _short(f"{utt_id}: {row['reference']}", int(13 * width_in)), loc="left", fontweight="bold"
+        )
         if samples is None:
             axes["wave"].yaxis.set_visible(False)
             axes["wave"].text(
@@ -69,7 +77,7 @@ def picture(
             _wave(axes["wave"], samples)
             spectrogram(axes["spectrogram"], samples)
         if shown:
-            _strips(axes["tracks"], shown, row, end)
+            _strips(axes["tracks"], shown, row, failures.marks(row), end)
         if distance:
             _distances(axes["distance"], distance)
         axes[timed[-1]].set_xlabel("time (s)", labelpad=1)
@@ -245,18 +253,18 @@ def _strip(axes: Axes, tracks: np.ndarray, stride_ms: float, top_row: float = 0.
     )
 
 
-def _strips(axes: Axes, shown: Mapping[str, tuple], row: Mapping, end: float) -> None:
+def _strips(axes: Axes, shown: Mapping[str, tuple], row: Mapping, marks: Mapping[str, bool], end: float) -> None:
     """What each system says of every frame, one below the other, each with its answer."""
     at, places, names = 0.0, [], []
     for name, (stride_ms, tracks, labels) in shown.items():
-        said = row[name]
-        good = said == row["reference"]
+        said, good = row[name], marks[name]
         text = "did not hear it" if not isinstance(said, str) else _short(said or "(nothing)", 60)
         mark = "" if not isinstance(said, str) else "  ✓" if good else "  ✗"
         colour = RIGHT if good else WRONG
         axes.text(0, at + CAPTION - 0.75, f"{name}: {text}{mark}", fontsize=8, color=colour, va="bottom")
         at += CAPTION
-        _strip(axes, tracks, stride_ms, at)
+        if labels:
+            _strip(axes, tracks, stride_ms, at)
         places += list(at + np.arange(len(labels)))
         names += labels
         at += len(labels)

@@ -19,6 +19,7 @@ from kdlib.errors import UserError
 from kdlib.params import Params
 from kdlib.show import closeup, failures, figures
 from kdlib.show.failures import KINDS, Failures
+from kdlib.stage import writing
 
 COLUMNS = 110  # letters that a line of the list has room for, beside a file browser in a window of 1280 pixels
 PAGE = 200  # rows in the list at a time
@@ -64,7 +65,7 @@ class Explorer:
         self.found, self.out = found, out
         self.view, self.first, self.by, self.falling = found.table(), 0, "", False
         self.chosen = ""
-        self._quiet, self._drawn, self._headed = False, ("", ""), []
+        self._quiet, self._drawn, self._headed, self._loaded = False, ("", ""), [], ""
         self._build(widgets)
         self._refresh()
 
@@ -101,7 +102,9 @@ class Explorer:
                 ("seen", "seen word", "130px"),
             )
         }
-        self.text = w.Text(placeholder="search ids, words, answers, notes", layout=w.Layout(width="225px"))
+        self.text = w.Text(
+            placeholder="search ids, words, answers, notes", continuous_update=False, layout=w.Layout(width="225px")
+        )
         self.text.observe(self._asked, "value")
         self.head = w.HBox(layout=w.Layout(overflow="hidden"))
         self.head.add_class("kd-head")
@@ -208,7 +211,7 @@ class Explorer:
         rows = self.view.iloc[self.first : self.first + PAGE]
         columns = self._columns()
         self._head(columns)
-        lines = [(self._line(name, row, columns), name) for name, row in rows.to_dict("index").items()]
+        lines = [(self._row(name, row, columns), name) for name, row in rows.to_dict("index").items()]
         with self._still():
             self.list.options = lines
         last = self.first + len(rows)
@@ -265,18 +268,19 @@ class Explorer:
         self.by = name
         self._refresh()
 
-    def _line(self, utt_id: str, row: dict, columns: list[tuple[str, str, int]]) -> str:
-        cells = []
+    def _row(self, utt_id: str, row: dict, columns: list[tuple[str, str, int]]) -> str:
+        cells, marks = [], self.found.marks(row)
         for name, _, wide in columns:
             value = utt_id if name == "utt_id" else row[name]
             if name in self.found.everybody:
-                value = "?" if not isinstance(value, str) else ("✓ " if value == row["reference"] else "✗ ") + value
+                value = "?" if not isinstance(value, str) else ("✓ " if marks[name] else "✗ ") + value
             cells.append(_fit(value, wide - 1))
         return "\u00a0".join(cells)
 
     def _turn(self, by: int) -> None:
-        self.first = max(0, self.first + by)
-        self._guarded(self._fill)
+        if self.first + by < len(self.view):
+            self.first = max(0, self.first + by)
+            self._guarded(self._fill)
 
     def _picked(self, change) -> None:
         if not self._quiet and change.new:
@@ -287,16 +291,23 @@ class Explorer:
 
     def _look(self, utt_id: str) -> None:
         """Show an utterance."""
+        self._leave()
         self.chosen = utt_id
+        self._loaded = self.found.notes().get(utt_id, "")
         with self._still():
             utt = self.found.utterance(utt_id)
             self.at.max = max(0.1, utt.duration_s) if utt else 1.0
             self.at.value = 0.0
-            self.note.value = self.found.notes().get(utt_id, "")
+            self.note.value = self._loaded
         self.line.value = ""
         self._draw(None)
         self._tops(0.0)
         self._hear(utt_id)
+
+    def _leave(self) -> None:
+        """Keep a note that was written and not kept, before another utterance takes its place."""
+        if self.chosen and self.found.notes_file and self.note.value.strip() != self._loaded.strip():
+            self.found.note(self.chosen, self.note.value)
 
     def _draw(self, at_s: float | None) -> None:
         drawn = closeup.picture(self.found, self.chosen, at_s=at_s, width_in=WIDE_IN)
@@ -338,7 +349,8 @@ class Explorer:
 
     def _nothing(self) -> None:
         """The list is empty."""
-        self.chosen = ""
+        self._leave()
+        self.chosen, self.note.value = "", ""
         self._drawn = ("", "")
         self.top.value = ""
         for player in self.players:
@@ -379,6 +391,7 @@ class Explorer:
         if self.chosen and self.found.notes_file is None:
             raise UserError("there is no file to keep notes in: give Failures(notes=...)")
         path = self.found.note(self.chosen, self.note.value) if self.chosen else None
+        self._loaded = self.note.value
         self.line.value = (
             f"kept in {html.escape(_shown(path))}" if path else "There is no utterance to note something of."
         )
@@ -398,7 +411,8 @@ class Explorer:
         path.parent.mkdir(parents=True, exist_ok=True)
         notes = self.found.notes()
         table = self.view.assign(note=[notes.get(name, "") for name in self.view.index])
-        table.to_csv(path, index_label="utt_id")
+        with writing(path) as hidden:
+            table.to_csv(hidden, index_label="utt_id")
         self._written(path)
 
     def _written(self, path: Path, more: str = "") -> None:
@@ -410,8 +424,8 @@ class Explorer:
             act()
         except UserError as error:
             self.line.value = f"<b>{html.escape(str(error))}</b>"
-        except OSError as error:
-            self.line.value = f"<b>could not be written: {html.escape(str(error))}</b>"
+        except Exception as error:  # a widget's callback would swallow it
+            self.line.value = f"<b>that failed: {html.escape(f'{type(error).__name__}: {error}')}</b>"
 
     def _still(self) -> "_Still":
         return _Still(self)

@@ -16,7 +16,7 @@ from kdlib.corpus.manifest import Corpus, Utterance
 from kdlib.errors import UserError, nearest
 from kdlib.evaluate import answers, posteriors
 from kdlib.evaluate.posteriors import Posteriors
-from kdlib.evaluate.score import interval
+from kdlib.evaluate.score import fold_words, interval
 from kdlib.params import Params
 from kdlib.stage import writing
 from kdlib.tokens import normalise
@@ -62,11 +62,12 @@ class Failures:
         before: str = "",
         after: str = "",
         notes: Path | None = None,
+        fold_homophones: bool = False,
     ) -> None:
         """`systems` are folders of scores or files of answers; `teachers` is that of the teachers together.
 
         `before` and `after` are compared, by default the first system and the last; `taught_by` are the speakers of the
-        teachers; `notes` is a CSV to keep notes in.
+        teachers; `notes` is a CSV to keep notes in; with `fold_homophones` TO is right for TWO.
         """
         if not systems:
             raise UserError("the failure explorer needs at least one system: a folder of scores, or a file of answers")
@@ -78,6 +79,7 @@ class Failures:
                 raise UserError(f"the failure explorer has no system {name!r}{nearest(name, names)}")
         self.before, self.after = before or names[0], after or names[-1]
         self.corpus, self.taught_by, self.notes_file = corpus, tuple(taught_by), notes
+        self._spell = fold_words if fold_homophones else None
         self._utterances = {utt.utt_id: utt for utt in corpus} if corpus else {}
         self._order = {name: place for place, name in enumerate(corpus.by_intelligibility)} if corpus else {}
         self.known = self._joined()
@@ -100,6 +102,19 @@ class Failures:
         """One row of the table."""
         said = {name: one.answers(decoder or self.decoder) for name, one in self.everybody.items()}
         return self.known.loc[utt_id].to_dict() | {name: one.get(utt_id, math.nan) for name, one in said.items()}
+
+    def marks(self, row: Mapping) -> dict[str, bool]:
+        """Whether each system's answer in one row is right."""
+        spell = self._spell or str
+        return {
+            name: isinstance(row[name], str) and spell(row[name]) == spell(row["reference"]) for name in self.everybody
+        }
+
+    def right(self, table: pd.DataFrame, name: str) -> pd.Series:
+        """Whether a system's answers in some rows are right."""
+        if self._spell is None:
+            return table[name] == table.reference
+        return table[name].map(self._spell, na_action="ignore") == table.reference.map(self._spell)
 
     def view(
         self,
@@ -133,7 +148,7 @@ class Failures:
         return table
 
     def _chosen(self, table: pd.DataFrame, show: str, before: str, after: str) -> pd.Series:
-        right = {name: table[name] == table.reference for name in self.everybody}
+        right = {name: self.right(table, name) for name in self.everybody}
         heard = {name: table[name].notna() for name in self.everybody}
         both = heard[before] & heard[after]
         no = pd.Series(False, table.index)
@@ -178,11 +193,13 @@ class Failures:
     def confusions(self, table: pd.DataFrame, name: str = "", most: int = 15) -> pd.DataFrame:
         """How often which reference (row) was written as which other text (column): the commonest ones."""
         name = name or self.after
-        wrong = table[table[name].notna() & (table[name] != table.reference)]
-        counts = pd.crosstab(wrong.reference, wrong[name].replace("", "(nothing)"))
-        rows = counts.sum(axis=1).nlargest(most).index
-        columns = counts.loc[rows].sum().nlargest(most).index
-        return counts.loc[rows, columns].rename_axis(index="reference", columns="answer")
+        wrong = table[table[name].notna() & ~self.right(table, name)]
+        pairs = pd.DataFrame({"reference": wrong.reference, "answer": wrong[name].replace("", "(nothing)")})
+        pairs = pairs[pairs.reference.isin(pairs.reference.value_counts().index[:most])]
+        pairs = pairs[pairs.answer.isin(pairs.answer.value_counts().index[:most])]
+        counts = pd.crosstab(pairs.reference, pairs.answer)
+        rows, columns = (counts.sum(axis=axis).sort_values(ascending=False, kind="stable").index for axis in (1, 0))
+        return counts.loc[rows, columns]
 
     def by_speaker(self, table: pd.DataFrame) -> pd.DataFrame:
         """WRA with its interval of every speaker and system, as the figures have it: a system is called decoder."""
@@ -192,7 +209,7 @@ class Failures:
             for name in self.everybody:
                 heard = part[part[name].notna()]
                 if len(heard):
-                    right = (heard[name] == heard.reference).to_numpy(float)
+                    right = self.right(heard, name).to_numpy(float)
                     low, high = interval(right)
                     rows.append(
                         {"speaker": speaker, "level": part.level.iloc[0] or "?", "decoder": name, "n": len(heard)}
@@ -285,8 +302,10 @@ class Failures:
             first = told.index[told > 1][0]
             texts = " and ".join(map(repr, sorted(whole.loc[first, "reference"].unique())))
             raise UserError(f"{first} has the references {texts} in systems that are to be compared; mend one of them")
-        table = whole[~whole.index.duplicated()].copy()
+        table = whole.replace("", pd.NA).groupby(level=0, sort=False).first().fillna("")
         if self.corpus:
+            spoken = table.index.to_series().map(lambda name: getattr(self._utterances.get(name), "speaker", ""))
+            table["speaker"] = table.speaker.where(table.speaker != "", spoken)
             speaker_level = {name: self.corpus.level(name) for name in set(table.speaker)}
             table["level"] = table.level.where(table.level != "", table.speaker.map(speaker_level))
         return table
@@ -299,17 +318,29 @@ def of_fold(
     corpus = prepare.load(params)
     taught_by = () if params.teacher.backbone == "students" else speakers.teachers(params, corpus)
     notes = params.fold_folder / "notes.csv"
-    return Failures(systems, corpus, teachers=teachers, taught_by=taught_by, before=before, after=after, notes=notes)
+    return Failures(
+        systems,
+        corpus,
+        teachers=teachers,
+        taught_by=taught_by,
+        before=before,
+        after=after,
+        notes=notes,
+        fold_homophones=params.scoring.fold_homophones,
+    )
 
 
 def _system(name: str, place: Path) -> System:
     """What was saved of a system: a folder of scores of ours, or a file of answers."""
     table = place / "hypotheses.csv" if place.is_dir() else place
     if table.suffix == ".csv" and table.is_file():
-        decoders = tuple(answers.decoders(table))
         rows = pd.read_csv(table, dtype=str, keep_default_na=False)
-        if not {"utt_id", "speaker", "reference", *decoders} <= set(rows.columns) or not decoders:
+        ours = {"utt_id", "speaker", "reference"} <= set(rows.columns)
+        decoders = tuple(name for name in answers.decoders(table) if name not in KNOWN) if ours else ()
+        if not decoders or not set(decoders) <= set(rows.columns):
             raise UserError(f"{table}: not a hypotheses.csv of kdlib; expected {answers.KINDS}")
+        if (twice := rows.utt_id[rows.utt_id.duplicated()]).any():
+            raise UserError(f"{table}: {twice.iloc[0]!r} stands twice in it; ids must be unique")
         rows = rows.set_index("utt_id")
     else:
         rows = answers.read(place).rename(columns={"hypothesis": "greedy"}).set_index("utt_id")

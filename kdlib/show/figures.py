@@ -35,6 +35,7 @@ def style() -> dict:
         "pdf.fonttype": 42,
         "axes.spines.top": False,
         "axes.spines.right": False,
+        "text.parse_math": False,  # a text may have dollars
         "figure.constrained_layout.use": True,
     }
 
@@ -103,11 +104,12 @@ def wra_by_speaker(scores: pd.DataFrame, held_out: str) -> Figure:
         figure, axes = plt.subplots(figsize=(WIDTH_IN, 3.0))
         names = list(dict.fromkeys(scores.speaker))
         decoders = list(dict.fromkeys(scores.decoder))
+        colours = [COLOURS.get(level, "grey") for level in scores.drop_duplicates("speaker").level]
+        faint = 0.5 ** np.arange(3) if len(decoders) < 4 else np.linspace(1, 0.2, len(decoders))
         for index, decoder in enumerate(decoders):
-            part = scores[scores.decoder == decoder].set_index("speaker").loc[names]
+            part = scores[scores.decoder == decoder].set_index("speaker").reindex(names)
             width = 0.8 / len(decoders)
             place = np.arange(len(names)) + width * (index - (len(decoders) - 1) / 2)
-            colours = [COLOURS.get(level, "grey") for level in part.level]
             spread = np.abs(100 * np.array([part.wra - part.low, part.high - part.wra]))
             axes.bar(
                 place,
@@ -115,7 +117,7 @@ def wra_by_speaker(scores: pd.DataFrame, held_out: str) -> Figure:
                 0.92 * width,
                 yerr=spread,
                 color=colours,
-                alpha=0.5**index,
+                alpha=faint[index],
                 error_kw={"linewidth": 0.7},
             )
         axes.set_xticks(np.arange(len(names)), names, rotation=0 if len(names) < 17 else 60)
@@ -123,7 +125,8 @@ def wra_by_speaker(scores: pd.DataFrame, held_out: str) -> Figure:
             tick.set_fontweight("bold" if tick.get_text() == held_out else "normal")
         axes.set_ylim(0, 105)
         axes.set_ylabel("word recognition accuracy (%)")
-        axes.set_xlabel(f"{_order(scores.level)}; held out: {held_out}\nfrom dark to light: {', '.join(decoders)}")
+        held = f"; held out: {held_out}" if held_out else ""
+        axes.set_xlabel(f"{_order(scores.level)}{held}\nfrom dark to light: {', '.join(decoders)}")
         _level_legend(axes, scores.level)
         return figure
 

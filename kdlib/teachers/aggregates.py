@@ -72,6 +72,7 @@ def together(params: Params) -> Path | None:
         return None
     method = params.aggregation.method
     method = decided(params)[0] if method == "auto" else method
+    method = "logprob_mean" if method == "weighted_loss" else method  # that would look at the references
     names = targets.teachers(params, method)
 
     def build(partial: Path) -> None:
@@ -83,12 +84,17 @@ def together(params: Params) -> Path | None:
         build,
         what=f"the teachers together ({method}) on the held-out speaker's speech",
         parameters={
-            "aggregation": params.aggregation.model_dump(),
+            "aggregation": params.aggregation.model_dump(exclude={"method"}),
+            "labels": labels.record(params),
             "fold": params.fold.model_dump(mode="json"),
             "scoring": params.scoring.model_dump(),
             "search": params.search.model_dump(mode="json"),
         },
-        inputs=[prepare.made(params), *(extract.extract(params, name, "analysis") for name in names)],
+        inputs=[
+            prepare.made(params),
+            *(extract.extract(params, name, "analysis") for name in names),
+            *([voices.made(params)] if method == "weighted_similarity" else []),
+        ],
         seed=params.seed,
         code=CODE,
     )
@@ -213,7 +219,7 @@ def _score(
         what=f"{method}, {'held-out' if keep else folder.name} speech",
         keeper=keeper,
     )
-    if keeper:
+    if keeper and rows:
         keeper.write(folder / "posteriors")
     score.write(
         rows,
