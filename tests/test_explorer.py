@@ -48,10 +48,12 @@ def test_filters_search_and_sorting_change_the_list(page):
     assert [page.found.known.reference[name] for name in listed(page)] == references[::-1]
     page.text.value = "zzzz"
     assert listed(page) == []
-    assert "choose another filter" in page.line.value
+    assert "choose another filter" in page.count.value
+    assert page.picture.layout.display == "none"
     page.text.value = ""
     assert len(listed(page)) == len(whole)
-    assert page.line.value == ""
+    assert page.picture.layout.display == ""
+    assert "choose" not in page.count.value
 
 
 def test_the_systems_that_are_compared_name_the_filters(page):

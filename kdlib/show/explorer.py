@@ -314,7 +314,7 @@ class Explorer:
         with io.BytesIO() as file:
             drawn.savefig(file, format="png", dpi=DPI, pil_kwargs={"compress_level": 1})
             self.picture.value = file.getvalue()
-        self.picture.layout.visibility = "visible"
+        self.picture.layout.display = ""
         self._drawn = (self.chosen, self.decoder.value)
 
     def _moved(self, change) -> None:
@@ -355,8 +355,8 @@ class Explorer:
         self.top.value = ""
         for player in self.players:
             player.layout.display = "none"
-        self.picture.layout.visibility = "hidden"
-        self.line.value = "No utterance is like this; choose another filter, or clear the search."
+        self.picture.layout.display = "none"
+        self.count.value += ": none is like this; choose another filter, or clear the search"
 
     def _tab(self) -> None:
         """Draw the page in front, if it is not the list."""
