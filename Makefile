@@ -6,7 +6,7 @@
 #   make folds RECIPE=... FOLDS=A,B    run some of its folds (FOLDS=all for all; UNTIL=baseline stops behind 01_baseline)
 #   make compare                       students by each of VARIANTS, SEEDS=1,2 and ENSEMBLES, in one fold or FOLDS=A,B;
 #                                      their table, and verdicts
-#   make collapse                      what kills a student? Every known cause made on purpose: 106 small students
+#   make collapse                      what kills a student? Every known cause made on purpose: 104 small students
 #   make verdict SYSTEMS="A=... B=..."  compare any systems by what they wrote (DECODER=..., MEASURE=wer)
 #   make examine EVAL=... TOKENIZER=...   what is wrong with these predictions? of any system, in seconds, without a model
 #   make evaluate CHECKPOINT=... MANIFEST=...   score any saved model on any manifest

@@ -72,6 +72,15 @@ def test_of_many_systems_those_that_are_compared_are_drawn(found, tmp_path, corp
     assert [f"s{place}: " in said for place in range(6)] == [True, True, False, False, True, True]
 
 
+def test_tokens_that_have_no_row_are_counted(found):
+    utt_id = max(found.known.index, key=lambda name: len(found.known.reference[name]))
+    kept, logprobs = found.frames(utt_id)["hard"]
+    likely = int((np.exp(np.delete(logprobs, kept.blank, 1)).max(0) > closeup.LEAST).sum())
+    tracks, names = closeup._tracks(kept, logprobs, most=2)
+    assert len(tracks) == len(names) == 3
+    assert names[-1] == f"blank (+{likely - 2})"
+
+
 def test_dollars_are_no_mathematics(found, monkeypatch):
     utt_id = found.known.index[0]
     row = found.row(utt_id) | {"reference": r"A $\X$ B", "kd": "$"}

@@ -219,14 +219,18 @@ def _piece(kept: Posteriors, index: int) -> str:
 
 
 def _tracks(kept: Posteriors, logprobs: np.ndarray, most: int = TRACKS) -> tuple[np.ndarray, list[str]]:
-    """Probabilities by token (row) and frame: those that are ever likely, by the time of their peak; last the blank."""
+    """Probabilities by token (row) and frame: the likeliest, by the time of their peak; last the blank."""
     probs = np.exp(logprobs)
     if not len(probs):
         return np.zeros((1, 1)), ["blank"]
     peaks = probs.max(0)
-    likely = [index for index in np.argsort(-peaks)[: most + 1] if index != kept.blank and peaks[index] > LEAST][:most]
+    likely = [index for index in np.argsort(-peaks) if index != kept.blank and peaks[index] > LEAST]
+    more, likely = len(likely) - most, likely[:most]
     order = sorted(likely, key=lambda index: int(probs[:, index].argmax()))
-    return probs[:, [*order, kept.blank]].T, [_piece(kept, index) for index in [*order, kept.blank]]
+    names = [_piece(kept, index) for index in [*order, kept.blank]]
+    if more > 0:
+        names[-1] += f" (+{more})"  # tokens that are likely too, and have no row
+    return probs[:, [*order, kept.blank]].T, names
 
 
 def _wave(axes: Axes, samples: np.ndarray, points: int = 1500) -> None:
