@@ -80,7 +80,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 bench: $(READY)
-	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	@for script in benchmarks/*.py; do PYTHONPATH=tests $(BIN)/python $$script || exit 1; done
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -8,14 +8,15 @@ own, with its own axes, for everything (`plain`). Medians of 20.
 
 import io
 import statistics
-import sys
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import lab
 import matplotlib.pyplot as plt
 import numpy as np
+import systems  # with lab in tests/: PYTHONPATH=tests, as `make bench` has it
 
 from kdlib.corpus import prepare
 from kdlib.evaluate import posteriors
@@ -23,10 +24,6 @@ from kdlib.models import vocabulary
 from kdlib.params import load, root
 from kdlib.show import closeup, failures
 from kdlib.stage import write_json
-
-sys.path.insert(0, str(root() / "tests"))
-import lab
-import systems
 
 REPEATS, UTTERANCES, MANY = 20, 1785, 20_000
 NAMES = {"pretrained": 0.6, "hard": 0.25, "ctc_kd": 0.3, "words": 0.28}

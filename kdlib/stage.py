@@ -73,7 +73,7 @@ def produce(
     }
     key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
     if _key(folder) == key:
-        say_once(f"{what}: up to date ({_shown(folder)})")
+        say_once(f"{what}: up to date ({shown(folder)})")
         return folder
     with _locked(folder, what):
         if _key(folder) == key:  # another process made it while this one waited
@@ -87,7 +87,7 @@ def produce(
         record = {"what": what, "key": key, **depends, **_provenance(), "wall_s": round(time.monotonic() - started, 2)}
         write_json(partial / "run.json", record)
         _replace(partial, folder)
-    print(f"{what}: made in {record['wall_s']:.1f} s ({_shown(folder)})")
+    print(f"{what}: made in {record['wall_s']:.1f} s ({shown(folder)})")
     return folder
 
 
@@ -169,7 +169,7 @@ def check_writable(folder: Path, what: str) -> None:
         (folder / ".writable").unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
-            f"{what}: cannot write to {_shown(folder)} ({error.strerror}); "
+            f"{what}: cannot write to {shown(folder)} ({error.strerror}); "
             "make it writable, or name another folder in the recipe: outputs: /path/to/outputs"
         ) from None
 
@@ -189,13 +189,13 @@ def explain(notebook: Path) -> str:
     try:
         cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     except (OSError, json.JSONDecodeError):
-        return f"{_shown(notebook)}: not executed at all"
+        return f"{shown(notebook)}: not executed at all"
     for cell in cells:
         for output in cell.get("outputs", []):
             if output.get("output_type") == "error":
-                hint = "" if output["ename"] == "UserError" else f"\n  (the traceback is in {_shown(notebook)})"
+                hint = "" if output["ename"] == "UserError" else f"\n  (the traceback is in {shown(notebook)})"
                 return f"{output['ename']}: {output['evalue']}{hint}"
-    return f"{_shown(notebook)}: the kernel died or was killed; run the same command again to go on"
+    return f"{shown(notebook)}: the kernel died or was killed; run the same command again to go on"
 
 
 @functools.cache
@@ -243,7 +243,7 @@ def _locked(folder: Path, what: str) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"{what}: another process is making {_shown(folder)}; waiting for it", flush=True)
+            print(f"{what}: another process is making {shown(folder)}; waiting for it", flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -297,7 +297,8 @@ def _plain(value: Any) -> Any:
     return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
 
 
-def _shown(path: Path) -> str:
+def shown(path: Path) -> str:
+    """A path as it is said: below the repository where it lies there."""
     with contextlib.suppress(ValueError):
         return str(path.resolve().relative_to(root()))
     return str(path)

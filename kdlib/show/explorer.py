@@ -8,7 +8,8 @@ import html
 import io
 import itertools
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from kdlib.errors import UserError
 from kdlib.params import Params
 from kdlib.show import closeup, failures, figures
 from kdlib.show.failures import KINDS, Failures
-from kdlib.stage import writing
+from kdlib.stage import shown, writing
 
 COLUMNS = 110  # letters that a line of the list has room for, beside a file browser in a window of 1280 pixels
 PAGE = 200  # rows in the list at a time
@@ -393,7 +394,7 @@ class Explorer:
         path = self.found.note(self.chosen, self.note.value) if self.chosen else None
         self._loaded = self.note.value
         self.line.value = (
-            f"kept in {html.escape(_shown(path))}" if path else "There is no utterance to note something of."
+            f"kept in {html.escape(shown(path))}" if path else "There is no utterance to note something of."
         )
 
     def _export_picture(self) -> None:
@@ -416,7 +417,7 @@ class Explorer:
         self._written(path)
 
     def _written(self, path: Path, more: str = "") -> None:
-        self.line.value = f"written: {html.escape(_shown(path))}{more}"
+        self.line.value = f"written: {html.escape(shown(path))}{more}"
 
     def _guarded(self, act: Callable) -> None:
         """Do something; what goes wrong is said in the line below."""
@@ -427,21 +428,14 @@ class Explorer:
         except Exception as error:  # a widget's callback would swallow it
             self.line.value = f"<b>that failed: {html.escape(f'{type(error).__name__}: {error}')}</b>"
 
-    def _still(self) -> "_Still":
-        return _Still(self)
-
-
-class _Still:
-    """While it lasts, widgets that are changed by us ask for nothing."""
-
-    def __init__(self, explorer: Explorer) -> None:
-        self.explorer = explorer
-
-    def __enter__(self) -> None:
-        self.was, self.explorer._quiet = self.explorer._quiet, True
-
-    def __exit__(self, *_) -> None:
-        self.explorer._quiet = self.was
+    @contextmanager
+    def _still(self) -> Iterator[None]:
+        """While it lasts, widgets that are changed by us ask for nothing."""
+        was, self._quiet = self._quiet, True
+        try:
+            yield
+        finally:
+            self._quiet = was
 
 
 def _fit(text: str, wide: int) -> str:
@@ -474,9 +468,3 @@ def _into(place, act: Callable) -> None:
 
 def _name(text: str) -> str:
     return "".join(char if char.isalnum() or char in "-_+" else "_" for char in text)
-
-
-def _shown(path: Path | None) -> str:
-    from kdlib.params import root
-
-    return str(path.relative_to(root())) if path and path.is_relative_to(root()) else str(path)
