@@ -20,20 +20,12 @@ from kdlib.errors import UserError
 from kdlib.params import Params
 from kdlib.show import closeup, failures, figures
 from kdlib.show.failures import KINDS, Failures
+from kdlib.show.page import Page
 from kdlib.stage import shown, writing
 
 COLUMNS = 110  # letters that a line of the list has room for, beside a file browser in a window of 1280 pixels
 PAGE = 200  # rows in the list at a time
 WIDE_IN, DPI = 8.4, 96  # of a picture on the screen
-STYLE = """<style>
-.kd-list select, .kd-head button {font-family: monospace !important; font-size: 12px !important;}
-.kd-head button {padding: 0 !important; margin: 0 !important; text-align: left; border: none; background: none;
-  line-height: 20px !important; font-weight: bold; color: var(--jp-ui-font-color1);}
-.kd-list select {overflow-x: auto; padding-left: 2px;}
-.kd-head {padding-left: 6px;}
-.kd-top td, .kd-top th {padding: 0 10px 0 0 !important; font-size: 12px; line-height: 15px; text-align: left;}
-.kd-line {color: var(--jp-ui-font-color2);}
-</style>"""
 
 
 def explore(
@@ -57,118 +49,32 @@ def attended() -> bool:
     return bool(kernel and kernel.get_parent().get("content", {}).get("allow_stdin"))
 
 
-class Explorer:
-    """The widgets over `Failures`; `page` is what a notebook shows."""
+class Explorer(Page):
+    """The page over `Failures`, alive; `page` is what a notebook shows."""
 
     def __init__(self, found: Failures, out: Path) -> None:
-        import ipywidgets as widgets
-
+        super().__init__(found)
         self.found, self.out = found, out
         self.view, self.first, self.by, self.falling = found.table(), 0, "", False
         self.chosen = ""
         self._quiet, self._drawn, self._headed, self._loaded = False, ("", ""), [], ""
-        self._build(widgets)
+        self.show.options = self._kinds()
+        self._wire()
         self._refresh()
 
-    # what there is to touch
-
-    def _build(self, w) -> None:
-        found = self.found
-        names = list(found.systems)
-
-        def choice(label: str, options: list, value: str | None = None, wide: str = "140px"):
-            style = {"description_width": "initial"}
-            one = w.Dropdown(
-                options=options,
-                value=options[0][1] if value is None else value,
-                description=label,
-                layout=w.Layout(width=wide),
-                style=style,
-            )
+    def _wire(self) -> None:
+        """What happens when something is touched."""
+        for one in self.asked:
             one.observe(self._asked, "value")
-            return one
-
-        self.before = choice("from", [(one, one) for one in names], found.before, "170px")
-        self.after = choice("to", [(one, one) for one in names], found.after, "165px")
-        if len(names) == 1:
-            self.before.layout.display = self.after.layout.display = "none"
-        self.decoder = choice("decoder", [(one, one) for one in found.decoders])
-        self.show = choice("show", self._kinds(), wide="330px")
-        self.where = {
-            column: choice(label, self._values(column), wide=wide)
-            for column, label, wide in (
-                ("speaker", "speaker", "135px"),
-                ("level", "level", "150px"),
-                ("word_type", "type", "160px"),
-                ("seen", "seen word", "130px"),
-            )
-        }
-        self.text = w.Text(
-            placeholder="search ids, words, answers, notes", continuous_update=False, layout=w.Layout(width="225px")
-        )
-        self.text.observe(self._asked, "value")
-        self.head = w.HBox(layout=w.Layout(overflow="hidden"))
-        self.head.add_class("kd-head")
-        self.list = w.Select(options=[], rows=12, layout=w.Layout(width="100%", height="215px"))
-        self.list.add_class("kd-list")
         self.list.observe(self._picked, "value")
-        self.earlier, self.later = (
-            w.Button(description=sign, tooltip=tip, layout=w.Layout(width="36px"))
-            for sign, tip in (("◀", "the rows before"), ("▶", "the next rows"))
-        )
+        self.at.observe(self._moved, "value")
+        self.tabs.observe(lambda _: self._guarded(self._tab), "selected_index")
         self.earlier.on_click(lambda _: self._turn(-PAGE))
         self.later.on_click(lambda _: self._turn(PAGE))
-        self.count, self.line = w.HTML(), w.HTML()
-        self.players = [self._player(w) for _ in range(4)]
-        sounds = w.HBox(self.players, layout=w.Layout(flex_flow="row wrap"))
-        self.picture = w.Image(format="png", layout=w.Layout(max_width="100%", align_self="flex-start"))
-        framed = w.Box([self.picture], layout=w.Layout(overflow="hidden"))
-        framed.add_class("kd-picture")
-        self.at = w.FloatSlider(
-            min=0, max=1, step=0.04, description="time (s)", continuous_update=False, layout=w.Layout(width="70%")
-        )
-        self.at.observe(self._moved, "value")
-        self.top = w.HTML()
-        self.note = w.Textarea(placeholder="a note on this utterance", layout=w.Layout(width="60%", height="52px"))
-        self.keep = w.Button(description="keep the note", icon="check")
         self.keep.on_click(lambda _: self._guarded(self._noted))
-        exports = []
-        for text, tip, act in (
-            ("picture", "this utterance as PDF and PNG", self._export_picture),
-            ("ten of these", "the most telling failures of the list as PDF and PNG", self._export_ten),
-            ("list", "what the list shows, as CSV", self._export_list),
-        ):
-            button = w.Button(description=text, tooltip=tip, icon="download", layout=w.Layout(width="130px"))
+        acts = self._export_picture, self._export_ten, self._export_list
+        for button, act in zip(self.exports, acts, strict=True):
             button.on_click(lambda _, act=act: self._guarded(act))
-            exports.append(button)
-        self.confused, self.people = w.Output(), w.Output()
-        one = [sounds, framed, w.HBox([self.at]), self.top, w.HBox([self.note, self.keep])]
-        utterances = w.VBox(
-            [
-                self.head,
-                self.list,
-                w.HBox([self.earlier, self.later, self.count]),
-                *one,
-                w.HBox([w.HTML("export:"), *exports]),
-            ]
-        )
-        self.tabs = w.Tab([utterances, self.confused, self.people], titles=["Utterances", "Confusions", "Speakers"])
-        self.tabs.observe(lambda _: self._guarded(self._tab), "selected_index")
-        wrap = w.Layout(flex_flow="row wrap")
-        self.page = w.VBox(
-            [
-                w.HTML(STYLE),
-                w.HBox([self.show, self.before, self.after, self.decoder], layout=wrap),
-                w.HBox([*self.where.values(), self.text], layout=wrap),
-                self.tabs,
-                self.line,
-            ]
-        )
-        self.page.add_class("kd-explorer")
-
-    def _player(self, w):
-        sound = w.Audio(format="wav", autoplay=False, loop=False, layout=w.Layout(width="192px", height="36px"))
-        return w.VBox([w.HTML(), sound], layout=w.Layout(width="198px"))
 
     def _kinds(self) -> list[tuple[str, str]]:
         named = {"before": self.before.value, "after": self.after.value}
@@ -178,9 +84,6 @@ class Explorer:
             without |= {"fixed", "broke", "differ", "all wrong"}
         there = [kind for kind in KINDS if kind not in without]
         return [(KINDS[kind].format(**named), kind) for kind in there]
-
-    def _values(self, column: str) -> list[tuple[str, str]]:
-        return [("all", ""), *((one, one) for one in sorted(set(self.found.known[column])) if one)]
 
     # what follows from it
 
