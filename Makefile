@@ -29,11 +29,11 @@ export OPENBLAS_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 export PYTHONWARNINGS ?= ignore::SyntaxWarning
 
-.PHONY: demo test folds folds-for dry-run report compare collapse verdict examine evaluate export lab pretrained parent bench lint lock help
+.PHONY: demo test folds folds-for dry-run report compare collapse verdict examine evaluate export lab pretrained parent bench unchanged lint lock help
 
 help:
 	@sed -n 's/^#   //p' Makefile
-	@echo "folds  folds-for  dry-run  report  compare  collapse  verdict  examine  evaluate  export  lab  pretrained  parent  bench  lint  lock   (see README.md)"
+	@echo "folds  folds-for  dry-run  report  compare  collapse  verdict  examine  evaluate  export  lab  pretrained  parent  bench  unchanged  lint  lock   (see README.md)"
 
 demo: $(READY)
 	@$(SNAKEMAKE) --config recipe=$(RECIPE) folds=$(HELD_OUT),
@@ -81,6 +81,10 @@ test: $(READY)
 
 bench: $(READY)
 	@for script in benchmarks/*.py; do PYTHONPATH=tests $(BIN)/python $$script || exit 1; done
+
+# Everything once, compared with the values of revision 52d94dd.
+unchanged: $(READY)
+	@$(BIN)/python tests/unchanged outputs/unchanged
 
 lint: $(READY)
 	$(BIN)/ruff check .

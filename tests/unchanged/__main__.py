@@ -1,0 +1,115 @@
+"""`make unchanged`: run everything once and compare every value with those frozen at revision 52d94dd.
+
+`python tests/unchanged FOLDER` runs into a folder (and goes on there after a kill); with `--freeze` it writes
+frozen.json instead. Keys, stage folders and settings may be called otherwise than then, as kdlib/data/renamed.yaml
+says; values may not differ: not in a bit on a processor and with versions as they were, elsewhere by 1e-5.
+"""
+
+import contextlib
+import importlib.metadata
+import io
+import json
+import platform
+import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import run
+import snapshot
+import yaml
+
+FROZEN = Path(__file__).with_name("frozen.json")
+TABLE = Path(__file__).parents[2] / "kdlib/data/renamed.yaml"
+TOLERANCE = 1e-5  # relative, on another machine
+
+
+def machine() -> dict[str, str]:
+    """The processor, and the versions of what computes."""
+    with contextlib.suppress(OSError):
+        model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "nemo_toolkit", "speechbrain")}
+    return {"processor": model[1] if model else platform.processor()} | versions
+
+
+def renamed(old: dict) -> dict:
+    """A frozen snapshot under the names of today."""
+    table = yaml.safe_load(TABLE.read_text(encoding="utf-8")) if TABLE.is_file() else {}
+    files, keys, values = ({**table.get(part, {})} for part in ("files", "keys", "values"))
+    values |= table.get("variants", {})
+
+    def part_of(name: str, names: dict) -> str:
+        return "+".join(names.get(one, one) for one in name.split("+"))
+
+    def path(name: str) -> str:
+        whole = "/".join(part_of(files.get(part, part), values) for part in name.split("/"))
+        return files.get(name, whole)
+
+    def key(name: str, file: str) -> str:
+        if name in keys:
+            return keys[name]
+        parts = re.split(r"(\[\]\.|\.)", name)
+        return "".join(keys.get(part, part_of(part, values)) for part in parts)
+
+    def value(one):
+        if isinstance(one, list):
+            return [value(each) for each in one]
+        return ", ".join(part_of(part, values) for part in one.split(", ")) if isinstance(one, str) else one
+
+    return {path(name): {key(k, name): value(v) for k, v in found.items()} for name, found in old.items()}
+
+
+def differences(frozen: dict, found: dict, exact: bool) -> list[str]:
+    """What differs, a line each."""
+    told = []
+    for name in sorted(frozen.keys() | found.keys()):
+        if name not in found or name not in frozen:
+            told.append(f"{name}: {'no longer made' if name not in found else 'new'}")
+            continue
+        before, after = frozen[name], found[name]
+        for key in sorted(before.keys() | after.keys()):
+            if key not in after or key not in before:
+                told.append(f"{name}: {key}: {'no longer there' if key not in after else 'new'}")
+            elif not _same(before[key], after[key], exact):
+                told.append(f"{name}: {key}: {before[key]} -> {after[key]}")
+    return told
+
+
+def _same(before, after, exact: bool) -> bool:
+    if before == after:
+        return True
+    if exact:
+        return False
+    if isinstance(before, str) and re.fullmatch("[0-9a-f]{16}", before):
+        return True  # a checksum holds on the machine on which it was made
+    before, after = (one if isinstance(one, list) else [one] for one in (before, after))
+    if len(before) != len(after) or any(isinstance(one, str) for one in [*before, *after]):
+        return False
+    return all(abs(a - b) <= TOLERANCE * max(1.0, abs(a)) for a, b in zip(before, after, strict=True))
+
+
+def main(folder: Path, freeze: bool) -> int:
+    """Run, and freeze or compare; the number of differences is the exit code's reason."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        run.run(folder)
+    found = snapshot.snapshot(folder)
+    if freeze:
+        lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(values)}" for name, values in found.items())
+        FROZEN.write_text(f'{{"machine": {json.dumps(machine())},\n"files": {{\n{lines}\n}}}}\n')
+        print(f"{FROZEN.name}: {len(found)} files, {sum(map(len, found.values()))} values")
+        return 0
+    frozen = json.loads(FROZEN.read_text(encoding="utf-8"))
+    exact = frozen["machine"] == machine()
+    before = renamed(frozen["files"])
+    if not run.ORIGINAL.is_dir():
+        before = {name: one for name, one in before.items() if not re.match("examined/(evaluation|misnamed)_", name)}
+    told = differences(before, found, exact)
+    count, how = sum(map(len, found.values())), "to the bit" if exact else f"to {TOLERANCE:g} (another machine)"
+    print("\n".join(told[:200]))
+    print(f"{count} values in {len(found)} files compared {how}: {len(told)} differ")
+    return min(1, len(told))
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]).resolve(), "--freeze" in sys.argv))
