@@ -1,4 +1,4 @@
-"""Run everything once: `python tests/unchanged/run.py FOLDER` makes each kind of artefact of `params/unchanged.yaml`."""
+"""Everything once: `python tests/unchanged/run.py FOLDER` makes each kind of artefact of `params/unchanged.yaml`."""
 
 import contextlib
 import io

@@ -27,9 +27,9 @@ def snapshot(folder: Path) -> dict[str, dict[str, object]]:
     found: dict[str, dict[str, object]] = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
-            if values := _values(path):
-                found[name] = values
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.is_file() and not hidden and (values := _values(path)):
+            found[name] = values
     curves = sorted({path.parent for path in folder.rglob("events.*")})
     return found | {folder_.relative_to(folder).as_posix(): _curves(folder_) for folder_ in curves}
 
