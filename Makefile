@@ -43,7 +43,7 @@ folds: $(READY)
 	@$(SNAKEMAKE) --config recipe=$(RECIPE) folds=$(FOLDS),
 
 folds-for: $(READY)
-	@$(BIN)/python -m kdlib.corpus.folds $(RECIPE)
+	@$(BIN)/python -m kdlib.corpus.fold_files $(RECIPE)
 
 dry-run: $(READY)
 	@$(SNAKEMAKE) --config recipe=$(RECIPE) folds=$(FOLDS), --quiet host --dry-run
@@ -54,7 +54,7 @@ report: $(READY)
 COMPARED = $(if $(filter file default,$(origin FOLDS)),$(HELD_OUT),$(FOLDS))
 compare: $(READY)
 	@$(SNAKEMAKE) --config recipe=$(RECIPE) folds=$(COMPARED), variants=$(VARIANTS), seeds=$(SEEDS),
-	@$(BIN)/python -m kdlib.distill.results $(RECIPE) $(COMPARED) "$(VARIANTS)" "$(SEEDS)" "$(ENSEMBLES)"
+	@$(BIN)/python -m kdlib.show.comparison $(RECIPE) $(COMPARED) "$(VARIANTS)" "$(SEEDS)" "$(ENSEMBLES)"
 
 collapse: $(READY)
 	@$(SNAKEMAKE) study --config recipe=$(if $(filter file,$(origin RECIPE)),params/ablations/collapse.yaml,$(RECIPE)) \
@@ -70,7 +70,7 @@ evaluate: $(READY)
 	  $(if $(LM),--lm $(LM)) $(if $(LM_WEIGHT),--lm-weight $(LM_WEIGHT))
 
 examine: $(READY)
-	@$(BIN)/python -m kdlib.show.examine $(EVAL) $(if $(TOKENIZER),--tokenizer $(TOKENIZER)) \
+	@$(BIN)/python -m kdlib.show.examination_page $(EVAL) $(if $(TOKENIZER),--tokenizer $(TOKENIZER)) \
 	  $(if $(DECODER),--decoder $(DECODER)) $(if $(REFERENCES),--references $(REFERENCES))
 
 export: $(READY)
@@ -96,10 +96,10 @@ lab: $(READY)
 
 SHIP = $(if $(filter file,$(origin RECIPE)),params/shipped.yaml,$(RECIPE))
 pretrained: $(READY)
-	$(BIN)/python -m kdlib.models.pretrain $(SHIP) --ship
+	$(BIN)/python -m kdlib.pretrained.model $(SHIP) --ship
 
 parent: $(READY)
-	$(BIN)/python -m kdlib.teachers.adapt $(SHIP) --ship
+	$(BIN)/python -m kdlib.teachers.base_model $(SHIP) --ship
 
 # Every version of every package, with no index address.
 lock: $(READY)

@@ -16,8 +16,9 @@ from kdlib import params as kd
 from kdlib import stage
 from kdlib.corpus import prepare
 from kdlib.errors import UserError
-from kdlib.models import nemo
-from kdlib.teachers import adapt
+from kdlib.io import check_writable, resolve_path
+from kdlib.models.nemo_files import SHIPPED_MODEL
+from kdlib.teachers import base_model, teacher_sets
 
 RECIPE = config.get("recipe", "params/demo.yaml")
 FOLDS = [name for name in str(config.get("folds", "M08")).split(",") if name]  # "07,": so that 07 stays a name
@@ -31,28 +32,28 @@ try:
     for name in VARIANTS:  # and their controls
         kd.load(RECIPE, FOLDS[0], variant=kd.load(RECIPE, FOLDS[0], variant=name).distill.control)
     CORPUS = SETTINGS[FOLDS[0]].model_dump_json(include=prepare.SETTINGS | {"synthetic", "uaspeech", "torgo", "blocks", "seed"})
-    CORPUS += prepare.files(SETTINGS[FOLDS[0]])
-    stage.check_writable(SETTINGS[FOLDS[0]].folder, "outputs")
+    CORPUS += prepare.files_fingerprint(SETTINGS[FOLDS[0]])
+    check_writable(SETTINGS[FOLDS[0]].folder, "outputs")
 except UserError as error:  # refused here, before any work
     sys.exit(f"\n{error}\n")
 OUT = os.path.relpath(SETTINGS[FOLDS[0]].folder)
 NAMES = ["00_corpus", "01_baseline", "02_teachers", "03_logits", "04_distill", "05_collapse"]
 NOTEBOOK = {name: stage.notebook_fingerprint(Path(f"notebooks/{name}.ipynb")) for name in NAMES}
 FIRST = SETTINGS[FOLDS[0]]
-FILES = [kd.located(name or "none") for name in (FIRST.manifest, FIRST.lexicon, FIRST.nemo_model, FIRST.tokens.source)]
-FILES += [nemo.SHIPPED, adapt.SHIPPED / "model.safetensors"]
+FILES = [resolve_path(name or "none") for name in (FIRST.manifest, FIRST.lexicon, FIRST.nemo_model, FIRST.tokens.source)]
+FILES += [SHIPPED_MODEL, base_model.SHIPPED / "model.safetensors"]
 CODE = stage.code_fingerprint(stage.SOURCES) + "".join(map(stage.fingerprint, FILES))
 SEEDS = [int(one) for one in str(config.get("seeds", "")).split(",") if one] or list(FIRST.seeds)
 STUDY = bool(config.get("study"))  # all students of a recipe made by 05_collapse, many in one job
 PARTS = int(config.get("parts", 2))  # jobs among which the teachers are divided
 SHARES = min(PARTS, len(FIRST.compare) * len(FIRST.seeds))  # and the students of a study
 # Teachers that all folds share are trained for all folds at once; those with a parent of the fold's own, for each.
-OWNERS = FOLDS if adapt.place(FIRST) != FIRST.folder else FOLDS[:1]
+OWNERS = FOLDS if teacher_sets.teacher_root(FIRST) != FIRST.folder else FOLDS[:1]
 SHARE = "" if OWNERS == FOLDS else " of all"  # one fold needs its own teachers only
 RUN = ("papermill {input.notebook} {log} --cwd notebooks --no-progress-bar --log-output --log-level INFO"
        " -r recipe {params.recipe:q} -r held_out {params.held_out}")
 os.environ["FIRST_FOLD"] = FOLDS[0]  # which fold 00_corpus shows: no reason to execute it again
-END = " 2>&1 | python -m kdlib.stage follow {params.label:q} || {{ python -m kdlib.stage {log}; exit 1; }}; cp {log} {output.notebook}"
+END = " 2>&1 | python -m kdlib.console follow {params.label:q} || {{ python -m kdlib.console explain {log}; exit 1; }}; cp {log} {output.notebook}"
 
 os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # .venv, activated or not
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -68,17 +69,17 @@ def jobs(stem, held_out):
 def needs_teachers(variant):
     """Whether a variant learns from teachers that 02 and 03 make: those of fewer labels are its own."""
     params = kd.load(RECIPE, FOLDS[0], variant=variant)
-    return params.distill.taught and params.teacher.backbone != "students" and params.labels == FIRST.labels
+    return params.distill.uses_teachers and params.teacher.backbone != "students" and params.labels == FIRST.labels
 
 
 def teaching(wildcards):
     """What must be there before a variant's students are trained: the fold's teachers, or students that teach."""
     params = kd.load(RECIPE, wildcards.held_out, variant=wildcards.variant)
-    if params.distill.taught and params.teacher.backbone == "students":
-        names = adapt.born_again(params)
+    if params.distill.uses_teachers and params.teacher.backbone == "students":
+        names = teacher_sets.teaching_students(params)
         return [f"{OUT}/{wildcards.held_out}/students/{name}/04_distill.ipynb" for name in names]
     if needs_teachers(wildcards.variant):
-        return [f"{OUT}/{wildcards.held_out}/aggregates/03_logits.ipynb"]
+        return [f"{OUT}/{wildcards.held_out}/target_report/03_logits.ipynb"]
     return [f"{OUT}/{wildcards.held_out}/baseline/01_baseline.ipynb"]
 
 
@@ -98,7 +99,7 @@ TAUGHT = FOLDS if any(needs_teachers(name) for name in VARIANTS) else []
 rule folds:
     input:
         expand(f"{OUT}/{{held_out}}/baseline/01_baseline.ipynb", held_out=FOLDS),
-        expand(f"{OUT}/{{held_out}}/aggregates/03_logits.ipynb", held_out=TAUGHT),
+        expand(f"{OUT}/{{held_out}}/target_report/03_logits.ipynb", held_out=TAUGHT),
         expand(f"{OUT}/{{held_out}}/students/{{variant}}/seed{{seed}}/04_distill.ipynb", held_out=FOLDS, variant=VARIANTS, seed=SEEDS),
         expand(f"{OUT}/{{held_out}}/collapse/05_collapse.ipynb", held_out=FOLDS),
 
@@ -222,7 +223,7 @@ rule logits:
     output:
         report(f"{OUT}/{{held_out}}/figures/aggregates.png", category="teachers", subcategory="{held_out}"),
         report(f"{OUT}/{{held_out}}/figures/spikes.png", category="teachers", subcategory="{held_out}"),
-        notebook=f"{OUT}/{{held_out}}/aggregates/03_logits.ipynb",
+        notebook=f"{OUT}/{{held_out}}/target_report/03_logits.ipynb",
     priority: 2
     log:
         f"{OUT}/logs/03_logits_{{held_out}}.ipynb",

@@ -19,36 +19,40 @@ from torchaudio.models.decoder import ctc_decoder
 from kdlib.corpus import prepare
 from kdlib.corpus.speakers import split
 from kdlib.decode import beam, lm
-from kdlib.decode.beam import NEVER, Beam, Setting
+from kdlib.decode.beam import UNUSED, BeamSearch, BeamSettings
 from kdlib.decode.greedy import greedy
-from kdlib.distill import students
-from kdlib.evaluate import panels, posteriors
+from kdlib.distill.student_scores import student_scores
+from kdlib.evaluate import posteriors
+from kdlib.evaluate.decoder_setup import language_model
 from kdlib.evaluate.posteriors import Posteriors
 from kdlib.evaluate.score import read_hypotheses
-from kdlib.models import Outputs, nemo, vocabulary
-from kdlib.params import Params, load, root
-from kdlib.stage import read_json, set_threads, write_json
+from kdlib.io import read_json, repository_root, write_json
+from kdlib.models import Outputs
+from kdlib.models.nemo_files import quiet_nemo
+from kdlib.params import Params, load
+from kdlib.pretrained.pieces import load_tokens
+from kdlib.runtime import set_threads
 from kdlib.tokens import BLANK, Tokens
 
 ROUNDS, OFFSET, ALPHAS = 5, 100, (0.0, 0.3, 0.6, 1.0, 1.5)  # NeMo writes a piece as the character of its id + 100
 
 
-def plain(tokens: Tokens, words: list[str], arpa: Path, setting: Setting, folder: Path):
+def plain(tokens: Tokens, words: list[str], arpa: Path, setting: BeamSettings, folder: Path):
     """Torchaudio's decoder with its own defaults."""
     lexicon = folder / "plain.txt"
     lexicon.write_text("".join(f"{word}\t{' '.join(map(str, tokens.encode(word)))}\n" for word in words))
     decoder = ctc_decoder(
         lexicon=str(lexicon),
-        tokens=[*map(str, range(tokens.size)), NEVER],
+        tokens=[*map(str, range(tokens.size)), UNUSED],
         lm=str(arpa),
         lm_weight=setting.lm_weight * beam.LN10,
         word_score=setting.word_bonus,
         blank_token=str(BLANK),
-        sil_token=NEVER,
+        sil_token=UNUSED,
     )
 
     def texts(outputs: Outputs) -> list[str]:
-        logprobs = torch.nn.functional.pad(outputs.ctc_logits.log_softmax(-1), (0, 1), value=beam.OUT_OF_REACH)
+        logprobs = torch.nn.functional.pad(outputs.ctc_logits.log_softmax(-1), (0, 1), value=beam.IMPOSSIBLE)
         rows = zip(logprobs, outputs.lengths.tolist(), strict=True)
         return [" ".join(decoder(row[None, :length].contiguous())[0][0].words) for row, length in rows]
 
@@ -57,7 +61,7 @@ def plain(tokens: Tokens, words: list[str], arpa: Path, setting: Setting, folder
 
 def nemos(tokens: Tokens, sentences: list[str], order: int, alpha: float, folder: Path):
     """NeMo's batched beam search; it wants the blank last."""
-    with nemo.quiet():
+    with quiet_nemo():
         from nemo.collections.asr.parts.submodules.ctc_beam_decoding import BeamBatchedCTCInfer
 
         path = folder / "nemo.arpa"
@@ -80,7 +84,7 @@ def nemos(tokens: Tokens, sentences: list[str], order: int, alpha: float, folder
 
 def heard(params: Params) -> tuple[Outputs, list[str], dict]:
     """What the student said of the held-out speaker's test sentences, their references, and the settings chosen."""
-    folder = students.scored(params, 1)
+    folder = student_scores(params, 1)
     kept, rows = Posteriors(folder / "posteriors" / posteriors.FILE), read_hypotheses(folder / "hypotheses.csv")
     frames = [torch.from_numpy(kept[row.utt_id]) for row in rows]
     padded = torch.nn.utils.rnn.pad_sequence(frames, batch_first=True)
@@ -91,13 +95,13 @@ def heard(params: Params) -> tuple[Outputs, list[str], dict]:
 def main() -> None:
     """Measure, print, and write outputs/benchmarks/beam.json."""
     set_threads()
-    params = load(root() / "params" / "demo_sentences.yaml", "M08", variant="hard")
+    params = load(repository_root() / "params" / "demo_sentences.yaml", "M08", variant="hard")
     outputs, told, chosen = heard(params)
-    tokens, corpus = vocabulary.vocabulary(params), prepare.load(params)
-    setting = Setting(chosen["lm_weight"], chosen["word_bonus"], chosen["size"])
-    arpa = panels.language_model(params, tokens)
+    tokens, corpus = load_tokens(params), prepare.load(params)
+    setting = BeamSettings(chosen["lm_weight"], chosen["word_bonus"], chosen["size"])
+    arpa = language_model(params, tokens)
     sentences = [utt.text for utt in split(corpus, params).train]
-    words = Beam(tokens, prepare.lexicon(params), arpa, setting)
+    words = BeamSearch(tokens, prepare.lexicon(params), arpa, setting)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pieces = folder / "pieces.arpa"
@@ -107,8 +111,8 @@ def main() -> None:
         forms = {
             "greedy": lambda some: [tokens.decode(ids) for ids in greedy(some, BLANK)],
             "words": words,
-            "words, no language model": words.at(Setting(0.0, setting.word_bonus, setting.size)),
-            "pieces": Beam(tokens, None, pieces, setting),
+            "words, no language model": words.at(BeamSettings(0.0, setting.word_bonus, setting.size)),
+            "pieces": BeamSearch(tokens, None, pieces, setting),
             "torchaudio's defaults": plain(tokens, list(words.words), arpa, setting, folder),
             f"NeMo beam_batch, pieces, weight {best}": alone[best],
         }
@@ -127,7 +131,7 @@ def main() -> None:
         for name, some in times.items()
     }
     print(json.dumps({"utterances": len(told), "setting": chosen} | result, indent=1))
-    folder = root() / "outputs" / "benchmarks"
+    folder = repository_root() / "outputs" / "benchmarks"
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "beam.json", {"utterances": len(told), "setting": chosen} | result)
 

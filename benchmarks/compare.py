@@ -12,9 +12,9 @@ import json
 import numpy as np
 import pandas as pd
 
+from kdlib.console import progress
 from kdlib.evaluate import compare
-from kdlib.params import root
-from kdlib.stage import progress, write_json
+from kdlib.io import repository_root, write_json
 
 SIMULATIONS, SPEAKERS, WORDS, GAIN, SPREAD = 500, 5, 200, 0.03, 0.03
 SEEDS, RUN_SPREAD = 3, 0.2
@@ -86,7 +86,7 @@ def main() -> None:
         **{name: count / SIMULATIONS for name, count in counts.items()},
     }
     print(json.dumps(result, indent=1))
-    folder = root() / "outputs" / "benchmarks"
+    folder = repository_root() / "outputs" / "benchmarks"
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "compare.json", result)
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import jiwer
 
-from kdlib.corpus.uaspeech import word_list
-from kdlib.evaluate import answers, collapse, diagnose
-from kdlib.params import root
-from kdlib.stage import write_json
-from kdlib.tokens import Tokens, train
+from kdlib.corpus.importers.uaspeech import word_list
+from kdlib.diagnose import causes, examination
+from kdlib.evaluate import predictions
+from kdlib.io import repository_root, write_json
+from kdlib.tokens import Tokens, train_tokenizer
 
 WORDS, MICROPHONES, ROUNDS = 255, 7, 5
 
@@ -50,17 +50,17 @@ def main() -> None:
     words = sorted(set(word_list().values()))[:WORDS]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        tokens = Tokens.for_teachers(train(words, 1000, folder))
+        tokens = Tokens.for_teachers(train_tokenizer(words, 1000, folder))
         result = {}
         for kind in ("short answers", "untrained head"):
             path = made(folder, kind, tokens, words)
-            rows = answers.read(path, ids=True)
+            rows = predictions.read(path, ids=True)
             told, said = rows.reference.tolist(), rows.hypothesis.tolist()
-            command = [sys.executable, "-m", "kdlib.show.examine", str(path), "--out", str(folder / "out")]
+            command = [sys.executable, "-m", "kdlib.show.examination_page", str(path), "--out", str(folder / "out")]
             forms = {
                 "jiwer": lambda told=told, said=said: (jiwer.wer(told, said), jiwer.cer(told, said)),
-                "examination": lambda path=path: diagnose.diagnose(
-                    diagnose.signs(collapse.examine(answers.read(path, ids=True), {"own": tokens}))
+                "examination": lambda path=path: causes.diagnose(
+                    causes.signs(examination.examine(predictions.read(path, ids=True), {"own": tokens}))
                 ),
                 "make examine, page and figure": lambda command=command: subprocess.run(
                     command, check=True, capture_output=True
@@ -78,7 +78,7 @@ def main() -> None:
                 for form, one in times.items()
             }
     print(json.dumps(result, indent=1))
-    out = root() / "outputs" / "benchmarks"
+    out = repository_root() / "outputs" / "benchmarks"
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "examine.json", result)
 

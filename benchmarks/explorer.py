@@ -20,10 +20,10 @@ import systems  # with lab in tests/: PYTHONPATH=tests, as `make bench` has it
 
 from kdlib.corpus import prepare
 from kdlib.evaluate import posteriors
-from kdlib.models import vocabulary
-from kdlib.params import load, root
-from kdlib.show import closeup, failures
-from kdlib.stage import write_json
+from kdlib.io import repository_root, write_json
+from kdlib.params import load
+from kdlib.pretrained.pieces import load_tokens
+from kdlib.show import explorer_data, utterance_figure
 
 REPEATS, UTTERANCES, MANY = 20, 1785, 20_000
 NAMES = {"pretrained": 0.6, "hard": 0.25, "ctc_kd": 0.3, "words": 0.28}
@@ -55,7 +55,7 @@ SORT = """async label => {
 }"""
 
 
-def plain(found: failures.Failures, utt_id: str) -> bytes:
+def plain(found: explorer_data.ExplorerData, utt_id: str) -> bytes:
     """The same picture, as one would write it at first."""
     from kdlib.corpus import audio
 
@@ -65,7 +65,7 @@ def plain(found: failures.Failures, utt_id: str) -> bytes:
     panels[0].plot(np.arange(len(samples)) / audio.RATE_HZ, samples)
     panels[1].specgram(samples, NFFT=400, noverlap=240, Fs=audio.RATE_HZ)
     for axes, (name, (kept, logprobs)) in zip(panels[2:], frames.items(), strict=False):
-        tracks, labels = closeup._tracks(kept, logprobs)
+        tracks, labels = utterance_figure._tracks(kept, logprobs)
         axes.imshow(tracks, aspect="auto", interpolation="nearest")
         axes.set_yticks(range(len(labels)), labels)
         axes.set_title(name)
@@ -79,10 +79,10 @@ def plain(found: failures.Failures, utt_id: str) -> bytes:
         return file.getvalue()
 
 
-def drawn(found: failures.Failures, utt_id: str) -> bytes:
+def drawn(found: explorer_data.ExplorerData, utt_id: str) -> bytes:
     """The explorer's picture."""
     with io.BytesIO() as file:
-        closeup.picture(found, utt_id, width_in=8.4).savefig(
+        utterance_figure.utterance_figure(found, utt_id, width_in=8.4).savefig(
             file, format="png", dpi=96, pil_kwargs={"compress_level": 1}
         )
         return file.getvalue()
@@ -119,7 +119,7 @@ def main() -> None:
         print(f"explorer: not measured, for there is no browser at {lab.CHROMIUM}")
         return
     params = load("params/demo.yaml", "M08")
-    corpus, tokens = prepare.load(params), vocabulary.vocabulary(params)
+    corpus, tokens = prepare.load(params), load_tokens(params)
     utterances = list(corpus)[:UTTERANCES]
     many = [replace(utt, utt_id=f"{utt.utt_id}x{copy}") for copy in range(MANY // len(corpus) + 1) for utt in corpus][
         :MANY
@@ -133,7 +133,7 @@ def main() -> None:
             lab.notebook(folder / part / "look.ipynb", *cells(folder, part))
         bytes_kept = (folder / "usual/hard/posteriors" / posteriors.FILE).stat().st_size
         there = {one: folder / "usual" / one for one in NAMES}
-        looked = failures.of_fold(params, there, teachers=folder / "usual/teachers")
+        looked = explorer_data.fold_data(params, there, teachers=folder / "usual/teachers")
         for utt_id in looked.known.index[:REPEATS]:
             for what, act in (("picture, drawn", drawn), ("picture, plain", plain)):
                 start = time.perf_counter()
@@ -151,7 +151,7 @@ def main() -> None:
                 kinds = ["broke", "everything"] * (REPEATS // 2)
                 found[f"{part}: filter"] = [page.evaluate(CHANGE, kind) for kind in kinds]
                 found[f"{part}: sort"] = [page.evaluate(SORT, "reference") for _ in range(REPEATS)]
-                place = root() / "outputs" / "browser"
+                place = repository_root() / "outputs" / "browser"
                 place.mkdir(parents=True, exist_ok=True)
                 page.screenshot(path=str(place / f"benchmark_{part}.png"))
     medians = {what: round(statistics.median(times), 3) for what, times in found.items()}
@@ -163,7 +163,7 @@ def main() -> None:
         f"{bytes_kept / 1e6:.1f} MB a system"
     )
     write_json(
-        root() / "outputs" / "benchmarks" / "explorer.json",
+        repository_root() / "outputs" / "benchmarks" / "explorer.json",
         {"medians_s": medians, "picture_of_plain": round(ratio, 3), "posteriors_bytes": bytes_kept},
     )
 

@@ -16,17 +16,18 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from kdlib.corpus import prepare, uaspeech
-from kdlib.corpus.speakers import table
-from kdlib.params import load, root
-from kdlib.stage import write_json
+from kdlib.corpus import prepare
+from kdlib.corpus.importers import uaspeech
+from kdlib.corpus.speakers import published_speakers
+from kdlib.io import repository_root, write_json
+from kdlib.params import load
 
 
 def lay_out(folder: Path, files: int, seconds: float) -> int:
     noise = np.random.default_rng(0).normal(0, 0.1, 10 * 16_000).astype(np.float32)
     words = uaspeech.word_list()
     made = 0
-    for speaker in table():
+    for speaker in published_speakers():
         place = folder / "audio" / "original" / speaker
         place.mkdir(parents=True)
         for block in uaspeech.BLOCKS:
@@ -48,7 +49,7 @@ def timed(work) -> float:
 
 
 def main(files: int, seconds: float) -> None:
-    with tempfile.TemporaryDirectory(dir=root() / "outputs") as name:
+    with tempfile.TemporaryDirectory(dir=repository_root() / "outputs") as name:
         folder = Path(name)
         made = lay_out(folder, files, seconds)
         settings = {"data_folder": name, "outputs": f"{name}/out", "uaspeech": {"augment": "all"}}
@@ -68,10 +69,10 @@ def main(files: int, seconds: float) -> None:
         "first_over_plain_read": round(first / peer, 2),
         "second_over_plain_read": round(second / peer, 3),
     }
-    write_json(root() / "outputs/benchmarks/import_corpus.json", result)
+    write_json(repository_root() / "outputs/benchmarks/import_corpus.json", result)
     print(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":
-    (root() / "outputs/benchmarks").mkdir(parents=True, exist_ok=True)
+    (repository_root() / "outputs/benchmarks").mkdir(parents=True, exist_ok=True)
     main(int(sys.argv[1]) if len(sys.argv) > 1 else 25_000, float(sys.argv[2]) if len(sys.argv) > 2 else 2.5)

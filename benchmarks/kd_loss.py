@@ -12,9 +12,9 @@ import time
 import torch
 from torch.nn import functional
 
-from kdlib.distill.losses import soft_kl
-from kdlib.params import root
-from kdlib.stage import set_threads, write_json
+from kdlib.io import repository_root, write_json
+from kdlib.objectives.losses import soft_kl
+from kdlib.runtime import set_threads
 
 B, T, V, TEMPERATURE, ROUNDS = 8, 150, 5000, 2.0, 15
 
@@ -111,7 +111,7 @@ def main() -> None:
     error = ((logits.grad - exact.grad).abs().max() / exact.grad.abs().max()).item()
     result = {"shape": [B, T, V], "forms": found, "gradient_error_of_largest": error}
     print(json.dumps(result, indent=1))
-    folder = root() / "outputs" / "benchmarks"
+    folder = repository_root() / "outputs" / "benchmarks"
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "kd_loss.json", result)
 

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 
-from kdlib.corpus.uaspeech import word_list
+from kdlib.corpus.importers.uaspeech import word_list
 from kdlib.decode.lexicon import Lexicon
+from kdlib.io import repository_root, write_json
 from kdlib.models import Outputs
-from kdlib.params import root
-from kdlib.stage import set_threads, write_json
-from kdlib.tokens import Tokens, train
+from kdlib.runtime import set_threads
+from kdlib.tokens import Tokens, train_tokenizer
 
 UTTERANCES, BATCH, ROUNDS = 1785, 32, 7
 
@@ -65,7 +65,7 @@ def main() -> None:
     set_threads()
     words = sorted(set(word_list().values()))
     with tempfile.TemporaryDirectory() as folder:
-        tokens = Tokens.for_nemo(train(words, 256, Path(folder), lower=True).read_bytes())
+        tokens = Tokens.for_nemo(train_tokenizer(words, 256, Path(folder), lower=True).read_bytes())
     codes = words + [f"{word} {word}" for word in words[: 455 - len(words)]]  # 455 codes, 449 words
     lexicon, some = Lexicon(codes, tokens), said(8, tokens.size)
     forms = {
@@ -99,7 +99,7 @@ def main() -> None:
         "with_5000_words_utterances_per_s": round(BATCH / (time.perf_counter() - started), 1),
     }
     print(json.dumps(result, indent=1))
-    folder = root() / "outputs" / "benchmarks"
+    folder = repository_root() / "outputs" / "benchmarks"
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "lexicon.json", result)
 

@@ -12,10 +12,9 @@ import time
 import jiwer
 import pandas as pd
 
-from kdlib.corpus.uaspeech import word_list
+from kdlib.corpus.importers.uaspeech import word_list
 from kdlib.evaluate import compare, score
-from kdlib.params import root
-from kdlib.stage import write_json
+from kdlib.io import repository_root, write_json
 
 UTTERANCES, ROUNDS = 25_000, 5
 
@@ -55,7 +54,7 @@ def main() -> None:
         for name, one in times.items()
     }
     print(json.dumps(result, indent=1))
-    folder = root() / "outputs" / "benchmarks"
+    folder = repository_root() / "outputs" / "benchmarks"
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "score.json", result)
 

@@ -13,37 +13,45 @@ from pathlib import Path
 
 import torch
 
-from kdlib.distill.objective import Batch, Learner, Objective
-from kdlib.models import nemo
-from kdlib.models.conformer import Conformer, Shape
-from kdlib.models.hybrid import Heads, Hybrid, NeMoEncoder, NeMoHybridStudent
-from kdlib.params import root
+from kdlib.io import repository_root, write_json
+from kdlib.logits.store import Header, LogitStore, Writer
+from kdlib.models.encoder_conformer import Conformer, ConformerShape
+from kdlib.models.encoder_nemo import NeMoEncoder
+from kdlib.models.hybrid import Heads, Hybrid, NeMoHybridStudent
+from kdlib.models.nemo_files import conformer_config
+from kdlib.objectives.objective import Batch, Objective, TrainableStudent
+from kdlib.runtime import set_threads
 from kdlib.settings import Distill
-from kdlib.stage import set_threads, write_json
-from kdlib.teachers.ensemble import Choice, Ensemble
-from kdlib.teachers.store import Header, LogitStore, Writer
+from kdlib.targets.aggregation import TeacherEnsemble, Weighting
 
 BATCH, SECONDS, SIZE, TEACHERS, ROUNDS, UTTERANCES = 8, 3.0, 5000, 14, 5, 32
 
 
-def stored(folder: Path, teachers: list[Hybrid], frames: int) -> Ensemble:
+def stored(folder: Path, teachers: list[Hybrid], frames: int) -> TeacherEnsemble:
     """Stores of every teacher on some utterances."""
     stores = {}
     for number, teacher in enumerate(teachers):
-        known = {"heard": (), "output": "ctc", "encoding": "fp16", "size": SIZE, "width": 144, "tokens": "none"}
+        known = {
+            "train_speakers": (),
+            "output": "ctc",
+            "encoding": "fp16",
+            "size": SIZE,
+            "width": 144,
+            "tokens": "none",
+        }
         header = Header(teacher=f"T{number}", blank=2, bos=0, eos=1, stride_ms=40.0, **known)
         head = teacher.ctc_head
         with Writer(folder / header.teacher, header, (head.weight, head.bias)) as writer:
             for index in range(UTTERANCES):
                 writer.add(f"u{index}", torch.randn(frames, 144))
         stores[header.teacher] = LogitStore(folder / header.teacher)
-    return Ensemble(stores, Choice())
+    return TeacherEnsemble(stores, Weighting())
 
 
 class Live:
     """The same ensemble, but its teachers hear the batch now."""
 
-    softened = False
+    fixed_temperature = False
 
     def __init__(self, teachers: list[Hybrid]) -> None:
         self.teachers, self.batch = teachers, None
@@ -67,8 +75,8 @@ def main() -> None:
     """Measure, print, and write outputs/benchmarks/step.json."""
     set_threads()
     torch.manual_seed(0)
-    student = NeMoHybridStudent(NeMoEncoder.built(nemo.parts()), Heads(SIZE, layers=0))
-    teachers = [Hybrid(Conformer(Shape()), Heads(SIZE, layers=0)).eval() for _ in range(TEACHERS)]
+    student = NeMoHybridStudent(NeMoEncoder.built(conformer_config()), Heads(SIZE, layers=0))
+    teachers = [Hybrid(Conformer(ConformerShape()), Heads(SIZE, layers=0)).eval() for _ in range(TEACHERS)]
     samples = int(16_000 * SECONDS)
     with torch.inference_mode():
         frames = int(student.eval()(torch.randn(1, samples), torch.tensor([samples])).lengths[0])
@@ -94,8 +102,8 @@ def main() -> None:
         return time.perf_counter() - started
 
     with tempfile.TemporaryDirectory() as folder:
-        learner, ensemble = Learner(student), stored(Path(folder), teachers, frames)
-        one_teacher = Ensemble({"T0": LogitStore(Path(folder) / "T0")}, Choice())
+        learner, ensemble = TrainableStudent(student), stored(Path(folder), teachers, frames)
+        one_teacher = TeacherEnsemble({"T0": LogitStore(Path(folder) / "T0")}, Weighting())
         forms = {
             "hard labels": Objective(learner, Distill(alpha=0.0, beta=1.0), {}),
             "one stored teacher": Objective(learner, Distill(), {"ctc": one_teacher}),
@@ -126,7 +134,7 @@ def main() -> None:
         "forms": found,
     }
     print(json.dumps(result, indent=1))
-    folder = root() / "outputs" / "benchmarks"
+    folder = repository_root() / "outputs" / "benchmarks"
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "step.json", result)
 

@@ -24,11 +24,12 @@ import torch
 
 from kdlib.corpus import audio, prepare
 from kdlib.corpus.speakers import split
+from kdlib.io import repository_root, write_json
+from kdlib.logits.store import Header, LogitStore, Writer
 from kdlib.models import hybrid
-from kdlib.params import load, root
-from kdlib.stage import set_threads, write_json
-from kdlib.teachers import adapt
-from kdlib.teachers.store import Header, LogitStore, Writer
+from kdlib.params import load
+from kdlib.runtime import set_threads
+from kdlib.teachers.adapt import speaker_teacher
 
 WIDE = {
     "name": "bench-store",
@@ -40,7 +41,7 @@ SPEAKER, TOP, ROUNDS, READS = "F05", 64, 5, 100
 
 def outputs(params, count: int):
     """A real teacher's activations on training speech, its head, and the exact logits."""
-    teacher = hybrid.Trained(adapt.teacher(params, SPEAKER))
+    teacher = hybrid.TrainedModel(speaker_teacher(params, SPEAKER))
     utterances = random.Random(0).sample(split(prepare.load(params), params).train, count)
     kept = {}
     for batch in audio.batches(utterances, 32):
@@ -219,9 +220,9 @@ def main(count: int) -> None:
                 f"{row['write_s']:8.2f} "
                 f"{row['reads_a_second']:8.0f} {row['faster_reads']:7.1f} {row['logits_a_second']:8.0f}  {kl}"
             )
-    write_json(root() / "outputs/benchmarks/store.json", json.loads(json.dumps(results)))
+    write_json(repository_root() / "outputs/benchmarks/store.json", json.loads(json.dumps(results)))
 
 
 if __name__ == "__main__":
-    (root() / "outputs/benchmarks").mkdir(parents=True, exist_ok=True)
+    (repository_root() / "outputs/benchmarks").mkdir(parents=True, exist_ok=True)
     main(int(sys.argv[1]) if len(sys.argv) > 1 else 400)

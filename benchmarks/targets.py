@@ -14,17 +14,17 @@ from pathlib import Path
 
 import torch
 
-from kdlib.corpus.synthetic import word_list
+from kdlib.corpus.embedded.synthetic import word_list
 from kdlib.decode.lexicon import Lexicon
-from kdlib.distill.objective import Batch, Objective
+from kdlib.io import repository_root, write_json
+from kdlib.logits.store import Header, LogitStore, Writer
 from kdlib.models import Outputs
-from kdlib.params import root
+from kdlib.objectives.objective import Batch, Objective
+from kdlib.runtime import set_threads
 from kdlib.settings import Distill
-from kdlib.stage import set_threads, write_json
-from kdlib.teachers.ensemble import Choice, Ensemble
-from kdlib.teachers.hypotheses import Hypotheses
-from kdlib.teachers.store import Header, LogitStore, Writer
-from kdlib.tokens import Tokens, train
+from kdlib.targets.aggregation import TeacherEnsemble, Weighting
+from kdlib.targets.pseudo_labels import TeacherHypotheses
+from kdlib.tokens import Tokens, train_tokenizer
 
 B, FRAMES, D, TEACHERS, ROUNDS = 16, (20, 45), 96, 3, 15
 TERMS = {
@@ -35,7 +35,7 @@ TERMS = {
     "5-best": {"alpha": 0.0, "sequence": {"weight": 1.0, "nbest": 5}},
     "occupancy": {"alpha": 0.0, "occupancy": {"weight": 1.0}},
     "words": {"alpha": 0.0, "words": {"weight": 1.0}},
-    "words, 10 listed + 30": {"alpha": 0.0, "words": {"weight": 1.0, "shortlist": 10, "sampled": 30}},
+    "words, 10 listed + 30": {"alpha": 0.0, "words": {"weight": 1.0, "shortlist": 10, "random_words": 30}},
 }
 
 
@@ -64,7 +64,14 @@ def stores(folder: Path, tokens: Tokens, lengths: list[int]) -> dict[str, LogitS
     found = {}
     for name in "ABC"[:TEACHERS]:
         header = Header(
-            **{"teacher": name, "heard": (name,), "output": "ctc", "encoding": "fp16", "size": tokens.size, "width": D},
+            **{
+                "teacher": name,
+                "train_speakers": (name,),
+                "output": "ctc",
+                "encoding": "fp16",
+                "size": tokens.size,
+                "width": D,
+            },
             **{"tokens": tokens.fingerprint, "blank": 2, "bos": 0, "eos": 1, "stride_ms": 40.0},
         )
         with Writer(folder / name, header, (torch.randn(tokens.size, D) / 3, torch.randn(tokens.size))) as writer:
@@ -104,7 +111,7 @@ def measured(words: list[str], tokens: Tokens, folder: Path) -> dict[str, dict[s
     """Time and memory of every term over a lexicon."""
     torch.manual_seed(0)
     lengths = torch.linspace(*FRAMES, B).int().tolist()
-    ensemble = Ensemble(stores(folder, tokens, lengths), Choice())
+    ensemble = TeacherEnsemble(stores(folder, tokens, lengths), Weighting())
     logits = torch.randn(B, max(lengths), tokens.size).requires_grad_()
     outputs = Outputs(logits, torch.tensor(lengths), torch.zeros(B, 1, 1))
     ids = [tokens.encode(words[index * 3 % len(words)]) for index in range(B)]
@@ -112,7 +119,7 @@ def measured(words: list[str], tokens: Tokens, folder: Path) -> dict[str, dict[s
     lexicon = Lexicon(words, tokens)
 
     def objective(term: str) -> Objective:
-        hypotheses = Hypotheses(ensemble, lexicon, tokens) if "alpha" in TERMS[term] else None
+        hypotheses = TeacherHypotheses(ensemble, lexicon, tokens) if "alpha" in TERMS[term] else None
         settings = Distill(**{"beta": 0.0, "temperature": 1.0} | TERMS[term])
         by_text = any([settings.words.weight, settings.sequence.weight, settings.occupancy.weight])
         return Objective(Learner(outputs), settings, {"ctc": ensemble}, hypotheses if by_text else None)
@@ -145,13 +152,13 @@ def main() -> None:
     listed = sorted(set(word_list().values()))
     result = {"shape": [B, FRAMES[1], 64], "teachers": TEACHERS, "words": {}}
     with tempfile.TemporaryDirectory() as folder:
-        model = train(listed, 64, Path(folder), lower=True).read_bytes()
+        model = train_tokenizer(listed, 64, Path(folder), lower=True).read_bytes()
         tokens = Tokens(model, 2, 64, 0, 1)
         for count in (60, len(listed)):
             words = listed[:: len(listed) // count][:count]
             result["words"][count] = measured(words, tokens, Path(folder) / str(count))
     print(json.dumps(result, indent=1))
-    folder = root() / "outputs" / "benchmarks"
+    folder = repository_root() / "outputs" / "benchmarks"
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "targets.json", result)
 

@@ -6,6 +6,8 @@ Paths are relative to the repository's root, which is found from any folder belo
 """
 
 import functools
+from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -13,32 +15,33 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from kdlib.errors import UserError, nearest
+from kdlib.io import repository_root
 from kdlib.settings import (
     Aggregation,
+    AsTuple,
+    AudioChecks,
+    BeamSearchSettings,
     Blocks,
     Distill,
+    EnsembleMembers,
     Faults,
     Fold,
-    Group,
-    Hygiene,
-    Listed,
-    LogitStudent,
+    LogitStudentSettings,
     Names,
-    Person,
     Pretraining,
     Scoring,
-    Search,
-    Strict,
+    Section,
+    SpeakerInfo,
     Student,
     Synthetic,
     Teacher,
+    TokenSettings,
     Torgo,
     UASpeech,
-    Vocabulary,
 )
 
 
-class Params(Strict):
+class Params(Section):
     """Everything that a notebook needs to know."""
 
     name: str = Field(pattern=r"^[\w-][\w.-]*$")  # outputs/<name>/; the recipe's file name
@@ -49,37 +52,39 @@ class Params(Strict):
     corpus: Literal["synthetic", "manifest", "uaspeech", "torgo"] = "synthetic"
     manifest: str | None = None  # SpeechBrain CSV or NeMo JSON lines, where corpus: manifest
     data_folder: str | None = None  # what $data_folder stands for; where UA-Speech or TORGO lies
-    speakers: Literal["uaspeech"] | dict[str, Person] = Field({})  # who they are, where the corpus does not say it
+    speakers: Literal["uaspeech"] | dict[str, SpeakerInfo] = Field({})  # who they are, where the corpus does not say it
     lexicon: str | None = None  # closed vocabulary, a word a line; by default all transcripts of who is no control
     # in transcripts, before all else: {"&": "and", "7": "seven"}
     replace: dict[Annotated[str, Field(min_length=1)], str] = Field({})
     hyphens: Literal["keep", "space"] = "keep"  # of transcripts; NVIDIA's tokenizers have no hyphen
     punctuation: Literal["keep", "drop"] = "keep"
-    audio: Hygiene = Hygiene()
+    audio: AudioChecks = AudioChecks()
     uaspeech: UASpeech = UASpeech()
     torgo: Torgo = Torgo()
     blocks: Blocks = Blocks()
     label_fraction: float = Field(1.0, gt=0, le=1)  # of each speaker's training utterances, whose transcripts are known
     label_by: Literal["utterance", "word"] = "utterance"  # which: utterances, or all utterances of some words
-    hear_held_out: bool = False  # its training blocks too, without transcripts: no strict leave-one-speaker-out
+    use_unlabelled_held_out: bool = (
+        False  # its training blocks too, without transcripts: no strict leave-one-speaker-out
+    )
     synthetic: Synthetic = Synthetic()
     pretrained: Literal["shipped", "controls", "from_corpus", "nemo"] = "shipped"
     nemo_model: str = "nvidia/stt_en_conformer_ctc_small"  # a model's name, or the path of a .nemo file
     pretraining: Pretraining = Pretraining()
-    tokens: Vocabulary = Vocabulary()
+    tokens: TokenSettings = TokenSettings()
     teacher: Teacher = Teacher()
     aggregation: Aggregation = Aggregation()
-    logit_student: LogitStudent = LogitStudent()
+    logit_student: LogitStudentSettings = LogitStudentSettings()
     student: Student = Student()
     distill: Distill = Distill()
     faults: Faults = Faults()
     variant: str = Field("", pattern=r"^[\w.+-]*$")  # which of the variants this is: set by `load`
     variants: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], dict[str, Any]] = Field({})  # what is other in each
     compare: Names = ("hard", "ctc_kd")  # variants that a whole run trains
-    seeds: Annotated[tuple[int, ...], Listed] = (1,)  # of each
-    ensembles: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], Group] = Field({})  # of students, by name
+    seeds: Annotated[tuple[int, ...], AsTuple] = (1,)  # of each
+    ensembles: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], EnsembleMembers] = Field({})  # of students, by name
     scoring: Scoring = Scoring()
-    search: Search = Search()
+    search: BeamSearchSettings = BeamSearchSettings()
     outputs: str = "outputs"
 
     @property
@@ -91,7 +96,7 @@ class Params(Strict):
     @property
     def folder(self) -> Path:
         """Where this recipe's artefacts live."""
-        return root() / self.outputs / self.name
+        return repository_root() / self.outputs / self.name
 
     @property
     def fold_folder(self) -> Path:
@@ -113,26 +118,12 @@ class Params(Strict):
         named = []
         if self.label_fraction < 1:
             named += [f"labels-{100 * self.label_fraction:g}", *(["by-word"] if self.label_by == "word" else [])]
-        return "-".join(named + ["with-held-out"] * self.hear_held_out)
+        return "-".join(named + ["with-held-out"] * self.use_unlabelled_held_out)
 
     @property
     def with_all_labels(self) -> "Params":
         """The same, every transcript being known: for what is scored, never for what is trained."""
-        return self.model_copy(update={"label_fraction": 1.0, "hear_held_out": False})
-
-
-def located(name: str) -> Path:
-    """A path of a recipe: relative to the repository's root, or from ~, or whole."""
-    return root() / Path(name).expanduser()
-
-
-def root(start: Path | None = None) -> Path:
-    """The repository's root: the nearest folder upwards that holds `params/base.yaml`."""
-    here = (start or Path.cwd()).resolve()
-    for folder in (here, *here.parents, Path(__file__).resolve().parents[1]):
-        if (folder / "params" / "base.yaml").is_file():
-            return folder
-    raise UserError(f"no params/base.yaml in {here} or above it: start inside the repository")
+        return self.model_copy(update={"label_fraction": 1.0, "use_unlabelled_held_out": False})
 
 
 def load(
@@ -141,7 +132,7 @@ def load(
     """Read, merge and check a recipe, a fold, one of the recipe's variants, and overrides.
 
     An empty `fold` reads the fold file of the recipe's corpus: `params/folds/<folds>/<held_out>.yaml`. Variants may be
-    joined, each over those before it: `decoder_kd+shifted`.
+    joined, each over those before it: `decoder_kd+shifted_tokens`.
     """
     path = _inside(recipe)
     layers = [(_shown(file), _read_yaml(file)) for file in recipe_files(path)]
@@ -172,6 +163,8 @@ def load(
 
 def _variant(params: Params, variant: str, held_out: str, recipe: str) -> tuple[str, dict]:
     """A variant of a recipe, as a layer of its own."""
+    if variant not in params.variants and (new := _renamed("variants", variant)) in params.variants:
+        raise UserError(f"{recipe}: variants: {variant!r} was renamed to {new!r}")
     if variant not in params.variants:
         raise UserError(f"{recipe}: variants: unknown variant {variant!r}{nearest(variant, list(params.variants))}")
     source, settings = f"{recipe}: variants.{variant}", params.variants[variant]
@@ -183,7 +176,7 @@ def _variant(params: Params, variant: str, held_out: str, recipe: str) -> tuple[
 
 def recipe_files(recipe: str | Path) -> list[Path]:
     """The files that a recipe is made of, base first: the base, what it extends, itself."""
-    base, path = (root() / "params" / "base.yaml").resolve(), _inside(recipe)
+    base, path = (repository_root() / "params" / "base.yaml").resolve(), _inside(recipe)
     chain: list[Path] = []
     while path != base:
         if path in chain:
@@ -232,15 +225,15 @@ def _check_recipe(params: Params, recipe: str) -> None:
     for name, group in params.ensembles.items():
         if name in params.variants or name == "baseline":
             raise UserError(f"{recipe}: ensembles.{name}: there is a variant or system of this name; choose another")
-        for variant in group.of:
+        for variant in group.variants:
             unknown = [part for part in variant.split("+") if part not in params.variants]
             if params.variants and unknown:
                 hint = nearest(unknown[0], list(params.variants))
-                raise UserError(f"{recipe}: ensembles.{name}.of: unknown variant {variant!r}{hint}")
-        if group.checkpoints > params.student.keep:
+                raise UserError(f"{recipe}: ensembles.{name}.variants: unknown variant {variant!r}{hint}")
+        if group.checkpoints > params.student.keep_checkpoints:
             raise UserError(
                 f"{recipe}: ensembles.{name} averages {group.checkpoints} checkpoints of a student, but of each only "
-                f"{params.student.keep} are kept; write student: {{keep: {group.checkpoints}}}"
+                f"{params.student.keep_checkpoints} are kept; write student: {{keep_checkpoints: {group.checkpoints}}}"
             )
     if params.corpus == "manifest" and not params.manifest:
         raise UserError(f"{recipe}: corpus is 'manifest', but no manifest is named; write manifest: path/to/corpus.csv")
@@ -253,7 +246,7 @@ def _check_recipe(params: Params, recipe: str) -> None:
 def _check_losses(params: Params, recipe: str) -> None:
     """What cannot be learnt, or not so."""
     settings = params.distill
-    if not settings.taught and not settings.beta:
+    if not settings.uses_teachers and not settings.beta:
         raise UserError(f"{recipe}: distill: alpha, beta, gamma and all other weights are 0: nothing would be learnt")
     by_ctc = {"words": settings.words, "occupancy": settings.occupancy, "intermediate": settings.intermediate}
     for name, one in by_ctc.items():
@@ -263,7 +256,7 @@ def _check_losses(params: Params, recipe: str) -> None:
                 "or ctc"
             )
     switched = params.student.backbone == "nemo" and params.teacher.backbone == "sb" and not settings.allow_decoder_kd
-    by_frame = settings.by_frame and (settings.heads != "decoder" or settings.gamma or switched)
+    by_frame = settings.uses_frame_targets and (settings.heads != "decoder" or settings.gamma or switched)
     if params.student.augment == "mask_and_tempo" and by_frame:
         raise UserError(
             f"{recipe}: student.augment is 'mask_and_tempo', but the teachers' outputs by frame are those of the "
@@ -301,7 +294,7 @@ def _check_whole(params: Params, fold_source: str, recipe: str) -> None:
 
 
 def _fold_file(folds: str, held_out: str, recipe: str) -> tuple[dict, str]:
-    path = root() / "params" / "folds" / folds / f"{held_out}.yaml"
+    path = repository_root() / "params" / "folds" / folds / f"{held_out}.yaml"
     if not path.is_file():
         known = fold_names(folds)
         hint = nearest(held_out, known) if known else f"; write its fold files with: make folds-for RECIPE={recipe}"
@@ -316,12 +309,12 @@ def _fold_file(folds: str, held_out: str, recipe: str) -> tuple[dict, str]:
 
 def fold_names(folds: str) -> list[str]:
     """The speakers that have a fold file."""
-    return sorted(file.stem for file in (root() / "params" / "folds" / folds).glob("*.yaml"))
+    return sorted(file.stem for file in (repository_root() / "params" / "folds" / folds).glob("*.yaml"))
 
 
 def _inside(recipe: str | Path) -> Path:
     path = Path(recipe)
-    return (path if path.is_absolute() else root() / path).resolve()
+    return (path if path.is_absolute() else repository_root() / path).resolve()
 
 
 def _read_yaml(path: Path) -> dict:
@@ -362,6 +355,10 @@ def _validate(settings: dict, held_out: str, source: str) -> Params:
 def _explain(problem: dict, source: str) -> str:
     loc = [str(piece) for piece in problem["loc"] if not _is_branch(piece)]
     name, found = ".".join(loc), problem["input"]
+    if new := _renamed("settings", _place(problem["loc"])):
+        return f"{source}: {name} was renamed to {new}"
+    if new := _renamed("settings", f"{_place(problem['loc'])}.{found}"):
+        return f"{source}: {name}: {found!r} was renamed to {new!r}"
     if problem["type"] == "extra_forbidden":
         return f"{source}: unknown parameter {name!r}{nearest(loc[-1], _names(loc[:-1]))}"
     message = problem["msg"].replace("a valid tuple", "a list, such as [M04, F03]")
@@ -369,6 +366,22 @@ def _explain(problem: dict, source: str) -> str:
     if isinstance(found, str) and problem["type"] in ("float_type", "int_type"):
         hint = "; YAML reads 1e-4 as text: write 1.0e-4 or 0.0001" if "e" in found.lower() else "; remove the quotes"
     return f"{source}: {name or 'recipe'}: {message[0].lower()}{message[1:]}, found {found!r}{hint}"
+
+
+def _place(loc: Sequence[str | int]) -> str:
+    """Where a setting stands, without the names that a user chose."""
+    pieces = [str(piece) for piece in loc if not _is_branch(piece)]
+    return ".".join(pieces[:1] + pieces[2:] if pieces[0] in ("ensembles", "variants") else pieces)
+
+
+@functools.cache
+def _renames() -> dict[str, dict[str, str]]:
+    return yaml.safe_load(files("kdlib").joinpath("data/renamed.yaml").read_text(encoding="utf-8"))
+
+
+def _renamed(part: str, name: str) -> str:
+    """What something was renamed to; nothing if it was not."""
+    return _renames()[part].get(name, "")
 
 
 def _is_branch(piece: Any) -> bool:
@@ -393,6 +406,6 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 def _shown(path: Path) -> str:
     try:
-        return str(path.relative_to(root()))
+        return str(path.relative_to(repository_root()))
     except ValueError:
         return str(path)

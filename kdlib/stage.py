@@ -2,7 +2,7 @@
 
 `produce(folder, build, ...)` calls `build(partial)` on a hidden sibling and renames it when it is complete, with a
 `run.json` beside the artefacts. A killed run leaves only the hidden sibling; the next one with the same parameters,
-inputs and code finds it and goes on there. `python -m kdlib.stage NOTEBOOK.ipynb` says why an executed notebook failed.
+inputs and code finds it and goes on there.
 """
 
 import ast
@@ -13,7 +13,6 @@ import functools
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 import resource
 import shutil
@@ -25,9 +24,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from kdlib.errors import UserError
-from kdlib.params import root
+from kdlib.console import print_once
+from kdlib.io import check_writable, read_json, sha256, short_path, write_json
 
+FORMAT = 2  # of what stages write; 1 had other names
 PACKAGES = (
     "torch",
     "torchaudio",
@@ -42,11 +42,11 @@ PACKAGES = (
     "pandas",
 )
 
-HOUSE = Path(__file__).parent
+PACKAGE = Path(__file__).parent
 # Read at import: what counts is the code that runs, not what is edited meanwhile.
 SOURCES = {
-    path.relative_to(HOUSE).as_posix(): path.read_text(encoding="utf-8")
-    for path in sorted(HOUSE.rglob("*"))
+    path.relative_to(PACKAGE).as_posix(): path.read_text(encoding="utf-8")
+    for path in sorted(PACKAGE.rglob("*"))
     if path.suffix in (".py", ".json", ".csv")
 }
 
@@ -66,15 +66,19 @@ def produce(
     `inputs` are files or stage folders, `code` the source files (relative to kdlib/) whose change asks for a new run.
     """
     depends = {
-        "parameters": _plain(parameters),
+        "parameters": _as_json(parameters),
         "inputs": _named(inputs),
         "code": code_fingerprint(code),
         "seed": seed,
     }
     key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
     if _key(folder) == key:
-        say_once(f"{what}: up to date ({shown(folder)})")
+        print_once(f"{what}: up to date ({short_path(folder)})")
         return folder
+    if (made_by := _record(folder)) and made_by.get("format") != FORMAT:
+        print_once(
+            f"{short_path(folder.parent)}: made by an earlier version of kdlib, which had other names; made anew"
+        )
     with _locked(folder, what):
         if _key(folder) == key:  # another process made it while this one waited
             return folder
@@ -84,10 +88,17 @@ def produce(
             return folder
         started = time.monotonic()
         build(partial)
-        record = {"what": what, "key": key, **depends, **_provenance(), "wall_s": round(time.monotonic() - started, 2)}
+        record = {
+            "what": what,
+            "format": FORMAT,
+            "key": key,
+            **depends,
+            **_provenance(),
+            "wall_s": round(time.monotonic() - started, 2),
+        }
         write_json(partial / "run.json", record)
         _replace(partial, folder)
-    print(f"{what}: made in {record['wall_s']:.1f} s ({shown(folder)})")
+    print(f"{what}: made in {record['wall_s']:.1f} s ({short_path(folder)})")
     return folder
 
 
@@ -108,17 +119,11 @@ def fingerprint(path: Path) -> str:
     return sha256(path)[:16] if path.is_file() else "none"
 
 
-def sha256(path: Path) -> str:
-    """The checksum of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def code_fingerprint(files: Iterable[str]) -> str:
     """Of files in kdlib/: what the code does (comments, layout and docstrings do not count) and what the data say."""
     digest = hashlib.sha256()
     for name in sorted(set(files)):
-        digest.update((_meaning(SOURCES[name]) if name.endswith(".py") else SOURCES[name]).encode())
+        digest.update((_canonical_code(SOURCES[name]) if name.endswith(".py") else SOURCES[name]).encode())
     return digest.hexdigest()[:16]
 
 
@@ -129,86 +134,16 @@ def notebook_fingerprint(notebook: Path) -> str:
     return hashlib.sha256("\0".join(code).encode()).hexdigest()[:16]
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON by way of a hidden sibling, so that a reader never sees half of it."""
-    with writing(path) as hidden:
-        hidden.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def read_json(path: Path) -> Any:
-    """What `write_json` has written."""
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[Path]:
-    """A hidden name to write to, renamed to `path` if all went well and removed if not."""
-    hidden = path.with_name(f".{path.name}.{os.getpid()}")
+def _record(folder: Path) -> dict:
+    """The run.json of a stage; nothing where there is none, or half of one."""
     try:
-        yield hidden
-        hidden.replace(path)
-    finally:
-        hidden.unlink(missing_ok=True)
-
-
-def progress(total: int, what: str, unit: str):
-    """A progress bar of plain text that moves in a terminal, in JupyterLab and in the log of a headless run."""
-    from tqdm import tqdm
-
-    return tqdm(
-        total=total, desc=what, unit=unit, ascii=True, mininterval=0.2 if sys.stderr.isatty() else 5, dynamic_ncols=True
-    )
-
-
-def check_writable(folder: Path, what: str) -> None:
-    """Make a folder and a file in it, or say which place cannot be written to."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with writing(folder / ".writable") as hidden:
-            hidden.touch()
-        (folder / ".writable").unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{what}: cannot write to {shown(folder)} ({error.strerror}); "
-            "make it writable, or name another folder in the recipe: outputs: /path/to/outputs"
-        ) from None
-
-
-def set_threads() -> None:
-    """One torch thread a process, unless OMP_NUM_THREADS asks for more: two beside a busy neighbour are far slower.
-
-    Sums depend on the number of threads in their last bits, so this also makes runs repeatable.
-    """
-    import torch
-
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-
-
-def explain(notebook: Path) -> str:
-    """Why an executed notebook failed, in as few lines as possible."""
-    try:
-        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        return read_json(folder / "run.json")
     except (OSError, json.JSONDecodeError):
-        return f"{shown(notebook)}: not executed at all"
-    for cell in cells:
-        for output in cell.get("outputs", []):
-            if output.get("output_type") == "error":
-                hint = "" if output["ename"] == "UserError" else f"\n  (the traceback is in {shown(notebook)})"
-                return f"{output['ename']}: {output['evalue']}{hint}"
-    return f"{shown(notebook)}: the kernel died or was killed; run the same command again to go on"
-
-
-@functools.cache
-def say_once(text: str) -> None:
-    """Print what a process need not say twice."""
-    print(text)
+        return {}
 
 
 def _key(folder: Path) -> str | None:
-    try:
-        return json.loads((folder / "run.json").read_text(encoding="utf-8"))["key"]
-    except (OSError, json.JSONDecodeError, KeyError):
-        return None
+    return _record(folder).get("key")
 
 
 def _partial(folder: Path, key: str) -> Path:
@@ -243,7 +178,7 @@ def _locked(folder: Path, what: str) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"{what}: another process is making {shown(folder)}; waiting for it", flush=True)
+            print(f"{what}: another process is making {short_path(folder)}; waiting for it", flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -279,7 +214,7 @@ def _versions() -> dict[str, str]:
 
 
 @functools.cache
-def _meaning(source: str) -> str:
+def _canonical_code(source: str) -> str:
     tree = ast.parse(source)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
@@ -293,43 +228,5 @@ def _meaning(source: str) -> str:
     return ast.dump(tree)
 
 
-def _plain(value: Any) -> Any:
+def _as_json(value: Any) -> Any:
     return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
-
-
-def shown(path: Path) -> str:
-    """A path as it is said: below the repository where it lies there."""
-    with contextlib.suppress(ValueError):
-        return str(path.resolve().relative_to(root()))
-    return str(path)
-
-
-def follow(lines: Iterable[str], prefix: str) -> Iterator[str]:
-    """What a person wants to read of papermill's log: no cell numbers, no tracebacks (`explain` has the reason)."""
-    noise = (
-        "Executing ",
-        "Ending Cell",
-        "Input Notebook",
-        "Output Notebook",
-        "Working directory",
-        "<Figure",
-        "<IPython",
-        "[IPKernelApp]",
-        "Black is not installed",
-        "Translating Parameters",
-        "0.00s - ",
-    )
-    for line in lines:
-        if line.startswith(("Traceback (most recent call last)", "---------------------------------------------")):
-            return
-        if line.strip() and not line.startswith(noise):
-            yield f"{prefix} | {line.rstrip()}"
-
-
-if __name__ == "__main__":
-    if sys.argv[1] == "follow":
-        for text in follow(sys.stdin, sys.argv[2]):
-            print(text, flush=True)
-        sys.stdin.read()
-    else:
-        sys.exit(f"\n{explain(Path(sys.argv[1]))}\n")

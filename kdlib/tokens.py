@@ -129,16 +129,16 @@ def normalise(text: str, hyphens: str = "keep", punctuation: str = "keep") -> st
     if hyphens == "space":
         straight = straight.replace("-", " ")
     if punctuation == "drop":
-        straight = "".join(" " if is_mark(char) else char for char in straight)
+        straight = "".join(" " if is_punctuation(char) else char for char in straight)
     return " ".join(straight.upper().split())
 
 
-def is_mark(char: str) -> bool:
+def is_punctuation(char: str) -> bool:
     """Whether a character is punctuation or a symbol, and neither an apostrophe nor a hyphen."""
     return char not in "'-" and unicodedata.category(char)[0] in "PS"
 
 
-def train(
+def train_tokenizer(
     texts: Iterable[str],
     pieces: int,
     folder: Path,

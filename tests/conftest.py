@@ -34,18 +34,18 @@ def corpus(smoke):
 @pytest.fixture(scope="session")
 def small_model(smoke) -> Path:
     """A `.nemo` file trained for a few steps on the smoke corpus."""
-    from kdlib.models.pretrain import pretrained
+    from kdlib.pretrained.model import pretrained_model
 
-    return pretrained(smoke)
+    return pretrained_model(smoke)
 
 
 @pytest.fixture(scope="session")
 def taught(smoke) -> Params:
     """The smoke recipe's parameters, with the teachers of all its three speakers trained, extracted and scored."""
-    from kdlib.teachers import extract, scores
+    from kdlib.logits import extract, teacher_scores
 
     for name in ("M04", "M08", "M10"):
-        scores.scores(smoke, name)
+        teacher_scores.teacher_scores(smoke, name)
         extract.extract(smoke, name, "training")
     return smoke
 

@@ -82,6 +82,25 @@ def own(folder: Path, speakers=SPEAKERS, words=WORDS, repetitions: int = 4, spok
     return folder / "corpus.csv"
 
 
+def write_nemo(utterances, path: Path) -> None:
+    """Write NeMo JSON lines with absolute paths, the speaker and what else is known of an utterance."""
+    from kdlib.corpus import manifest
+
+    with path.open("w", encoding="utf-8") as file:
+        for utt in utterances:
+            record = {
+                "audio_filepath": str(utt.wav.resolve()),
+                "duration": utt.duration_s,
+                "text": utt.text,
+                "utt_id": utt.utt_id,
+                "speaker": utt.speaker,
+            }
+            record |= {name: getattr(utt, name) for name in manifest.OPTIONAL if getattr(utt, name)}
+            if utt.offset_s is not None:
+                record["offset"] = record["offset_s"] = utt.offset_s
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
 MICROPHONES = [f"M{number}" for number in range(2, 9)]
 BLOCKS = ("B1", "B2", "B3")
 
@@ -122,7 +141,7 @@ def uaspeech(folder: Path, speakers=("F02", "CF02"), *, old=False, labels="mlf",
 
 
 def word(block: str, code: str) -> str:
-    from kdlib.corpus.uaspeech import word_list
+    from kdlib.corpus.importers.uaspeech import word_list
 
     return word_list()[f"{block}_{code}" if code.startswith("UW") else code]
 
@@ -140,7 +159,7 @@ def write_mlf(path: Path, speaker: str, microphones=MICROPHONES) -> None:
 def write_xls(path: Path) -> None:
     import xlwt
 
-    from kdlib.corpus.uaspeech import word_list
+    from kdlib.corpus.importers.uaspeech import word_list
 
     book = xlwt.Workbook()
     book.add_sheet("Speaker").write(0, 0, "Speaker")

@@ -8,7 +8,7 @@ import numpy as np
 
 from kdlib.corpus.manifest import Utterance
 from kdlib.evaluate import score
-from kdlib.evaluate.posteriors import Keeper
+from kdlib.evaluate.posteriors import PosteriorWriter
 from kdlib.evaluate.score import Hypothesis
 from kdlib.tokens import Tokens
 
@@ -29,7 +29,7 @@ def written(
     rng, noise = random.Random(seed), np.random.default_rng(seed)
     words = sorted({utt.text for utt in utterances})
     folder.mkdir(parents=True)
-    keeper, rows = Keeper(tokens, STRIDE_MS), []
+    keeper, rows = PosteriorWriter(tokens, STRIDE_MS), []
     for utt in utterances:
         said = rng.choice(words) if rng.random() < wrong else utt.text
         ids = tokens.encode(said)
@@ -74,3 +74,9 @@ def frames(ids: Sequence[int], tokens: Tokens, duration_s: float, noise: np.rand
         at = int((place + 0.5) * count / len(ids))
         logits[at, index] += 9
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+def text_logprob(model, text: str) -> float:
+    """log10 P of a whole text by an n-gram model, its end included."""
+    words = ["<s>", *(word for word in text.split(" ") if word), "</s>"]
+    return sum(model.logprob(word, words[:index]) for index, word in enumerate(words) if index)

@@ -13,27 +13,31 @@ import torch
 from kdlib.corpus import prepare
 from kdlib.corpus.speakers import in_blocks, split
 from kdlib.errors import UserError
-from kdlib.models import hybrid, nemo
-from kdlib.models.pretrain import heard
+from kdlib.models import hybrid
+from kdlib.models.nemo_files import SHIPPED_MODEL, read_tokenizer, restore_model
 from kdlib.params import load
-from kdlib.teachers import adapt
+from kdlib.pretrained.model import training_record
+from kdlib.teachers.adapt import speaker_teacher
+from kdlib.teachers.base_model import SHIPPED, _build, base_model
+from kdlib.teachers.teacher_sets import teacher_names
 from kdlib.tokens import Tokens
+from kdlib.training.sampling import set_aside
 
 RUN = """
 import os, sys
-from kdlib import train
+from kdlib.training import callbacks
 from kdlib.params import load
 from kdlib.teachers import adapt
 
-def step_and_die(self, trainer, *rest, step=train._Progress.on_train_batch_end):
+def step_and_die(self, trainer, *rest, step=callbacks._Progress.on_train_batch_end):
     step(self, trainer, *rest)
     if trainer.global_step == int(sys.argv[2]):
         os.kill(os.getpid(), 9)
 
-train._Progress.on_train_batch_end = step_and_die
-pace = {"steps": 20, "batch_size": 16, "check_every": 1, "warmup_steps": 1}
-settings = {"outputs": sys.argv[1], "teacher": {"start": pace, "adapt": pace | {"batch_size": 4}}}
-adapt.teacher(load("params/smoke.yaml", "M08", overrides=settings), "M04")
+callbacks._Progress.on_train_batch_end = step_and_die
+pace = {"steps": 20, "batch_size": 16, "validate_every": 1, "warmup_steps": 1}
+settings = {"outputs": sys.argv[1], "teacher": {"base_training": pace, "adapt": pace | {"batch_size": 4}}}
+adapt.speaker_teacher(load("params/smoke.yaml", "M08", overrides=settings), "M04")
 """
 
 
@@ -47,25 +51,25 @@ def record(folder):
 
 
 def test_a_teacher_has_heard_controls_and_its_own_speaker(taught, corpus):
-    parent = record(adapt.parent(taught))["heard"]
+    parent = record(base_model(taught))["train_speakers"]
     assert len(parent) > 1
-    assert set(record(adapt.teacher(taught, "M04"))["heard"]) == {*parent, "M04"}
+    assert set(record(speaker_teacher(taught, "M04"))["train_speakers"]) == {*parent, "M04"}
     assert all(map(corpus.is_control, parent))
 
 
 def test_teachers_are_shared_by_folds(taught):
     other = load("params/smoke.yaml", "M10", overrides={"outputs": taught.outputs})
-    assert adapt.teacher(other, "M04") == adapt.teacher(taught, "M04")
-    assert adapt.teacher(taught, "M04").parent == taught.folder / "teachers" / "speechbrain"
+    assert speaker_teacher(other, "M04") == speaker_teacher(taught, "M04")
+    assert speaker_teacher(taught, "M04").parent == taught.folder / "teachers" / "speechbrain"
 
 
 def test_what_stops_training_is_not_trained_on(corpus):
     own = corpus.where(lambda utt: utt.speaker == "M04" and in_blocks(utt, ("B1", "B3")))
-    chosen = adapt.material(own, 0.25, 1)
+    chosen = set_aside(own, 0.25, 1)
     assert {utt.utt_id for utt in chosen.train}.isdisjoint(utt.utt_id for utt in chosen.dev)
     assert sorted([*chosen.train, *chosen.dev], key=own.index) == own
     assert chosen.dev
-    everybody = adapt.material(corpus.utterances, 0.25, 1)  # a parent made of all sets the same ones aside
+    everybody = set_aside(corpus.utterances, 0.25, 1)  # a parent made of all sets the same ones aside
     assert [utt for utt in everybody.dev if utt in own] == chosen.dev
     assert abs(len(everybody.dev) / len(corpus) - 0.25) < 4 * (0.25 * 0.75 / len(corpus)) ** 0.5  # 4 standard errors
 
@@ -75,7 +79,7 @@ def test_other_microphones_follow_their_utterance(corpus):
 
     own = corpus.where(lambda utt: utt.speaker == "M04")
     copies = [replace(utt, utt_id=f"{utt.utt_id}_M7", copy_of=utt.utt_id) for utt in own]
-    chosen = adapt.material([*own, *copies], 0.25, 1)
+    chosen = set_aside([*own, *copies], 0.25, 1)
     apart = {utt.utt_id for utt in chosen.dev}
     assert not any(utt.copy_of for utt in chosen.dev)
     assert not any(utt.copy_of in apart for utt in chosen.train)
@@ -107,48 +111,48 @@ def test_from_the_students_checkpoint(outputs, corpus):
         "M08",
         overrides={"outputs": str(outputs), "pretrained": "shipped", "teacher": {"backbone": "nemo"}, "name": "nemo"},
     )
-    parent, _, known = hybrid.load(adapt.parent(params))
-    source = nemo.restore(nemo.SHIPPED)
+    parent, _, known = hybrid.load(base_model(params))
+    source = restore_model(SHIPPED_MODEL)
     for name, weight in source.encoder.state_dict().items():  # frozen while the decoder learns
         assert torch.equal(weight, parent.encoder.encoder.state_dict()[name]), name
     assert torch.equal(parent.ctc_head.weight[5], source.decoder.decoder_layers[0].weight[5, :, 0])
     assert known["backbone"] == "nemo"
-    teacher, _, known = hybrid.load(adapt.teacher(params, "M04"))
+    teacher, _, known = hybrid.load(speaker_teacher(params, "M04"))
     assert not torch.equal(teacher.ctc_head.weight, parent.ctc_head.weight)
-    assert set(known["heard"]) == {"M04", *record(adapt.parent(params))["heard"]}
-    assert set(known["heard"]) >= set(heard(params)["speakers"])
+    assert set(known["train_speakers"]) == {"M04", *record(base_model(params))["train_speakers"]}
+    assert set(known["train_speakers"]) >= set(training_record(params)["speakers"])
 
 
 def test_from_scratch_nobody_else_was_heard(outputs):
     params = load("params/smoke.yaml", "M08", overrides={"outputs": str(outputs), "teacher": {"parent": "none"}})
-    assert adapt.parent(params) is None
-    folder = adapt.teacher(params, "M04")
+    assert base_model(params) is None
+    folder = speaker_teacher(params, "M04")
     assert folder.parent.name == "speechbrain-scratch"
-    assert record(folder)["heard"] == ["M04"]
+    assert record(folder)["train_speakers"] == ["M04"]
 
 
 def test_a_parent_made_of_the_folds_speakers_belongs_to_the_fold(outputs, corpus):
     params = load("params/smoke.yaml", "M08", overrides={"outputs": str(outputs), "teacher": {"parent": "from_corpus"}})
-    folder = adapt.parent(params)
+    folder = base_model(params)
     assert folder == params.fold_folder / "parents" / "speechbrain"
-    assert record(folder)["heard"] == sorted({utt.speaker for utt in split(corpus, params).train})
-    assert not {params.held_out, params.fold.dev} & set(record(folder)["heard"])
+    assert record(folder)["train_speakers"] == sorted({utt.speaker for utt in split(corpus, params).train})
+    assert not {params.held_out, params.fold.dev} & set(record(folder)["train_speakers"])
 
 
 def test_without_controls_there_is_a_way_out(monkeypatch, outputs, tmp_path):
     params = load("params/smoke.yaml", "M08", overrides={"outputs": str(outputs), "name": "uncontrolled"})
     monkeypatch.setattr(type(prepare.load(params)), "is_control", lambda self, name: False)
     with pytest.raises(UserError, match="no control speakers to train the teachers' parent on; write in the recipe"):
-        adapt._build_parent(tmp_path, params)
+        _build(tmp_path, params)
 
 
 def test_the_shipped_parent_fits_the_demo_and_no_other_shape(tmp_path):
-    tokens = Tokens.for_teachers(adapt.SHIPPED / "tokenizer.model")
-    assert tokens.model == nemo.tokenizer(nemo.SHIPPED)
-    assert sum(file.stat().st_size for file in adapt.SHIPPED.iterdir()) < 5e6
+    tokens = Tokens.for_teachers(SHIPPED / "tokenizer.model")
+    assert tokens.model == read_tokenizer(SHIPPED_MODEL)
+    assert sum(file.stat().st_size for file in SHIPPED.iterdir()) < 5e6
     settings = {"outputs": str(tmp_path), "pretrained": "shipped", "teacher": {"parent": "shipped"}}
     with pytest.raises(UserError, match="the shipped parent has other tokens or another shape"):
-        adapt.parent(load("params/smoke.yaml", "M08", overrides=settings))
+        base_model(load("params/smoke.yaml", "M08", overrides=settings))
 
 
 @pytest.mark.parametrize(
@@ -163,7 +167,7 @@ def test_the_shipped_parent_fits_the_demo_and_no_other_shape(tmp_path):
     ],
 )
 def test_whose_teachers_are_asked_for(smoke, corpus, asked, names):
-    assert adapt.chosen(smoke, asked) == names
+    assert teacher_names(smoke, asked) == names
 
 
 @pytest.mark.parametrize(
@@ -176,4 +180,4 @@ def test_whose_teachers_are_asked_for(smoke, corpus, asked, names):
 )
 def test_who_cannot_be_asked_for(smoke, corpus, asked, message):
     with pytest.raises(UserError, match=message):
-        adapt.chosen(smoke, asked)
+        teacher_names(smoke, asked)

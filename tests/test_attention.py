@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from kdlib.decode.attention import Spoken
+from kdlib.decode.attention import AttentionDecoding
 from kdlib.decode.lexicon import Lexicon
-from kdlib.models import Outputs, nemo
-from kdlib.models.conformer import Conformer, Shape
+from kdlib.models import Outputs
+from kdlib.models.encoder_conformer import Conformer, ConformerShape
 from kdlib.models.hybrid import Heads, Hybrid
+from kdlib.models.nemo_files import SHIPPED_MODEL, read_tokenizer
 from kdlib.tokens import BOS, EOS, Tokens
 
 WORDS = ["go", "come", "yes", "command"]
@@ -16,12 +17,12 @@ WORDS = ["go", "come", "yes", "command"]
 @pytest.fixture(scope="module")
 def spoken(tmp_path_factory):
     path = tmp_path_factory.mktemp("tokens") / "tokenizer.model"
-    path.write_bytes(nemo.tokenizer(nemo.SHIPPED))
+    path.write_bytes(read_tokenizer(SHIPPED_MODEL))
     tokens = Tokens.for_teachers(path)
     torch.manual_seed(0)
-    encoder = Conformer(Shape(d_model=16, layers=1, heads=2, ffn=16, kernel=7, mels=20))
+    encoder = Conformer(ConformerShape(d_model=16, layers=1, heads=2, ffn=16, kernel=7, mels=20))
     model = Hybrid(encoder, Heads(tokens.size, layers=1, heads=2, ffn=16)).eval()
-    return Spoken(model, tokens, Lexicon(WORDS, tokens), longest=4)
+    return AttentionDecoding(model, tokens, Lexicon(WORDS, tokens), longest=4)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def score_of(spoken, outputs, row, ids, weight, end=True):
 def test_a_wide_beam_finds_the_likeliest_of_all_texts(spoken, outputs, weight):
     """Against every text of up to two tokens, scored one by one; padding of a batch changes nothing."""
     few = Outputs(outputs.ctc_logits[:, :3], torch.tensor([3, 2]), outputs.encoded[:, :3])
-    wide = Spoken(spoken.model, spoken.tokens, spoken.lexicon, longest=3, size=500)
+    wide = AttentionDecoding(spoken.model, spoken.tokens, spoken.lexicon, longest=3, size=500)
     found = wide.search(few, weight)
     usable = [index for index in range(spoken.tokens.size) if index not in (BOS, EOS, spoken.tokens.blank)]
     some = usable[::6] + [token for row in found for token in row]
@@ -99,7 +100,7 @@ def test_the_columns_of_a_batch(spoken, outputs):
     )
     assert all(word in spoken.lexicon.words for word in found["attention_lexicon"])
     assert len(found["attention"]) == 2
-    alone = Spoken(spoken.model, spoken.tokens, spoken.lexicon, joint=False)  # CTC is not trained
+    alone = AttentionDecoding(spoken.model, spoken.tokens, spoken.lexicon, joint=False)  # CTC is not trained
     assert set(alone(outputs)) - {"attention_ids"} == set(alone.columns)
     assert set(alone.columns) == {"attention", "attention_beam", "attention_lexicon"}
     ids = [[int(one) for one in row.split()] for row in found["attention_ids"]]
@@ -109,7 +110,7 @@ def test_the_columns_of_a_batch(spoken, outputs):
 
 def test_a_word_of_two_spellings_has_both_of_their_probabilities(spoken, outputs):
     one, other, both = (
-        Spoken(spoken.model, spoken.tokens, Lexicon(words, spoken.tokens)).scores(outputs)[:, 0]
+        AttentionDecoding(spoken.model, spoken.tokens, Lexicon(words, spoken.tokens)).scores(outputs)[:, 0]
         for words in ({"GO": ["GO"]}, {"GO": ["GOAT"]}, {"GO": ["GO", "GOAT"]})
     )
     assert torch.allclose(both, torch.logaddexp(one, other), atol=1e-5)

@@ -3,9 +3,10 @@ import pytest
 import soundfile
 
 from kdlib.corpus import audio
+from kdlib.corpus.audio_checks import ADVICE, CHECKED_FILES, UNREADABLE, _fault, check_recordings
 from kdlib.corpus.manifest import Corpus, Utterance
 from kdlib.errors import UserError
-from kdlib.settings import Hygiene
+from kdlib.settings import AudioChecks
 
 
 def utterance(path, name="a"):
@@ -38,7 +39,7 @@ def test_resampling_leaves_no_mirror_image_in_the_new_band(tmp_path):
 
 def test_the_report_says_once_what_was_converted(tmp_path):
     files = [utterance(tone(tmp_path / f"{name}.wav", 8_000, 2), name) for name in "abc"]
-    _, report = audio.check(Corpus((*files, utterance(tone(tmp_path / "d.wav"), "d"))))
+    _, report = check_recordings(Corpus((*files, utterance(tone(tmp_path / "d.wav"), "d"))))
     assert report.converted == {"8000 Hz, 2 channels": 3}
     assert "3 files of 8000 Hz, 2 channels are read as 16000 Hz mono" in str(report)
 
@@ -55,7 +56,7 @@ FAULTS = {
 def test_bad_samples_are_left_out_and_named(tmp_path, reason):
     soundfile.write(tmp_path / "bad.wav", FAULTS[reason], 16_000, subtype="FLOAT")
     corpus = Corpus((utterance(tmp_path / "bad.wav", "bad"), utterance(tone(tmp_path / "ok.wav"), "ok")))
-    kept, report = audio.check(corpus)
+    kept, report = check_recordings(corpus)
     assert [utt.utt_id for utt in kept] == ["ok"]
     assert [(problem.utt_id, problem.speaker, problem.reason) for problem in report.problems] == [("bad", "S", reason)]
 
@@ -66,7 +67,7 @@ def test_bad_samples_are_left_out_and_named(tmp_path, reason):
 def test_unreadable_files_are_left_out_and_named(tmp_path, content, reason):
     if content is not None:
         (tmp_path / "bad.wav").write_bytes(content)
-    kept, report = audio.check(
+    kept, report = check_recordings(
         Corpus((utterance(tmp_path / "bad.wav", "bad"), utterance(tone(tmp_path / "ok.wav"), "ok")))
     )
     assert len(kept) == 1
@@ -78,13 +79,13 @@ def test_unreadable_files_are_left_out_and_named(tmp_path, content, reason):
 def test_loud_speech_is_not_called_clipped(tmp_path):
     wave = np.clip(1.3 * np.sin(np.arange(16_000) / 9), -1, 1)
     soundfile.write(tmp_path / "a.wav", wave, 16_000)
-    kept, _ = audio.check(Corpus((utterance(tmp_path / "a.wav"),)))
+    kept, _ = check_recordings(Corpus((utterance(tmp_path / "a.wav"),)))
     assert len(kept) == 1
 
 
 def test_a_corpus_without_one_good_file_is_refused(tmp_path):
     with pytest.raises(UserError, match="none of its 1 audio files can be used"):
-        audio.check(Corpus((utterance(tmp_path / "none.wav"),)))
+        check_recordings(Corpus((utterance(tmp_path / "none.wav"),)))
 
 
 def test_batches_hold_everything_once_and_follow_the_seed(tmp_path):
@@ -104,7 +105,7 @@ def test_collate_pads_and_keeps_lengths(tmp_path):
 
 def test_files_too_short_for_any_word_are_left_out(tmp_path):
     corpus = Corpus((utterance(tone(tmp_path / "a.wav", seconds=0.05), "a"), utterance(tone(tmp_path / "b.wav"), "b")))
-    kept, report = audio.check(corpus)
+    kept, report = check_recordings(corpus)
     assert [utt.utt_id for utt in kept] == ["b"]
     assert report.problems[0].reason == "too short to hold speech"
 
@@ -119,10 +120,10 @@ def speech(path, rate=16_000, before=0.5, said=0.6, after=0.7):
 
 def test_silence_is_trimmed_where_asked_for_and_a_margin_stays(tmp_path):
     corpus = Corpus((utterance(speech(tmp_path / "a.wav"), "a"),))
-    whole, _ = audio.check(corpus)
+    whole, _ = check_recordings(corpus)
     assert whole.utterances[0].offset_s is None
     assert len(audio.load(whole.utterances[0])) == 1.8 * 16_000
-    trimmed, _ = audio.check(corpus, Hygiene(trim_silence=True))
+    trimmed, _ = check_recordings(corpus, AudioChecks(trim_silence=True))
     only = trimmed.utterances[0]
     assert only.offset_s == pytest.approx(0.5 - audio.MARGIN_S, abs=0.021)
     assert only.duration_s == pytest.approx(0.6 + 2 * audio.MARGIN_S, abs=0.041)
@@ -138,14 +139,14 @@ def test_a_part_of_a_file_is_read_and_only_that(tmp_path):
     assert len(samples) == 8000
     assert np.median(samples) == pytest.approx(0.4, abs=0.01)
     beyond = Utterance("q", "S", tmp_path / "long.wav", 0.5, "ONE", offset_s=1.9)
-    kept, report = audio.check(Corpus((part, beyond)))
+    kept, report = check_recordings(Corpus((part, beyond)))
     assert [utt.utt_id for utt in kept] == ["p"]
     assert report.problems[0].reason == "the file ends before the part that the manifest names"
 
 
 def test_trimming_stays_within_the_part_that_a_manifest_names(tmp_path):
     part = Utterance("p", "S", speech(tmp_path / "a.wav"), 1.0, "ONE", offset_s=0.3)
-    kept, _ = audio.check(Corpus((part,)), Hygiene(trim_silence=True))
+    kept, _ = check_recordings(Corpus((part,)), AudioChecks(trim_silence=True))
     only = kept.utterances[0]
     assert only.offset_s == pytest.approx(0.4, abs=0.021)
     assert only.offset_s + only.duration_s == pytest.approx(1.2, abs=0.041)
@@ -154,7 +155,7 @@ def test_trimming_stays_within_the_part_that_a_manifest_names(tmp_path):
 def test_two_channels_that_cancel_each_other_are_silence(tmp_path):
     wave = 0.3 * np.sin(np.arange(8000) / 9)
     soundfile.write(tmp_path / "bad.wav", np.stack([wave, -wave], 1), 16_000, subtype="FLOAT")
-    _, report = audio.check(
+    _, report = check_recordings(
         Corpus((utterance(tmp_path / "bad.wav", "bad"), utterance(tone(tmp_path / "ok.wav"), "ok")))
     )
     assert report.problems[0].reason == "nothing but silence"
@@ -164,18 +165,18 @@ def test_a_transcript_longer_than_the_audio_can_hold_is_left_out(tmp_path):
     """30 letters a second are twice as many as anybody says."""
     fits = Utterance("fits", "S", tone(tmp_path / "a.wav", seconds=1.0), 1.0, "A" * 30)
     long = Utterance("long", "S", tone(tmp_path / "b.wav", seconds=1.0), 1.0, "A" * 31)
-    kept, report = audio.check(Corpus((fits, long)))
+    kept, report = check_recordings(Corpus((fits, long)))
     assert [utt.utt_id for utt in kept] == ["fits"]
     assert report.problems[0].reason == "far too short for its transcript"
-    assert len(audio.check(Corpus((fits, long)), Hygiene(letters_per_s=40.0))[0]) == 2
+    assert len(check_recordings(Corpus((fits, long)), AudioChecks(max_letters_per_s=40.0))[0]) == 2
 
 
 def test_what_another_version_of_the_check_found_is_not_believed(tmp_path):
     corpus = Corpus((utterance(tone(tmp_path / "a.wav"), "a"),))
-    audio.check(corpus, folder=tmp_path)
-    path = tmp_path / audio.EXAMINED
+    check_recordings(corpus, folder=tmp_path)
+    path = tmp_path / CHECKED_FILES
     path.write_text(path.read_text().replace("examined by ", "examined by another ").replace(",0.5,", ",7.5,"))
-    kept, _ = audio.check(corpus, folder=tmp_path)
+    kept, _ = check_recordings(corpus, folder=tmp_path)
     assert kept.utterances[0].duration_s == 0.5
 
 
@@ -192,17 +193,17 @@ def test_rates_and_levels_that_cannot_be_speech_are_named(tmp_path):
     wave = 9000 * np.sin(np.arange(8000) / 9)
     soundfile.write(tmp_path / "ints.wav", wave, 16_000, subtype="FLOAT")
     bad = (utterance(tmp_path / "slow.wav", "slow"), utterance(tmp_path / "ints.wav", "ints"))
-    _, report = audio.check(Corpus((good, *bad)))
+    _, report = check_recordings(Corpus((good, *bad)))
     reasons = [problem.reason for problem in report.problems]
     assert reasons == ["a sample rate below 4,000 Hz", "samples far beyond full scale"]
 
 
 def test_every_reason_comes_with_what_to_do():
-    said = {audio._fault(np.array(samples)) for samples in ([], [np.nan], [0.0], [9.0], [1.0])} | {audio.UNREADABLE}
-    assert said <= set(audio.ADVICE)
+    said = {_fault(np.array(samples)) for samples in ([], [np.nan], [0.0], [9.0], [1.0])} | {UNREADABLE}
+    assert said <= set(ADVICE)
 
 
 def test_paths_that_nothing_can_be_called_by_are_missing(tmp_path):
     good = utterance(tone(tmp_path / "ok.wav"), "ok")
-    _, report = audio.check(Corpus((good, utterance(tmp_path / ("x" * 300), "long"))))
+    _, report = check_recordings(Corpus((good, utterance(tmp_path / ("x" * 300), "long"))))
     assert report.problems[0].reason == "the file is missing"

@@ -4,23 +4,26 @@ import math
 import numpy as np
 import pytest
 import torch
+from systems import text_logprob
 from torchaudio.models import decoder
 
-from kdlib.corpus.synthetic import word_list
+from kdlib.corpus.embedded.synthetic import word_list
 from kdlib.decode import beam as search
 from kdlib.decode import lm
-from kdlib.decode.beam import Beam, Setting
+from kdlib.decode.beam import BeamSearch, BeamSettings
 from kdlib.errors import UserError
 from kdlib.models import Outputs
-from kdlib.settings import Search
-from kdlib.tokens import Tokens, train
+from kdlib.settings import BeamSearchSettings
+from kdlib.tokens import Tokens, train_tokenizer
 
 LN10 = math.log(10)
 
 
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory):
-    return Tokens.for_nemo(train(word_list().values(), 64, tmp_path_factory.mktemp("t"), lower=True).read_bytes())
+    return Tokens.for_nemo(
+        train_tokenizer(word_list().values(), 64, tmp_path_factory.mktemp("t"), lower=True).read_bytes()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +48,7 @@ def said(tokens, texts, loud=6.0, noise=0.0, twice=False):
 def test_it_writes_what_was_said(tokens, model, twice):
     """Also where the last token of a word lasts two frames, for which flashlight has no alignment."""
     texts = ["DELETE THE LINE", "GO UP", "THE LINE", "UP UP"]
-    assert Beam(tokens, ["DELETE", "THE", "LINE", "GO", "UP"], model)(said(tokens, texts, twice=twice)) == texts
+    assert BeamSearch(tokens, ["DELETE", "THE", "LINE", "GO", "UP"], model)(said(tokens, texts, twice=twice)) == texts
 
 
 def by_frames(logprobs, words, blank):
@@ -68,14 +71,14 @@ def by_frames(logprobs, words, blank):
 
 def test_the_score_is_that_of_ctc_and_of_the_language_model(tokens, model):
     """Against all texts of up to three words: their CTC probability, the model's, and a bonus a word."""
-    words, setting = ["THE", "LINE", "UP"], Setting(lm_weight=0.7, word_bonus=0.4, size=500)
+    words, setting = ["THE", "LINE", "UP"], BeamSettings(lm_weight=0.7, word_bonus=0.4, size=500)
     outputs = said(tokens, ["THE LINE"], loud=3.0, noise=0.5)
     ngrams, logprobs = lm.read(model), outputs.ctc_logits[0].double().log_softmax(-1).numpy()
     expected = {}
     for some in (some for size in (1, 2, 3) for some in itertools.product(words, repeat=size)):
         heard = by_frames(logprobs, [tokens.encode(word) for word in some], tokens.blank)
-        expected[" ".join(some)] = heard + 0.7 * LN10 * ngrams.text_logprob(" ".join(some)) + 0.4 * len(some)
-    beam = Beam(tokens, words, model, setting, tokens_at_once=100, threshold=1e9)
+        expected[" ".join(some)] = heard + 0.7 * LN10 * text_logprob(ngrams, " ".join(some)) + 0.4 * len(some)
+    beam = BeamSearch(tokens, words, model, setting, tokens_at_once=100, threshold=1e9)
     found = beam._search(beam.emissions(outputs)[0][None])[0][0]
     assert " ".join(found.words) == max(expected, key=expected.get)
     assert found.score == pytest.approx(max(expected.values()), abs=0.01)
@@ -89,7 +92,7 @@ def test_the_language_model_decides_between_what_sounds_alike(tokens, model):
     logits[0, place, tokens.encode("UP")[0]] = logits[0, place, tokens.encode("GO")[0]] = 3.0
     unsure = Outputs(logits, outputs.lengths, logits)
     for weight in (0.0, 1.0):
-        text = Beam(tokens, ["GO", "UP", "THE"], model, Setting(weight, 0.0, 50))(unsure)[0]
+        text = BeamSearch(tokens, ["GO", "UP", "THE"], model, BeamSettings(weight, 0.0, 50))(unsure)[0]
         assert weight == 0.0 or text == "GO UP"
 
 
@@ -99,7 +102,7 @@ def test_pieces_are_scored_as_the_pieces_that_they_are(tokens, tmp_path, monkeyp
     path = tmp_path / "pieces.arpa"
     lm.write(lm.estimate(search.in_pieces(texts * 3, tokens), 4), path)
     noisy = said(tokens, texts, loud=4.0, noise=1.6)
-    mapped = Beam(tokens, None, path, Setting(1.0, 0.0, 50))
+    mapped = BeamSearch(tokens, None, path, BeamSettings(1.0, 0.0, 50))
     right = sum(one == other for one, other in zip(mapped(noisy), texts, strict=True))
     pieces, expected = search.in_pieces(["DELETE THE"], tokens)[0].split(), lm.read(path)
     state, told = mapped._search.lm.start(False), 0.0
@@ -111,7 +114,7 @@ def test_pieces_are_scored_as_the_pieces_that_they_are(tokens, tmp_path, monkeyp
     original = decoder.ctc_decoder
     unmapped = {"lm_dict": None, "lm": str(path)}
     monkeypatch.setattr("torchaudio.models.decoder.ctc_decoder", lambda **asked: original(**asked | unmapped))
-    trapped = Beam(tokens, None, path, Setting(1.0, 0.0, 50))
+    trapped = BeamSearch(tokens, None, path, BeamSettings(1.0, 0.0, 50))
     wrong = sum(one == other for one, other in zip(trapped(noisy), texts, strict=True))
     assert wrong < right
 
@@ -119,13 +122,16 @@ def test_pieces_are_scored_as_the_pieces_that_they_are(tokens, tmp_path, monkeyp
 def test_a_sweep_finds_the_setting_of_the_lowest_wer(tokens, model):
     texts = ["DELETE THE LINE", "GO UP", "THE LINE", "COPY THE LINE"]
     words = ["DELETE", "THE", "LINE", "GO", "UP", "COPY", "WORD", "PASTE"]
-    beam = Beam(tokens, words, model)
+    beam = BeamSearch(tokens, words, model)
     outputs = said(tokens, texts, loud=3.0, noise=1.3)
-    table = search.sweep(
-        beam, beam.emissions(outputs), texts, Search(weights=(0.0, 0.9), bonuses=(0.0, 1.0), sizes=(10, 20))
+    table = search.tune(
+        beam,
+        beam.emissions(outputs),
+        texts,
+        BeamSearchSettings(lm_weights=(0.0, 0.9), word_bonuses=(0.0, 1.0), beam_sizes=(10, 20)),
     )
     assert len(table) == 8
-    best = search.best(table)
+    best = search.best_settings(table)
     row = table[
         (table.lm_weight == best.lm_weight) & (table.word_bonus == best.word_bonus) & (table["size"] == best.size)
     ]
@@ -137,13 +143,13 @@ def test_a_sweep_finds_the_setting_of_the_lowest_wer(tokens, model):
 
 def test_nothing_said_is_nothing_written(tokens, model):
     empty = Outputs(torch.zeros(1, 4, tokens.size), torch.tensor([0]), torch.zeros(1))
-    assert Beam(tokens, ["UP"], model)(empty) == [""]
+    assert BeamSearch(tokens, ["UP"], model)(empty) == [""]
     with pytest.raises(UserError, match="needs a word"):
-        Beam(tokens, [], model)
+        BeamSearch(tokens, [], model)
 
 
 def test_a_word_is_found_by_any_of_its_spellings(tokens):
     """And an entry of several words is taken apart."""
-    beam = Beam(tokens, {"FOUR": ["FOUR", "FOR"], "GO UP": ["GO UP"], "ONE": ["ONE"]}, None)
+    beam = BeamSearch(tokens, {"FOUR": ["FOUR", "FOR"], "GO UP": ["GO UP"], "ONE": ["ONE"]}, None)
     assert list(beam.words) == ["FOUR", "GO", "ONE", "UP"]
     assert beam(said(tokens, ["FOR", "FOUR", "UP ONE FOR"])) == ["FOUR", "FOUR", "UP ONE FOUR"]

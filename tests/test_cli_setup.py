@@ -7,10 +7,10 @@ import tomllib
 import pytest
 import yaml
 
-from kdlib.params import root
+from kdlib.io import repository_root
 
-PROJECT = tomllib.loads((root() / "pyproject.toml").read_text())["project"]
-LOCK = (root() / "requirements.lock").read_text()
+PROJECT = tomllib.loads((repository_root() / "pyproject.toml").read_text())["project"]
+LOCK = (repository_root() / "requirements.lock").read_text()
 
 
 def plain(name):
@@ -49,7 +49,7 @@ def test_torch_and_torchaudio_are_the_pair_that_works():
 
 
 def test_conda_takes_its_pip_part_from_the_same_lock():
-    environment = yaml.safe_load((root() / "environment.yml").read_text())
+    environment = yaml.safe_load((repository_root() / "environment.yml").read_text())
     conda = [one for one in environment["dependencies"] if isinstance(one, str)]
     (pip,) = [one["pip"] for one in environment["dependencies"] if isinstance(one, dict)]
     assert any(re.fullmatch(r"python=3\.11.*", one) for one in conda)
@@ -63,9 +63,9 @@ def test_the_extras_are_named():
 
 
 def test_every_command_that_the_readme_names_exists():
-    makefile = (root() / "Makefile").read_text()
+    makefile = (repository_root() / "Makefile").read_text()
     targets = set(re.findall(r"^([\w-]+):", makefile, re.MULTILINE))
-    named = set(re.findall(r"(?:`|^)make ([a-z][\w-]+)", (root() / "README.md").read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:`|^)make ([a-z][\w-]+)", (repository_root() / "README.md").read_text(), re.MULTILINE))
     assert {"demo", "test"} <= named
     assert named <= targets
 
@@ -74,7 +74,7 @@ def test_a_wrong_python_is_one_sentence(tmp_path):
     (tmp_path / "python").write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.9.1" && exit 0\nexit 1\n')
     (tmp_path / "python").chmod(0o755)
     for name in ("Makefile", "requirements.lock", "pyproject.toml"):
-        (tmp_path / name).write_text((root() / name).read_text())
+        (tmp_path / name).write_text((repository_root() / name).read_text())
     run = subprocess.run(["make", "test", f"PYTHON={tmp_path}/python"], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode != 0
     assert "kdlib needs Python 3.11, found Python 3.9.1" in run.stdout

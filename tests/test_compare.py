@@ -116,7 +116,7 @@ def test_one_id_is_one_recording(tmp_path):
         line = {"audio_filepath": "0001.wav", "text": word, "pred_text": word}
         (tmp_path / f"{who}.jsonl").write_text(json.dumps(line))
     with pytest.raises(UserError, match=r"0001.wav has more than one reference, 'UP' and 'DOWN'"):
-        compare.collected([tmp_path / "F01.jsonl", tmp_path / "M01.jsonl"])
+        compare.collect([tmp_path / "F01.jsonl", tmp_path / "M01.jsonl"])
 
 
 def test_homophones_count_where_they_shall(tmp_path):
@@ -124,7 +124,7 @@ def test_homophones_count_where_they_shall(tmp_path):
     (tmp_path / "hyp.txt").write_text("TO\nONE\n")
     known = {"references": tmp_path / "ref.txt"}
     for folded, same in ((False, 1), (True, 2)):
-        table = compare.collected([tmp_path / "hyp.txt"], **known, fold_homophones=folded)
+        table = compare.collect([tmp_path / "hyp.txt"], **known, fold_homophones=folded)
         assert (table.reference == table.hypothesis).sum() == same
 
 

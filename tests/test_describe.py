@@ -5,7 +5,7 @@ import soundfile
 
 from kdlib.corpus import describe
 from kdlib.corpus.manifest import Corpus, Utterance
-from kdlib.corpus.speakers import split, table
+from kdlib.corpus.speakers import published_speakers, split
 
 
 def spoken(path, speaker, seconds, text="ONE"):
@@ -29,7 +29,7 @@ def test_durations_are_relative_to_controls_of_the_same_word(tmp_path):
             spoken(tmp_path / "c.wav", "CM04", 0.4),
             spoken(tmp_path / "d.wav", "CM05", 0.6),
         ),
-        people=table(),
+        people=published_speakers(),
     )
     ratios = describe.duration_ratios(corpus)
     assert ratios["M08"] == pytest.approx(0.9 / 0.5, rel=0.08)
@@ -37,14 +37,14 @@ def test_durations_are_relative_to_controls_of_the_same_word(tmp_path):
 
 
 def test_one_row_a_speaker_from_least_to_most_intelligible(corpus):
-    table = describe.speakers(corpus)
+    table = describe.speaker_table(corpus)
     assert table.speaker.tolist()[:3] == ["M04", "M08", "M10"]
     assert table.utterances.sum() == len(corpus)
     assert table.published_ratio[0] == 1.41  # M04, as published
 
 
 def test_roles_add_up(corpus, smoke):
-    roles = describe.roles(split(corpus, smoke)).set_index("role")
+    roles = describe.split_table(split(corpus, smoke)).set_index("role")
     assert roles.utterances.to_dict() == {
         "training": 12,
         "dev": 6,
@@ -58,8 +58,8 @@ def test_four_speakers_are_one_of_each_level():
     people = pd.DataFrame(
         {"speaker": ["V", "L", "M", "H", "K", "C"], "level": ["VERY_LOW", "LOW", "MID", "HIGH", "HIGH", "CONTROL"]}
     )
-    assert describe.four_speakers(people) == ["K", "M", "L", "V"]
-    assert describe.four_speakers(people.assign(level="?"))[:2] == ["V", "L"]
+    assert describe.example_speakers(people) == ["K", "M", "L", "V"]
+    assert describe.example_speakers(people.assign(level="?"))[:2] == ["V", "L"]
 
 
 def test_the_same_word_by_all_that_are_named(corpus):

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from kdlib.corpus import dysarthria
-from kdlib.corpus.espeak import RATE_HZ, Phone
+from kdlib.corpus.embedded import dysarthria
+from kdlib.corpus.embedded.espeak import RATE_HZ, Phone
 
 WORD = ["k", "@", "m", "'aa", "n", "d"]
 

@@ -4,19 +4,21 @@ import pandas as pd
 import pytest
 import systems
 
-from kdlib.models import vocabulary
-from kdlib.show import explorer, failures
+from kdlib.pretrained.pieces import load_tokens
+from kdlib.show import explorer, explorer_data
 
 
 @pytest.fixture
 def page(smoke, corpus, tmp_path):
-    tokens = vocabulary.vocabulary(smoke)
+    tokens = load_tokens(smoke)
     tests = [utt for utt in corpus if utt.speaker in ("M08", "M10")]
     there = {
         name: systems.written(tmp_path / name, tests, tokens, wrong, place, level=corpus.level)
         for place, (name, wrong) in enumerate({"hard": 0.3, "kd": 0.5}.items())
     }
-    found = failures.of_fold(smoke, there, teachers=systems.written(tmp_path / "teachers", tests, tokens, 0.1, 9))
+    found = explorer_data.fold_data(
+        smoke, there, teachers=systems.written(tmp_path / "teachers", tests, tokens, 0.1, 9)
+    )
     found.notes_file = tmp_path / "notes.csv"
     return explorer.Explorer(found, tmp_path / "figures")
 
@@ -64,7 +66,7 @@ def test_the_systems_that_are_compared_name_the_filters(page):
 
 
 def test_of_one_system_nothing_is_compared(page, tmp_path):
-    alone = failures.Failures({"hard": page.found.systems["hard"].place}, page.found.corpus)
+    alone = explorer_data.ExplorerData({"hard": page.found.systems["hard"].place}, page.found.corpus)
     one = explorer.Explorer(alone, tmp_path / "figures")
     assert [kind for _, kind in one.show.options] == ["all", "wrong"]
     one.show.value = "wrong"
@@ -145,6 +147,6 @@ def test_columns_line_up_whatever_the_text():
 
 def test_headless_the_most_telling_failures_are_drawn(smoke, corpus, tmp_path):
     tests = [utt for utt in corpus if utt.speaker == "M08"]
-    one = systems.written(tmp_path / "one", tests, vocabulary.vocabulary(smoke), 0.5, 1)
+    one = systems.written(tmp_path / "one", tests, load_tokens(smoke), 0.5, 1)
     figure = explorer.explore(smoke, {"one": one})
     assert "most telling failures" in figure.get_suptitle()

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from kdlib.corpus import audio
+from kdlib.logits import extract
 from kdlib.models import hybrid
 from kdlib.models.decoder import teacher_forced
-from kdlib.teachers import adapt, extract
+from kdlib.teachers.adapt import speaker_teacher
 from kdlib.tokens import BLANK
 
 RUN = """
@@ -43,22 +44,22 @@ def run(folder, die_at):
 
 @pytest.fixture(scope="module")
 def teacher(taught):
-    return hybrid.Trained(adapt.teacher(taught, "M04"))
+    return hybrid.TrainedModel(speaker_teacher(taught, "M04"))
 
 
 def test_every_teacher_is_asked_about_the_same_recordings(taught, corpus):
-    asked = [utt.utt_id for utt in extract.utterances(taught, corpus, "training")]
+    asked = [utt.utt_id for utt in extract.extracted_utterances(taught, corpus, "training")]
     for name in ("M04", "M08", "M10"):
         for output in ("ctc", "decoder"):
-            assert sorted(extract.opened(taught, name, "training", output)) == sorted(asked)
-    assert {utt.block for utt in extract.utterances(taught, corpus, "training")} == {"B1", "B3"}
-    assert {utt.block for utt in extract.utterances(taught, corpus, "analysis")} == {"B2"}
+            assert sorted(extract.open_store(taught, name, "training", output)) == sorted(asked)
+    assert {utt.block for utt in extract.extracted_utterances(taught, corpus, "training")} == {"B1", "B3"}
+    assert {utt.block for utt in extract.extracted_utterances(taught, corpus, "analysis")} == {"B2"}
 
 
 def test_what_is_stored_is_what_the_teacher_says(taught, corpus, teacher):
-    stores = {output: extract.opened(taught, "M04", "training", output) for output in ("ctc", "decoder")}
-    said = extract.said(taught, "M04", "training")
-    for utt in extract.utterances(taught, corpus, "training")[::5]:
+    stores = {output: extract.open_store(taught, "M04", "training", output) for output in ("ctc", "decoder")}
+    said = extract.teacher_outputs(taught, "M04", "training")
+    for utt in extract.extracted_utterances(taught, corpus, "training")[::5]:
         ids = teacher.tokens.encode(utt.text)
         inputs, _, _ = teacher_forced([ids])
         samples, lengths = audio.collate([utt])
@@ -74,23 +75,23 @@ def test_what_is_stored_is_what_the_teacher_says(taught, corpus, teacher):
 
 
 def test_the_decoder_runs_free_on_analysis_speech(taught, corpus, teacher):
-    said = extract.said(taught, "M04", "analysis")
-    for utt in extract.utterances(taught, corpus, "analysis")[::5]:
+    said = extract.teacher_outputs(taught, "M04", "analysis")
+    for utt in extract.extracted_utterances(taught, corpus, "analysis")[::5]:
         with torch.inference_mode():
             outputs = teacher(*audio.collate([utt]))
         free = teacher.model.decode_greedy(outputs.encoded, 40, outputs.lengths)[0]
         kept = list(said[utt.utt_id].free_running)
         assert kept == free[: len(kept)]
         assert kept == free or len(kept) >= 4
-    assert not any(row.free_running for row in extract.said(taught, "M04", "training").values())
+    assert not any(row.free_running for row in extract.teacher_outputs(taught, "M04", "training").values())
 
 
 def test_headers_say_what_a_store_may_be_used_for(taught):
-    training, analysis = (extract.opened(taught, "M04", purpose).header for purpose in ("training", "analysis"))
+    training, analysis = (extract.open_store(taught, "M04", purpose).header for purpose in ("training", "analysis"))
     assert (training.purpose, analysis.purpose) == ("training", "analysis")
-    assert "M04" in training.heard
+    assert "M04" in training.train_speakers
     assert training.stride_ms == 40
-    assert extract.opened(taught, "M04", "training", "decoder").header.stride_ms == 0
+    assert extract.open_store(taught, "M04", "training", "decoder").header.stride_ms == 0
 
 
 def test_killed_and_resumed_every_byte_is_the_same(taught, tmp_path):
@@ -110,7 +111,7 @@ def test_killed_and_resumed_every_byte_is_the_same(taught, tmp_path):
 
 
 def test_time_and_bytes_are_said_beforehand(taught, corpus, teacher, capsys):
-    asked = extract.utterances(taught, corpus, "training")
+    asked = extract.extracted_utterances(taught, corpus, "training")
     headers = [extract._header(teacher, "M04", output, taught, "training")[0] for output in ("ctc", "decoder")]
     extract._announce("M04", teacher, asked, headers)
     said = capsys.readouterr().out
@@ -120,8 +121,8 @@ def test_time_and_bytes_are_said_beforehand(taught, corpus, teacher, capsys):
 
 def test_sizes_are_those_of_the_files(taught):
     folder = extract.extract(taught, "M04", "training")
-    row = extract.sizes({"M04": folder}).loc["M04"]
-    stores = [extract.opened(taught, "M04", "training", output) for output in ("ctc", "decoder")]
+    row = extract.store_sizes({"M04": folder}).loc["M04"]
+    stores = [extract.open_store(taught, "M04", "training", output) for output in ("ctc", "decoder")]
     assert row["CTC frames"] == sum(map(stores[0].frames, stores[0]))
     dense = sum(4 * store.header.size * sum(map(store.frames, store)) for store in stores)
     assert row["MB as float32 logits"] == round(dense / 1e6, 1)

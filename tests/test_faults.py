@@ -7,15 +7,18 @@ import pytest
 import torch
 
 from kdlib.corpus.manifest import Utterance
-from kdlib.distill import faults, ingredients, preflight, students, study
+from kdlib.diagnose import collapse_study
+from kdlib.distill import faults, preflight, students
 from kdlib.distill.checks import REFUSE, WARN
 from kdlib.distill.faults import FaultyStore
+from kdlib.distill.setup import initial_student, kl_judge, student_data, student_settings
+from kdlib.distill.student_scores import student_scores
 from kdlib.errors import UserError
 from kdlib.evaluate.score import read_hypotheses
-from kdlib.models import vocabulary
+from kdlib.logits.store import Header, LogitStore, Writer
 from kdlib.params import load
-from kdlib.teachers.ensemble import Choice, Ensemble
-from kdlib.teachers.store import Header, LogitStore, Writer
+from kdlib.pretrained.pieces import load_tokens
+from kdlib.targets.aggregation import TeacherEnsemble, Weighting
 from kdlib.tokens import Tokens
 
 V = 12
@@ -30,7 +33,7 @@ def stores(tmp_path_factory):
     for name in ("A", "B"):
         head = torch.randn(V, 5), torch.randn(V)
         header = Header(
-            **{"teacher": name, "heard": (name,), "output": "ctc", "encoding": "fp16", "size": V, "width": 5},
+            **{"teacher": name, "train_speakers": (name,), "output": "ctc", "encoding": "fp16", "size": V, "width": 5},
             **{"tokens": "t", "blank": 2, "bos": 0, "eos": 1, "stride_ms": 40.0},
         )
         with Writer(folder / name, header, head) as writer:
@@ -51,7 +54,7 @@ def test_shifted_ids_are_the_same_logits_one_id_later_and_special_ids_stay(store
     assert torch.allclose(shifted[:, 4:], plain[:, 3:-1])
     assert torch.allclose(shifted[:, 3], plain[:, -1])
     assert torch.equal(shifted[:, :3], plain[:, :3])
-    both = Ensemble({"A": store, "B": FaultyStore(stores["B"], None, shift=1)}, Choice())
+    both = TeacherEnsemble({"A": store, "B": FaultyStore(stores["B"], None, shift=1)}, Weighting())
     mean, _ = both.logits(["A_1"], ["A"])
     naive = (shifted + FaultyStore(stores["B"], None, shift=1).logits("A_1")) / 2
     assert torch.allclose(mean[0], naive, atol=1e-5)
@@ -67,12 +70,12 @@ def test_a_moved_teacher_is_the_same_some_frames_later(stores):
 
 def test_own_recordings_are_each_teachers_speakers_of_the_word_cut_to_the_shortest(stores):
     mine = {name: FaultyStore(store, faults._own(said(), name)) for name, store in stores.items()}
-    mean, frames = Ensemble(mine, Choice(cut=True)).logits(["A_2"], ["A"], [9])
+    mean, frames = TeacherEnsemble(mine, Weighting(cut=True)).logits(["A_2"], ["A"], [9])
     naive = (stores["A"].logits("A_2")[:7] + stores["B"].logits("B_2")[:7]) / 2
     assert frames.tolist() == [7]
     assert torch.allclose(mean[0], naive, atol=1e-5)
     with pytest.raises(UserError, match="another recording"):  # without that, it is refused
-        Ensemble(mine, Choice()).logits(["A_2"], ["A"], [9])
+        TeacherEnsemble(mine, Weighting()).logits(["A_2"], ["A"], [9])
 
 
 def test_mispaired_targets_are_of_one_other_utterance_each():
@@ -104,11 +107,11 @@ DECODER = {"student": {"decoder_layers": 1}, "distill": {"heads": "decoder", "al
 @pytest.mark.parametrize(
     ("setting", "check", "verdict"),
     [
-        ({"faults": {"shift": 1}}, "stored and live", REFUSE),
+        ({"faults": {"token_shift": 1}}, "stored and live", REFUSE),
         ({"faults": {"mispaired": True}}, "recording", REFUSE),
         ({"faults": {"choose_by": "kl"}}, "choice", WARN),
-        ({"faults": {"read_offset": 1}}, "decoding", REFUSE),
-        ({"faults": {"read_with": "lexicon"}}, "decoding", REFUSE),
+        ({"faults": {"decode_offset": 1}}, "decoding", REFUSE),
+        ({"faults": {"decode_tokenizer": "lexicon"}}, "decoding", REFUSE),
         ({"faults": {"untrained_head": True}} | DECODER, "heads", REFUSE),
         ({"distill": {"blanks": "drop_blank"}}, "blanks", WARN),
         ({"distill": {"beta": 0.0}}, "gradients", WARN),
@@ -122,36 +125,38 @@ def test_the_preflight_sees_every_fault(faulty, setting, check, verdict):
 
 
 def test_what_is_trained_with_a_fault_says_so_and_is_examined(faulty):
-    params = faulty(faults={"read_offset": 1}, distill={"allow": ["target", "decoding"]})
-    folder = students.scored(params)
-    assert "with faults on purpose: read_offset 1" in json.loads((folder / "scores.json").read_text())["remark"]
-    tokens = vocabulary.vocabulary(params)
+    params = faulty(faults={"decode_offset": 1}, distill={"allow": ["target", "decoding"]})
+    folder = student_scores(params)
+    assert "with faults on purpose: decode_offset 1" in json.loads((folder / "scores.json").read_text())["remark"]
+    tokens = load_tokens(params)
     rows = read_hypotheses(folder / "hypotheses.csv")
     for row in rows:
         ids = [int(one) for one in row.token_ids.split()]
         assert row.greedy == tokens.decode(one + 1 for one in ids)
-    case = study.examined(params, 1)
+    case = collapse_study.examined(params, 1)
     assert case.cause == "h"
     assert case.found.figures["n"] == len(rows)
     assert {"lost", "passed_over", "wra", "blank"} <= set(case.signs)
 
 
 def test_the_look_nearest_to_the_teachers_is_kept_where_kl_chooses(faulty):
-    params = faulty(faults={"choose_by": "kl"}, student={"looks": 3, "phases": [{"steps": 6, "lr": 1e-3}]})
+    params = faulty(
+        faults={"choose_by": "kl"}, student={"validations_per_epoch": 3, "phases": [{"steps": 6, "lr": 1e-3}]}
+    )
     record = json.loads((students.student(params) / "model.json").read_text())
     assert record["best_dev_score"] < 0  # minus a divergence
-    judge = ingredients.judge(params)
+    judge = kl_judge(params)
     assert judge is not None
-    assert ingredients.judge(faulty()) is None
-    assert study.cause(params) == "c"
+    assert kl_judge(faulty()) is None
+    assert collapse_study.causes_of(params) == "c"
 
 
 def test_few_words_are_trained_on_and_the_others_are_not(faulty):
-    params = faulty("hard", faults={"words": 3})
-    chosen = ingredients.material(params, vocabulary.vocabulary(params))
+    params = faulty("hard", faults={"max_words": 3})
+    chosen = student_data(params, load_tokens(params))
     assert len({utt.text for utt in chosen.train}) == 3
     assert len({utt.text for utt in chosen.dev}) > 3
-    assert study.cause(params) == "g"
+    assert collapse_study.causes_of(params) == "g"
 
 
 def test_an_untrained_head_is_new_and_stays_so(faulty):
@@ -160,15 +165,15 @@ def test_an_untrained_head_is_new_and_stays_so(faulty):
     )
     from safetensors.torch import load_file
 
-    from kdlib import train
+    from kdlib.runtime import seed_everything
 
     student = students.student(params)
-    train.seed_everything(1)
-    before = ingredients.first(params, vocabulary.vocabulary(params), 1).ctc_head.weight
+    seed_everything(1)
+    before = initial_student(params, load_tokens(params), 1).ctc_head.weight
     after = load_file(student / "model.safetensors")["ctc_head.weight"]
     assert torch.equal(before, after)
-    assert "greedy" in json.loads((students.scored(params) / "scores.json").read_text())["decoders"]
-    assert study.decoder(params) == "greedy"
+    assert "greedy" in json.loads((student_scores(params) / "scores.json").read_text())["decoders"]
+    assert collapse_study.decoder(params) == "greedy"
 
 
 def test_joined_variants_stand_one_over_the_other(faulty):
@@ -181,16 +186,16 @@ def test_joined_variants_stand_one_over_the_other(faulty):
 def test_a_sound_recipe_has_no_fault(faulty):
     params = faulty()
     assert not params.faults.named
-    assert "faults" not in ingredients.depends(params)
-    assert study.cause(params) == "none"
-    plain = Ensemble.__new__(Ensemble)
-    assert faults.applied(params, plain) is plain
-    assert not faults.misreads(params)
+    assert "faults" not in student_settings(params)
+    assert collapse_study.causes_of(params) == "none"
+    plain = TeacherEnsemble.__new__(TeacherEnsemble)
+    assert faults.apply_faults(params, plain) is plain
+    assert not faults.changes_decoding(params)
 
 
 def test_another_tokenizer_of_the_lexicons_own_pieces_reads_otherwise(faulty):
-    tokens = vocabulary.vocabulary(faulty())
-    read = faults.reading(faulty(faults={"read_with": "lexicon"}), tokens)
+    tokens = load_tokens(faulty())
+    read = faults.text_decoder(faulty(faults={"decode_tokenizer": "lexicon"}), tokens)
     words = ["ONE", "TWO", "THREE"]
     assert any(read(tokens.encode(word)) != word for word in words)
     assert isinstance(read(np.array([5, 6])), str)

@@ -1,10 +1,10 @@
 from collections import Counter
 
-from kdlib.corpus import grammar, synthetic
-from kdlib.corpus.uaspeech import word_list
-from kdlib.settings import Synthetic, Words
+from kdlib.corpus.embedded import grammar, synthetic
+from kdlib.corpus.importers.uaspeech import word_list
+from kdlib.settings import Synthetic, WordCounts
 
-NONE = Words(digits=0, computer=0, common=0)
+NONE = WordCounts(digits=0, computer=0, common=0)
 
 
 def test_sentences_have_three_to_six_words_of_the_list():
@@ -24,12 +24,14 @@ def test_no_sentence_is_in_two_blocks_but_every_word_is_in_all():
 
 
 def test_every_speaker_says_sentences_of_his_own():
-    plan = synthetic.plan(Synthetic(speakers=("M08", "M10"), words=NONE, sentences=20, controls=2, control_words=5))
+    plan = synthetic.make_prompts(
+        Synthetic(speakers=("M08", "M10"), words=NONE, sentences=20, controls=2, control_words=5)
+    )
     said = {name: {(one.block, one.word) for one in plan[name]} for name in ("M08", "M10")}
     for name, some in said.items():
         assert Counter(block for block, _ in some) == {"B1": 20, "B2": 20, "B3": 20}
         assert all(text in grammar.sentences()[block] for block, text in some), name
     assert len(said["M08"] & said["M10"]) < 10
-    assert plan == synthetic.plan(
+    assert plan == synthetic.make_prompts(
         Synthetic(speakers=("M08", "M10"), words=NONE, sentences=20, controls=2, control_words=5)
     )

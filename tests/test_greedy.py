@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from kdlib.decode.greedy import blank_share, collapse, greedy
+from kdlib.decode.greedy import blank_share, collapse_repeats, greedy
 from kdlib.models import Outputs
 
 BLANK = 3
@@ -17,7 +17,7 @@ def outputs(rows, lengths):
     [([], []), ([3, 3], []), ([0, 0, 1], [0, 1]), ([0, 3, 0], [0, 0]), ([1, 1, 3, 3, 1, 2], [1, 1, 2])],
 )
 def test_repetitions_are_merged_before_blanks_are_dropped(frames, expected):
-    assert collapse(frames, BLANK) == expected
+    assert collapse_repeats(frames, BLANK) == expected
 
 
 def test_padding_frames_are_not_decoded():

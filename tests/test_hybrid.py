@@ -4,18 +4,20 @@ import pytest
 import torch
 
 from kdlib.errors import UserError
-from kdlib.models import hybrid, nemo
-from kdlib.models.conformer import Conformer, Shape
-from kdlib.models.vocabulary import moved_head
+from kdlib.models import hybrid
+from kdlib.models.encoder_conformer import Conformer, ConformerShape
+from kdlib.models.encoder_nemo import NeMoEncoder
+from kdlib.models.nemo_files import SHIPPED_MODEL, NeMoCTC, conformer_config, read_tokenizer, restore_model
+from kdlib.pretrained.pieces import remap_head
 from kdlib.tokens import BLANK, Tokens
 
-TINY = Shape(d_model=32, layers=2, heads=4, ffn=64, kernel=7, mels=40)
+TINY = ConformerShape(d_model=32, layers=2, heads=4, ffn=64, kernel=7, mels=40)
 
 
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory):
     path = tmp_path_factory.mktemp("tokens") / "tokenizer.model"
-    path.write_bytes(nemo.tokenizer(nemo.SHIPPED))
+    path.write_bytes(read_tokenizer(SHIPPED_MODEL))
     return Tokens.for_teachers(path, 80)
 
 
@@ -27,9 +29,9 @@ def model():
 
 @pytest.fixture(scope="module")
 def pretrained():
-    source = nemo.restore(nemo.SHIPPED)
+    source = restore_model(SHIPPED_MODEL)
     source.eval()
-    encoder = hybrid.NeMoEncoder.of(source)
+    encoder = NeMoEncoder.of(source)
     return source, hybrid.Hybrid(encoder, hybrid.Heads(80, layers=1)).eval()
 
 
@@ -49,7 +51,7 @@ def test_outputs_have_the_shapes_that_they_say(model, batch):
 
 def test_the_original_studys_shape():
     """d_model 144 and 5,000 tokens: the CTC head alone has 144 x 5,000 weights and 5,000 biases."""
-    model = hybrid.Hybrid(Conformer(Shape()), hybrid.Heads(5000))
+    model = hybrid.Hybrid(Conformer(ConformerShape()), hybrid.Heads(5000))
     assert sum(weight.numel() for weight in model.ctc_head.parameters()) == 725_000
 
 
@@ -58,9 +60,9 @@ def test_ctc_only_has_no_decoder():
 
 
 def test_saved_and_loaded_it_says_the_same(model, tokens, batch, tmp_path):
-    hybrid.save(model, tokens, tmp_path, heard=["M08"])
-    again = hybrid.Trained(tmp_path)
-    assert again.record["heard"] == ["M08"]
+    hybrid.save(model, tokens, tmp_path, train_speakers=["M08"])
+    again = hybrid.TrainedModel(tmp_path)
+    assert again.record["train_speakers"] == ["M08"]
     assert again.tokens.fingerprint == tokens.fingerprint
     assert torch.equal(again(*batch).ctc_logits, model(*batch).ctc_logits)
 
@@ -88,11 +90,11 @@ def test_the_pretrained_head_says_the_same_in_the_teachers_space(pretrained, tok
     """NeMo's blank is last, ours is 2; a piece's id is its id."""
     source, model = pretrained
     head = source.decoder.decoder_layers[0]
-    weight, bias = moved_head(head.weight.detach()[:, :, 0], head.bias.detach(), tokens)
+    weight, bias = remap_head(head.weight.detach()[:, :, 0], head.bias.detach(), tokens)
     model.ctc_head.load_state_dict({"weight": weight, "bias": bias})
     with torch.inference_mode():
         ours = model(*batch)
-        theirs = nemo.NeMoCTC.__call__(type("Whole", (), {"model": source})(), *batch)
+        theirs = NeMoCTC.__call__(type("Whole", (), {"model": source})(), *batch)
     ours_probs, theirs_probs = ours.ctc_logits.softmax(-1), theirs.ctc_logits.softmax(-1)
     for index, length in enumerate(theirs.lengths.tolist()):
         assert torch.allclose(ours_probs[index, :length, BLANK], theirs_probs[index, :length, 64], atol=1e-3)
@@ -115,7 +117,7 @@ def test_nemos_encoder_is_built_again_from_what_was_saved(pretrained, tokens, ba
     _, model = pretrained
     hybrid.save(model, tokens, tmp_path)
     with torch.inference_mode():
-        assert torch.allclose(hybrid.Trained(tmp_path)(*batch).encoded, model(*batch).encoded, atol=1e-5)
+        assert torch.allclose(hybrid.TrainedModel(tmp_path)(*batch).encoded, model(*batch).encoded, atol=1e-5)
     assert model.encoder.stride_ms == 40
 
 
@@ -136,9 +138,9 @@ def count(module):
 def full_size():
     """Seed 001's student: the encoder of stt_en_conformer_ctc_small, 5,000 tokens, a decoder of four layers."""
     torch.manual_seed(0)
-    encoder = hybrid.NeMoEncoder.built(nemo.parts())
+    encoder = NeMoEncoder.built(conformer_config())
     return hybrid.NeMoHybridStudent(
-        encoder, hybrid.Heads(5000, layers=4, heads=hybrid.fitting(176, 8), ffn=1024)
+        encoder, hybrid.Heads(5000, layers=4, heads=hybrid.nearest_divisor(176, 8), ffn=1024)
     ).eval()
 
 

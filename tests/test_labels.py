@@ -10,13 +10,19 @@ from test_speakers import SPEAKERS, everybody, fold
 
 from kdlib.corpus import labels, prepare
 from kdlib.corpus.speakers import split
-from kdlib.distill import ensembles, ingredients, preflight, results, students
+from kdlib.distill import ensembles, preflight, students
+from kdlib.distill.setup import student_data, teacher_hypotheses
+from kdlib.distill.student_scores import student_scores
 from kdlib.errors import UserError
-from kdlib.evaluate import panels, score
-from kdlib.models.vocabulary import vocabulary
+from kdlib.evaluate import score
+from kdlib.evaluate.decoder_setup import language_model
+from kdlib.io import read_json
+from kdlib.logits import extract
 from kdlib.params import load
-from kdlib.stage import read_json
-from kdlib.teachers import adapt, extract, targets
+from kdlib.pretrained.pieces import load_tokens
+from kdlib.show import comparison
+from kdlib.targets.choice import target_teachers, weighting
+from kdlib.teachers.adapt import speaker_teacher
 
 
 def few(**settings):
@@ -24,7 +30,7 @@ def few(**settings):
 
 
 def told(corpus, params):
-    known = labels.known(corpus, params)
+    known = labels.hide_unknown(corpus, params)
     return {utt.utt_id for utt in known if utt.text and labels.trainable(corpus, utt, params)}
 
 
@@ -32,7 +38,7 @@ def test_of_every_speaker_the_same_share_is_told_and_test_speech_keeps_its_refer
     corpus, params = everybody(), few()
     found = Counter(utt.speaker for utt in corpus if utt.utt_id in told(corpus, params))
     assert found == dict.fromkeys(set(SPEAKERS) - {"M08", "M10"}, 2)  # of 4 in B1 and B3
-    known = labels.known(corpus, params)
+    known = labels.hide_unknown(corpus, params)
     assert all(utt.text for utt in known if utt.block == "B2" or utt.speaker == "CM01")
     apart = [utt for utt in known if utt.speaker in ("M08", "M10") and utt.block != "B2"]
     assert not any(utt.text for utt in apart)  # of whom nobody may learn
@@ -63,22 +69,22 @@ def test_other_microphones_go_with_their_utterance():
 
 def test_with_every_label_nothing_changes():
     corpus = everybody()
-    assert labels.known(corpus, fold()) is corpus
+    assert labels.hide_unknown(corpus, fold()) is corpus
 
 
 def test_a_corpus_without_blocks_keeps_the_references_of_who_is_tested():
     corpus = everybody()
     corpus = replace(corpus, utterances=tuple(replace(utt, block="") for utt in corpus))
-    known = labels.known(corpus, few())
+    known = labels.hide_unknown(corpus, few())
     assert all(utt.text for utt in known if utt.speaker in ("M08", "M10"))
     assert Counter(bool(utt.text) for utt in known if utt.speaker == "M04") == {True: 3, False: 3}
-    with pytest.raises(UserError, match="hear_held_out: M08 says nothing in the training blocks"):
-        split(known, few(hear_held_out=True))
+    with pytest.raises(UserError, match="use_unlabelled_held_out: M08 says nothing in the training blocks"):
+        split(known, few(use_unlabelled_held_out=True))
 
 
 def test_the_held_out_speakers_other_blocks_are_heard_without_transcripts_when_asked_for():
-    params = fold().model_copy(update={"hear_held_out": True})
-    splits = split(labels.known(everybody(), params), params)
+    params = fold().model_copy(update={"use_unlabelled_held_out": True})
+    splits = split(labels.hide_unknown(everybody(), params), params)
     assert {(utt.speaker, utt.block, utt.text) for utt in splits.unlabelled} == {("M08", "B1", ""), ("M08", "B3", "")}
     assert {utt.speaker for utt in splits.train} == set(SPEAKERS) - {"M08", "M10", "M01"}
 
@@ -92,7 +98,7 @@ def test_the_held_out_speakers_other_blocks_are_heard_without_transcripts_when_a
         ({"fraction": 0.2, "by": "word", "seed": 1}, "by word"),
         ({"fraction": 1.0}, "was trained with all of the labels, the student is given 50 %"),
         (None, "was trained with all"),
-        ({"fraction": 0.5, "by": "utterance", "seed": 1, "heard_without": ["M08"]}, "has heard M08 without"),
+        ({"fraction": 0.5, "by": "utterance", "seed": 1, "unlabelled_speakers": ["M08"]}, "has heard M08 without"),
     ],
 )
 def test_a_teacher_may_have_seen_no_more(theirs, leaks):
@@ -147,18 +153,18 @@ def test_students_are_the_same_to_the_byte_whatever_the_denied_labels_say(worlds
     for out in worlds:
         params = in_world(out, name)
         folder = students.student(params)
-        files = [folder / "model.safetensors", panels.language_model(params, vocabulary(params))]
-        if params.distill.taught:
-            teacher = targets.teachers(params)[0]
+        files = [folder / "model.safetensors", language_model(params, load_tokens(params))]
+        if params.distill.uses_teachers:
+            teacher = target_teachers(params)[0]
             store = extract.extract(params, teacher, "training")
             files += [
-                adapt.teacher(params, teacher) / "model.safetensors",
+                speaker_teacher(params, teacher) / "model.safetensors",
                 store / "ctc/frames.bin",
-                store / "said.csv",
+                store / "outputs.csv",
             ]
         made.append([path.read_bytes() for path in files])
         record = read_json(folder / "model.json")
-        assert record["without_transcripts"] == (9 if params.distill.taught else 0)
+        assert record["unlabelled_utterances"] == (9 if params.distill.uses_teachers else 0)
         assert record["labels"] == {"fraction": 0.2, "by": "utterance", "seed": 1}
     assert made[0] == made[1]
 
@@ -178,11 +184,14 @@ def test_a_teacher_that_was_told_more_is_refused(worlds):
 def test_speech_without_transcripts_has_no_decoder_targets_and_no_loss(worlds):
     params = in_world(worlds[0], "ctc_kd_20")
     splits = split(prepare.load(params), params)
-    store, said = extract.opened(params, "M04", "training", "decoder"), extract.said(params, "M04", "training")
+    store, said = (
+        extract.open_store(params, "M04", "training", "decoder"),
+        extract.teacher_outputs(params, "M04", "training"),
+    )
     assert {utt.utt_id in store for utt in splits.train} == {True}
     assert {utt.utt_id in store for utt in splits.unlabelled} == {False}
     assert {said[utt.utt_id].ctc_loss == said[utt.utt_id].ctc_loss for utt in splits.unlabelled} == {False}  # nan
-    weights = targets.choice(params, "weighted_loss", ["M04"]).losses["M04"]
+    weights = weighting(params, "weighted_loss", ["M04"]).losses["M04"]
     assert set(weights) == {utt.utt_id for utt in splits.train}
 
 
@@ -190,8 +199,8 @@ def test_few_labels_or_many_the_same_steps_have_the_same_looks(worlds):
     plans = []
     for name in ("hard", "hard_20", "words_20"):
         params = in_world(worlds[0], name)
-        chosen = ingredients.material(params, vocabulary(params))
-        plan = students.plan_of(params, chosen)
+        chosen = student_data(params, load_tokens(params))
+        plan = students.batch_plan(params, chosen)
         plans.append((plan.groups, plan.parts, plan.steps))
         batches = [utt for part in range(plan.parts) for batch in plan.part(chosen.train, part, 1) for utt in batch]
         assert {utt.utt_id for utt in batches} == {utt.utt_id for utt in chosen.train}
@@ -200,29 +209,32 @@ def test_few_labels_or_many_the_same_steps_have_the_same_looks(worlds):
 
 def test_who_hears_the_held_out_speaker_says_so(worlds):
     params = load(
-        "params/smoke.yaml", "M08", overrides={"outputs": str(worlds[0]), "hear_held_out": True}, variant="one_best"
+        "params/smoke.yaml",
+        "M08",
+        overrides={"outputs": str(worlds[0]), "use_unlabelled_held_out": True},
+        variant="one_best",
     ).model_copy(update={"variant": "heard"})
     params = params.model_copy(update={"teacher": params.teacher.model_copy(update={"student_seeds": (1,)})})
-    folder = students.scored(params)
+    folder = student_scores(params)
     record = read_json(folder.parent / "model.json")
-    assert record["labels"]["heard_without"] == ["M08"]
-    assert record["without_transcripts"] == 12  # B1 and B3 of the held-out speaker
-    assert "M08" not in record["heard"]  # with a transcript
+    assert record["labels"]["unlabelled_speakers"] == ["M08"]
+    assert record["unlabelled_utterances"] == 12  # B1 and B3 of the held-out speaker
+    assert "M08" not in record["train_speakers"]  # with a transcript
     remark = "has heard M08 without transcripts: no leave-one-speaker-out result"
     assert read_json(folder / "scores.json")["remark"] == remark
-    assert results.fold({("heard", 1): folder}).loc[("heard", 1), "remark"] == remark
-    assert "strictness" in [one.name for one in preflight.preflight(params)]
-    strict = in_world(worlds[0], "words", students=["heard"])
+    assert comparison.fold_table({("heard", 1): folder}).loc[("heard", 1), "remark"] == remark
+    assert "speaker independence" in [one.name for one in preflight.preflight(params)]
+    strict = in_world(worlds[0], "words", students=["train_speakers"])
     with pytest.raises(UserError, match="heard/seed1 has heard M08 without transcripts, who is held out here"):
         students.student(strict)
 
 
 def test_what_is_taught_in_place_of_references_is_counted(worlds):
-    table = results.texts(in_world(worlds[0], "n_best_20"))
+    table = comparison.pseudo_label_table(in_world(worlds[0], "n_best_20"))
     assert table.index.tolist() == ["labelled", "without transcript"]
     assert table.utterances.tolist() == [3, 9]
     assert table["taught %"].tolist() == [100, 100]  # no least confidence
-    assert results.texts(in_world(worlds[0], "hard_20")) is None
+    assert comparison.pseudo_label_table(in_world(worlds[0], "hard_20")) is None
 
 
 @pytest.mark.parametrize(
@@ -248,8 +260,8 @@ def test_what_would_leak_or_cannot_be_is_refused_in_a_line(worlds, changes, mess
 
 def test_another_draw_has_another_language_model(worlds):
     params = in_world(worlds[0], "hard_20")
-    tokens = vocabulary(params)
-    texts = [panels.language_model(one, tokens).read_bytes() for one in (params, params.model_copy(update={"seed": 4}))]
+    tokens = load_tokens(params)
+    texts = [language_model(one, tokens).read_bytes() for one in (params, params.model_copy(update={"seed": 4}))]
     assert texts[0] != texts[1]
 
 
@@ -257,16 +269,19 @@ def test_sentences_are_no_closed_list_to_guess_from(worlds, monkeypatch):
     params = in_world(worlds[0], "n_best_20")
     monkeypatch.setattr(prepare, "spellings", lambda params: {f"GO {word}": [f"GO {word}"] for word in ("UP", "ON")})
     with pytest.raises(UserError, match=r"most of these 2 are whole sentences, the denied and the test speech's among"):
-        ingredients.guesses(params, {})
+        teacher_hypotheses(params, {})
 
 
 def test_an_ensemble_knows_what_its_members_were_told(worlds):
-    group = {"few": {"of": ["hard_20"], "seeds": [1, 2]}, "mixed": {"of": ["hard", "hard_20"], "seeds": [1]}}
+    group = {
+        "few": {"variants": ["hard_20"], "seeds": [1, 2]},
+        "mixed": {"variants": ["hard", "hard_20"], "seeds": [1]},
+    }
     params = load("params/smoke.yaml", "M08", overrides={"outputs": str(worlds[0]), "ensembles": group})
     students.student(in_world(worlds[0], "hard_20"), 2)
-    folder = ensembles.scored(params, "few")
+    folder = ensembles.ensemble_scores(params, "few")
     told = {row.seen for row in score.read_hypotheses(folder / "hypotheses.csv")}
     assert "no" in told
     assert read_json(folder / "run.json")["parameters"]["labels"] == "labels-20"
     with pytest.raises(UserError, match=r"ensembles\.mixed: its members were given other labels than each other"):
-        ensembles.scored(params, "mixed")
+        ensembles.ensemble_scores(params, "mixed")

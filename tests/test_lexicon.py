@@ -4,18 +4,20 @@ import math
 import pytest
 import torch
 
-from kdlib.corpus.synthetic import word_list
+from kdlib.corpus.embedded.synthetic import word_list
 from kdlib.decode import trie
-from kdlib.decode.greedy import collapse
+from kdlib.decode.greedy import collapse_repeats
 from kdlib.decode.lexicon import Lexicon
 from kdlib.errors import UserError
 from kdlib.models import Outputs
-from kdlib.tokens import Tokens, train
+from kdlib.tokens import Tokens, train_tokenizer
 
 
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory):
-    return Tokens.for_nemo(train(word_list().values(), 64, tmp_path_factory.mktemp("t"), lower=True).read_bytes())
+    return Tokens.for_nemo(
+        train_tokenizer(word_list().values(), 64, tmp_path_factory.mktemp("t"), lower=True).read_bytes()
+    )
 
 
 def heard(tokens, frames, utterances=1, lengths=None, seed=0):
@@ -28,7 +30,9 @@ def by_enumeration(logits, target, blank):
     logprobs = logits.double().log_softmax(-1)
     used = sorted({*target, blank})
     paths = [
-        path for path in itertools.product(used, repeat=len(logits)) if collapse(list(path), blank) == list(target)
+        path
+        for path in itertools.product(used, repeat=len(logits))
+        if collapse_repeats(list(path), blank) == list(target)
     ]
     return math.log(sum(math.exp(sum(logprobs[t, token] for t, token in enumerate(path))) for path in paths))
 

@@ -5,18 +5,18 @@ import torch
 
 from kdlib.distill import logit_student
 from kdlib.distill.logit_student import LogitStudent
+from kdlib.io import read_json
 from kdlib.params import load
-from kdlib.stage import read_json
 
 
 def test_it_is_trained_scored_and_keeps_its_best_look(taught):
     params = load("params/smoke.yaml", "M08", overrides={"outputs": taught.outputs})
     assert (params.logit_student.temperature, params.teacher.backbone) == (3.0, "sb")
-    folder = logit_student.scored(params)
+    folder = logit_student.logit_student_scores(params)
     assert read_json(folder / "scores.json")["held_out"] == "M08"
     assert set(pd.read_csv(folder / "hypotheses.csv").speaker) == {"M08"}
     assert set(pd.read_csv(folder / "dev/hypotheses.csv").speaker) == {"M10"}
-    looks = read_json(folder / "looks.json")
+    looks = read_json(folder / "validations.json")
     assert [one["step"] for one in looks] == list(range(1, 9))
 
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from kdlib.distill import losses
-from kdlib.models.conformer import mask
+from kdlib.models.encoder_conformer import length_mask
+from kdlib.objectives import losses
 
 B, T, V, BLANK = 3, 7, 11, 2
 
@@ -17,7 +17,7 @@ def batch():
     generator = torch.Generator().manual_seed(0)
     logits, target = (3 * torch.randn(B, T, V, generator=generator) for _ in range(2))
     lengths = torch.tensor([7, 4, 1])
-    target[~mask(lengths, T)] = 77.0
+    target[~length_mask(lengths, T)] = 77.0
     return logits, target, lengths
 
 
@@ -35,32 +35,32 @@ def naive(logits, target, weights, divide_q, divide_p, scale):
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
 @pytest.mark.parametrize(
-    ("soften", "q", "p", "scaled"), [("both", 1, 1, 2), ("student", 1, 0, 0), ("teacher", 0, 1, 0)]
+    ("temperature_on", "q", "p", "scaled"), [("both", 1, 1, 2), ("student", 1, 0, 0), ("teacher", 0, 1, 0)]
 )
-def test_soft_kl_and_its_gradient_are_those_of_the_definition(batch, temperature, soften, q, p, scaled):
+def test_soft_kl_and_its_gradient_are_those_of_the_definition(batch, temperature, temperature_on, q, p, scaled):
     logits, target, lengths = batch
-    weights = mask(lengths, T).float() * torch.tensor([0.3, 1.0, 2.0])[:, None]
+    weights = length_mask(lengths, T).float() * torch.tensor([0.3, 1.0, 2.0])[:, None]
     mine, exact = logits.clone().requires_grad_(), logits.double().requires_grad_()
-    loss = losses.soft_kl(mine, target, weights, temperature, soften=soften)
+    loss = losses.soft_kl(mine, target, weights, temperature, temperature_on=temperature_on)
     wanted = naive(exact, target, weights, temperature**q, temperature**p, temperature**scaled)
     (3 * loss).backward()
     (3 * wanted).backward()
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
     assert (mine.grad - exact.grad).abs().max() < 1e-5
-    assert mine.grad[~mask(lengths, T)].abs().max() == 0
+    assert mine.grad[~length_mask(lengths, T)].abs().max() == 0
 
 
 def test_soft_kl_in_parts_is_soft_kl_as_a_whole(batch, monkeypatch):
     logits, target, lengths = batch
-    weights = mask(lengths, T).float()
+    weights = length_mask(lengths, T).float()
     whole = losses.soft_kl(logits, target, weights, 2.0)
-    monkeypatch.setitem(losses.AT_ONCE, "cpu", V)  # a row at a time
+    monkeypatch.setitem(losses.CHUNK, "cpu", V)  # a row at a time
     assert losses.soft_kl(logits, target, weights, 2.0) == pytest.approx(whole.item(), rel=1e-6)
     full = torch.ones(B, T)
     target = target.clamp_max(10)
     mine, other = logits.clone().requires_grad_(), logits.clone().requires_grad_()
     losses.soft_kl(mine, target, full, 2.0).backward()
-    monkeypatch.setitem(losses.AT_ONCE, "cpu", 2**18)
+    monkeypatch.setitem(losses.CHUNK, "cpu", 2**18)
     losses.soft_kl(other, target, full, 2.0).backward()
     assert torch.allclose(mine.grad, other.grad, atol=1e-7)
 
@@ -77,7 +77,7 @@ def test_soft_kl_at_the_original_studys_size_is_exact_to_a_ten_thousandth():
 
 def test_targets_are_logits_or_log_probabilities_alike(batch):
     logits, target, lengths = batch
-    weights = mask(lengths, T).float()
+    weights = length_mask(lengths, T).float()
     one = losses.soft_kl(logits, target, weights, 3.0)
     other = losses.soft_kl(logits, target.log_softmax(-1), weights, 3.0)
     assert one.item() == pytest.approx(other.item(), rel=1e-5)
@@ -85,16 +85,16 @@ def test_targets_are_logits_or_log_probabilities_alike(batch):
 
 def test_a_target_that_was_softened_is_not_softened_again(batch):
     logits, target, lengths = batch
-    weights = mask(lengths, T).float()
+    weights = length_mask(lengths, T).float()
     once = losses.soft_kl(logits, target, weights, 2.0)
-    ready = losses.soft_kl(logits, (target / 2).log_softmax(-1), weights, 2.0, softened=True)
+    ready = losses.soft_kl(logits, (target / 2).log_softmax(-1), weights, 2.0, fixed_temperature=True)
     assert once.item() == pytest.approx(ready.item(), rel=1e-5)
 
 
 def test_the_gradient_is_given_away_once(batch):
     logits, target, lengths = batch
     logits.requires_grad_()
-    loss = losses.soft_kl(logits, target, mask(lengths, T).float(), 2.0)
+    loss = losses.soft_kl(logits, target, length_mask(lengths, T).float(), 2.0)
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="backward a second time"):
         loss.backward()
@@ -112,7 +112,7 @@ def test_where_nothing_counts_the_loss_and_its_gradient_are_zero(batch):
 def test_kl_is_a_mean_over_frames_not_over_tokens_or_padding():
     """Three traps: PyTorch's reduction="mean" divides by V too, "batchmean" by B alone, softmax over dim 1 is time."""
     logits = torch.zeros(2, 5, V)
-    target = torch.full((2, 5, V), losses.NEVER)
+    target = torch.full((2, 5, V), losses.MASKED_LOGIT)
     target[..., 4] = 0.0
     weights = torch.tensor([[1.0, 1, 1, 1, 1], [1, 0, 0, 0, 0]])
     assert losses.soft_kl(logits, target, weights).item() == pytest.approx(math.log(V), rel=1e-6)
@@ -121,7 +121,7 @@ def test_kl_is_a_mean_over_frames_not_over_tokens_or_padding():
 def test_half_precision_gets_half_precision_gradients(batch):
     logits, target, lengths = batch
     half = logits.bfloat16().requires_grad_()
-    losses.soft_kl(half, target, mask(lengths, T).float(), 2.0).backward()
+    losses.soft_kl(half, target, length_mask(lengths, T).float(), 2.0).backward()
     assert half.grad.dtype == torch.bfloat16
 
 
@@ -134,7 +134,7 @@ def spiking(places, length=T):
 
 
 @pytest.mark.parametrize(
-    ("blanks", "around", "expected"),
+    ("blanks", "context_frames", "expected"),
     [
         ("all", 0, [1, 1, 1, 1, 1, 1, 0]),
         ("drop_blank", 0, [0, 0, 1, 0, 0, 1, 0]),
@@ -142,8 +142,8 @@ def spiking(places, length=T):
         ("symmetric", 0, [0, 0, 1, 0, 0, 1, 0]),
     ],
 )
-def test_which_frames_are_taught(blanks, around, expected):
-    weights = losses.taught(spiking([2, 5, 6]), torch.tensor([6]), blanks, BLANK, around)
+def test_which_frames_are_taught(blanks, context_frames, expected):
+    weights = losses.frame_weights(spiking([2, 5, 6]), torch.tensor([6]), blanks, BLANK, context_frames)
     assert weights[0].tolist() == expected
 
 
@@ -153,7 +153,7 @@ def test_the_best_shift_brings_the_targets_spikes_to_the_students(mine, theirs, 
     logits, target, lengths = spiking(mine), spiking(theirs), torch.tensor([7])
     shifts, fit = losses.best_shift(logits, target, lengths, 3, BLANK)
     assert shifts.tolist() == [shift]
-    moved = losses.shifted(target, shifts, lengths)
+    moved = losses.shift_frames(target, shifts, lengths)
     if (mine, theirs) != ([6], [0]):
         assert fit.item() > 0.95  # what comes in at the end is silence, where the other side is not quite silent
         assert torch.equal(moved, logits)
@@ -162,13 +162,13 @@ def test_the_best_shift_brings_the_targets_spikes_to_the_students(mine, theirs, 
 def test_shifting_does_not_take_padding_in():
     target = spiking([3], length=6)
     target[0, 4:] = 99.0
-    moved = losses.shifted(target, torch.tensor([-2]), torch.tensor([4]))
+    moved = losses.shift_frames(target, torch.tensor([-2]), torch.tensor([4]))
     assert moved[0, :4].argmax(-1).tolist() == [BLANK, 5, 5, 5]  # the last frame that there is, again and again
 
 
 def test_the_first_step_does_not_speak_of_specials(batch):
     _, target, _ = batch
-    changed = losses.without_specials(target, (0, 1, 2))
+    changed = losses.mask_specials(target, (0, 1, 2))
     assert changed[:, 0].softmax(-1)[:, :3].max() == 0
     assert torch.equal(changed[:, 1:], target[:, 1:])
     rest = target[:, 0, 3:].softmax(-1)
@@ -179,7 +179,7 @@ def test_the_first_step_does_not_speak_of_specials(batch):
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_pseudo_labels_are_learnt_where_the_teacher_is_sure(batch, smoothing):
     logits, target, lengths = batch
-    inside, confidence, nonblank = mask(lengths, T), 0.5, 0.6
+    inside, confidence, nonblank = length_mask(lengths, T), 0.5, 0.6
     total, counted = 0.0, 0
     for b in range(B):
         for t in range(T):
@@ -188,7 +188,7 @@ def test_pseudo_labels_are_learnt_where_the_teacher_is_sure(batch, smoothing):
                 wanted = torch.full((V,), smoothing / V, dtype=torch.float64)
                 wanted[p.argmax()] += 1 - smoothing
                 total, counted = total - (wanted * logits[b, t].double().log_softmax(0)).sum(), counted + 1
-    options = {"confidence": confidence, "least_nonblank": nonblank, "smoothing": smoothing, "blank": BLANK}
+    options = {"confidence": confidence, "min_nonblank": nonblank, "smoothing": smoothing, "blank": BLANK}
     loss = losses.pseudo_label(logits, target, inside.float(), **options)
     assert 0 < counted < inside.sum()
     assert loss.item() == pytest.approx(total.item() / counted, rel=1e-5)
@@ -196,7 +196,7 @@ def test_pseudo_labels_are_learnt_where_the_teacher_is_sure(batch, smoothing):
 
 def test_no_sure_teacher_no_pseudo_label(batch):
     logits, target, lengths = batch
-    loss = losses.pseudo_label(logits, target, mask(lengths, T).float(), confidence=1.0 + 1e-9)
+    loss = losses.pseudo_label(logits, target, length_mask(lengths, T).float(), confidence=1.0 + 1e-9)
     assert loss.item() == 0
 
 
@@ -205,11 +205,11 @@ def test_features_are_compared_after_projection_and_without_padding(batch):
     generator = torch.Generator().manual_seed(3)
     encoded, wanted = torch.randn(B, T, 4, generator=generator), torch.randn(B, T, 6, generator=generator)
     project = torch.nn.Linear(4, 6)
-    inside = mask(lengths, T)
+    inside = length_mask(lengths, T)
     rows = [(b, t) for b in range(B) for t in range(T) if inside[b, t]]
     weight, bias = project.weight.double(), project.bias.double()
     exact = sum(((weight @ encoded[b, t].double() + bias - wanted[b, t].double()) ** 2).mean() for b, t in rows)
-    found = losses.features(encoded, wanted, inside.float(), project)
+    found = losses.feature_mse(encoded, wanted, inside.float(), project)
     assert found.item() == pytest.approx(exact.item() / len(rows), rel=1e-5)
     found.backward()
     assert project.weight.grad.abs().max() > 0

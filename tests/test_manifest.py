@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import corpora
 import pytest
 
 from kdlib.corpus import manifest
@@ -39,7 +40,7 @@ def test_both_formats_give_back_what_was_written(tmp_path):
         )
     )
     manifest.write_speechbrain(given, tmp_path / "c.csv", tmp_path)
-    manifest.write_nemo(given, tmp_path / "c.jsonl")
+    corpora.write_nemo(given, tmp_path / "c.jsonl")
     assert manifest.read(tmp_path / "c.csv").utterances == given.utterances
     assert manifest.read(tmp_path / "c.jsonl").utterances == given.utterances
 
@@ -128,7 +129,7 @@ def test_parts_and_copies_survive_both_formats(tmp_path):
         Utterance("a1_M3", "ANNA", tmp_path / "a/1_M3.wav", 0.5, "ONE", copy_of="a1"),
     )
     manifest.write_speechbrain(given, tmp_path / "c.csv", tmp_path)
-    manifest.write_nemo(given, tmp_path / "c.jsonl")
+    corpora.write_nemo(given, tmp_path / "c.jsonl")
     assert manifest.read(tmp_path / "c.csv").utterances == given == manifest.read(tmp_path / "c.jsonl").utterances
 
 

@@ -18,10 +18,12 @@ def test_shared_bits_are_what_is_known_above_chance():
     told = WORDS * 20
     same = measures.shared_bits(told, told)
     assert same["bits"] == pytest.approx(math.log2(len(WORDS)))
-    assert same["hears"] == pytest.approx(1)
+    assert same["information"] == pytest.approx(1)
     rng = random.Random(4)
-    assert measures.shared_bits(told, [rng.choice(WORDS) for _ in told])["hears"] < 0.02
-    assert measures.shared_bits(told, [f"A{place}" for place in range(len(told))])["hears"] < 1e-9  # tells nothing
+    assert measures.shared_bits(told, [rng.choice(WORDS) for _ in told])["information"] < 0.02
+    assert (
+        measures.shared_bits(told, [f"A{place}" for place in range(len(told))])["information"] < 1e-9
+    )  # tells nothing
     assert measures.shared_bits(told, ["ONE"] * len(told))["bits"] == pytest.approx(0, abs=1e-9)
 
 
@@ -37,10 +39,10 @@ def test_consistency_counts_pairs():
 
 def test_loops_steps_places_and_histograms():
     assert measures.loops([[1, 2, 1, 2, 1, 2], [1, 2, 3], [5, 5, 5], [5, 5], []]) == pytest.approx(2 / 5)
-    assert measures.stepped([[4, 5], [9]], [[3, 5], [9, 9]])[1] == pytest.approx(1 / 4)
-    assert measures.stepped([[4, 5], [9]], [[3, 5], [9, 9]])[0] == pytest.approx(2 / 4)
-    assert measures.same_place([[1, 2, 3]], [[2, 3, 4]], 1) == pytest.approx(2 / 3)
+    assert measures.offset_matches([[4, 5], [9]], [[3, 5], [9, 9]])[1] == pytest.approx(1 / 4)
+    assert measures.offset_matches([[4, 5], [9]], [[3, 5], [9, 9]])[0] == pytest.approx(2 / 4)
+    assert measures.position_matches([[1, 2, 3]], [[2, 3, 4]], 1) == pytest.approx(2 / 3)
     one = Counter("aab")
-    assert measures.divergence(one, one) == pytest.approx(0)
-    assert measures.divergence(one, Counter("xyz")) == pytest.approx(1)
-    assert math.isnan(measures.divergence(Counter(), one))
+    assert measures.js_divergence(one, one) == pytest.approx(0)
+    assert measures.js_divergence(one, Counter("xyz")) == pytest.approx(1)
+    assert math.isnan(measures.js_divergence(Counter(), one))

@@ -15,29 +15,37 @@ import psutil
 import pytest
 import yaml
 
-from kdlib import stage
-from kdlib.params import root
+from kdlib.console import explain_failure
+from kdlib.io import repository_root
 
 BIN = Path(sys.executable).parent
-NOTEBOOKS = sorted((root() / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted((repository_root() / "notebooks").glob("*.ipynb"))
 ENVIRONMENT = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"}
 
 
 def papermill(name, out, *arguments):
-    command = [BIN / "papermill", root() / "notebooks" / f"{name}.ipynb", out, "--cwd", root() / "notebooks"]
+    command = [
+        BIN / "papermill",
+        repository_root() / "notebooks" / f"{name}.ipynb",
+        out,
+        "--cwd",
+        repository_root() / "notebooks",
+    ]
     return subprocess.run([*map(str, command), *arguments], capture_output=True, text=True)
 
 
 def snakemake(recipe, *arguments, **options):
     command = [BIN / "snakemake", "--profile", "profiles/local", "--config", f"recipe={recipe}", *arguments]
-    return subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=root(), env=ENVIRONMENT, **options)
+    return subprocess.run(
+        [*map(str, command)], capture_output=True, text=True, cwd=repository_root(), env=ENVIRONMENT, **options
+    )
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
     """The smoke recipe with the shipped model, writing into a folder of its own."""
     folder = tmp_path_factory.mktemp("notebooks")
-    settings = yaml.safe_load((root() / "params/smoke.yaml").read_text()) | {
+    settings = yaml.safe_load((repository_root() / "params/smoke.yaml").read_text()) | {
         "pretrained": "shipped",
         "outputs": str(folder),
     }
@@ -74,11 +82,11 @@ def test_the_graph_leaves_what_the_contract_says(demo):
         "teachers/speechbrain/M04/scores/scores.json",
         "logits/speechbrain/M04/training/ctc/header.json",
         "logits/speechbrain/M04/training/decoder/frames.bin",
-        "logits/speechbrain/M04/analysis/said.csv",
+        "logits/speechbrain/M04/analysis/outputs.csv",
         "M08/teachers/02_teachers.ipynb",
         "M08/figures/teacher_matrix.pdf",
-        "M08/aggregates/03_logits.ipynb",
-        "M08/aggregates/speechbrain/logprob_mean/dev/scores.json",
+        "M08/target_report/03_logits.ipynb",
+        "M08/target_report/speechbrain/logprob_mean/dev/scores.json",
         "M08/figures/spikes.png",
         "M08/students/ctc_kd/preflight/checks.json",
         "M08/students/ctc_kd/seed1/latest.safetensors",
@@ -118,7 +126,7 @@ def test_executed_notebooks_hold_pictures_and_no_errors(demo):
         "corpus/00_corpus",
         "M08/baseline/01_baseline",
         "M08/teachers/02_teachers",
-        "M08/aggregates/03_logits",
+        "M08/target_report/03_logits",
         "M08/students/ctc_kd/seed1/04_distill",
         "M08/collapse/05_collapse",
     ):
@@ -131,7 +139,7 @@ def test_executed_notebooks_hold_pictures_and_no_errors(demo):
 
 def test_nothing_is_to_be_done_again_even_after_saving_with_outputs(demo, recipe):
     """Saving an executed notebook over its source must not run anything anew."""
-    path = root() / "notebooks" / "00_corpus.ipynb"
+    path = repository_root() / "notebooks" / "00_corpus.ipynb"
     before = path.read_text()
     try:
         notebook = nbformat.reads(before, as_version=4)
@@ -149,15 +157,18 @@ def test_a_study_is_made_in_parts_by_one_notebook(demo, recipe):
     """What `make collapse` does: students of joined variants, in jobs that share the work, then one examination."""
     out, _ = demo
     study = recipe.parent / "study.yaml"
-    wanted = {"compare": ["hard", "ctc_kd+untold"], "variants": {"untold": {"distill": {"alpha": 1.0, "beta": 0.0}}}}
+    wanted = {
+        "compare": ["hard", "ctc_kd+no_references"],
+        "variants": {"no_references": {"distill": {"alpha": 1.0, "beta": 0.0}}},
+    }
     study.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | wanted | {"name": "mine"}))
     options = ("--rerun-triggers", "mtime", "--forcerun", "some_students")  # what the demo made serves
     run = snakemake(study, "folds=M08,", "study=1", "parts=2", *options, "--until", "collapse", "--", "study")
     assert run.returncode == 0, run.stdout + run.stderr
     assert (out / "M08/collapse/jobs/05_2.ipynb").is_file()
     made = (out / "M08/collapse/summary.csv").read_text()
-    assert "ctc_kd+untold,1," in made
-    assert not (out / "M08/students/ctc_kd+untold/seed1/04_distill.ipynb").exists()
+    assert "ctc_kd+no_references,1," in made
+    assert not (out / "M08/students/ctc_kd+no_references/seed1/04_distill.ipynb").exists()
 
 
 def test_another_fold_reuses_what_is_shared(demo, recipe):
@@ -214,7 +225,7 @@ def test_a_notebook_shows_a_user_error_without_a_traceback(tmp_path):
     ]
     assert len(errors[0].traceback) == 1
     assert "params/none.yaml: no such file; recipes there:" in errors[0].traceback[0]
-    assert "no such file" in stage.explain(tmp_path / "out.ipynb")
+    assert "no such file" in explain_failure(tmp_path / "out.ipynb")
 
 
 def test_a_fold_file_can_be_given_to_papermill(demo, recipe, tmp_path):
@@ -222,7 +233,7 @@ def test_a_fold_file_can_be_given_to_papermill(demo, recipe, tmp_path):
         "00_corpus",
         tmp_path / "out.ipynb",
         "-f",
-        str(root() / "params/folds/uaspeech/M04.yaml"),
+        str(repository_root() / "params/folds/uaspeech/M04.yaml"),
         "-p",
         "recipe",
         str(recipe),
@@ -240,19 +251,19 @@ def strangers(tmp_path_factory):
     corpora.own(folder, repetitions=1, spoken=False)
     tiny = {"steps": 2, "d_model": 16, "layers": 1, "heads": 2, "conv_channels": 8, "batch_size": 8, "warmup_steps": 1}
     pace = {"steps": 2, "batch_size": 4, "warmup_steps": 1}
-    teacher = {"backbone": "nemo", "parent": "from_corpus", "heads": 2, "ffn": 16, "start": pace, "adapt": pace}
+    teacher = {"backbone": "nemo", "parent": "from_corpus", "heads": 2, "ffn": 16, "base_training": pace, "adapt": pace}
     settings = {"corpus": "manifest", "manifest": str(folder / "corpus.csv"), "outputs": str(folder)}
     settings |= {"pretrained": "from_corpus", "pretraining": tiny, "teacher": teacher, "folds": f"test-{os.getpid()}"}
     settings |= {"student": {"batch_size": 8, "phases": [{"epochs": 1}]}, "distill": {"allow": ["target"]}}
     (folder / "mine.yaml").write_text(yaml.safe_dump(settings))
     yield folder / "mine.yaml"
-    shutil.rmtree(root() / "params/folds" / settings["folds"], ignore_errors=True)
+    shutil.rmtree(repository_root() / "params/folds" / settings["folds"], ignore_errors=True)
 
 
 def test_a_corpus_of_ones_own_goes_from_its_csv_to_two_scored_folds_with_two_commands(strangers):
     """Speakers 07 and NO, whom YAML would call 7 and false; words with an apostrophe, an accent and a hyphen."""
-    command = [sys.executable, "-m", "kdlib.corpus.folds", str(strangers)]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=root())
+    command = [sys.executable, "-m", "kdlib.corpus.fold_files", str(strangers)]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=repository_root())
     assert run.returncode == 0, run.stdout + run.stderr
     assert f"next: make folds RECIPE={strangers} FOLDS=07,Alma" in run.stdout
     run = snakemake(strangers, "folds=07,NO,", "--until", "baseline")
@@ -284,7 +295,8 @@ def test_teachers_of_a_corpus_without_controls_belong_to_the_fold(strangers):
     assert not (out / "teachers").exists()
     assert not (out / "logits").exists()
     heard = {
-        path.parent.name: json.loads(path.read_text())["heard"] for path in out.glob("07/teachers/nemo/*/model.json")
+        path.parent.name: json.loads(path.read_text())["train_speakers"]
+        for path in out.glob("07/teachers/nemo/*/model.json")
     }
     assert sorted(heard) == ["Boris", "Chidi", "NO", "Žofie"]
     assert all("07" not in names and "Alma" not in names for names in heard.values())
@@ -296,7 +308,7 @@ def test_a_student_of_a_corpus_of_ones_own_stands_beside_its_control(strangers):
     run = papermill("04_distill", out / "04.ipynb", "-r", "recipe", str(strangers), "-r", "held_out", "07")
     assert run.returncode == 0, run.stderr
     record = json.loads((out / "07/students/ctc_kd/seed1/model.json").read_text())
-    assert sorted(record["heard"]) == ["Boris", "Chidi", "NO", "Žofie"]
+    assert sorted(record["train_speakers"]) == ["Boris", "Chidi", "NO", "Žofie"]
     assert (out / "07/students/hard/seed1/scores/scores.json").is_file()
 
 
@@ -349,7 +361,7 @@ def test_killed_while_the_graph_runs_the_next_run_goes_on(demo, recipe, tmp_path
     command = [BIN / "snakemake", "--profile", "profiles/local", "--config", f"recipe={other}", "folds=M08"]
     running = subprocess.Popen(
         [*map(str, command)],
-        cwd=root(),
+        cwd=repository_root(),
         env=ENVIRONMENT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -6,14 +6,14 @@ import torch
 
 from kdlib.decode.lexicon import Lexicon
 from kdlib.decode.trie import Trie
-from kdlib.distill import losses
-from kdlib.distill.objective import Batch, Learner, Objective
 from kdlib.errors import UserError
-from kdlib.models import supervised
-from kdlib.models.conformer import Conformer, Shape, mask
+from kdlib.models.encoder_conformer import Conformer, ConformerShape, length_mask
 from kdlib.models.hybrid import Heads, Hybrid
+from kdlib.objectives import losses
+from kdlib.objectives.objective import Batch, Objective, TrainableStudent
+from kdlib.objectives.reference_losses import cross_entropy, ctc_loss
 from kdlib.settings import Distill
-from kdlib.teachers.ensemble import Coverage
+from kdlib.targets.aggregation import Coverage
 
 SIZE, WIDTH = 12, 6
 
@@ -21,8 +21,8 @@ SIZE, WIDTH = 12, 6
 class Told:
     """An ensemble that says the same of every utterance, and knows only some."""
 
-    def __init__(self, softened=False, without=()):
-        self.softened, self.without, self.asked = softened, without, []
+    def __init__(self, fixed_temperature=False, without=()):
+        self.fixed_temperature, self.without, self.asked = fixed_temperature, without, []
 
     def coverage(self, utt_ids):
         return Coverage([one for one in utt_ids if one not in self.without], 0, {})
@@ -42,7 +42,7 @@ class Told:
 @pytest.fixture(scope="module")
 def student():
     torch.manual_seed(0)
-    encoder = Conformer(Shape(d_model=16, layers=1, heads=2, ffn=16, kernel=7, mels=20, dropout=0.0))
+    encoder = Conformer(ConformerShape(d_model=16, layers=1, heads=2, ffn=16, kernel=7, mels=20, dropout=0.0))
     return Hybrid(encoder, Heads(SIZE, layers=1, heads=2, ffn=16, dropout=0.0)).eval()
 
 
@@ -54,7 +54,7 @@ def batch():
 
 def objective(student, told=None, features=0, **settings):
     told = told or Told()
-    return Objective(Learner(student, features), Distill(**settings), {"ctc": told, "decoder": told})
+    return Objective(TrainableStudent(student, features), Distill(**settings), {"ctc": told, "decoder": told})
 
 
 def test_hard_labels_ask_no_teacher(student, batch):
@@ -62,7 +62,7 @@ def test_hard_labels_ask_no_teacher(student, batch):
     found = objective(student, told, alpha=0.0, beta=1.0)(batch)
     outputs = student(batch.wavs, batch.wav_lens)
     assert set(found) == {"loss", "ctc"}
-    assert found["loss"].item() == pytest.approx(supervised.ctc(outputs, batch.ids).item(), rel=1e-6)
+    assert found["loss"].item() == pytest.approx(ctc_loss(outputs, batch.ids).item(), rel=1e-6)
     assert told.asked == []
 
 
@@ -81,7 +81,7 @@ def test_the_ctc_part_is_the_kl_of_the_students_frames(student, batch):
     outputs = student(batch.wavs, batch.wav_lens)
     lengths = outputs.lengths
     target = told.logits(["a", "b"], [], lengths.tolist(), 1.0)[0][:, : outputs.ctc_logits.shape[1]]
-    weights = losses.taught(target, lengths, "all", 2)
+    weights = losses.frame_weights(target, lengths, "all", 2)
     assert found["kd_ctc"].item() == pytest.approx(losses.soft_kl(outputs.ctc_logits, target, weights, 3.0).item())
     assert found["loss"] == found["kd_ctc"]
 
@@ -90,7 +90,7 @@ def test_weights_and_temperature_go_in_a_straight_line(student, batch):
     one = objective(student, alpha=1.0, alpha_end=0.0, beta=1.0, temperature=4.0, temperature_end=2.0)
     assert [one.parts(batch, done)["kd_ctc"][0] for done in (0.0, 0.25)] == [1.0, 0.75]
     assert "kd_ctc" not in one.parts(batch, 1.0)  # nobody is asked any more
-    told = Told(softened=True)
+    told = Told(fixed_temperature=True)
     objective(student, told, temperature=4.0, temperature_end=2.0)(batch, 0.5)
     assert told.asked == [(["a", "b"], 3.0)]
 
@@ -107,27 +107,27 @@ def test_an_utterance_without_a_target_is_learnt_from_its_reference_alone(studen
     assert nobody["loss"].requires_grad
 
 
-@pytest.mark.parametrize("how", ["keep", "no_specials", "skip"])
+@pytest.mark.parametrize("how", ["keep", "suppress_specials", "skip"])
 def test_the_decoders_first_step(student, batch, how):
     one = objective(student, alpha=1.0, beta=0.0, heads="decoder", first_token=how)
     logits, target, _, weights = one._soft("decoder", one.answer(batch), batch, [0, 1], 2.0)
     assert weights.tolist() == [[float(how != "skip"), 1, 1, 1], [float(how != "skip"), 1, 1, 0]]
-    assert (target[:, 0, :3] == losses.NEVER).all() == (how == "no_specials")
+    assert (target[:, 0, :3] == losses.MASKED_LOGIT).all() == (how == "suppress_specials")
     assert logits.shape == target.shape
 
 
 def test_features_and_pseudo_labels_are_terms_of_their_own(student, batch):
     pseudo = {"weight": 0.5, "confidence": 0.0}
-    one = objective(student, features=WIDTH, alpha=0.0, beta=0.0, gamma=0.2, pseudo=pseudo)
+    one = objective(student, features=WIDTH, alpha=0.0, beta=0.0, gamma=0.2, pseudo_labels=pseudo)
     parts = one.parts(batch)
-    assert {name: weight for name, (weight, _) in parts.items()} == {"pl_ctc": 0.5, "features": 0.2}
+    assert {name: weight for name, (weight, _) in parts.items()} == {"pseudo_ctc": 0.5, "features": 0.2}
     parts["features"][1].backward()
     assert one.learner.project.weight.grad.abs().max() > 0
 
 
 def test_moved_targets_fit_the_student_better(student, batch):
     still = objective(student, alpha=1.0, beta=0.0)
-    moved = objective(student, alpha=1.0, beta=0.0, best_shift=3)
+    moved = objective(student, alpha=1.0, beta=0.0, max_shift=3)
     outputs = still.answer(batch)
     fit = {}
     for name, one in (("still", still), ("moved", moved)):
@@ -138,8 +138,8 @@ def test_moved_targets_fit_the_student_better(student, batch):
 
 def test_pseudo_labels_ask_for_the_teachers_at_temperature_1(student, batch):
     """A mean of probabilities is made at one temperature: what is sure at 1 is not sure at 4."""
-    told = Told(softened=True)
-    objective(student, told, temperature=4.0, pseudo={"weight": 0.5, "confidence": 0.0})(batch)
+    told = Told(fixed_temperature=True)
+    objective(student, told, temperature=4.0, pseudo_labels={"weight": 0.5, "confidence": 0.0})(batch)
     assert [temperature for _, temperature in told.asked] == [4.0, 1.0]
 
 
@@ -179,7 +179,7 @@ class Told2(Told):
 def by_words(student, tap=0, **settings):
     settings = {"alpha": 0.0, "beta": 0.0} | settings
     told, said = Told2(), Said()
-    return Objective(Learner(student, 0, tap), Distill(**settings), {"ctc": told, "decoder": told}, said)
+    return Objective(TrainableStudent(student, 0, tap), Distill(**settings), {"ctc": told, "decoder": told}, said)
 
 
 def test_words_are_a_term_of_their_own(student, batch):
@@ -201,7 +201,7 @@ def test_a_shortlist_holds_what_the_teachers_think_of(student, batch):
     both, target = one._listed(torch.tensor([[0.9, 0.1], [0.4, 0.6]]))  # of each its own
     assert both.words == ["X", "Y"]
     assert target.sum(1).tolist() == [1.0, 1.0]
-    more = by_words(student, words={"weight": 1.0, "shortlist": 1, "sampled": 2})
+    more = by_words(student, words={"weight": 1.0, "shortlist": 1, "random_words": 2})
     assert more._listed(torch.tensor([[0.9, 0.1], [0.8, 0.2]]))[0].words == ["X", "Y"]
 
 
@@ -209,7 +209,7 @@ def test_a_shortlist_holds_what_the_teachers_think_of(student, batch):
     ("settings", "rows", "ids", "weights"),
     [
         ({}, [0, 1], [[5, 6, 7], [8]], [0.9, 0.6]),
-        ({"weigh": False}, [0, 1], [[5, 6, 7], [8]], [1.0, 1.0]),
+        ({"weight_by_confidence": False}, [0, 1], [[5, 6, 7], [8]], [1.0, 1.0]),
         ({"confidence": 0.8}, [0], [[5, 6, 7]], [0.9]),
         ({"nbest": 2}, [0, 0, 1, 1], [[5, 6, 7], [8], [8], [5, 6, 7]], [0.9, 0.1, 0.6, 0.4]),
     ],
@@ -218,13 +218,13 @@ def test_texts_are_taught_as_far_as_the_teachers_are_sure(student, batch, settin
     one = by_words(student, heads="both", sequence={"weight": 1.0} | settings)
     found = one.parts(batch)
     outputs = student(batch.wavs, batch.wav_lens)
-    expected = losses.sequences(outputs.ctc_logits, outputs.lengths, rows, ids, torch.tensor(weights))
+    expected = losses.sequence_ctc(outputs.ctc_logits, outputs.lengths, rows, ids, torch.tensor(weights))
     assert found["sequence_ctc"][1].item() == pytest.approx(expected.item(), rel=1e-5)
     expected = 0.0
     for row, text, weight in zip(rows, ids, weights, strict=True):
         inputs = torch.tensor([[0, *text]])
         said = student.forward_decoder(outputs.encoded[[row]], inputs, outputs.lengths[[row]])
-        expected += weight * supervised.cross_entropy(said, [text], 0.1) / len(set(rows))
+        expected += weight * cross_entropy(said, [text], 0.1) / len(set(rows))
     assert found["sequence_decoder"][1].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
@@ -260,20 +260,22 @@ def test_smoothed_references_of_ctc(student, batch):
         objective(student, alpha=0.0, beta=1.0, ctc_smoothing=share)(batch)["ctc"] for share in (0, 0.25)
     )
     outputs = student(batch.wavs, batch.wav_lens)
-    inside = mask(outputs.lengths, outputs.ctc_logits.shape[1]).float()
-    expected = 0.75 * plain + 0.25 * losses.smoothness(outputs.ctc_logits, inside)
+    inside = length_mask(outputs.lengths, outputs.ctc_logits.shape[1]).float()
+    expected = 0.75 * plain + 0.25 * losses.uniform_kl(outputs.ctc_logits, inside)
     assert smoothed.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_a_head_within_the_encoder_learns_from_references_and_from_the_last(batch):
     torch.manual_seed(0)
-    encoder = Conformer(Shape(d_model=16, layers=2, heads=2, ffn=16, kernel=7, mels=20, dropout=0.0))
+    encoder = Conformer(ConformerShape(d_model=16, layers=2, heads=2, ffn=16, kernel=7, mels=20, dropout=0.0))
     student = Hybrid(encoder, Heads(SIZE, layers=0)).eval()
-    one = Objective(Learner(student, 0, 1), Distill(alpha=0.0, beta=1.0, intermediate={"weight": 0.3, "layer": 1}), {})
+    one = Objective(
+        TrainableStudent(student, 0, 1), Distill(alpha=0.0, beta=1.0, intermediate={"weight": 0.3, "layer": 1}), {}
+    )
     parts = one.parts(batch)
     assert {name: weight for name, (weight, _) in parts.items()} == {"ctc": 1.0, "last": 0.3, "within": 0.3}
-    parts["last"][1].backward()
+    parts["intermediate_self"][1].backward()
     assert student.ctc_head.weight.grad is None  # the last head teaches, and does not follow
     assert one.learner.within.weight.grad.abs().max() > 0
     with pytest.raises(UserError, match=r"intermediate\.layer is 2: the encoder has 2 layers"):
-        Learner(student, 0, 2)
+        TrainableStudent(student, 0, 2)

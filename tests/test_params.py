@@ -1,13 +1,14 @@
 import pytest
 import yaml
 
-from kdlib.corpus.folds import fold_file
-from kdlib.corpus.speakers import people, table
+from kdlib.corpus.fold_files import fold_file
+from kdlib.corpus.speakers import published_speakers, speaker_info
 from kdlib.errors import UserError
-from kdlib.params import load, root
+from kdlib.io import repository_root
+from kdlib.params import load
 
-RECIPES = sorted(path.name for path in (root() / "params").glob("*.yaml") if path.name != "base.yaml")
-FOLDS = sorted(path.stem for path in (root() / "params" / "folds" / "uaspeech").glob("*.yaml"))
+RECIPES = sorted(path.name for path in (repository_root() / "params").glob("*.yaml") if path.name != "base.yaml")
+FOLDS = sorted(path.stem for path in (repository_root() / "params" / "folds" / "uaspeech").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -23,20 +24,20 @@ def test_a_fold_file_is_read_where_no_fold_is_given():
 
 
 def test_there_is_a_fold_file_for_each_of_the_15_speakers():
-    assert sorted(name for name, one in table().items() if not one.control) == FOLDS
+    assert sorted(name for name, one in published_speakers().items() if not one.control) == FOLDS
     assert len(FOLDS) == 15
 
 
 @pytest.mark.parametrize("held_out", FOLDS)
 def test_fold_files_follow_their_rule(held_out):
-    path = root() / "params/folds/uaspeech" / f"{held_out}.yaml"
-    assert path.read_text() == fold_file(held_out, FOLDS, table(), exclude=["M01"])
+    path = repository_root() / "params/folds/uaspeech" / f"{held_out}.yaml"
+    assert path.read_text() == fold_file(held_out, FOLDS, published_speakers(), exclude=["M01"])
 
 
 def test_torgos_fold_files_follow_the_rule():
-    folder = root() / "params/folds/torgo"
+    folder = repository_root() / "params/folds/torgo"
     names = sorted(path.stem for path in folder.glob("*.yaml"))
-    known = people(load("params/torgo.yaml", "nobody", {"exclude": []}), names)
+    known = speaker_info(load("params/torgo.yaml", "nobody", {"exclude": []}), names)
     assert {name: (folder / f"{name}.yaml").read_text() for name in names} == {
         name: fold_file(name, names, known) for name in names
     }
@@ -144,7 +145,7 @@ def test_broken_yaml_is_one_line(tmp_path):
 
 
 def test_papermill_passes_a_fold_file_as_it_stands():
-    content = yaml.safe_load((root() / "params/folds/uaspeech/M05.yaml").read_text())
+    content = yaml.safe_load((repository_root() / "params/folds/uaspeech/M05.yaml").read_text())
     assert load("params/demo.yaml", content["held_out"], content["fold"]) == load("params/demo.yaml", "M05")
 
 

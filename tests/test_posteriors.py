@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from kdlib.errors import UserError
-from kdlib.evaluate.posteriors import TOP, Keeper, Posteriors, divergence, entropy_bits
-from kdlib.tokens import Tokens, train
+from kdlib.evaluate.posteriors import TOP, Posteriors, PosteriorWriter, entropy_bits, frame_kl
+from kdlib.tokens import Tokens, train_tokenizer
 
 SIZE = 200
 
@@ -17,14 +17,14 @@ def said(rng, frames, sharpness=4.0):
 
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory):
-    path = train(["ONE TWO", "THREE"], 30, tmp_path_factory.mktemp("pieces"))
+    path = train_tokenizer(["ONE TWO", "THREE"], 30, tmp_path_factory.mktemp("pieces"))
     return Tokens(path.read_bytes(), blank=2, size=SIZE)
 
 
 def test_the_likeliest_tokens_are_exact_and_the_rest_is_spread(tokens, tmp_path):
     rng = np.random.default_rng(1)
     rows = {f"u{place}": said(rng, frames) for place, frames in enumerate((7, 1, 30))}
-    keeper = Keeper(tokens, 40.0)
+    keeper = PosteriorWriter(tokens, 40.0)
     for name, logprobs in rows.items():
         keeper.add(name, logprobs)
     kept = Posteriors(keeper.write(tmp_path))
@@ -46,7 +46,7 @@ def test_few_tokens_are_kept_whole(tokens, tmp_path):
     logprobs = np.log(np.full((3, 8), 1 / 8))
     logprobs[0] = -60.0
     logprobs[0, 2] = 0.0
-    keeper = Keeper(few, 40.0)
+    keeper = PosteriorWriter(few, 40.0)
     keeper.add("u", logprobs)
     found = Posteriors(keeper.write(tmp_path))["u"]
     assert found == pytest.approx(logprobs, abs=0.01)
@@ -58,18 +58,18 @@ def test_the_divergence_of_what_was_kept_is_that_of_all_or_less(tokens, tmp_path
     teacher, other = said(rng, 50), said(rng, 51)
     student = np.vstack([teacher, other[-1:]]) + 0.7 * rng.standard_normal((51, SIZE))
     student -= np.log(np.exp(student).sum(-1, keepdims=True))
-    keeper = Keeper(tokens, 40.0)
+    keeper = PosteriorWriter(tokens, 40.0)
     keeper.add("teacher", teacher)
     keeper.add("student", student)
     keeper.add("other", other)
     kept = Posteriors(keeper.write(tmp_path))
-    exact = divergence(teacher, student)
+    exact = frame_kl(teacher, student)
     assert len(exact) == 50
     assert exact == pytest.approx((np.exp(teacher) * (teacher - student[:50])).sum(-1))
-    assert divergence(kept["teacher"], kept["student"]).mean() == pytest.approx(exact.mean(), rel=0.15)
-    unlike = divergence(kept["teacher"], kept["other"]).mean()  # far apart, what is spread hides some of it
-    assert 0.5 * divergence(teacher, other).mean() < unlike < divergence(teacher, other).mean()
-    assert divergence(kept["teacher"], kept["teacher"]) == pytest.approx(0)
+    assert frame_kl(kept["teacher"], kept["student"]).mean() == pytest.approx(exact.mean(), rel=0.15)
+    unlike = frame_kl(kept["teacher"], kept["other"]).mean()  # far apart, what is spread hides some of it
+    assert 0.5 * frame_kl(teacher, other).mean() < unlike < frame_kl(teacher, other).mean()
+    assert frame_kl(kept["teacher"], kept["teacher"]) == pytest.approx(0)
 
 
 def test_another_file_is_refused_in_a_sentence(tmp_path):

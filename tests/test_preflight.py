@@ -6,14 +6,16 @@ import pytest
 import torch
 
 from kdlib.corpus import prepare
-from kdlib.distill import checks, ingredients, preflight, students
+from kdlib.distill import checks, preflight, students
 from kdlib.distill.checks import PASS, REFUSE, WARN
+from kdlib.distill.setup import resolved, student_folder
 from kdlib.errors import UserError
-from kdlib.models import nemo
+from kdlib.logits import extract
+from kdlib.logits.store import Header
+from kdlib.models.nemo_files import SHIPPED_MODEL, read_tokenizer
 from kdlib.params import load
+from kdlib.pretrained.pieces import load_tokens
 from kdlib.settings import Distill
-from kdlib.teachers import extract
-from kdlib.teachers.store import Header
 from kdlib.tokens import Tokens
 
 WORDS = ["COME", "GO", "YES", "NO", "ONE", "TWO"]
@@ -22,7 +24,7 @@ WORDS = ["COME", "GO", "YES", "NO", "ONE", "TWO"]
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory):
     path = tmp_path_factory.mktemp("tokens") / "tokenizer.model"
-    path.write_bytes(nemo.tokenizer(nemo.SHIPPED))
+    path.write_bytes(read_tokenizer(SHIPPED_MODEL))
     return Tokens.for_teachers(path)
 
 
@@ -37,7 +39,7 @@ class OneOff(Tokens):
 
 
 def headers(ours, **other):
-    known = {"heard": ("M04",), "output": "ctc", "encoding": "fp16", "size": ours.size, "width": 8}
+    known = {"train_speakers": ("M04",), "output": "ctc", "encoding": "fp16", "size": ours.size, "width": 8}
     known |= {"tokens": ours.fingerprint, "blank": 2, "bos": 0, "eos": 1, "stride_ms": 40.0}
     return {"M04": Header(teacher="M04", **known | other)}
 
@@ -60,19 +62,21 @@ SOUND = {
     "decoding": lambda t, r: checks.check_decoding(t, WORDS),
     "logits": lambda t, r: checks.check_logits({"M04": torch.randn(9, t.size)}),
     "temperature": lambda t, r: checks.check_temperature(headers(t), Distill(temperature=4.0)),
-    "temperature 1": lambda t, r: checks.check_temperature(headers(t), Distill(temperature=1.0, soften="teacher")),
+    "temperature 1": lambda t, r: checks.check_temperature(
+        headers(t), Distill(temperature=1.0, temperature_on="teacher")
+    ),
     "lengths": lambda t, r: checks.check_lengths(0, 100),
     "recording": lambda t, r: checks.check_recording({"M04": {"a": 10, "b": 21}}, {"a": 10, "b": 20}, 40.0, 40.0),
-    "target": lambda t, r: checks.check_aggregate(WORDS, WORDS),
-    "right and wrong": lambda t, r: checks.check_right(0.7, 0.3),
-    "texts": lambda t, r: checks.check_guessed([(0.9, True), (0.8, True), (0.3, False)], 0.5, "lexicon"),
-    "a new head": lambda t, r: checks.check_right(0.7, None),
+    "target": lambda t, r: checks.check_target(WORDS, WORDS),
+    "target accuracy": lambda t, r: checks.check_accuracy(0.7, 0.3),
+    "texts": lambda t, r: checks.check_pseudo_labels([(0.9, True), (0.8, True), (0.3, False)], 0.5, "lexicon"),
+    "a new head": lambda t, r: checks.check_accuracy(0.7, None),
     "best teacher": lambda t, r: checks.check_best_teacher(0.55, {"M04": 0.6, "F03": 0.2}),
     "spikes": lambda t, r: checks.check_spikes([0, 0, 1, 0], [0.7, 0.8, 0.5, 0.9]),
     "blanks": lambda t, r: checks.check_blanks(0.8),
     "gradients": lambda t, r: checks.check_gradients(2.0, 1.0),
     "stored and live": lambda t, r: checks.check_live(1e-6, "M04"),
-    "held out": lambda t, r: checks.check_heard(headers(t), ["M08", "M10"]),
+    "held out": lambda t, r: checks.check_training_speakers(headers(t), ["M08", "M10"]),
     "unseen words": lambda t, r: checks.check_words(WORDS, WORDS, decoder=True),
     "unseen words by CTC": lambda t, r: checks.check_words(WORDS, WORDS[1:], decoder=False),
 }
@@ -103,7 +107,7 @@ BROKEN = {
         "stored at temperature 2",
     ),
     "one side divided": (
-        lambda t, r: checks.check_temperature(headers(t), Distill(soften="student")),
+        lambda t, r: checks.check_temperature(headers(t), Distill(temperature_on="student")),
         WARN,
         "only the student's side",
     ),
@@ -119,27 +123,27 @@ BROKEN = {
         REFUSE,
         "a frame each 20 ms",
     ),
-    "a mute target": (lambda t, r: checks.check_aggregate([""] * 6, WORDS), REFUSE, "writes nothing in 100 %"),
-    "one word for all": (lambda t, r: checks.check_aggregate(["GO"] * 6, WORDS), REFUSE, "1 distinct texts for 6"),
-    "often mute": (lambda t, r: checks.check_aggregate(["", "", "", *WORDS[3:]], WORDS), WARN, "nothing in 50 %"),
+    "a mute target": (lambda t, r: checks.check_target([""] * 6, WORDS), REFUSE, "writes nothing in 100 %"),
+    "one word for all": (lambda t, r: checks.check_target(["GO"] * 6, WORDS), REFUSE, "1 distinct texts for 6"),
+    "often mute": (lambda t, r: checks.check_target(["", "", "", *WORDS[3:]], WORDS), WARN, "nothing in 50 %"),
     "mostly wrong": (
-        lambda t, r: checks.check_right(0.33, 0.2),
+        lambda t, r: checks.check_accuracy(0.33, 0.2),
         WARN,
         "33 % of the sample as the references do, the student",
     ),
-    "knows less than its pupil": (lambda t, r: checks.check_right(0.6, 0.7), WARN, "less than its pupil"),
+    "knows less than its pupil": (lambda t, r: checks.check_accuracy(0.6, 0.7), WARN, "less than its pupil"),
     "texts that are mostly wrong": (
-        lambda t, r: checks.check_guessed([(0.9, True), (0.8, False), (0.7, False)], 0.5, "lexicon"),
+        lambda t, r: checks.check_pseudo_labels([(0.9, True), (0.8, False), (0.7, False)], 0.5, "lexicon"),
         WARN,
         "100 % of the texts pass the confidence 0.5, and 33 % of these are right",
     ),
     "texts that nobody is sure of": (
-        lambda t, r: checks.check_guessed([(0.3, True)], 0.9, "beam"),
+        lambda t, r: checks.check_pseudo_labels([(0.3, True)], 0.9, "beam"),
         REFUSE,
         "nothing would be taught; lower distill.sequence.confidence",
     ),
     "the held-out speaker heard": (
-        lambda t, r: checks.check_strict("M08", 192),
+        lambda t, r: checks.check_speaker_independence("M08", 192),
         WARN,
         "no leave-one-speaker-out result",
     ),
@@ -156,7 +160,11 @@ BROKEN = {
     "no ground truth": (lambda t, r: checks.check_gradients(1.0, 0.0), WARN, "no ground truth"),
     "stale stores": (lambda t, r: checks.check_live(0.5, "M04"), REFUSE, "differs by 5.0e-01 nats"),
     "int8 at its limit": (lambda t, r: checks.check_live(5e-3, "M04"), WARN, "differs by 5.0e-03"),
-    "a leak": (lambda t, r: checks.check_heard(headers(t, heard=("M04", "M08")), ["M08"]), REFUSE, "has heard M08"),
+    "a leak": (
+        lambda t, r: checks.check_training_speakers(headers(t, train_speakers=("M04", "M08")), ["M08"]),
+        REFUSE,
+        "has heard M08",
+    ),
     "a decoder and new words": (
         lambda t, r: checks.check_words(WORDS, WORDS[1:], decoder=True),
         WARN,
@@ -209,40 +217,40 @@ def test_what_is_refused_is_not_trained(variant):
     params = variant("ctc_kd", distill={"allow": [], "temperature": 3.0})
     with pytest.raises(UserError, match=r"refuses to train:\n  target: the target writes nothing in 100 %"):
         students.student(params, seed=7)
-    assert not (ingredients.place(params, 7) / "model.json").exists()
+    assert not (student_folder(params, 7) / "model.json").exists()
 
 
 def test_decoder_distillation_across_encoders_is_switched_to_ctc_with_the_reason(variant):
     asked = variant("decoder_kd", distill={"allow_decoder_kd": False})
-    used = ingredients.effective(asked)
+    used = resolved(asked)
     assert (asked.distill.heads, used.distill.heads) == ("decoder", "ctc")
     switched = checks.check_decoder_kd(asked.distill, used.distill)
     assert switched.verdict == WARN
     assert "switched to CTC: the original study ended at 0 %" in switched.reason
     forced = variant("decoder_kd")
-    assert ingredients.effective(forced).distill.heads == "decoder"
-    assert "on purpose" in checks.check_decoder_kd(forced.distill, ingredients.effective(forced).distill).reason
+    assert resolved(forced).distill.heads == "decoder"
+    assert "on purpose" in checks.check_decoder_kd(forced.distill, resolved(forced).distill).reason
 
 
 @pytest.mark.parametrize(
     ("change", "name", "reason"),
     [
-        ({"heard": ["M04", "M08"]}, "held out", "has heard M08"),
+        ({"train_speakers": ["M04", "M08"]}, "held out", "has heard M08"),
         ({"blank": 5}, "tokens", "blank is 5"),
         ({"temperature": 3.0}, "temperature", "stored at temperature 3"),
     ],
 )
 def test_a_store_that_is_not_sound_is_named_before_it_is_used(monkeypatch, variant, change, name, reason):
     params = variant("ctc_kd")
-    opened = extract.opened
+    opened = extract.open_store
 
     def changed(*asked):
         store = opened(*asked)
         store.header = dataclasses.replace(store.header, **change)
         return store
 
-    monkeypatch.setattr(extract, "opened", changed)
-    found = by_name(preflight._taught(params, ingredients.vocabulary.vocabulary(params), 1))
+    monkeypatch.setattr(extract, "open_store", changed)
+    found = by_name(preflight._taught(params, load_tokens(params), 1))
     assert found[name].verdict == REFUSE
     assert reason in found[name].reason
 
@@ -250,10 +258,10 @@ def test_a_store_that_is_not_sound_is_named_before_it_is_used(monkeypatch, varia
 def test_outputs_of_another_recording_are_seen(monkeypatch, variant):
     """A teacher's rows of two utterances of different length, swapped."""
     params = variant("ctc_kd")
-    tokens = ingredients.vocabulary.vocabulary(params)
+    tokens = load_tokens(params)
     corpus = prepare.load(params)
     durations = {utt.utt_id: utt.duration_s for utt in corpus}
-    opened = extract.opened
+    opened = extract.open_store
 
     def swapped(*asked):
         store = opened(*asked)
@@ -262,10 +270,10 @@ def test_outputs_of_another_recording_are_seen(monkeypatch, variant):
         store._rows = store._rows | {longest: store._rows[shortest], shortest: store._rows[longest]}
         return store
 
-    from kdlib.teachers import targets
+    from kdlib.targets import choice
 
-    monkeypatch.setattr(extract, "opened", swapped)
-    monkeypatch.setattr(targets, "opened", swapped)
+    monkeypatch.setattr(extract, "open_store", swapped)
+    monkeypatch.setattr(choice, "open_store", swapped)
     found = by_name(preflight._taught(params, tokens, 1))
     assert found["recording"].verdict == REFUSE
     assert "2 of" in found["recording"].reason

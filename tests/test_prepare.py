@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from kdlib.corpus import audio, manifest, prepare
+from kdlib.corpus import audio, audio_checks, manifest, prepare
+from kdlib.corpus.audio_checks import UNREADABLE, FileInfo, _inspect
 from kdlib.corpus.manifest import Utterance
 from kdlib.corpus.speakers import split
 from kdlib.errors import UserError
@@ -229,8 +230,8 @@ def test_one_per_cent_of_unreadable_files_do_not_stop_a_run(tmp_path):
 
 def test_files_that_change_are_looked_at_again_and_only_they(own, monkeypatch):
     looked = []
-    look = audio._look
-    monkeypatch.setattr(audio, "_look", lambda utt: looked.append(utt.utt_id) or look(utt))
+    look = _inspect
+    monkeypatch.setattr(audio_checks, "_inspect", lambda utt: looked.append(utt.utt_id) or look(utt))
     prepare.make(settings(own))
     assert len(looked) == 40
     prepare.make(settings(own))
@@ -245,7 +246,7 @@ def test_files_that_change_are_looked_at_again_and_only_they(own, monkeypatch):
 
 
 def test_a_killed_look_goes_on_where_it_was(own, monkeypatch):
-    look, looked = audio._look, []
+    look, looked = _inspect, []
 
     def die_half_way(utt):
         if len(looked) == 20:
@@ -253,22 +254,22 @@ def test_a_killed_look_goes_on_where_it_was(own, monkeypatch):
         looked.append(utt.utt_id)
         return look(utt)
 
-    monkeypatch.setattr(audio, "_PART", 8)
-    monkeypatch.setattr(audio, "_look", die_half_way)
+    monkeypatch.setattr(audio_checks, "_PART", 8)
+    monkeypatch.setattr(audio_checks, "_inspect", die_half_way)
     with pytest.raises(KeyboardInterrupt):
         prepare.make(settings(own))
-    monkeypatch.setattr(audio, "_look", lambda utt: looked.append(utt.utt_id) or look(utt))
+    monkeypatch.setattr(audio_checks, "_inspect", lambda utt: looked.append(utt.utt_id) or look(utt))
     prepare.make(settings(own))
     assert len(looked) <= 20 + 24  # two parts of eight were kept
     assert len(prepare.load(settings(own))) == 40
 
 
 def test_blocks_by_repetition(own):
-    params = settings(own, blocks={"made_from": "repetition", "train": ["R1"], "test": ["R2"]})
+    params = settings(own, blocks={"block_source": "repetition", "train": ["R1"], "test": ["R2"]})
     splits = split(prepare.load(params), params)
     assert {utt.utt_id[-1] for utt in splits.train} == {"1"}
     assert {utt.utt_id[-1] for utt in (*splits.test, *splits.dev)} == {"2"}
-    other = settings(own, blocks={"made_from": "repetition"})
+    other = settings(own, blocks={"block_source": "repetition"})
     corpus = prepare.load(other)
     with pytest.raises(UserError, match="there is no block 'B1' in this corpus; it has R1, R2"):
         split(corpus, other)
@@ -361,7 +362,7 @@ def test_further_recordings_of_what_was_left_out_are_left_out_and_named(own):
     for utt_id in ("Ann_2_1", "Ann_3_1"):
         assert f"{utt_id},Ann," in left_out
     assert left_out.count("another recording of an utterance that was left out") == 2
-    repeated = settings(own, blocks={"made_from": "repetition"})
+    repeated = settings(own, blocks={"block_source": "repetition"})
     assert len(prepare.load(repeated)) == 37
 
 
@@ -369,7 +370,7 @@ def test_copies_are_no_repetitions_and_share_their_block(own):
     edit(own, ",wrd\n", ",wrd,copy_of\n")
     edit(own, ",Ann,can't\n", ",Ann,can't\n", times=1)
     edit(own, ",Ann,x-ray\n", ",Ann,can't,Ann_0_1\n")
-    corpus = prepare.load(settings(own, blocks={"made_from": "repetition"}))
+    corpus = prepare.load(settings(own, blocks={"block_source": "repetition"}))
     blocks = {utt.utt_id: utt.block for utt in corpus}
     assert (blocks["Ann_0_1"], blocks["Ann_2_1"], blocks["Ann_0_2"]) == ("R1", "R1", "R2")
 
@@ -377,22 +378,22 @@ def test_copies_are_no_repetitions_and_share_their_block(own):
 def test_a_repetition_column_counts_where_there_is_one(own):
     edit(own, ",wrd\n", ",wrd,repetition\n")
     edit(own, ",Ann,can't\n", ",Ann,can't,7\n")
-    corpus = prepare.load(settings(own, blocks={"made_from": "repetition"}))
+    corpus = prepare.load(settings(own, blocks={"block_source": "repetition"}))
     assert next(utt.block for utt in corpus if utt.utt_id == "Ann_0_1") == "R7"
 
 
 def test_blocks_are_made_anew_when_the_recipe_asks_for_others(own):
     assert {utt.block for utt in prepare.load(settings(own))} == {""}
-    assert {utt.block for utt in prepare.load(settings(own, blocks={"made_from": "repetition"}))} == {"R1", "R2"}
+    assert {utt.block for utt in prepare.load(settings(own, blocks={"block_source": "repetition"}))} == {"R1", "R2"}
 
 
 def test_what_is_over_when_somebody_looks_again_is_not_remembered(own, monkeypatch):
     """Rights that were missing, a disc that hiccuped: not a fault of the file."""
-    look = audio._look
-    fault = audio.Found(audio.UNREADABLE, "", 0.0, (0.0, 0.0))
-    monkeypatch.setattr(audio, "_look", lambda utt: fault if utt.utt_id == "Ann_0_1" else look(utt))
+    look = _inspect
+    fault = FileInfo(UNREADABLE, "", 0.0, (0.0, 0.0))
+    monkeypatch.setattr(audio_checks, "_inspect", lambda utt: fault if utt.utt_id == "Ann_0_1" else look(utt))
     assert "left out, 1 x the file may not be read" in report(own)
-    monkeypatch.setattr(audio, "_look", look)
+    monkeypatch.setattr(audio_checks, "_inspect", look)
     assert "0 left out" in report(own, hyphens="space")
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from kdlib.errors import UserError
 from kdlib.evaluate import score as scoring
-from kdlib.evaluate.score import Hypothesis, score, summary, table
+from kdlib.evaluate.score import Hypothesis, score, scores_by, summary
 
 ROWS = [
     Hypothesis("a1", "A", "HIGH", "digit", "yes", "ONE", greedy="ONE", lexicon="ONE", token_ids="5 6", n_tokens=2),
@@ -63,9 +63,9 @@ def test_bad_pairs_are_refused(references, heard, message):
 
 
 def test_tables_by_any_column():
-    by_speaker = table(ROWS, "greedy", "speaker")
+    by_speaker = scores_by(ROWS, "greedy", "speaker")
     assert {name: one.wra for name, one in by_speaker.items()} == {"A": 0.5, "B": 0.0}
-    assert {name: one.wra for name, one in table(ROWS, "lexicon", "seen").items()} == {"no": 1.0, "yes": 0.5}
+    assert {name: one.wra for name, one in scores_by(ROWS, "lexicon", "seen").items()} == {"no": 1.0, "yes": 0.5}
 
 
 def test_summary_scores_the_decoders_that_were_used():

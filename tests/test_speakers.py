@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 
 from kdlib.corpus.manifest import Corpus, Speaker, Utterance
-from kdlib.corpus.speakers import dev_speaker, people, split, table, teachers
+from kdlib.corpus.speakers import dev_speaker, fold_teachers, published_speakers, speaker_info, split
 from kdlib.errors import UserError
 from kdlib.params import load
 
-SPEAKERS = sorted(name for name, one in table().items() if not one.control)
+SPEAKERS = sorted(name for name, one in published_speakers().items() if not one.control)
 
 
 def everybody(names=("CM01", *SPEAKERS)):
@@ -21,18 +21,18 @@ def everybody(names=("CM01", *SPEAKERS)):
             for word in ("ONE", f"ONLY{block}")
         ),
         "test",
-        table(),
+        published_speakers(),
     )
 
 
 def fold(held_out="M08", **settings):
-    everybody = {"teacher": {"at_most": None}}
+    everybody = {"teacher": {"max_teachers": None}}
     return load("params/demo.yaml", held_out, {"dev": "M10", "exclude": ["M01"]} | settings, everybody)
 
 
 def test_the_table_holds_15_speakers_and_13_controls():
     assert len(SPEAKERS) == 15
-    assert len(table()) == 28
+    assert len(published_speakers()) == 28
 
 
 def test_nobody_is_on_two_sides():
@@ -52,30 +52,30 @@ def test_blocks_of_training_and_test():
 
 
 def test_an_excluded_speaker_still_teaches_and_may_be_held_out():
-    assert "M01" in teachers(fold(), everybody())
+    assert "M01" in fold_teachers(fold(), everybody())
     params = fold("M01", exclude=["M01"])
     assert {utt.speaker for utt in split(everybody(), params).test} == {"M01"}
 
 
 def test_teachers_of_all_others_leave_out_held_out_and_dev():
-    assert teachers(fold(), everybody()) == [name for name in SPEAKERS if name not in ("M08", "M10")]
+    assert fold_teachers(fold(), everybody()) == [name for name in SPEAKERS if name not in ("M08", "M10")]
 
 
 def test_without_a_dev_speaker_the_seeds_fourteen_teachers():
-    assert len(teachers(fold(dev=None), everybody())) == 14
+    assert len(fold_teachers(fold(dev=None), everybody())) == 14
 
 
 @pytest.mark.parametrize(
     ("labels", "expected"), [("seed", ["F03", "M04", "M07", "M12", "M14", "F02"]), ("published", ["F05", "M09", "M14"])]
 )
 def test_same_level_by_either_labels(labels, expected):
-    assert sorted(teachers(fold(teachers="same_level", levels=labels), everybody())) == sorted(expected)
+    assert sorted(fold_teachers(fold(teachers="same_level", levels=labels), everybody())) == sorted(expected)
 
 
 def test_same_level_with_nobody_in_it_falls_back_with_a_warning():
     params = fold("M01", teachers="same_level", levels="seed", dev="M12")
     with pytest.warns(UserWarning, match="no other speaker is VERY_LOW by the seed labels: all 13 others teach M01"):
-        assert len(teachers(params, everybody())) == 13
+        assert len(fold_teachers(params, everybody())) == 13
 
 
 def test_levels_of_both_labels():
@@ -104,21 +104,21 @@ def test_blocks_that_the_corpus_does_not_have_are_named():
 
 def test_the_same_name_is_another_person_in_another_corpus():
     ua, torgo = (load(f"params/{name}.yaml", "M05") for name in ("uaspeech", "torgo"))
-    assert people(ua, ["M05"])["M05"].level == "MID"
-    assert people(torgo, ["M05"])["M05"].level == "LOW"
+    assert speaker_info(ua, ["M05"])["M05"].level == "MID"
+    assert speaker_info(torgo, ["M05"])["M05"].level == "LOW"
     own = load("params/own.yaml", "M05", fold={"exclude": []})
-    assert people(own, ["M05", "CM01"])["M05"].level == ""
-    assert not people(own, ["M05", "CM01"])["CM01"].control
+    assert speaker_info(own, ["M05", "CM01"])["M05"].level == ""
+    assert not speaker_info(own, ["M05", "CM01"])["CM01"].control
 
 
 def test_a_recipe_says_who_its_speakers_are():
     told = {"ANNA": {"level": "LOW", "sex": "F"}, "CARL": {"level": "CONTROL"}}
-    known = people(
+    known = speaker_info(
         load("params/own.yaml", "ANNA", {"exclude": []}, {"speakers": told, "folds": "none"}), ["ANNA", "BEN", "CARL"]
     )
     assert (known["ANNA"].level, known["ANNA"].sex, known["BEN"].level, known["CARL"].control) == ("LOW", "F", "", True)
     table_of = load("params/own.yaml", "M08", {"dev": "M10"}, {"speakers": "uaspeech"})
-    assert people(table_of, ["M08"]) == {"M08": table()["M08"]}
+    assert speaker_info(table_of, ["M08"]) == {"M08": published_speakers()["M08"]}
     assert table_of.fold_set == "uaspeech"
 
 
@@ -152,6 +152,6 @@ def test_per_cents_count_before_levels_and_unknown_speakers_last():
         "C": Speaker("C"),
         "D": Speaker("D", level="MID"),
     }
-    assert dev_speaker("A", "BCD", known) == ("B", dev_speaker("M08", ["M10"], table())[1])
+    assert dev_speaker("A", "BCD", known) == ("B", dev_speaker("M08", ["M10"], published_speakers())[1])
     assert dev_speaker("A", "CD", known)[1] == "the next by name, since nothing else is known of the speakers"
     assert dev_speaker("D", "ABC", known)[0] == "A"

@@ -3,15 +3,15 @@ import pytest
 import torch
 
 from kdlib.corpus.manifest import Utterance
-from kdlib.models import nemo
-from kdlib.teachers import spikes
-from kdlib.teachers.store import Header, LogitStore, Writer
+from kdlib.logits import spikes
+from kdlib.logits.store import Header, LogitStore, Writer
+from kdlib.models.nemo_files import SHIPPED_MODEL, read_tokenizer
 from kdlib.tokens import BLANK, Tokens
 
 
 @pytest.fixture
 def tokens(tmp_path):
-    (tmp_path / "tokenizer.model").write_bytes(nemo.tokenizer(nemo.SHIPPED))
+    (tmp_path / "tokenizer.model").write_bytes(read_tokenizer(SHIPPED_MODEL))
     return Tokens.for_teachers(tmp_path / "tokenizer.model")
 
 
@@ -23,7 +23,7 @@ def spiking(tmp_path, tokens, name, frames, ids, length=20):
         logits[frame, BLANK], logits[frame, token] = -8.0, 8.0
     header = Header(
         teacher=name,
-        heard=(name,),
+        train_speakers=(name,),
         output="ctc",
         encoding="dense32",
         size=tokens.size,
@@ -46,11 +46,11 @@ def test_pairs_of_teachers_are_compared_in_time(tmp_path, tokens):
     stores = {
         name: spiking(tmp_path, tokens, name, frames + late, ids) for name, late in (("A", 0), ("B", 1), ("C", 4))
     }
-    pairs = spikes.compare(stores, [utt], tokens).set_index(["one", "other"])
+    pairs = spikes.compare_times(stores, [utt], tokens).set_index(["one", "other"])
     assert pairs.mean_ms.to_dict() == {("A", "B"): 40.0, ("A", "C"): 160.0, ("B", "C"): 120.0}
     assert pairs.within_a_frame.to_dict() == {("A", "B"): 1.0, ("A", "C"): 0.0, ("B", "C"): 0.0}
-    assert "3 pairs of teachers: their tokens are 107 ms apart on average, 33 % of them" in spikes.said(pairs)
-    together = spikes.together(stores, [utt])
+    assert "3 pairs of teachers: their tokens are 107 ms apart on average, 33 % of them" in spikes.describe_times(pairs)
+    together = spikes.simultaneous(stores, [utt])
     assert together.sum() == pytest.approx(1)
     both = len(set(frames) & set(frames + 4))  # A and C write in the same frames here and there, B never with them
     assert together[2] == pytest.approx(both / (3 * len(ids) - both))
@@ -63,5 +63,5 @@ def test_tokens_that_do_not_fit_have_no_times():
 def test_one_teacher_has_nothing_to_be_compared_with(tmp_path, tokens):
     utt = Utterance("one", "M04", tmp_path / "one.wav", 0.8, "COMMAND")
     ids = tokens.encode(utt.text)
-    pairs = spikes.compare({"A": spiking(tmp_path, tokens, "A", range(len(ids)), ids)}, [utt], tokens)
-    assert "one teacher alone" in spikes.said(pairs)
+    pairs = spikes.compare_times({"A": spiking(tmp_path, tokens, "A", range(len(ids)), ids)}, [utt], tokens)
+    assert "one teacher alone" in spikes.describe_times(pairs)

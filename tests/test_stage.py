@@ -128,9 +128,9 @@ def test_two_processes_do_not_make_the_same_folder_twice(tmp_path):
 
 
 def test_code_counts_by_meaning_not_by_comments():
-    before = stage._meaning('"""Doc."""\ndef f(x):\n    """Say."""\n    return x + 1\n')
-    assert stage._meaning("# other\ndef f(x):\n\n    return x + 1  # why\n") == before
-    assert stage._meaning("def f(x):\n    return x + 2\n") != before
+    before = stage._canonical_code('"""Doc."""\ndef f(x):\n    """Say."""\n    return x + 1\n')
+    assert stage._canonical_code("# other\ndef f(x):\n\n    return x + 1  # why\n") == before
+    assert stage._canonical_code("def f(x):\n    return x + 2\n") != before
 
 
 def test_a_notebook_counts_by_its_code_not_by_its_outputs(tmp_path):
@@ -163,7 +163,7 @@ def test_a_run_killed_between_completing_and_renaming_is_only_put_in_place(tmp_p
 def test_every_file_that_stages_name_as_code_exists():
     from kdlib.corpus import prepare
     from kdlib.evaluate import baseline
-    from kdlib.models import pretrain
+    from kdlib.pretrained.model import PRETRAINED_CODE
 
-    for names in (prepare.CODE, pretrain.CODE, baseline.CODE):
+    for names in (prepare.CODE, PRETRAINED_CODE, baseline.CODE):
         assert set(names) <= set(stage.SOURCES)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from kdlib.evaluate.statistics import flipped, folds_needed, holm
+from kdlib.evaluate.statistics import folds_needed, holm, sign_flip_p
 
 
 def test_holm_by_hand():
@@ -30,12 +30,12 @@ def test_flipped_signs_by_counting_all_of_them():
     parts = np.array([0.3, -0.1, 0.4, 0.2, 0.05])
     sums = [sum(s * p for s, p in zip(signs, parts, strict=True)) for signs in itertools.product((-1, 1), repeat=5)]
     expected = sum(abs(one) >= abs(parts.sum()) - 1e-12 for one in sums) / 32
-    assert flipped(parts, np.random.default_rng(0)) == pytest.approx(expected)
+    assert sign_flip_p(parts, np.random.default_rng(0)) == pytest.approx(expected)
 
 
 def test_many_equal_differences_are_a_binomial_test():
     parts = np.array([1.0] * 30 + [-1.0] * 14 + [0.0] * 50)
-    assert flipped(parts, np.random.default_rng(0)) == pytest.approx(binomtest(30, 44).pvalue)
+    assert sign_flip_p(parts, np.random.default_rng(0)) == pytest.approx(binomtest(30, 44).pvalue)
     uneven = parts * np.where(np.arange(94) % 2, 1.0, 1.0001)  # drawn, not counted: close to it
-    assert flipped(uneven, np.random.default_rng(0)) == pytest.approx(binomtest(30, 44).pvalue, abs=0.01)
-    assert flipped(np.zeros(3), np.random.default_rng(0)) == 1.0
+    assert sign_flip_p(uneven, np.random.default_rng(0)) == pytest.approx(binomtest(30, 44).pvalue, abs=0.01)
+    assert sign_flip_p(np.zeros(3), np.random.default_rng(0)) == 1.0

@@ -9,22 +9,22 @@ import pytest
 import torch
 
 from kdlib.errors import UserError
-from kdlib.teachers.store import Header, LogitStore, Writer
-from kdlib.tokens import Tokens, train
+from kdlib.logits.store import Header, LogitStore, Writer
+from kdlib.tokens import Tokens, train_tokenizer
 
 V, D = 500, 16
 
 
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory) -> Tokens:
-    return Tokens.for_teachers(train(["ONE", "TWO", "SEVEN"], 24, tmp_path_factory.mktemp("tokens")), V)
+    return Tokens.for_teachers(train_tokenizer(["ONE", "TWO", "SEVEN"], 24, tmp_path_factory.mktemp("tokens")), V)
 
 
 def header(tokens, encoding="fp16", **changes) -> Header:
     width = V if encoding.startswith("dense") else D
     known = {
         "teacher": "M10",
-        "heard": ("CM01", "M10"),
+        "train_speakers": ("CM01", "M10"),
         "output": "ctc",
         "encoding": encoding,
         "size": V,

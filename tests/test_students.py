@@ -11,18 +11,24 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kdlib import train
 from kdlib.corpus import audio, prepare
 from kdlib.corpus.speakers import split
 from kdlib.decode.greedy import greedy
-from kdlib.distill import ingredients, results, students
+from kdlib.distill import setup, students
+from kdlib.distill.setup import LATEST, student_data, student_folder
+from kdlib.distill.student_scores import student_scores
 from kdlib.errors import UserError
 from kdlib.evaluate import compare
 from kdlib.evaluate.score import Hypothesis, write_hypotheses
-from kdlib.models import export, hybrid, nemo
+from kdlib.io import read_json
+from kdlib.models import export, hybrid
+from kdlib.models.nemo_files import NeMoCTC, quiet_nemo, restore_model
 from kdlib.params import load
-from kdlib.stage import read_json
+from kdlib.pretrained.model import pretrained_model
+from kdlib.pretrained.pieces import load_tokens
+from kdlib.show import comparison
 from kdlib.tokens import BLANK
+from kdlib.training.checkpoints import read_curves
 
 
 @pytest.fixture(scope="module")
@@ -42,15 +48,15 @@ def test_a_student_is_chosen_on_the_dev_speaker_and_scored_on_the_held_out_one(v
     params = variant("ctc_kd")
     folder = students.student(params)
     record = read_json(folder / "model.json")
-    assert not {"M08", "M10"} & set(record["heard"])
+    assert not {"M08", "M10"} & set(record["train_speakers"])
     assert (record["variant"], record["seed"], record["heads_trained"], record["steps"]) == ("ctc_kd", 1, ["ctc"], 6)
     assert {"model.safetensors", "latest.safetensors", "tensorboard", "run.json"} <= {
         one.name for one in folder.iterdir()
     }
     assert not list(folder.glob("**/*.ckpt")) + list(folder.glob("**/*.pt"))  # nothing that has to be unpickled
-    curves = train.curves(folder / "tensorboard")
+    curves = read_curves(folder / "tensorboard")
     assert {"loss", "ctc", "kd_ctc", "dev_wra"} <= set(curves.name)
-    scored = students.scored(params)
+    scored = student_scores(params)
     assert read_json(scored / "scores.json")["held_out"] == "M08"
     corpus = prepare.load(params)
     heard = pd.read_csv(scored / "hypotheses.csv")
@@ -62,25 +68,25 @@ def test_the_control_sees_the_same_batches_and_no_teacher(variant, monkeypatch):
     hard, taught = variant("hard"), variant("ctc_kd")
     seen = {}
     for params in (hard, taught):
-        chosen = ingredients.material(params, ingredients.vocabulary.vocabulary(params))
-        plan = students.plan_of(params, chosen)
+        chosen = student_data(params, load_tokens(params))
+        plan = students.batch_plan(params, chosen)
         seen[params.variant] = [
             [utt.utt_id for batch in plan.part(chosen.train, number, 1) for utt in batch] for number in range(4)
         ]
     assert seen["hard"] == seen["ctc_kd"]
-    monkeypatch.setattr(ingredients.targets, "target", lambda *_, **__: pytest.fail("a teacher was asked"))
+    monkeypatch.setattr(setup, "load_target", lambda *_, **__: pytest.fail("a teacher was asked"))
     assert students.student(hard)
 
 
 def test_an_epoch_in_parts_is_the_whole_epoch(variant):
-    params = variant("hard", student={"looks": 2, "batch_size": 4})
-    chosen = ingredients.material(params, ingredients.vocabulary.vocabulary(params))
-    plan = students.plan_of(params, chosen)
+    params = variant("hard", student={"validations_per_epoch": 2, "batch_size": 4})
+    chosen = student_data(params, load_tokens(params))
+    plan = students.batch_plan(params, chosen)
     assert plan.parts == 2
     once = [utt.utt_id for part in (0, 1) for batch in plan.part(chosen.train, part, 1) for utt in batch]
     assert sorted(once) == sorted(utt.utt_id for utt in chosen.train)
-    phases = {"student": {"looks": 2, "accumulate": 2, "phases": [{"epochs": 3}]}}
-    assert students.plan_of(variant("hard", **phases), chosen).steps == [
+    phases = {"student": {"validations_per_epoch": 2, "accumulate": 2, "phases": [{"epochs": 3}]}}
+    assert students.batch_plan(variant("hard", **phases), chosen).steps == [
         3 * 2
     ]  # 3 batches an epoch in parts of 2 and 1
 
@@ -99,13 +105,13 @@ def test_two_phases_in_one_run_are_two_runs_with_resume(variant, tmp_path):
         return tmp_path / name
 
     once, first = made("once", phases=PHASES), made("first", phases=PHASES[:1])
-    start, frozen = nemo.restore(ingredients.pretrained(variant("hard"))), load_file(first / ingredients.LATEST)
+    start, frozen = restore_model(pretrained_model(variant("hard"))), load_file(first / LATEST)
     for name, weight in start.encoder.state_dict().items():
         assert torch.equal(weight, frozen[f"encoder.encoder.{name}"]), name
     second = made("second", phases=PHASES[1:], resume=str(first))
     assert [one["steps"] for one in read_json(once / "model.json")["phases"]] == [3, 6]
-    assert same(once, second, ingredients.LATEST)
-    assert not same(first, second, ingredients.LATEST)
+    assert same(once, second, LATEST)
+    assert not same(first, second, LATEST)
 
 
 def test_resuming_from_nowhere_says_where_it_looked(variant):
@@ -115,24 +121,24 @@ def test_resuming_from_nowhere_says_where_it_looked(variant):
 
 KILLED = """
 import os, sys
-from kdlib import train
+from kdlib.training import callbacks
 from kdlib.distill import students
 from kdlib.params import load
 
-def die(self, trainer, *rest, end=train._Progress.on_train_batch_end):
+def die(self, trainer, *rest, end=callbacks._Progress.on_train_batch_end):
     end(self, trainer, *rest)
     if trainer.global_step == int(sys.argv[2]):
         os.kill(os.getpid(), 9)
 
-train._Progress.on_train_batch_end = die
-student = {"phases": [{"steps": 14, "warmup_steps": 2}], "looks": 2, "backbone": "sb"}  # imports faster than NeMo
+callbacks._Progress.on_train_batch_end = die
+student = {"phases": [{"steps": 14, "warmup_steps": 2}], "validations_per_epoch": 2, "backbone": "sb"}  # imports faster than NeMo
 params = load("params/smoke.yaml", "M08", overrides={"outputs": sys.argv[1], "student": student}, variant="ctc_kd")
 students.student(params)
 """
 
 
 def test_killed_at_a_random_moment_and_resumed_the_weights_are_the_same(variant, taught, tmp_path):
-    student = {"phases": [{"steps": 14, "warmup_steps": 2}], "looks": 2, "backbone": "sb"}
+    student = {"phases": [{"steps": 14, "warmup_steps": 2}], "validations_per_epoch": 2, "backbone": "sb"}
     whole = students.student(variant("ctc_kd", student=student), seed=1)
     kept = tmp_path / "whole"
     shutil.copytree(whole, kept)
@@ -152,7 +158,7 @@ def test_killed_at_a_random_moment_and_resumed_the_weights_are_the_same(variant,
     assert "goes on from step" in ended.stdout + ended.stderr
     folder = tmp_path / "smoke/M08/students/ctc_kd/seed1"
     assert same(folder, kept), moments
-    assert same(folder, kept, ingredients.LATEST), moments
+    assert same(folder, kept, LATEST), moments
 
 
 @pytest.mark.parametrize(
@@ -162,8 +168,8 @@ def test_killed_at_a_random_moment_and_resumed_the_weights_are_the_same(variant,
         {"student": {"backbone": "sb", "start": "scratch", "conformer": {"d_model": 16, "layers": 1, "heads": 2}}},
         {"student": {"freeze_preprocessor": False, "augment": "none", "precision": "bf16", "accumulate": 2}},
         {"student": {"schedule": "noam", "decoder_layers": 1}, "distill": {"heads": "both", "allow_decoder_kd": True}},
-        {"distill": {"gamma": 0.1, "blanks": "symmetric", "best_shift": 2, "temperature_end": 1.0, "alpha_end": 0.1}},
-        {"aggregation": {"method": "prob_mean"}, "distill": {"pseudo": {"weight": 0.2, "confidence": 0.1}}},
+        {"distill": {"gamma": 0.1, "blanks": "symmetric", "max_shift": 2, "temperature_end": 1.0, "alpha_end": 0.1}},
+        {"aggregation": {"method": "prob_mean"}, "distill": {"pseudo_labels": {"weight": 0.2, "confidence": 0.1}}},
         {
             "student": {
                 "backbone": "sb",
@@ -179,8 +185,8 @@ def test_killed_at_a_random_moment_and_resumed_the_weights_are_the_same(variant,
                 "alpha": 0,
                 "heads": "both",
                 "allow_decoder_kd": True,
-                "words": {"weight": 0.5, "temperature": 2.0, "shortlist": 2, "sampled": 1},
-                "sequence": {"weight": 0.5, "nbest": 2, "over": "beam"},
+                "words": {"weight": 0.5, "temperature": 2.0, "shortlist": 2, "random_words": 1},
+                "sequence": {"weight": 0.5, "nbest": 2, "hypotheses_from": "beam"},
                 "occupancy": {"weight": 0.5},
             },
         },
@@ -192,10 +198,10 @@ def test_killed_at_a_random_moment_and_resumed_the_weights_are_the_same(variant,
 )
 def test_every_kind_of_student_trains_and_is_scored(variant, settings):
     params = variant("ctc_kd", **settings)
-    found = read_json(students.scored(params, 3) / "scores.json")["decoders"]
+    found = read_json(student_scores(params, 3) / "scores.json")["decoders"]
     assert {"greedy", "lexicon"} <= set(found)
     assert ("attention_lexicon" in found) == bool(params.student.decoder_layers)
-    record = read_json(ingredients.place(params, 3) / "model.json")
+    record = read_json(student_folder(params, 3) / "model.json")
     assert record["backbone"] == params.student.backbone
     assert record["steps"] > 0
 
@@ -207,21 +213,21 @@ def test_two_processes_train_one_student(variant):
     folder = students.student(params, 5)
     assert read_json(folder / "model.json")["steps"] == 6
     assert not (folder / "params.json").exists()
-    assert hybrid.Trained(folder).record["variant"] == "hard"
+    assert hybrid.TrainedModel(folder).record["variant"] == "hard"
 
 
 def test_a_ctc_student_becomes_a_nemo_file_that_plain_nemo_transcribes_with(variant, tmp_path):
     folder = students.student(variant("hard"))
     path = export.export(folder, tmp_path / "student.nemo")
-    plain = nemo.restore(path)
+    plain = restore_model(path)
     assert type(plain).__name__ == "EncDecCTCModelBPE"
     plain.eval()
-    ours = hybrid.Trained(folder)
+    ours = hybrid.TrainedModel(folder)
     utterances = split(prepare.load(variant("hard")), variant("hard")).test
     said = []
     for utt in utterances:
         said += [ours.tokens.decode(ids) for ids in greedy(ours(*audio.collate([utt])), BLANK)]
-    with nemo.quiet():
+    with quiet_nemo():
         theirs = plain.transcribe([str(utt.wav) for utt in utterances], batch_size=1, verbose=False)
     assert [one.text.upper() for one in theirs] == said
 
@@ -229,8 +235,8 @@ def test_a_ctc_student_becomes_a_nemo_file_that_plain_nemo_transcribes_with(vari
 def test_what_plain_nemo_hears_is_what_the_student_heard(variant, tmp_path):
     """The smoke student writes next to nothing: compare probabilities, blank against blank, piece against piece."""
     folder = students.student(variant("hard"))
-    theirs = nemo.NeMoCTC(export.export(folder, tmp_path / "student.nemo"))
-    ours = hybrid.Trained(folder)
+    theirs = NeMoCTC(export.export(folder, tmp_path / "student.nemo"))
+    ours = hybrid.TrainedModel(folder)
     batch = audio.collate(split(prepare.load(variant("hard")), variant("hard")).test[:3])
     one, other = ours(*batch), theirs(*batch)
     pieces = len(ours.tokens.pieces)
@@ -246,23 +252,23 @@ def test_a_speechbrain_student_cannot_be_a_nemo_file(taught, tmp_path):
 
 
 def test_a_student_stands_beside_baseline_and_control(variant):
-    table = results.beside(variant("ctc_kd"), variant("hard"), 1)
+    table = comparison.student_table(variant("ctc_kd"), variant("hard"), 1)
     assert list(table.index) == ["greedy", "lexicon", "beam"]
     columns = [("held out", name) for name in ("baseline", "hard", "ctc_kd")] + [("dev", "hard"), ("dev", "ctc_kd")]
     assert list(table.columns) == columns
     assert table.loc["greedy", ("held out", "baseline")] == 0  # trained for 15 steps
-    whole = results.fold(results.folders(variant("ctc_kd"), ["hard", "ctc_kd"], [1]))
+    whole = comparison.fold_table(comparison.score_folders(variant("ctc_kd"), ["hard", "ctc_kd"], [1]))
     assert [name for name, _ in whole.index] == ["baseline", "hard", "ctc_kd", "hard", "ctc_kd"]
     assert ("hard", "mean") in whole.index
     with pytest.raises(UserError, match=r"no scores there; train this student with: make compare VARIANTS=two_stage"):
-        results.folders(variant("ctc_kd"), ["two_stage"], [9])
+        comparison.score_folders(variant("ctc_kd"), ["two_stage"], [9])
 
 
 def test_a_control_of_other_steps_is_none(variant):
     with pytest.raises(UserError, match="'hard' is no control of 'ctc_kd': it must have the same student, steps"):
-        results.check_control(variant("ctc_kd"), variant("hard", student={"batch_size": 8}))
+        comparison.check_control(variant("ctc_kd"), variant("hard", student={"batch_size": 8}))
     with pytest.raises(UserError, match="is no control"):
-        results.check_control(variant("ctc_kd"), variant("ctc_kd"))
+        comparison.check_control(variant("ctc_kd"), variant("ctc_kd"))
 
 
 def test_a_student_that_has_heard_the_held_out_speaker_is_no_start(variant):
@@ -289,9 +295,9 @@ def test_what_was_fixed_and_what_was_broken(tmp_path):
             for i in range(12)
         ]
         write_hypotheses(rows, tmp_path / name / "hypotheses.csv")
-    table = results.changed(tmp_path / "before", tmp_path / "after")
+    table = comparison.changed_utterances(tmp_path / "before", tmp_path / "after")
     assert table.change.value_counts().to_dict() == {"fixed": 8, "broke": 1}
-    systems = {name: compare.collected([tmp_path / name]) for name in ("after", "before")}
+    systems = {name: compare.collect([tmp_path / name]) for name in ("after", "before")}
     one = compare.compare(systems, against="before")[0]
     assert (one.fixed, one.broken, one.verdict) == (8, 1, "better")
     assert one.mcnemar_p == pytest.approx(2 * (1 + 9) / 2**9)

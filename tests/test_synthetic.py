@@ -4,13 +4,15 @@ from collections import Counter
 
 import pytest
 
-from kdlib.corpus import manifest, prepare, synthetic, uaspeech
-from kdlib.corpus.speakers import table
+from kdlib.corpus import manifest, prepare
+from kdlib.corpus.embedded import synthetic
+from kdlib.corpus.importers import uaspeech
+from kdlib.corpus.speakers import published_speakers
 from kdlib.errors import UserError
-from kdlib.models import nemo
+from kdlib.io import read_json
+from kdlib.models.nemo_files import SHIPPED_MODEL
 from kdlib.params import load
 from kdlib.settings import Synthetic
-from kdlib.stage import read_json
 
 MAKE = """
 import sys
@@ -35,8 +37,10 @@ def test_the_word_list_is_uaspeechs():
 
 @pytest.mark.parametrize(("recipe", "voices"), [("demo", 3), ("shipped", 13)])
 def test_the_demo_speaks_what_its_recipe_says(recipe, voices):
-    plan = synthetic.plan(load(f"params/{recipe}.yaml", "M08").synthetic)
-    speakers, controls = ([name for name in plan if table()[name].control == which] for which in (False, True))
+    plan = synthetic.make_prompts(load(f"params/{recipe}.yaml", "M08").synthetic)
+    speakers, controls = (
+        [name for name in plan if published_speakers()[name].control == which] for which in (False, True)
+    )
     assert (len(speakers), len(controls)) == (15, voices)
     assert {len(plan[name]) for name in speakers} == {3 * (10 + 6 + 5 + 21 + 6) * 2} == {288}
     assert {len(plan[name]) for name in controls} == {449 + 60}
@@ -48,27 +52,29 @@ def test_the_demo_speaks_what_its_recipe_says(recipe, voices):
 
 def test_ids_are_unique():
     prompts = [
-        prompt.utt_id for todo in synthetic.plan(load("params/demo.yaml", "M08").synthetic).values() for prompt in todo
+        prompt.utt_id
+        for todo in synthetic.make_prompts(load("params/demo.yaml", "M08").synthetic).values()
+        for prompt in todo
     ]
     assert len(prompts) == len(set(prompts)) == 15 * 288 + 3 * 509
 
 
 def test_controls_may_be_named():
-    plan = synthetic.plan(Synthetic(speakers=("M08",), controls=("CM13", "CF05")))
+    plan = synthetic.make_prompts(Synthetic(speakers=("M08",), controls=("CM13", "CF05")))
     assert list(plan) == ["M08", "CF05", "CM13"]
     with pytest.raises(UserError, match="unknown control 'CX05'; did you mean 'CM05'"):
-        synthetic.plan(Synthetic(controls=("CX05",)))
+        synthetic.make_prompts(Synthetic(controls=("CX05",)))
 
 
 def test_the_demos_controls_are_those_whom_the_shipped_model_has_not_heard():
-    heard = read_json(nemo.SHIPPED.with_suffix(".heard.json"))
+    heard = read_json(SHIPPED_MODEL.with_suffix(".train_data.json"))
     assert load("params/demo.yaml", "M08").synthetic.controls == tuple(heard["test_speakers"])
 
 
 def test_unknown_speakers_are_refused():
     params = load("params/demo.yaml", "M08", overrides={"synthetic": {"speakers": ["M08", "M80"]}})
     with pytest.raises(UserError, match="unknown speaker 'M80'"):
-        synthetic.plan(params.synthetic)
+        synthetic.make_prompts(params.synthetic)
 
 
 def test_two_fresh_processes_make_the_same_bytes(tmp_path, corpus, smoke):
@@ -79,7 +85,7 @@ def test_two_fresh_processes_make_the_same_bytes(tmp_path, corpus, smoke):
 
 
 def test_the_hash_in_the_manifest_is_the_files(corpus):
-    from kdlib.stage import sha256
+    from kdlib.io import sha256
 
     assert all(sha256(utt.wav)[:16] == utt.sha256 for utt in corpus)
 
@@ -114,13 +120,13 @@ def test_a_failing_voice_is_one_message(tmp_path):
     params = load("params/smoke.yaml", "M08", overrides={"outputs": str(tmp_path)})
     (tmp_path / "audio").write_text("in the way of the folder")
     with pytest.raises(UserError, match=r"the voices failed: .*audio") as caught:
-        list(synthetic._speak(synthetic.plan(params.synthetic), params, tmp_path))
+        list(synthetic._speak(synthetic.make_prompts(params.synthetic), params, tmp_path))
     assert "\n" not in str(caught.value)
 
 
 def test_a_voice_that_is_killed_ends_the_making_with_one_message(tmp_path):
     program = (
-        "import os\nfrom kdlib.corpus import synthetic\n"
+        "import os\nfrom kdlib.corpus.embedded import synthetic\n"
         "synthetic._speak_all = lambda job: os.kill(os.getpid(), 9)\n"
         "list(synthetic._speak_side_by_side([{'speaker': 'M08'}], 1))\n"
     )

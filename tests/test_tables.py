@@ -3,12 +3,13 @@ from pathlib import Path
 import pytest
 
 from kdlib.corpus.manifest import Corpus, Utterance
-from kdlib.corpus.speakers import table
+from kdlib.corpus.speakers import published_speakers
 from kdlib.evaluate import score, tables
 from kdlib.evaluate.score import Hypothesis
 
 PEOPLE = Corpus(
-    tuple(Utterance(name, name, Path("x"), 1.0, "ONE") for name in ("M08", "M10", "M04", "CM01")), people=table()
+    tuple(Utterance(name, name, Path("x"), 1.0, "ONE") for name in ("M08", "M10", "M04", "CM01")),
+    people=published_speakers(),
 )
 
 

@@ -1,13 +1,13 @@
 import pytest
 
-from kdlib.corpus.synthetic import word_list
+from kdlib.corpus.embedded.synthetic import word_list
 from kdlib.errors import UserError
-from kdlib.tokens import BLANK, BOS, EOS, Tokens, check_round_trip, normalise, train
+from kdlib.tokens import BLANK, BOS, EOS, Tokens, check_round_trip, normalise, train_tokenizer
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return train(word_list().values(), 64, tmp_path_factory.mktemp("tokens"), lower=True)
+    return train_tokenizer(word_list().values(), 64, tmp_path_factory.mktemp("tokens"), lower=True)
 
 
 def test_teachers_contract_is_the_seeds(model):
@@ -55,11 +55,14 @@ def test_fingerprints_differ_where_ids_mean_different_things(model):
 
 
 def test_training_twice_gives_the_same_bytes(model, tmp_path):
-    assert train(reversed(list(word_list().values())), 64, tmp_path, lower=True).read_bytes() == model.read_bytes()
+    assert (
+        train_tokenizer(reversed(list(word_list().values())), 64, tmp_path, lower=True).read_bytes()
+        == model.read_bytes()
+    )
 
 
 def test_few_texts_yield_fewer_pieces_than_asked_for(tmp_path):
-    tokens = Tokens.for_nemo(train(["ONE", "TWO"], 900, tmp_path).read_bytes())
+    tokens = Tokens.for_nemo(train_tokenizer(["ONE", "TWO"], 900, tmp_path).read_bytes())
     assert len(tokens.pieces) < 30
     assert tokens.decode(tokens.encode("TWO ONE")) == "TWO ONE"
 
@@ -68,11 +71,11 @@ def test_too_few_pieces_for_the_script_are_refused_in_words(tmp_path):
     with pytest.raises(
         UserError, match="no tokenizer of 8 pieces can write the 5 different characters of these 2 texts"
     ):
-        train(["ONE", "TWO"], 8, tmp_path)
+        train_tokenizer(["ONE", "TWO"], 8, tmp_path)
 
 
 def test_characters_beyond_the_texts_can_be_written(tmp_path):
-    tokens = Tokens.for_nemo(train(["ONE", "TWO"], 64, tmp_path, lower=True, characters="É'-").read_bytes())
+    tokens = Tokens.for_nemo(train_tokenizer(["ONE", "TWO"], 64, tmp_path, lower=True, characters="É'-").read_bytes())
     assert tokens.decode(tokens.encode("É'-TWO")) == "É'-TWO"
 
 
@@ -86,7 +89,7 @@ def test_normalise_is_idempotent_and_composes_accents():
 
 
 def test_a_tokenizer_without_hyphen_names_the_way_out(tmp_path):
-    model = train(["ONE", "RAY", "X"], 12, tmp_path)
+    model = train_tokenizer(["ONE", "RAY", "X"], 12, tmp_path)
     with pytest.raises(UserError, match=r"cannot write '-' .*; write hyphens: space in the recipe"):
         Tokens.for_teachers(model).encode("X-RAY")
     assert normalise("X-RAY", hyphens="space") == "X RAY"
@@ -95,12 +98,15 @@ def test_a_tokenizer_without_hyphen_names_the_way_out(tmp_path):
 @pytest.mark.parametrize("text", ["น้ำ", "wait\u2026", "½", "№ 7", "می\u200cخواهم", "ＦＵＬＬ"])
 def test_scripts_and_signs_come_back_as_they_went_in(tmp_path, text):
     """sentencepiece's own normalisation would rewrite them; ours is the only one."""
-    tokens = Tokens.for_nemo(train([text, "dog"], 64, tmp_path, lower=True).read_bytes())
+    tokens = Tokens.for_nemo(train_tokenizer([text, "dog"], 64, tmp_path, lower=True).read_bytes())
     assert tokens.decode(tokens.encode(text)) == normalise(text)
     assert tokens.decode(tokens.encode("dog")) == "DOG"
 
 
 def test_the_order_of_characters_makes_no_other_tokenizer(tmp_path):
     """Sets come in another order in every process; the fingerprint must not."""
-    made = [train(["ONE", "TWO"], 64, tmp_path / order, characters=order).read_bytes() for order in ("XYZ'", "Z'XYYX")]
+    made = [
+        train_tokenizer(["ONE", "TWO"], 64, tmp_path / order, characters=order).read_bytes()
+        for order in ("XYZ'", "Z'XYYX")
+    ]
     assert made[0] == made[1]

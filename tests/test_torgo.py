@@ -6,7 +6,7 @@ import pytest
 from corpora import PROMPTS, torgo
 
 from kdlib.corpus import prepare
-from kdlib.corpus import torgo as importer
+from kdlib.corpus.importers import torgo as importer
 from kdlib.corpus.speakers import split
 from kdlib.errors import UserError
 from kdlib.params import Torgo, fold_names, load
@@ -90,7 +90,7 @@ def test_a_changed_prompt_makes_the_corpus_anew(tree):
     """Even with an editor's backup of another ending beside it."""
     prompt = tree / "M01/Session1/prompts/0001.txt"
     (prompt.parent / "0001.txt~").write_text("old")
-    assert prompt in importer.depends(tree, Torgo())
+    assert prompt in importer.source_files(tree, Torgo())
     assert "YES" in {utt.text for utt in prepare.load(params(tree))}
     prompt.write_text("maybe\n")
     prepare.make(params(tree))
@@ -126,6 +126,6 @@ def test_a_folder_that_may_not_be_looked_into_is_one_message(tree, monkeypatch):
     def refuse(folder, settings):
         raise PermissionError(13, "Permission denied", str(folder / "M01"))
 
-    monkeypatch.setattr(importer, "depends", refuse)
+    monkeypatch.setattr(importer, "source_files", refuse)
     with pytest.raises(UserError, match=r"TORGO/M01: cannot be read \(Permission denied\); look at its rights"):
         prepare.make(params(tree))

@@ -7,8 +7,8 @@ import pytest
 from corpora import uaspeech, write_mlf, write_xls
 
 from kdlib.corpus import prepare
-from kdlib.corpus import uaspeech as importer
-from kdlib.corpus.speakers import split, table
+from kdlib.corpus.importers import uaspeech as importer
+from kdlib.corpus.speakers import published_speakers, split
 from kdlib.errors import UserError
 from kdlib.params import UASpeech, load
 
@@ -80,7 +80,7 @@ def test_further_microphones_are_for_training_only(tree):
 
 
 def test_all_speakers_of_the_table_are_known(tree):
-    assert (len(table()), sum(one.control for one in table().values())) == (28, 13)
+    assert (len(published_speakers()), sum(one.control for one in published_speakers().values())) == (28, 13)
     params = load("params/uaspeech.yaml", "M08", overrides={"data_folder": str(tree)})
     known = prepare.people(params, ["F02", "CF02"])
     assert (known["F02"].level, known["F02"].seed_level) == ("LOW", "HIGH")
@@ -230,9 +230,9 @@ def test_silences_and_macs_files_are_no_labels(tmp_path):
 
 
 def test_a_changed_label_file_makes_the_corpus_anew(small):
-    assert small / "speaker_wordlist.xls" in importer.depends(small, UASpeech())
+    assert small / "speaker_wordlist.xls" in importer.source_files(small, UASpeech())
     write_mlf(small / "mlf/M16/M16_word.mlf", "M16", ["M5"])
-    assert small / "mlf/M16/M16_word.mlf" in importer.depends(small, UASpeech())
+    assert small / "mlf/M16/M16_word.mlf" in importer.source_files(small, UASpeech())
 
 
 @pytest.mark.parametrize("cut", [10, 600, 5000])

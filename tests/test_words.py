@@ -8,11 +8,11 @@ import pytest
 import torch
 from test_lexicon import by_enumeration, heard, loop, tokens  # noqa: F401 (a fixture)
 
-from kdlib.corpus.synthetic import word_list
-from kdlib.decode.greedy import collapse
+from kdlib.corpus.embedded.synthetic import word_list
+from kdlib.decode.greedy import collapse_repeats
 from kdlib.decode.lexicon import Lexicon
-from kdlib.distill import losses
 from kdlib.models import Outputs
+from kdlib.objectives import losses
 from kdlib.tokens import BLANK
 
 LENGTHS = [40, 4, 17, 40, 20, 25, 9, 30, 33, 12, 1]
@@ -108,7 +108,7 @@ def test_some_words_of_a_lexicon_are_a_lexicon_of_these(tokens):  # noqa: F811
 def test_texts_are_a_weighted_mean_over_utterances_of_their_ctc_loss():
     logits, lengths = torch.randn(3, 9, 8, requires_grad=True), torch.tensor([9, 7, 9])
     rows, ids, weights = [0, 0, 2], [[4, 5], [4], [6, 6, 7]], torch.tensor([0.6, 0.3, 0.5])
-    loss = losses.sequences(logits, lengths, rows, ids, weights)
+    loss = losses.sequence_ctc(logits, lengths, rows, ids, weights)
     logprobs, expected = logits.double().log_softmax(-1), 0.0
     for row, one, weight in zip(rows, ids, weights.double(), strict=True):
         arguments = torch.tensor([one]), lengths[row : row + 1], torch.tensor([len(one)])
@@ -127,7 +127,7 @@ def test_an_occupancy_is_the_share_of_alignments_through_a_token():
     for row, (text, length) in enumerate(zip(texts, lengths, strict=True)):
         logprobs, expected = logits[row].log_softmax(-1), np.zeros((6, 5))
         for path in itertools.product([BLANK, *set(text)], repeat=length):
-            if collapse(list(path), BLANK) == text:
+            if collapse_repeats(list(path), BLANK) == text:
                 share = math.exp(sum(logprobs[t, token] for t, token in enumerate(path)))
                 expected[range(length), path] += share
         expected[:length] /= expected[:length].sum(1, keepdims=True)
@@ -138,17 +138,17 @@ def test_an_occupancy_is_the_share_of_alignments_through_a_token():
 def test_smoothing_pulls_every_frame_towards_equal_tokens():
     logits = torch.randn(2, 5, 7, requires_grad=True)
     weights = torch.tensor([[1.0, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
-    loss = losses.smoothness(logits, weights)
+    loss = losses.uniform_kl(logits, weights)
     uniform = torch.full((7,), 1 / 7)
     each = (uniform * (uniform.log() - logits.log_softmax(-1))).sum(-1)
     assert loss.item() == pytest.approx(((each * weights).sum() / 7).item(), rel=1e-5)
-    assert losses.smoothness(torch.zeros(1, 2, 7), torch.ones(1, 2)).item() == pytest.approx(0, abs=1e-6)
+    assert losses.uniform_kl(torch.zeros(1, 2, 7), torch.ones(1, 2)).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_scores_and_their_differentiated_form_agree(tokens):  # noqa: F811
     lexicon, outputs = Lexicon(["A", "SO", "SEE"], tokens), heard(tokens, 7)
     seen = []
-    lexicon.differentiated(outputs, lambda scores, rows: seen.append(scores) or np.zeros_like(scores))
+    lexicon.with_gradient(outputs, lambda scores, rows: seen.append(scores) or np.zeros_like(scores))
     differences = torch.from_numpy(seen[0] - seen[0][:, :1])
     expected = loop(lexicon, outputs, tokens.blank)
     assert torch.allclose(differences, expected - expected[:, :1], atol=1e-5)

@@ -5,116 +5,31 @@ Files that cannot be used are named in the report and left out; they never end a
 is kept with its size and date, so that a second look, or one after a kill, only opens files that are new.
 """
 
-import contextlib
-import csv
 import functools
-import math
-import os
 import random
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import soundfile
 
-from kdlib.corpus.manifest import Corpus, Problem, Utterance
+from kdlib.corpus.manifest import Utterance
 from kdlib.errors import UserError
-from kdlib.settings import Hygiene
-from kdlib.stage import code_fingerprint, progress, writing
 
 if TYPE_CHECKING:
     import torch
 
 RATE_HZ = 16_000
-SILENT = 1e-4  # peak below which a file holds nothing
-CLIPPED = 0.5  # share of samples at full scale above which a file holds nothing but clipping
 SHARPNESS = 32  # of resampling, in zero crossings: 6, the default, mirrors what is near the upper end into the new band
 QUIET_DB, MARGIN_S = 40, 0.1  # what silence trimming cuts off, and what it leaves around the speech
-SLOWEST_HZ = 4_000
-UNREADABLE = "the file may not be read"
-EXAMINED = "examined.csv"
-_PART = 256  # files, after which what was found is written down
-
-ADVICE = {
-    "empty file": "copy it again, if it is not empty where you have it from",
-    "the test microphone did not record it": "nothing, unless uaspeech.microphone should be another",
-    "no label for its code": "see whether the label files are complete, or write uaspeech: {labels: list}",
-    "the prompt has no recording": "nothing, unless more recordings should be there",
-    "the recording has no prompt": "nothing: what was said is not written down",
-    "the prompt is empty": "nothing: what was said is not written down",
-    "the prompt is an instruction": "nothing: what was said is not written down",
-    "the prompt is a picture": "nothing: what was said is not written down",
-    "the prompt says xxx": "nothing: what was said is not written down",
-    "the transcript has no letters": "write down what is said, or remove the line",
-    "the file may not be read": "look at the rights of the file and its folders, or at the disk",
-    "a sample rate below 4,000 Hz": "see whether its header is right: speech needs 8,000 Hz at least",
-    "samples far beyond full scale": "divide float samples by their full scale (32768 for 16 bits)",
-    "another recording of an utterance that was left out": "see why that one was left out",
-    "its path is not UTF-8": "rename the file or its folder",
-    "the file is missing": "put the file there, or correct data_folder or the manifest",
-    "the file cannot be read as audio": "copy it again: it is damaged, or no audio file",
-    "the file ends before the part that the manifest names": "correct offset and duration in the manifest",
-    "no samples in it": "record or copy it again",
-    "NaN or infinite samples": "whatever wrote the file divided by zero: write it again",
-    "nothing but silence": "listen to it: a channel may be dead, or two channels cancel each other",
-    "clipped to nothing": "record it again, or copy it at a lower level",
-    "too short to hold speech": "copy it again: it was cut off, or audio.shortest_s is too high",
-    "far too short for its transcript": "compare the two: one of them is another utterance's, or the file was cut off",
-}
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a look at every file found: something that a person can act on."""
-
-    checked: int
-    problems: list[Problem]
-    converted: dict[str, int] = field(default_factory=dict)  # "44100 Hz, 2 channels" -> files
-    notes: list[str] = field(default_factory=list)  # what was noticed beside
-
-    def __str__(self) -> str:
-        share = f" ({100 * len(self.problems) / self.checked:.1f} %; each is named in left_out.csv)"
-        lines = [
-            f"{self.checked:,} recordings looked at, {len(self.problems):,} left out{share * bool(self.problems)}",
-            *(f"  {count:,} files of {what} are read as {RATE_HZ} Hz mono" for what, count in self.converted.items()),
-        ]
-        for reason, count in Counter(problem.reason for problem in self.problems).most_common():
-            those = [problem for problem in self.problems if problem.reason == reason]
-            who = ", ".join(f"{name} {times}" for name, times in sorted(Counter(p.speaker for p in those).items()))
-            lines += [f"left out, {count:,} x {reason}", f"    speakers: {who or '?'}", f"    first: {those[0].wav}"]
-            lines += [f"    what to do: {ADVICE[reason]}"] * (reason in ADVICE)
-        return "\n".join(lines + [f"to know: {note}" for note in self.notes])
-
-    def write(self, path: Path) -> None:
-        """Write the files that were left out, one a line."""
-        with (
-            writing(path) as hidden,
-            hidden.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-        ):
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(Problem.__slots__)
-            writer.writerows([getattr(problem, name) for name in Problem.__slots__] for problem in self.problems)
-
-
-class Found(NamedTuple):
-    """What one recording holds."""
-
-    reason: str  # why it cannot be used, or empty
-    kind: str  # "8000 Hz, 2 channels"
-    duration_s: float
-    speech_s: tuple[float, float]  # where silence trimming would cut
 
 
 def load(utt: Utterance, rate_hz: int = RATE_HZ) -> np.ndarray:
     """Samples of a recording, mono, at `rate_hz`."""
     try:
         with soundfile.SoundFile(utt.wav) as file:
-            samples, found_hz = _read(file, utt), file.samplerate
+            samples, found_hz = read_samples(file, utt), file.samplerate
     except (soundfile.LibsndfileError, OSError) as error:
         raise UserError(
             f"{utt.utt_id}: {utt.wav} could be read before, and cannot now ({error}); run 00_corpus again"
@@ -124,43 +39,6 @@ def load(utt: Utterance, rate_hz: int = RATE_HZ) -> np.ndarray:
     import torch
 
     return _resampler(found_hz, rate_hz)(torch.from_numpy(samples)).numpy()
-
-
-def check(corpus: Corpus, settings: Hygiene | None = None, folder: Path | None = None) -> tuple[Corpus, Report]:
-    """Look at every file; return the corpus without those that cannot be used, and the report.
-
-    Durations become the measured ones. `folder` keeps what was found for the next look.
-    """
-    settings = settings or Hygiene()
-    kept, problems, formats, declared = [], [], Counter(), []
-    for utt, found in zip(corpus, _examine(corpus, folder), strict=True):
-        start_s, end_s = found.speech_s if settings.trim_silence else (0.0, found.duration_s)
-        letters = sum(map(str.isalnum, utt.text))
-        reason = found.reason
-        if not reason and end_s - start_s < settings.shortest_s:
-            reason = "too short to hold speech"
-        elif not reason and letters > settings.letters_per_s * (end_s - start_s):
-            reason = "far too short for its transcript"
-        if reason:
-            problems.append(Problem(utt.utt_id, utt.speaker, str(utt.wav), reason))
-            continue
-        formats[found.kind] += 1
-        if utt.duration_s and abs(utt.duration_s - found.duration_s) > max(0.1, 0.05 * found.duration_s):
-            declared.append(utt)
-        offset_s = None if utt.offset_s is None and not settings.trim_silence else (utt.offset_s or 0.0) + start_s
-        kept.append(replace(utt, duration_s=round(end_s - start_s, 4), offset_s=offset_s))
-    if not kept:
-        raise UserError(
-            f"{corpus.source}: none of its {len(corpus)} audio files can be used; the first, "
-            f"{problems[0].wav}: {problems[0].reason}"
-        )
-    formats.pop(f"{RATE_HZ} Hz, 1 channel", None)
-    notes = [
-        f"durations in the manifest that are not those of the files, which count: {len(declared):,}, first "
-        f"{utt.utt_id} ({utt.duration_s:g} s declared)"
-        for utt in declared[:1]
-    ]
-    return replace(corpus, utterances=tuple(kept)), Report(len(corpus), problems, dict(formats), notes)
 
 
 def batches(utterances: Sequence[Utterance], size: int, *, seed: int | None = None) -> Iterator[list[Utterance]]:
@@ -186,20 +64,7 @@ def collate(utterances: Sequence[Utterance]) -> tuple["torch.Tensor", "torch.Ten
     return torch.nn.utils.rnn.pad_sequence(waves, batch_first=True), lengths
 
 
-def stamps(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
-    """Path, size in bytes and date of change of files; -1 for those that are not there or may not be read."""
-    found = []
-    for path in map(str, paths):
-        try:
-            status = os.stat(path)
-            readable = os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids)
-            found.append((path, status.st_size, status.st_mtime_ns) if readable else (path, -1, status.st_mtime_ns))
-        except (OSError, ValueError):
-            found.append((path, -1, -1))
-    return found
-
-
-def _read(file: soundfile.SoundFile, utt: Utterance) -> np.ndarray:
+def read_samples(file: soundfile.SoundFile, utt: Utterance) -> np.ndarray:
     """The samples of an utterance's part of a file, mixed down."""
     frames = -1
     if utt.offset_s is not None:
@@ -217,82 +82,6 @@ def _resampler(from_hz: int, to_hz: int):
     return torchaudio.transforms.Resample(ratio.denominator, ratio.numerator, lowpass_filter_width=SHARPNESS)
 
 
-def _examine(corpus: Corpus, folder: Path | None) -> Iterator[Found]:
-    """What every recording holds, in order: from what is kept of an earlier look, or by opening the file."""
-    files = {path: (size, changed) for path, size, changed in stamps({utt.wav: 0 for utt in corpus})}
-    keys = [
-        (str(utt.wav), *files[str(utt.wav)], "" if utt.offset_s is None else f"{utt.offset_s:.4f}+{utt.duration_s:.4f}")
-        for utt in corpus
-    ]
-    kept = _kept(folder) if folder else {}
-    todo = [(key, utt) for key, utt in zip(keys, corpus, strict=True) if key not in kept]
-    if todo:
-        with (
-            _keeping(folder) as keep,
-            progress(len(todo), "checking audio", "file") as bar,
-            ThreadPoolExecutor(8) as pool,
-        ):
-            for start in range(0, len(todo), _PART):
-                part = todo[start : start + _PART]
-                for (key, _), found in zip(part, pool.map(_look, (utt for _, utt in part)), strict=True):
-                    kept[key] = found
-                    if found.reason != UNREADABLE:  # which may be over when somebody looks again
-                        keep(key, found)
-                bar.update(len(part))
-    yield from (kept[key] for key in keys)
-
-
-def _look(utt: Utterance) -> Found:
-    nothing = (0.0, 0.0)
-    try:
-        with soundfile.SoundFile(utt.wav) as file:
-            kind = f"{file.samplerate} Hz, {file.channels} channel{'s' * (file.channels > 1)}"
-            samples, rate_hz = _read(file, utt), file.samplerate
-            if rate_hz < SLOWEST_HZ:
-                return Found("a sample rate below 4,000 Hz", kind, 0.0, nothing)
-    except (soundfile.LibsndfileError, OSError, RuntimeError, ValueError):
-        return Found(_unreadable(str(utt.wav)), "", 0.0, nothing)
-    duration_s = len(samples) / rate_hz
-    if utt.offset_s is not None and duration_s < 0.95 * utt.duration_s:
-        return Found("the file ends before the part that the manifest names", kind, duration_s, nothing)
-    if reason := _fault(samples):
-        return Found(reason, kind, duration_s, nothing)
-    start_s, end_s = loud_part(samples, rate_hz, QUIET_DB)
-    return Found("", kind, duration_s, (max(0.0, start_s - MARGIN_S), min(duration_s, end_s + MARGIN_S)))
-
-
-def _unreadable(path: str) -> str:
-    """Why a file cannot be opened: the file's fault, or another's."""
-    if not os.path.isfile(path):
-        try:
-            os.stat(path)
-        except PermissionError:
-            return UNREADABLE
-        except (OSError, ValueError):
-            pass
-        return "the file is missing"
-    try:
-        with open(path, "rb"):
-            return "the file cannot be read as audio"
-    except OSError:
-        return UNREADABLE
-
-
-def _fault(samples: np.ndarray) -> str:
-    if samples.size == 0:
-        return "no samples in it"
-    peak = float(max(samples.max(), -samples.min()))  # NaN where one sample is
-    if not math.isfinite(peak):
-        return "NaN or infinite samples"
-    if peak < SILENT:
-        return "nothing but silence"
-    if peak > 2:
-        return "samples far beyond full scale"
-    if peak >= 0.999 and float((np.abs(samples) >= 0.999).mean()) > CLIPPED:
-        return "clipped to nothing"
-    return ""
-
-
 def loud_part(samples: np.ndarray, rate_hz: int, below_db: float) -> tuple[float, float]:
     """Seconds from the first to the last frame of 20 ms that is within `below_db` of the loudest."""
     size = rate_hz // 50
@@ -300,44 +89,3 @@ def loud_part(samples: np.ndarray, rate_hz: int, below_db: float) -> tuple[float
     loud = 10 * np.log10(np.einsum("ij,ij->i", frames, frames) / size + 1e-10)
     above = np.flatnonzero(loud > loud.max() - below_db)
     return above[0] / 50, (above[-1] + 1) / 50
-
-
-def _examination() -> str:
-    return f"examined by {code_fingerprint(['corpus/audio.py'])}"
-
-
-def _is_ours(path: Path) -> bool:
-    """Whether this code wrote down what stands there."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.readline().strip() == _examination().encode()
-
-
-def _kept(folder: Path) -> dict[tuple, Found]:
-    """What an earlier look found, where it was this code that looked."""
-    path = folder / EXAMINED
-    if not _is_ours(path):
-        return {}
-    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        return {
-            (row[0], int(row[1]), int(row[2]), row[3]): Found(
-                row[4], row[5], float(row[6]), (float(row[7]), float(row[8]))
-            )
-            for row in csv.reader(file)
-            if len(row) == 10  # the last field says that the row is whole
-        }
-
-
-@contextlib.contextmanager
-def _keeping(folder: Path | None) -> Iterator[Callable[[tuple, Found], None]]:
-    """Write down what is found, as it is found."""
-    if folder is None:
-        yield lambda key, found: None
-        return
-    path = folder / EXAMINED
-    start = not _is_ours(path)
-    with path.open("w" if start else "a", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        file.write(f"{_examination()}\n" if start else "\n")  # ends the line that a killed run may have left
-        writer = csv.writer(file, lineterminator="\n")
-        yield lambda key, found: writer.writerow([*key, *found[:3], *found.speech_s, "."])

@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 
 from kdlib.corpus import audio
+from kdlib.corpus.embedded.synthetic import published_durations
 from kdlib.corpus.manifest import Corpus, Utterance
 from kdlib.corpus.speakers import Splits
-from kdlib.corpus.synthetic import published_durations
 
 
-def speakers(corpus: Corpus, labels: str = "published") -> pd.DataFrame:
+def speaker_table(corpus: Corpus, labels: str = "published") -> pd.DataFrame:
     """One row a speaker: level, utterances, words, hours, and how long a word takes relative to controls.
 
     Columns of which nothing is known are left out, but for those that figures need.
@@ -70,7 +70,7 @@ def spoken_s(utt: Utterance) -> float:
     return end_s - start_s
 
 
-def roles(splits: Splits) -> pd.DataFrame:
+def split_table(splits: Splits) -> pd.DataFrame:
     """What a fold does with whom: utterances and words by role."""
     parts = {"training": splits.train, "dev": splits.dev, "test": splits.test, "controls": splits.controls}
     parts |= {"training, without transcripts": splits.unlabelled} if splits.unlabelled else {}
@@ -88,7 +88,7 @@ def roles(splits: Splits) -> pd.DataFrame:
     )
 
 
-def four_speakers(people: pd.DataFrame) -> list[str]:
+def example_speakers(people: pd.DataFrame) -> list[str]:
     """One dysarthric speaker of each level, from high to very low; where levels are not known, four of them."""
     others = people[people.level != "CONTROL"]
     middle = [
@@ -111,7 +111,7 @@ def same_word(corpus: Corpus, names: list[str]) -> list[Utterance]:
     return [spoken[name][common[0]] for name in names] if common else []
 
 
-def label(corpus: Corpus, utt: Utterance) -> str:
+def caption(corpus: Corpus, utt: Utterance) -> str:
     """Who says what, for a caption: speaker, level where it is known, text."""
     level = corpus.level(utt.speaker).replace("_", " ").lower()
     return f"{utt.speaker} ({level}): {utt.text}" if level else f"{utt.speaker}: {utt.text}"

@@ -19,7 +19,7 @@ from kdlib.params import Params
 CODE = ("corpus/labels.py", "corpus/speakers.py")
 
 
-def known(corpus: Corpus, params: Params) -> Corpus:
+def hide_unknown(corpus: Corpus, params: Params) -> Corpus:
     """The corpus without the transcripts that a recipe denies."""
     if not params.labels:
         return corpus
@@ -65,7 +65,7 @@ def record(params: Params, heard: bool = False) -> dict:
     found = {"fraction": params.label_fraction}
     if params.label_fraction < 1:
         found |= {"by": params.label_by, "seed": params.seed}
-    return found | ({"heard_without": [params.held_out]} if heard else {})
+    return found | ({"unlabelled_speakers": [params.held_out]} if heard else {})
 
 
 def leaks(taught_by: dict | None, params: Params) -> str:
@@ -73,9 +73,9 @@ def leaks(taught_by: dict | None, params: Params) -> str:
 
     Fewer of the same draw are a part of those that the student has.
     """
-    theirs, ours = taught_by or {"fraction": 1.0}, record(params, params.hear_held_out)
-    if more := set(theirs.get("heard_without", ())) - set(ours.get("heard_without", ())):
-        return f"has heard {more.pop()} without transcripts, who is held out here (hear_held_out)"
+    theirs, ours = taught_by or {"fraction": 1.0}, record(params, params.use_unlabelled_held_out)
+    if more := set(theirs.get("unlabelled_speakers", ())) - set(ours.get("unlabelled_speakers", ())):
+        return f"has heard {more.pop()} without transcripts, who is held out here (use_unlabelled_held_out)"
     draws = ("by", "seed")
     alike = all(theirs.get(name) == ours.get(name) for name in draws) or ours["fraction"] == 1
     if theirs["fraction"] <= ours["fraction"] and alike:

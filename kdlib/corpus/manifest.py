@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kdlib.errors import UserError, nearest
-from kdlib.stage import writing
+from kdlib.io import atomic_write
 
 COLUMNS = {"ID": "utt_id", "duration": "duration_s", "wav": "wav", "spk_id": "speaker", "wrd": "text"}
 OPTIONAL = ("block", "repetition", "word_type", "sha256", "offset_s", "copy_of")
@@ -142,7 +142,7 @@ class Corpus:
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class Excluded:
     """A recording that was left out, and why."""
 
     utt_id: str
@@ -162,17 +162,17 @@ def size(path: str | Path) -> int:
         return 0
 
 
-def most_common(problems: list[Problem]) -> str:
+def most_common(problems: list[Excluded]) -> str:
     """The reason that left out most, for the message that nothing is left."""
     reasons = Counter(problem.reason for problem in problems).most_common(1)
     return f": {reasons[0][1]} x {reasons[0][0]}, first {problems[0].wav}" if reasons else ""
 
 
-class Reading(NamedTuple):
+class ImportResult(NamedTuple):
     """What an importer found: a corpus, what it left out, and what else a person should know."""
 
     corpus: Corpus
-    problems: list[Problem]
+    problems: list[Excluded]
     notes: list[str]
 
 
@@ -223,7 +223,7 @@ def check_names(corpus: Corpus) -> None:
 def write_speechbrain(utterances: Iterable[Utterance], path: Path, data_folder: Path) -> None:
     """Write a SpeechBrain CSV; paths below `data_folder` start with `$data_folder`."""
     inside = f"{data_folder}{os.sep}"
-    with writing(path) as hidden, hidden.open("w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as hidden, hidden.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([*COLUMNS, *OPTIONAL])
         for utt in utterances:
@@ -231,23 +231,6 @@ def write_speechbrain(utterances: Iterable[Utterance], path: Path, data_folder: 
             wav = f"$data_folder/{wav.removeprefix(inside)}" if wav.startswith(inside) else wav
             first = [utt.utt_id, f"{utt.duration_s:.4f}", wav, utt.speaker, utt.text]
             writer.writerow(first + [getattr(utt, name) for name in OPTIONAL])
-
-
-def write_nemo(utterances: Iterable[Utterance], path: Path) -> None:
-    """Write NeMo JSON lines with absolute paths, the speaker and what else is known of an utterance."""
-    with writing(path) as hidden, hidden.open("w", encoding="utf-8") as file:
-        for utt in utterances:
-            record = {
-                "audio_filepath": str(utt.wav.resolve()),
-                "duration": utt.duration_s,
-                "text": utt.text,
-                "utt_id": utt.utt_id,
-                "speaker": utt.speaker,
-            }
-            record |= {name: getattr(utt, name) for name in OPTIONAL if getattr(utt, name)}
-            if utt.offset_s is not None:
-                record["offset"] = record["offset_s"] = utt.offset_s
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def _read_speechbrain(path: Path) -> Iterator[tuple[int, dict]]:

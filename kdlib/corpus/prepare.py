@@ -15,17 +15,22 @@ from dataclasses import replace
 from pathlib import Path
 
 from kdlib import stage
-from kdlib.corpus import audio, labels, manifest, synthetic, torgo, uaspeech
-from kdlib.corpus.manifest import Corpus, Problem, Reading, Utterance
-from kdlib.corpus.speakers import people
+from kdlib.corpus import labels, manifest
+from kdlib.corpus.audio_checks import CHECKED_FILES, check_recordings, file_stamps
+from kdlib.corpus.embedded import synthetic
+from kdlib.corpus.importers import torgo, uaspeech
+from kdlib.corpus.manifest import Corpus, Excluded, ImportResult, Utterance
+from kdlib.corpus.speakers import speaker_info
 from kdlib.errors import UserError
-from kdlib.params import Params, located
+from kdlib.io import resolve_path
+from kdlib.params import Params
 from kdlib.stage import produce
-from kdlib.tokens import is_mark, normalise
+from kdlib.tokens import is_punctuation, normalise
 
 CODE = (
     "corpus/prepare.py",
     "corpus/audio.py",
+    "corpus/audio_checks.py",
     "corpus/manifest.py",
     "corpus/speakers.py",
     "tokens.py",
@@ -39,20 +44,21 @@ _found: dict[tuple[Path, str], str] = {}  # what this process has made or looked
 def make(params: Params) -> Path:
     """Make the corpus folder, or find it made from the same files."""
     own = {"synthetic"} if params.corpus == "synthetic" else {params.corpus} & {"uaspeech", "torgo"}
-    settings = params.model_dump(mode="json", include=SETTINGS | own) | {"made_from": params.blocks.made_from}
-    lists = [located(name) for name in (params.manifest, params.lexicon) if name and params.corpus != "synthetic"]
+    settings = params.model_dump(mode="json", include=SETTINGS | own) | {"block_source": params.blocks.source}
+    lists = [resolve_path(name) for name in (params.manifest, params.lexicon) if name and params.corpus != "synthetic"]
     folder = produce(
         params.folder / "corpus",
         lambda partial: _build(partial, params),
         what="corpus",
-        parameters=settings | {"files": files(params), "lists": [stage.fingerprint(path) for path in lists]},
+        parameters=settings
+        | {"files": files_fingerprint(params), "lists": [stage.fingerprint(path) for path in lists]},
         code=CODE,
     )
     _found[folder, _identity(params)] = stage.fingerprint(folder)
     return folder
 
 
-def made(params: Params) -> Path:
+def corpus_folder(params: Params) -> Path:
     """The corpus folder, as this process has found it before, or made now: without looking at every file again."""
     folder = params.folder / "corpus"
     there = stage.fingerprint(folder)
@@ -61,8 +67,8 @@ def made(params: Params) -> Path:
 
 def load(params: Params) -> Corpus:
     """The checked corpus, without the transcripts that the recipe denies; made first where it is not there yet."""
-    corpus = manifest.read(made(params) / "manifest.csv", _data_folder(params, params.folder / "corpus"))
-    return labels.known(replace(corpus, people=people(params, corpus.speakers)), params)
+    corpus = manifest.read(corpus_folder(params) / "manifest.csv", _data_folder(params, params.folder / "corpus"))
+    return labels.hide_unknown(replace(corpus, people=speaker_info(params, corpus.speakers)), params)
 
 
 def lexicon(params: Params) -> list[str]:
@@ -72,10 +78,10 @@ def lexicon(params: Params) -> list[str]:
 
 def spellings(params: Params) -> dict[str, list[str]]:
     """The closed vocabulary, each word with its spellings."""
-    return spelt((made(params) / "lexicon.txt").read_text(encoding="utf-8").splitlines())
+    return parse_lexicon((corpus_folder(params) / "lexicon.txt").read_text(encoding="utf-8").splitlines())
 
 
-def spelt(lines: Iterable[str], spell: Callable[[str], str] = normalise) -> dict[str, list[str]]:
+def parse_lexicon(lines: Iterable[str], spell: Callable[[str], str] = normalise) -> dict[str, list[str]]:
     r"""Words with their spellings, of a lexicon's lines: `WORD`, or `WORD<tab>SPELLING`, one a line.
 
     >>> spelt(["one", "seven", "seven\t7"])
@@ -90,17 +96,17 @@ def spelt(lines: Iterable[str], spell: Callable[[str], str] = normalise) -> dict
     return dict(sorted(found.items()))
 
 
-def files(params: Params) -> str:
+def files_fingerprint(params: Params) -> str:
     """A fingerprint of the files that a corpus is made of: their paths, sizes and dates; empty for the embedded one."""
     if params.corpus == "synthetic":
         return ""
     folder = _data_folder(params, Path())
     with _said_in_words():
         if params.corpus == "manifest":
-            paths = [utt.wav for utt in manifest.read(located(params.manifest), folder)]
+            paths = [utt.wav for utt in manifest.read(resolve_path(params.manifest), folder)]
         else:
             paths = IMPORTERS[params.corpus].depends(folder, getattr(params, params.corpus))
-    return hashlib.sha256(json.dumps(audio.stamps(paths)).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(file_stamps(paths)).encode()).hexdigest()[:16]
 
 
 IMPORTERS = {"uaspeech": uaspeech, "torgo": torgo}
@@ -117,8 +123,8 @@ def _build(partial: Path, params: Params) -> None:
     corpus = _in_blocks(corpus, params)
     manifest.check_names(corpus)
     before = set(corpus.speakers)
-    corpus, report = audio.check(corpus, params.audio, _examined(partial, params))
-    corpus, orphans = _without_orphans(replace(corpus, people=people(params, corpus.speakers)), params)
+    corpus, report = check_recordings(corpus, params.audio, _examined(partial, params))
+    corpus, orphans = _without_orphans(replace(corpus, people=speaker_info(params, corpus.speakers)), params)
     problems += [*report.problems, *orphans]
     words = _lexicon(corpus, params)
     notes += [*report.notes, *_surprises(corpus, params, words, before)]
@@ -134,18 +140,18 @@ def _examined(partial: Path, params: Params) -> Path | None:
     """Where to keep what was found in each file, with what an earlier making of this corpus has found."""
     if params.corpus == "synthetic":
         return None
-    earlier = params.folder / "corpus" / audio.EXAMINED
-    if earlier.is_file() and not (partial / audio.EXAMINED).is_file():
+    earlier = params.folder / "corpus" / CHECKED_FILES
+    if earlier.is_file() and not (partial / CHECKED_FILES).is_file():
         shutil.copy2(earlier, partial)
     return partial
 
 
-def _read(params: Params, partial: Path, data_folder: Path) -> Reading:
+def _read(params: Params, partial: Path, data_folder: Path) -> ImportResult:
     if params.corpus == "synthetic":
-        return Reading(synthetic.speak(params, partial), [], [])
+        return ImportResult(synthetic.generate(params, partial), [], [])
     with _said_in_words():
         if params.corpus == "manifest":
-            return Reading(manifest.read(located(params.manifest), data_folder), [], [])
+            return ImportResult(manifest.read(resolve_path(params.manifest), data_folder), [], [])
         return IMPORTERS[params.corpus].read(data_folder, getattr(params, params.corpus))
 
 
@@ -158,7 +164,7 @@ def _said_in_words() -> Iterator[None]:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror}); look at its rights") from None
 
 
-def _spelt(corpus: Corpus, params: Params) -> tuple[Corpus, list[Problem]]:
+def _spelt(corpus: Corpus, params: Params) -> tuple[Corpus, list[Excluded]]:
     """Every transcript in its one spelling, and said whether it is a word or a sentence where a corpus has both."""
     texts = {utt.text: _spell(utt.text, params) for utt in corpus}
     corpus, problems = _sifted(corpus, lambda utt: texts[utt.text] != "", "the transcript has no letters")
@@ -176,7 +182,7 @@ def _spell(text: str, params: Params) -> str:
 
 def _in_blocks(corpus: Corpus, params: Params) -> Corpus:
     """Blocks as the recipe asks for them; all utterances have one, or none."""
-    if params.blocks.made_from == "repetition":
+    if params.blocks.source == "repetition":
         times: Counter[tuple[str, str]] = Counter()
         blocks = {}
         for utt in corpus:
@@ -189,12 +195,12 @@ def _in_blocks(corpus: Corpus, params: Params) -> Corpus:
     if without and len(without) < len(corpus):
         raise UserError(
             f"{corpus.source}: {len(without)} of {len(corpus)} utterances have no block, for example "
-            f"{without[0].utt_id}; give every utterance one, or none, or write blocks: {{made_from: repetition}}"
+            f"{without[0].utt_id}; give every utterance one, or none, or write blocks: {{source: repetition}}"
         )
     return corpus
 
 
-def _on_disk(corpus: Corpus, params: Params) -> tuple[Corpus, list[Problem]]:
+def _on_disk(corpus: Corpus, params: Params) -> tuple[Corpus, list[Excluded]]:
     """Without files whose names are no text; refused is one recording that two people are said to have made."""
     spoke: dict[tuple[Path, float | None], str] = {}
     for utt in corpus:
@@ -213,29 +219,29 @@ def _is_text(name: str) -> bool:
         return False
 
 
-def _without_orphans(corpus: Corpus, params: Params) -> tuple[Corpus, list[Problem]]:
+def _without_orphans(corpus: Corpus, params: Params) -> tuple[Corpus, list[Excluded]]:
     """Without further microphones' recordings of utterances that are not there."""
     there = {utt.utt_id for utt in corpus}
     reason = "another recording of an utterance that was left out"
     return _sifted(corpus, lambda utt: not utt.copy_of or utt.copy_of in there, reason)
 
 
-def _sifted(corpus: Corpus, keep: Callable[[Utterance], bool], reason: str) -> tuple[Corpus, list[Problem]]:
-    problems = [Problem(utt.utt_id, utt.speaker, str(utt.wav), reason) for utt in corpus if not keep(utt)]
+def _sifted(corpus: Corpus, keep: Callable[[Utterance], bool], reason: str) -> tuple[Corpus, list[Excluded]]:
+    problems = [Excluded(utt.utt_id, utt.speaker, str(utt.wav), reason) for utt in corpus if not keep(utt)]
     return (replace(corpus, utterances=tuple(corpus.where(keep))), problems) if problems else (corpus, [])
 
 
 def _lexicon(corpus: Corpus, params: Params) -> dict[str, list[str]]:
     """The closed vocabulary with its spellings: from a file, or what all speakers say who are no controls."""
     if params.lexicon:
-        path = located(params.lexicon)
+        path = resolve_path(params.lexicon)
         if not path.is_file():
             raise UserError(f"lexicon: there is no file {path}; correct the recipe, or leave `lexicon` out")
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
-        words = spelt(lines, lambda text: _spell(text, params))
+        words = parse_lexicon(lines, lambda text: _spell(text, params))
     else:
         words = {text: [text] for text in sorted({utt.text for utt in corpus if not corpus.is_control(utt.speaker)})}
     if not corpus.dysarthric:
@@ -257,7 +263,7 @@ def _remarks(corpus: Corpus, params: Params) -> Iterator[str]:
         yield (
             f"transcripts that are spelt in more than one way, and count as one: {len(several)}, first {word} ({named})"
         )
-    if marks := {char for word in spellings for char in word if is_mark(char)}:
+    if marks := {char for word in spellings for char in word if is_punctuation(char)}:
         yield (
             f"the transcripts hold the marks {' '.join(sorted(marks))}, which count as part of the words; "
             "write punctuation: drop if they should not"
@@ -286,7 +292,7 @@ def _surprises(corpus: Corpus, params: Params, words: Iterable[str], before: set
 def _identity(params: Params) -> str:
     """Everything that a corpus may depend on and that is quickly looked at: the recipe, the manifest, the lexicon."""
     unrelated = {"held_out", "fold", "seed", "scoring", "pretraining", "pretrained", "nemo_model"}
-    lists = audio.stamps(located(name) for name in (params.manifest, params.lexicon) if name)
+    lists = file_stamps(resolve_path(name) for name in (params.manifest, params.lexicon) if name)
     return params.model_dump_json(exclude=unrelated) + json.dumps(lists)
 
 
@@ -294,7 +300,7 @@ def _data_folder(params: Params, folder: Path) -> Path:
     """What `$data_folder` stands for: the corpus's own folder where it was made here."""
     if params.corpus == "synthetic":
         return folder
-    chosen = located(params.data_folder) if params.data_folder else located(params.manifest).parent
+    chosen = resolve_path(params.data_folder) if params.data_folder else resolve_path(params.manifest).parent
     if not chosen.is_dir():
         name = "data_folder" if params.data_folder else "manifest"
         raise UserError(f"{name}: there is no folder {chosen}; correct {name} in the recipe")

@@ -17,17 +17,17 @@ from kdlib.params import Params
 
 
 @functools.cache
-def table() -> dict[str, Speaker]:
+def published_speakers() -> dict[str, Speaker]:
     """The UA-Speech speakers and controls, by name."""
     text = files("kdlib").joinpath("data/speakers.csv").read_text(encoding="utf-8")
     rows = csv.DictReader(text.splitlines())
     return {row["speaker"]: Speaker(**row | {"intelligibility_pct": float(row["intelligibility_pct"])}) for row in rows}
 
 
-def people(params: Params, names: Iterable[str]) -> dict[str, Speaker]:
+def speaker_info(params: Params, names: Iterable[str]) -> dict[str, Speaker]:
     """What is known of a corpus's speakers: from UA-Speech's table or TORGO's names, then from the recipe."""
     if params.corpus in ("synthetic", "uaspeech") or params.speakers == "uaspeech":
-        found = {name: table().get(name, Speaker(name)) for name in names}
+        found = {name: published_speakers().get(name, Speaker(name)) for name in names}
     elif params.corpus == "torgo":  # FC01: a woman of the control group
         found = {name: Speaker(name, sex=name[0], level="CONTROL" if name[1] == "C" else "") for name in names}
     else:
@@ -71,14 +71,16 @@ def dev_speaker(held_out: str, candidates: Iterable[str], known: Mapping[str, Sp
     return chosen, rules[distance(chosen)[0]]
 
 
-def teachers(params: Params, corpus: Corpus) -> list[str]:
+def fold_teachers(params: Params, corpus: Corpus) -> list[str]:
     """The speakers whose teachers a fold averages."""
     fold = params.fold
     others = [name for name in corpus.dysarthric if name not in (params.held_out, fold.dev)]
     if isinstance(fold.teachers, tuple):
         return list(fold.teachers)
     if fold.teachers == "all":
-        return evenly([name for name in corpus.by_intelligibility if name in others], params.teacher.at_most)
+        return evenly_spaced(
+            [name for name in corpus.by_intelligibility if name in others], params.teacher.max_teachers
+        )
     mine = corpus.level(params.held_out, fold.levels)
     same = [name for name in others if mine and corpus.level(name, fold.levels) == mine]
     if not same:
@@ -89,7 +91,7 @@ def teachers(params: Params, corpus: Corpus) -> list[str]:
     return same or others
 
 
-def evenly(ordered: Sequence[str], at_most: int | None) -> list[str]:
+def evenly_spaced(ordered: Sequence[str], at_most: int | None) -> list[str]:
     """At most so many of them, evenly from the first to the last, by name.
 
     >>> evenly(["C", "E", "A", "D", "B"], 3)
@@ -146,16 +148,16 @@ def split(corpus: Corpus, params: Params) -> Splits:
     heard = corpus.where(lambda utt: utt.speaker in trained and in_blocks(utt, blocks.train))
     train = [utt for utt in heard if utt.text]
     unlabelled = [utt for utt in heard if not utt.text]
-    if params.hear_held_out:
+    if params.use_unlabelled_held_out:
         more = corpus.where(lambda utt: utt.speaker == held_out and in_blocks(utt, blocks.train) and not utt.text)
         if not more:
             raise UserError(
-                f"{corpus.source}: hear_held_out: {held_out} says nothing in the training blocks "
+                f"{corpus.source}: use_unlabelled_held_out: {held_out} says nothing in the training blocks "
                 f"{', '.join(blocks.train)} that is not test speech; leave it out"
             )
         unlabelled += more
-    dev = corpus.where(lambda utt: utt.speaker == fold.dev and tested(utt, blocks.test))
-    test = corpus.where(lambda utt: utt.speaker == held_out and tested(utt, blocks.test))
+    dev = corpus.where(lambda utt: utt.speaker == fold.dev and is_test(utt, blocks.test))
+    test = corpus.where(lambda utt: utt.speaker == held_out and is_test(utt, blocks.test))
     for name, utterances, asked in (
         ("training", train, blocks.train),
         ("dev", dev, blocks.test),
@@ -177,6 +179,6 @@ def in_blocks(utt: Utterance, blocks: tuple[str, ...]) -> bool:
     return not utt.block or utt.block in blocks
 
 
-def tested(utt: Utterance, blocks: tuple[str, ...]) -> bool:
+def is_test(utt: Utterance, blocks: tuple[str, ...]) -> bool:
     """Another microphone's recording of an utterance is for training only."""
     return in_blocks(utt, blocks) and not utt.copy_of

@@ -20,7 +20,7 @@ CODE = ("decode/attention.py", "models/decoder.py")
 AT_ONCE = 2000  # words x utterances in one pass of the decoder
 
 
-class Spoken:
+class AttentionDecoding:
     """A model's decoder, asked about batches that its encoder has heard."""
 
     def __init__(
@@ -61,12 +61,12 @@ class Spoken:
         """[B, W]: the log-probability of every word and its end."""
         import torch
 
-        from kdlib.models.conformer import mask
         from kdlib.models.decoder import teacher_forced
+        from kdlib.models.encoder_conformer import length_mask
 
         ids = self.lexicon.sequences
         inputs, targets, steps = (part.to(outputs.encoded.device) for part in teacher_forced(ids))
-        inside = mask(steps, targets.shape[1])
+        inside = length_mask(steps, targets.shape[1])
         rows = []
         with torch.inference_mode():
             for encoded, length in zip(outputs.encoded, outputs.lengths.tolist(), strict=True):

@@ -20,7 +20,7 @@ from kdlib.decode.lexicon import Words
 from kdlib.decode.lm import BEGIN, END, UNKNOWN
 from kdlib.errors import UserError
 from kdlib.models import Outputs
-from kdlib.settings import Search
+from kdlib.settings import BeamSearchSettings
 from kdlib.tokens import Tokens, normalise
 
 if TYPE_CHECKING:
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 CODE = ("decode/beam.py", "decode/lm.py")
 NAMES = "names.txt"
-NEVER = "<never>"  # flashlight wants a token for silence between words: one that no model emits
-OUT_OF_REACH = -1e4  # its log-probability
+UNUSED = "<never>"  # flashlight wants a token for silence between words: one that no model emits
+IMPOSSIBLE = -1e4  # its log-probability
 LN10 = 2.302585092994046
 
 
 @dataclass(frozen=True)
-class Setting:
+class BeamSettings:
     """What a search weighs, and how many hypotheses it keeps."""
 
     lm_weight: float = 0.9
@@ -43,7 +43,7 @@ class Setting:
     size: int = 20
 
 
-class Beam:
+class BeamSearch:
     """A search over words of a lexicon, or freely over the tokenizer's pieces."""
 
     def __init__(
@@ -51,13 +51,13 @@ class Beam:
         tokens: Tokens,
         words: Words | None,
         lm: Path | None,
-        setting: Setting | None = None,
+        setting: BeamSettings | None = None,
         *,
         tokens_at_once: int = 30,
         threshold: float = 50.0,
     ) -> None:
         """Search over `words`, or without them over pieces; the model in `lm` is one of words, or of pieces."""
-        self.tokens, self.lm, self.setting = tokens, lm, setting or Setting()
+        self.tokens, self.lm, self.setting = tokens, lm, setting or BeamSettings()
         self.tokens_at_once, self.threshold = tokens_at_once, threshold
         special = {tokens.blank, tokens.bos, tokens.eos}
         if words is None:
@@ -72,7 +72,7 @@ class Beam:
         self.columns = [tokens.blank, *ids]
         self._decoder = self._ngrams = self._several = None
 
-    def at(self, setting: Setting) -> "Beam":
+    def at(self, setting: BeamSettings) -> "BeamSearch":
         """The same search with another setting."""
         self._ngrams = self._loaded()  # read once for all of them
         other = copy.copy(self)
@@ -89,7 +89,7 @@ class Beam:
 
         logits = outputs.ctc_logits.detach()
         chosen = (logits[..., self.columns] - logits.logsumexp(-1, keepdim=True)).float().cpu()
-        chosen = torch.cat([chosen, chosen.new_full((*chosen.shape[:2], 1), OUT_OF_REACH)], -1)
+        chosen = torch.cat([chosen, chosen.new_full((*chosen.shape[:2], 1), IMPOSSIBLE)], -1)
         return [row[:length].contiguous() for row, length in zip(chosen, outputs.lengths.tolist(), strict=True)]
 
     def texts(self, emissions: Sequence["torch.Tensor"]) -> list[str]:
@@ -134,7 +134,7 @@ class Beam:
     def _built(self, nbest: int = 1):
         from torchaudio.models.decoder import ctc_decoder
 
-        names = [*(str(index) for index in self.columns), NEVER]  # ids: pieces may hold marks that files cannot
+        names = [*(str(index) for index in self.columns), UNUSED]  # ids: pieces may hold marks that files cannot
         with tempfile.TemporaryDirectory() as folder:
             lexicon, spoken = Path(folder) / "lexicon.txt", Path(folder) / NAMES
             if self.words is not None:
@@ -155,7 +155,7 @@ class Beam:
                 word_score=self.setting.word_bonus,
                 log_add=True,
                 blank_token=names[0],
-                sil_token=NEVER,
+                sil_token=UNUSED,
             )
 
     def spellings(self) -> list[tuple[str, list[int]]]:
@@ -187,7 +187,7 @@ class Beam:
         Without this list flashlight numbers the pieces in an order of its own, and the language model scores other
         pieces than those that are written.
         """
-        pieces = ["<blank>", *(self.tokens.pieces[index] for index in self.columns[1:]), NEVER]
+        pieces = ["<blank>", *(self.tokens.pieces[index] for index in self.columns[1:]), UNUSED]
         names = pieces if self.words is None else list(self.words)
         path.write_text("\n".join([*names, UNKNOWN]) + "\n", encoding="utf-8")
 
@@ -207,29 +207,29 @@ def in_pieces(texts: Iterable[str], tokens: Tokens) -> list[str]:
     return [" ".join(tokens.pieces[index] for index in tokens.encode(text)) for text in texts]
 
 
-def sweep(
-    beam: Beam, emissions: Sequence["torch.Tensor"], references: Sequence[str], settings: Search
+def tune(
+    beam: BeamSearch, emissions: Sequence["torch.Tensor"], references: Sequence[str], settings: BeamSearchSettings
 ) -> "pd.DataFrame":
     """WER and WRA of every setting on dev speech, one row each: lm_weight, word_bonus, size, wer, wra."""
     import jiwer
     import pandas as pd
 
-    from kdlib.stage import progress
+    from kdlib.console import progress
 
     told = [normalise(text) for text in references]
-    grid = list(itertools.product(settings.sizes, settings.weights, settings.bonuses))
+    grid = list(itertools.product(settings.beam_sizes, settings.lm_weights, settings.word_bonuses))
     rows = []
     with progress(len(grid), "beam search on dev speech", "setting") as bar:
         for size, weight, bonus in grid:
-            said = beam.at(Setting(weight, bonus, size)).texts(emissions)
+            said = beam.at(BeamSettings(weight, bonus, size)).texts(emissions)
             right = np.mean([one == other for one, other in zip(told, said, strict=True)])
             rows.append((weight, bonus, size, jiwer.wer(told, said), float(right)))
             bar.update(1)
     return pd.DataFrame(rows, columns=["lm_weight", "word_bonus", "size", "wer", "wra"])
 
 
-def best(table: "pd.DataFrame") -> Setting:
+def best_settings(table: "pd.DataFrame") -> BeamSettings:
     """The setting of the lowest WER; of equal ones the smallest beam, then the least weight and bonus."""
     ordered = table.assign(far=table.word_bonus.abs()).sort_values(["wer", "size", "lm_weight", "far"], kind="stable")
     row = ordered.iloc[0]
-    return Setting(float(row.lm_weight), float(row.word_bonus), int(row["size"]))
+    return BeamSettings(float(row.lm_weight), float(row.word_bonus), int(row["size"]))

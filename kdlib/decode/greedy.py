@@ -11,10 +11,13 @@ if TYPE_CHECKING:
 def greedy(outputs: Outputs, blank: int) -> list[list[int]]:
     """Token ids of every utterance of a batch."""
     best = outputs.ctc_logits.argmax(-1)
-    return [collapse(row[:length].tolist(), blank) for row, length in zip(best, outputs.lengths.tolist(), strict=True)]
+    return [
+        collapse_repeats(row[:length].tolist(), blank)
+        for row, length in zip(best, outputs.lengths.tolist(), strict=True)
+    ]
 
 
-def collapse(frames: list[int], blank: int) -> list[int]:
+def collapse_repeats(frames: list[int], blank: int) -> list[int]:
     """Merge repetitions, then drop blanks.
 
     >>> collapse([9, 4, 4, 9, 4, 7, 7], blank=9)

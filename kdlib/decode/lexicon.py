@@ -23,7 +23,7 @@ Words = Iterable[str] | Mapping[str, Iterable[str]]  # or each with all its spel
 
 
 @dataclass(frozen=True)
-class Ranked:
+class RankedWord:
     """A word of the lexicon as an utterance's answer."""
 
     word: str
@@ -79,7 +79,7 @@ class Lexicon:
             return scores
         return torch.from_numpy(np.logaddexp.reduceat(scores.cpu().numpy(), self._first, axis=1)).to(scores)
 
-    def differentiated(
+    def with_gradient(
         self, outputs: Outputs, of: Callable[[np.ndarray, np.ndarray], np.ndarray]
     ) -> "tuple[list[int], torch.Tensor]":
         """The tokens that occur, and by their logits [B, T, C] the gradient of a function of the words' scores.
@@ -101,21 +101,21 @@ class Lexicon:
                 shares = np.nan_to_num(np.exp(scores - np.repeat(words, times, 1)))
             return np.repeat(of(words, rows), times, 1) * shares
 
-        found = self._trie.differentiated(logits, outputs.lengths.cpu().numpy(), of_sequences)
+        found = self._trie.with_gradient(logits, outputs.lengths.cpu().numpy(), of_sequences)
         return self._trie.columns, torch.from_numpy(found)
 
     def posterior(self, outputs: Outputs) -> "torch.Tensor":
         """[B, W]: the probability of every word among those of the lexicon; zeros where no word fits."""
         return self.scores(outputs).softmax(-1).nan_to_num(0.0)
 
-    def nbest(self, outputs: Outputs, count: int = 5) -> list[list[Ranked]]:
+    def nbest(self, outputs: Outputs, count: int = 5) -> list[list[RankedWord]]:
         """The most probable words of every utterance, best first; none where no word fits into the frames."""
         scores = self.scores(outputs)
         best, places = scores.topk(min(count, len(self.words)), -1)
         shares = (best - scores.logsumexp(-1, keepdim=True)).exp()
         return [
             [
-                Ranked(self.words[place], logprob, share)
+                RankedWord(self.words[place], logprob, share)
                 for logprob, place, share in zip(*row, strict=True)
                 if logprob > -np.inf
             ]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdlib.errors import UserError
-from kdlib.stage import writing
+from kdlib.io import atomic_write
 
 CODE = ("decode/lm.py",)
 BEGIN, END, UNKNOWN = "<s>", "</s>", "<unk>"
@@ -41,11 +41,6 @@ class NGrams:
         known = word if (word,) in self.logprobs else UNKNOWN
         kept = tuple(one if (one,) in self.logprobs else UNKNOWN for one in context)[-(self.order - 1) :]
         return self._logprob(known, kept if self.order > 1 else ())
-
-    def text_logprob(self, text: str) -> float:
-        """log10 P of a whole text, its end included."""
-        words = [BEGIN, *(word for word in text.split(" ") if word), END]
-        return sum(self.logprob(word, words[:index]) for index, word in enumerate(words) if index)
 
     def _logprob(self, word: str, context: Gram) -> float:
         if (*context, word) in self.logprobs:
@@ -87,7 +82,7 @@ def estimate(texts: Iterable[str], order: int = 3) -> NGrams:
 def write(model: NGrams, path: Path) -> None:
     """Write an ARPA file."""
     levels = [sorted(gram for gram in model.logprobs if len(gram) == size) for size in range(1, model.order + 1)]
-    with writing(path) as hidden, hidden.open("w", encoding="utf-8") as file:
+    with atomic_write(path) as hidden, hidden.open("w", encoding="utf-8") as file:
         file.write("\\data\\\n")
         file.writelines(f"ngram {size}={len(grams)}\n" for size, grams in enumerate(levels, start=1))
         for size, grams in enumerate(levels, start=1):
@@ -129,7 +124,7 @@ def build(texts: Sequence[str], order: int, path: Path) -> str:
         write(estimate(texts, order), path)
         return "kdlib"
     command = [program, "-o", str(order), "-S", "20%", "-T", str(path.parent), "--discount_fallback"]
-    with writing(path) as hidden:
+    with atomic_write(path) as hidden:
         ended = subprocess.run(
             [*command, "--arpa", str(hidden)],
             input="\n".join(texts) + "\n",

@@ -61,7 +61,7 @@ class Trie:
                 one(group)
         return found
 
-    def differentiated(
+    def with_gradient(
         self, logits: np.ndarray, lengths: np.ndarray, of: Callable[[np.ndarray, np.ndarray], np.ndarray]
     ) -> np.ndarray:
         """[B, T, C]: the gradient of a function of all scores, by logits in the order of `columns`.
@@ -100,7 +100,7 @@ class Trie:
             found = np.log(_forward(probs, self.parents, self.tokens, self.repeats, self.ends)[: len(lengths)])
         low = (found < LEAST) & (self.needs[None] <= lengths[:, None])
         for index, which in zip(*np.nonzero(low), strict=True):
-            found[index, which] = _slowly(logprobs[index, : lengths[index]].astype(np.float64), self._spelt[which])
+            found[index, which] = _forward_log(logprobs[index, : lengths[index]].astype(np.float64), self._spelt[which])
         return found
 
 
@@ -135,7 +135,7 @@ def _forward(probs, parents, tokens, repeats, ends):
 
 
 @numba.njit(cache=True, nogil=True)
-def _slowly(logprobs, sequence):
+def _forward_log(logprobs, sequence):
     """The log-probability of one sequence (columns), of log-probabilities [T, C]: the sums in logarithms."""
     size = len(sequence)
     written, blank = np.full(size + 1, -np.inf), np.full(size + 1, -np.inf)

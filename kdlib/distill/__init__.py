@@ -1,1 +1,1 @@
-"""Distillation: losses, the objective that weighs them, the checks before training, and the students that result."""
+"""Students: preflight checks, training, scores, ensembles, and faults made on purpose."""

@@ -11,11 +11,11 @@ import numpy as np
 from rapidfuzz.distance import Levenshtein
 
 from kdlib.decode.greedy import greedy
-from kdlib.evaluate.measures import OFFSETS, same_place
+from kdlib.evaluate.measures import OFFSETS, position_matches
+from kdlib.logits.store import Header
 from kdlib.models import Outputs
 from kdlib.settings import Distill
-from kdlib.teachers.ensemble import MAX_DRIFT
-from kdlib.teachers.store import Header
+from kdlib.targets.aggregation import MAX_DRIFT
 from kdlib.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def check_tokens(tokens: Tokens, headers: Mapping[str, Header]) -> Check:
 def check_shift(said: Sequence[Sequence[int]], references: Sequence[Sequence[int]], output: str) -> Check:
     """Are the teachers' tokens the references' at an offset of ids, or a decoder's at another step (BOS)?"""
     name = f"shift of {output} targets"
-    found = {offset: _likeness([[one + offset for one in ids] for ids in said], references) for offset in OFFSETS}
+    found = {offset: _similarity([[one + offset for one in ids] for ids in said], references) for offset in OFFSETS}
     best = max(OFFSETS, key=lambda offset: (found[offset], -abs(offset)))
     if found[best] > found[0] + 0.1:
         return Check(
@@ -63,7 +63,7 @@ def check_shift(said: Sequence[Sequence[int]], references: Sequence[Sequence[int
             f"with {best:+d} {100 * found[best]:.0f} %",
         )
     if output == "decoder":
-        at = {step: same_place(said, references, step) for step in (-1, 0, 1)}
+        at = {step: position_matches(said, references, step) for step in (-1, 0, 1)}
         place = max(at, key=lambda step: (at[step], -abs(step)))
         if at[place] > at[0] + 0.1:
             return Check(
@@ -113,11 +113,11 @@ def check_temperature(headers: Mapping[str, Header], settings: Distill) -> Check
                 "temperature", REFUSE, f"teacher {name}: stored at temperature {header.temperature:g}, would be twice"
             )
     temperatures = {settings.temperature, settings.temperature_end or settings.temperature}
-    if settings.soften != "both" and temperatures != {1.0}:
+    if settings.temperature_on != "both" and temperatures != {1.0}:
         return Check(
             "temperature",
             WARN,
-            f"only the {settings.soften}'s side is divided by {settings.temperature:g}: the two can never be equal",
+            f"only the {settings.temperature_on}'s side is divided by {settings.temperature:g}: the two can never be equal",
         )
     shown = " to ".join(f"{one:g}" for one in sorted(temperatures, reverse=True))
     return Check("temperature", PASS, f"stored at 1; both sides are divided by {shown}, the loss has T ** 2")
@@ -160,7 +160,7 @@ def check_recording(
     return Check("recording", PASS, f"{total} outputs have the frames of the recordings that the student hears")
 
 
-def check_aggregate(texts: Sequence[str], references: Sequence[str]) -> Check:
+def check_target(texts: Sequence[str], references: Sequence[str]) -> Check:
     """A target that decodes to nothing, or to a few words over and over, teaches that."""
     empty = sum(not text for text in texts) / len(texts)
     distinct, wanted = len({text for text in texts if text}), len(set(references))
@@ -170,7 +170,7 @@ def check_aggregate(texts: Sequence[str], references: Sequence[str]) -> Check:
     return Check("target", WARN if empty > 0.3 or distinct < wanted / 4 else PASS, said)
 
 
-def check_guessed(found: Sequence[tuple[float, bool]], confidence: float, over: str) -> Check:
+def check_pseudo_labels(found: Sequence[tuple[float, bool]], confidence: float, over: str) -> Check:
     """Texts that stand for references: how many are taught, and how many of these are right (share, right)."""
     taught = [right for share, right in found if share >= confidence]
     right = sum(taught) / max(1, len(taught))
@@ -179,30 +179,30 @@ def check_guessed(found: Sequence[tuple[float, bool]], confidence: float, over: 
         f"{confidence:g}, and {100 * right:.0f} % of these are right (the teachers were trained on some of them)"
     )
     if not taught:
-        return Check("texts", REFUSE, f"{said}: nothing would be taught; lower distill.sequence.confidence")
-    return Check("texts", WARN if right < 0.5 else PASS, said)
+        return Check("pseudo-labels", REFUSE, f"{said}: nothing would be taught; lower distill.sequence.confidence")
+    return Check("pseudo-labels", WARN if right < 0.5 else PASS, said)
 
 
-def check_strict(held_out: str, heard: int) -> Check:
+def check_speaker_independence(held_out: str, heard: int) -> Check:
     """Whose speech is heard, even without transcripts, is no new speaker."""
     return Check(
-        "strictness",
+        "speaker independence",
         WARN,
         f"{held_out}'s training blocks are heard without transcripts (of {heard} such utterances): what comes out is "
         "adapted to the speaker, and no leave-one-speaker-out result",
     )
 
 
-def check_right(target: float, student: float | None) -> Check:
+def check_accuracy(target: float, student: float | None) -> Check:
     """What a target writes wrong contradicts the references; what the student knows already it need not be taught."""
     said = f"greedily the target writes {100 * target:.0f} % of the sample as the references do"
     if student is not None:
         said += f", the student before training {100 * student:.0f} %"
     if student is not None and target < student:
-        return Check("right and wrong", WARN, f"{said}: it knows less than its pupil")
+        return Check("target accuracy", WARN, f"{said}: it knows less than its pupil")
     if target < 0.5:
-        return Check("right and wrong", WARN, f"{said}: on the rest the two pull apart")
-    return Check("right and wrong", PASS, said)
+        return Check("target accuracy", WARN, f"{said}: on the rest the two pull apart")
+    return Check("target accuracy", PASS, said)
 
 
 def check_best_teacher(target: float, teachers: Mapping[str, float], margin: float = 0.1) -> Check:
@@ -270,10 +270,10 @@ def check_live(kl: float, teacher: str) -> Check:
     return Check("stored and live", verdict, f"teacher {teacher}, asked again, differs by {kl:.1e} nats a frame")
 
 
-def check_heard(headers: Mapping[str, Header], away: Sequence[str]) -> Check:
+def check_training_speakers(headers: Mapping[str, Header], away: Sequence[str]) -> Check:
     """A teacher that heard the held-out or the dev speaker leaks them."""
     for name, header in headers.items():
-        if leaked := sorted(set(header.heard) & set(away)):
+        if leaked := sorted(set(header.train_speakers) & set(away)):
             return Check("held out", REFUSE, f"teacher {name} has heard {', '.join(leaked)}")
     return Check("held out", PASS, f"no teacher has heard {' or '.join(away)}")
 
@@ -294,7 +294,7 @@ def check_decoder_kd(asked: Distill, used: Distill) -> Check:
     return Check("decoder", WARN, "a decoder on NeMo's encoder learns from SpeechBrain teachers: on purpose")
 
 
-def _likeness(said: Sequence[Sequence[int]], references: Sequence[Sequence[int]]) -> float:
+def _similarity(said: Sequence[Sequence[int]], references: Sequence[Sequence[int]]) -> float:
     """1 - edits a token."""
     edits = sum(Levenshtein.distance(one, other) for one, other in zip(said, references, strict=True))
     return max(0.0, 1 - edits / max(1, sum(map(len, references))))

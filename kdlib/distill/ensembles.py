@@ -8,60 +8,60 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdlib.corpus import prepare
-from kdlib.distill import ingredients, students
+from kdlib.distill.setup import checkpoint_file
+from kdlib.distill.student_scores import SCORE_CODE, score_settings, score_trained
 from kdlib.errors import UserError, nearest
+from kdlib.models import read_record
 from kdlib.params import Params
-from kdlib.settings import Group
-from kdlib.stage import produce, read_json
+from kdlib.settings import EnsembleMembers
+from kdlib.stage import produce
 
-CODE = ("distill/ensembles.py", "models/committee.py", *students.SCORED)
+CODE = ("distill/ensembles.py", "models/averaging.py", *SCORE_CODE)
 
 
-def scored(params: Params, name: str) -> Path:
+def ensemble_scores(params: Params, name: str) -> Path:
     """The folder of an ensemble's hypotheses and scores."""
     group = _group(params, name)
-    members = found(params, group)
-    params = _as_told(params, name, members)
+    members = find_members(params, group)
+    params = _with_members_labels(params, name, members)
 
     def build(partial: Path) -> None:
-        from kdlib.models.committee import Together
+        from kdlib.models.averaging import EnsembleSystem
 
-        one = Together(members, group.average)
-        if leaked := {params.held_out, params.fold.dev} & set(one.record["heard"]):
+        one = EnsembleSystem(members, group.average)
+        if leaked := {params.held_out, params.fold.dev} & set(one.record["train_speakers"]):
             raise UserError(f"ensembles.{name}: a member has heard {leaked.pop()}, who may not be heard in this fold")
-        students.hear_all(partial, params, one, f"ensemble {name}", f"ensembles/{name}")
+        score_trained(partial, params, one, f"ensemble {name}", f"ensembles/{name}")
 
     return produce(
-        place(params, name),
+        ensemble_folder(params, name),
         build,
         what=f"ensemble {name}",
-        parameters=students.score_settings(params)
-        | {"labels": params.labels}
-        | {"group": group.model_dump(mode="json")},
-        inputs=[prepare.made(params), *dict.fromkeys(folder for folder, _ in members)],
+        parameters=score_settings(params) | {"labels": params.labels} | {"group": group.model_dump(mode="json")},
+        inputs=[prepare.corpus_folder(params), *dict.fromkeys(folder for folder, _ in members)],
         code=CODE,
     )
 
 
-def _as_told(params: Params, name: str, members: Sequence[tuple[Path, str]]) -> Params:
+def _with_members_labels(params: Params, name: str, members: Sequence[tuple[Path, str]]) -> Params:
     """The recipe with the labels that the members were given: their language model and their unseen words are those."""
-    known = [read_json(folder / "model.json").get("labels", {"fraction": 1.0}) for folder, _ in members]
-    drawn = [{what: one for what, one in record.items() if what != "heard_without"} for record in known]
+    known = [read_record(folder).get("labels", {"fraction": 1.0}) for folder, _ in members]
+    drawn = [{what: one for what, one in record.items() if what != "unlabelled_speakers"} for record in known]
     if any(one != drawn[0] for one in drawn):
         raise UserError(f"ensembles.{name}: its members were given other labels than each other; name them apart")
     told = {"label_fraction": drawn[0]["fraction"], "label_by": drawn[0].get("by", "utterance")}
     return params.model_copy(update=told)
 
 
-def place(params: Params, name: str) -> Path:
+def ensemble_folder(params: Params, name: str) -> Path:
     """The folder of an ensemble."""
     return params.fold_folder / "ensembles" / name
 
 
-def found(params: Params, group: Group) -> list[tuple[Path, str]]:
+def find_members(params: Params, group: EnsembleMembers) -> list[tuple[Path, str]]:
     """The members' folders and files of weights."""
     members = []
-    for variant in group.of:
+    for variant in group.variants:
         for seed in group.seeds:
             folder = params.fold_folder / "students" / variant / f"seed{seed}"
             if not (folder / "model.json").is_file():
@@ -69,14 +69,14 @@ def found(params: Params, group: Group) -> list[tuple[Path, str]]:
                     f"ensembles: there is no student {variant!r} of seed {seed} in {folder}; train it first: "
                     f"make compare HELD_OUT={params.held_out} VARIANTS={variant} SEEDS={seed}"
                 )
-            files = [ingredients.look_file(rank) for rank in range(1, group.checkpoints + 1)]
+            files = [checkpoint_file(rank) for rank in range(1, group.checkpoints + 1)]
             if group.checkpoints == 1:
                 files = ["model.safetensors"]
-            there = len(read_json(folder / "model.json").get("looks", [0]))
+            there = len(read_record(folder).get("checkpoints", [0]))
             if there < group.checkpoints:
                 raise UserError(
                     f"ensembles: {folder} keeps {there} of its looks, {group.checkpoints} are asked for; train it "
-                    f"with student: {{keep: {group.checkpoints}}} and with as many looks"
+                    f"with student: {{keep_checkpoints: {group.checkpoints}}} and with as many looks"
                 )
             members += [(folder, file) for file in files]
     if len(members) < 2:
@@ -84,7 +84,7 @@ def found(params: Params, group: Group) -> list[tuple[Path, str]]:
     return members
 
 
-def _group(params: Params, name: str) -> Group:
+def _group(params: Params, name: str) -> EnsembleMembers:
     if name not in params.ensembles:
         hint = nearest(name, list(params.ensembles)) if params.ensembles else "; the recipe names none"
         raise UserError(f"ensembles: unknown ensemble {name!r}{hint}")

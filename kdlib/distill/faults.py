@@ -19,10 +19,11 @@ from kdlib.corpus import prepare
 from kdlib.corpus.manifest import Utterance
 from kdlib.corpus.speakers import split
 from kdlib.errors import UserError
-from kdlib.params import Params, located
-from kdlib.teachers.ensemble import Ensemble
-from kdlib.teachers.store import LogitStore
-from kdlib.tokens import Tokens, train
+from kdlib.io import resolve_path
+from kdlib.logits.store import LogitStore
+from kdlib.params import Params
+from kdlib.targets.aggregation import TeacherEnsemble
+from kdlib.tokens import Tokens, train_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -61,15 +62,19 @@ class FaultyStore(LogitStore):
         return _shifted(found, self.shift, 1) if self.head is None and self.shift else found
 
 
-def applied(params: Params, ensemble: Ensemble, *, training: bool = True) -> Ensemble:
+def apply_faults(params: Params, ensemble: TeacherEnsemble, *, training: bool = True) -> TeacherEnsemble:
     """The ensemble with the recipe's faults; itself where there is none. Other recordings are of training speech."""
     faults = params.faults
-    if not (faults.shift or faults.jitter or (training and (faults.own_recordings or faults.mispaired))):
+    if not (faults.token_shift or faults.frame_jitter or (training and (faults.own_recordings or faults.mispaired))):
         return ensemble
     if faults.own_recordings and faults.mispaired:
         raise UserError("faults: own_recordings and mispaired say both whose outputs are taken; choose one")
     names, stores = list(ensemble.stores), {}
-    apart = np.linspace(-faults.jitter, faults.jitter, len(names)).round().astype(int) if len(names) > 1 else [0]
+    apart = (
+        np.linspace(-faults.frame_jitter, faults.frame_jitter, len(names)).round().astype(int)
+        if len(names) > 1
+        else [0]
+    )
     told = split(prepare.load(params), params).train if training else []
     for name, later in zip(names, apart, strict=True):
         source = None
@@ -77,48 +82,50 @@ def applied(params: Params, ensemble: Ensemble, *, training: bool = True) -> Ens
             source = _own(told, name)
         elif training and faults.mispaired:
             source = _others(told, params.seed)
-        store = FaultyStore(ensemble.stores[name], source, int(later), faults.shift)
+        store = FaultyStore(ensemble.stores[name], source, int(later), faults.token_shift)
         if source is None or any(True for _ in store):  # a teacher without training speech has no own recordings
             stores[name] = store
     if not stores:
         raise UserError("faults.own_recordings: no teacher's speaker is trained on")
     cut = training and (faults.own_recordings or faults.mispaired)
-    return Ensemble(stores, replace(ensemble.choice, cut=cut), ensemble.barred)
+    return TeacherEnsemble(stores, replace(ensemble.choice, cut=cut), ensemble.excluded)
 
 
-def fewer(params: Params, utterances: Sequence[Utterance]) -> list[Utterance]:
+def limit_words(params: Params, utterances: Sequence[Utterance]) -> list[Utterance]:
     """Training speech of so many words alone."""
-    if not params.faults.words:
+    if not params.faults.max_words:
         return list(utterances)
     words = sorted({utt.text for utt in utterances if utt.text})
-    kept = set(random.Random(params.seed).sample(words, min(params.faults.words, len(words))))
+    kept = set(random.Random(params.seed).sample(words, min(params.faults.max_words, len(words))))
     return [utt for utt in utterances if utt.text in kept]
 
 
-def reading(params: Params, tokens: Tokens) -> Callable[[Iterable[int]], str]:
+def text_decoder(params: Params, tokens: Tokens) -> Callable[[Iterable[int]], str]:
     """How evaluation makes text of token ids."""
     faults = params.faults
     other = tokens
-    if faults.read_with == "lexicon":
+    if faults.decode_tokenizer == "lexicon":
         with tempfile.TemporaryDirectory() as folder:
-            path = train(prepare.spellings(params), max(len(tokens.pieces), 64), Path(folder))
+            path = train_tokenizer(prepare.spellings(params), max(len(tokens.pieces), 64), Path(folder))
             other = Tokens.for_teachers(path)
-    elif path := files(params):
+    elif path := tokenizer_files(params):
         if not path[0].is_file():
-            raise UserError(f"faults.read_with: there is no file {path[0]}; name a sentencepiece model, or: lexicon")
+            raise UserError(
+                f"faults.decode_tokenizer: there is no file {path[0]}; name a sentencepiece model, or: lexicon"
+            )
         other = Tokens.for_teachers(path[0])
-    return lambda ids: other.decode(one + faults.read_offset for one in ids)
+    return lambda ids: other.decode(one + faults.decode_offset for one in ids)
 
 
-def files(params: Params) -> list[Path]:
+def tokenizer_files(params: Params) -> list[Path]:
     """What evaluation reads with, where that is a file."""
-    name = params.faults.read_with
-    return [located(name)] if name and name != "lexicon" else []
+    name = params.faults.decode_tokenizer
+    return [resolve_path(name)] if name and name != "lexicon" else []
 
 
-def misreads(params: Params) -> bool:
+def changes_decoding(params: Params) -> bool:
     """Whether evaluation makes another text of token ids than they mean."""
-    return bool(params.faults.read_offset or params.faults.read_with)
+    return bool(params.faults.decode_offset or params.faults.decode_tokenizer)
 
 
 def _own(told: Sequence[Utterance], teacher: str) -> Source:

@@ -11,22 +11,37 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from kdlib.console import progress
 from kdlib.corpus import labels, prepare
 from kdlib.corpus.manifest import Utterance
 from kdlib.corpus.speakers import split
 from kdlib.decode.greedy import greedy
-from kdlib.distill import losses
-from kdlib.evaluate import panels, score, system
-from kdlib.models import Outputs, supervised
-from kdlib.models.conformer import mask
-from kdlib.models.vocabulary import vocabulary
+from kdlib.evaluate import score
+from kdlib.evaluate.decoder_setup import DECODER_SETUP_CODE, decoder_set, decoder_settings
+from kdlib.evaluate.transcribe import TRANSCRIBE_CODE, decode_outputs
+from kdlib.io import write_json
+from kdlib.logits import extract
+from kdlib.models import Outputs
+from kdlib.models.encoder_conformer import length_mask
+from kdlib.objectives import losses
+from kdlib.objectives.reference_losses import ctc_loss
 from kdlib.params import Params
-from kdlib.stage import produce, progress, set_threads, write_json
-from kdlib.teachers import extract, fusion, targets
-from kdlib.teachers.ensemble import Ensemble
+from kdlib.pretrained.pieces import load_tokens
+from kdlib.runtime import set_threads
+from kdlib.stage import produce
+from kdlib.targets import fusion
+from kdlib.targets.aggregation import TeacherEnsemble
+from kdlib.targets.choice import CHOICE_CODE, load_target, target_teachers
 from kdlib.tokens import BLANK, Tokens
 
-CODE = ("distill/logit_student.py", "distill/losses.py", *targets.CODE, *labels.CODE, *panels.CODE, *system.CODE)
+CODE = (
+    "distill/logit_student.py",
+    "objectives/losses.py",
+    *CHOICE_CODE,
+    *labels.CODE,
+    *DECODER_SETUP_CODE,
+    *TRANSCRIBE_CODE,
+)
 
 
 class LogitStudent(nn.Module):
@@ -35,29 +50,29 @@ class LogitStudent(nn.Module):
     def __init__(self, teachers: int, size: int, dim: int = 96, layers: int = 2, heads: int = 4) -> None:
         super().__init__()
         self.projections = nn.ModuleList([nn.Linear(size, dim) for _ in range(teachers)])
-        self.over_time = fusion.over_time(dim, layers, heads)
+        self.over_time = fusion.transformer_layers(dim, layers, heads)
         self.head = nn.Linear(dim, size)
 
     def forward(self, logits: Sequence[torch.Tensor], lengths: torch.Tensor) -> Outputs:
         """What it says; of logits only differences mean something, so it is given their log-softmax."""
         seen = sum(project(one.log_softmax(-1)) for project, one in zip(self.projections, logits, strict=True))
-        seen = fusion.through_time(self.over_time, seen / len(logits), lengths)
+        seen = fusion.apply_layers(self.over_time, seen / len(logits), lengths)
         return Outputs(self.head(seen), lengths, seen)
 
 
-def scored(params: Params) -> Path:
+def logit_student_scores(params: Params) -> Path:
     """The stage's folder: hypotheses and scores of the held-out speaker, in `dev/` of the dev speaker; the weights."""
-    names = targets.teachers(params)
+    names = target_teachers(params)
     purposes = ("training", "analysis")
     return produce(
-        params.label_folder / "logit_student" / params.teacher.circle,
+        params.label_folder / "logit_student" / params.teacher.teacher_set,
         lambda partial: _build(partial, params),
         what="student of logits",
         parameters=params.logit_student.model_dump()
         | {"scoring": params.scoring.model_dump(), "search": params.search.model_dump(mode="json")}
         | {"fold": params.fold.model_dump(mode="json"), "held_out": params.held_out, "labels": labels.record(params)},
         inputs=[
-            prepare.made(params),
+            prepare.corpus_folder(params),
             *(extract.extract(params, name, purpose) for name in names for purpose in purposes),
         ],
         seed=params.seed,
@@ -69,22 +84,22 @@ def _build(partial: Path, params: Params) -> None:
     from safetensors.torch import save_file
 
     set_threads()
-    tokens, corpus = vocabulary(params), prepare.load(params)
+    tokens, corpus = load_tokens(params), prepare.load(params)
     splits = split(corpus, params)
     whole = params.aggregation.model_copy(update={"missing": "strict"})  # it needs every teacher
     params = params.model_copy(update={"aggregation": whole})
-    taught = targets.target(params, "logprob_mean")
-    asked = targets.target(params, "logprob_mean", purpose="analysis")
+    taught = load_target(params, "logprob_mean")
+    asked = load_target(params, "logprob_mean", purpose="analysis")
     student, looks = _trained(params, taught, asked, splits.train, splits.dev, tokens)
     save_file({name: one.contiguous() for name, one in student.state_dict().items()}, partial / "model.safetensors")
-    write_json(partial / "looks.json", looks)
-    decoders = panels.panel(params, tokens)
+    write_json(partial / "validations.json", looks)
+    decoders = decoder_set(params, tokens)
     for part, utterances in (("", splits.test), ("dev", splits.dev)):
         if not utterances:
             continue
         (partial / part).mkdir(exist_ok=True)
-        rows = system.decode(
-            lambda batch: answered(student, asked, batch),
+        rows = decode_outputs(
+            lambda batch: run(student, asked, batch),
             utterances,
             decoders,
             level=corpus.level,
@@ -99,7 +114,7 @@ def _build(partial: Path, params: Params) -> None:
             held_out="" if part else params.held_out,
             tokenizer=tokens.fingerprint,
             checkpoint="logit_student",
-            settings=panels.settings(decoders, params, ""),
+            settings=decoder_settings(decoders, params, ""),
             fold_homophones=params.scoring.fold_homophones,
             bootstrap=params.scoring.bootstrap,
         )
@@ -107,14 +122,14 @@ def _build(partial: Path, params: Params) -> None:
 
 def _trained(
     params: Params,
-    taught: Ensemble,
-    asked: Ensemble,
+    taught: TeacherEnsemble,
+    asked: TeacherEnsemble,
     train: Sequence[Utterance],
     dev: Sequence[Utterance],
     tokens: Tokens,
 ) -> tuple[LogitStudent, list[dict]]:
     """The student at its best look at dev speech, and all looks."""
-    from kdlib.train import seed_everything
+    from kdlib.runtime import seed_everything
 
     settings = params.logit_student
     seed_everything(params.seed)
@@ -123,9 +138,9 @@ def _trained(
 
     def loss(batch: Sequence[Utterance]) -> torch.Tensor:
         outputs, target = _said(student, taught, batch)
-        inside = mask(outputs.lengths, target.shape[1]).float()
+        inside = length_mask(outputs.lengths, target.shape[1]).float()
         soft = losses.soft_kl(outputs.ctc_logits, target, inside, settings.temperature)
-        hard = supervised.ctc(outputs, [tokens.encode(utt.text) for utt in batch])
+        hard = ctc_loss(outputs, [tokens.encode(utt.text) for utt in batch])
         return settings.alpha * soft + (1 - settings.alpha) * hard
 
     best, looks, kept = -1.0, [], student.state_dict()
@@ -136,7 +151,7 @@ def _trained(
             bar.update(step - bar.n)
             if not dev or (step % (settings.steps // 8 or 1) and step < settings.steps):
                 return
-            said = [ids for batch in _batches(dev) for ids in greedy(answered(student, asked, batch), BLANK)]
+            said = [ids for batch in _batches(dev) for ids in greedy(run(student, asked, batch), BLANK)]
             told = [tokens.encode(utt.text) for batch in _batches(dev) for utt in batch]
             right = sum(a == b for a, b in zip(said, told, strict=True)) / len(told)
             looks.append({"step": step, "dev_wra": round(right, 4)})
@@ -150,13 +165,13 @@ def _trained(
     return student.eval(), looks
 
 
-def answered(student: LogitStudent, ensemble: Ensemble, batch: Sequence[Utterance]) -> Outputs:
+def run(student: LogitStudent, ensemble: TeacherEnsemble, batch: Sequence[Utterance]) -> Outputs:
     """What a logit student says of a batch."""
     with torch.inference_mode():
         return _said(student, ensemble, batch)[0]
 
 
-def _said(student: LogitStudent, ensemble: Ensemble, batch: Sequence[Utterance]) -> tuple[Outputs, torch.Tensor]:
+def _said(student: LogitStudent, ensemble: TeacherEnsemble, batch: Sequence[Utterance]) -> tuple[Outputs, torch.Tensor]:
     """What it says of a batch, and the teachers' mean."""
     asked = [utt.utt_id for utt in batch], [utt.speaker for utt in batch]
     frames = ensemble.frames(asked[0])

@@ -18,50 +18,72 @@ from kdlib.corpus import audio, prepare
 from kdlib.corpus.manifest import Utterance
 from kdlib.corpus.speakers import split
 from kdlib.decode.greedy import greedy
-from kdlib.distill import checks, faults, ingredients
+from kdlib.distill import checks, faults
 from kdlib.distill.checks import PASS, REFUSE, WARN, Check
+from kdlib.distill.setup import (
+    SETUP_CODE,
+    build_objective,
+    crosses_encoders,
+    initial_student,
+    make_batch,
+    needed_outputs,
+    resolved,
+    student_data,
+    student_folder,
+    student_inputs,
+    student_settings,
+    student_targets,
+    teacher_hypotheses,
+    text_source,
+)
 from kdlib.errors import UserError
-from kdlib.models import Outputs, nemo, vocabulary
-from kdlib.models.pretrain import pretrained
+from kdlib.io import read_json, write_json
+from kdlib.logits import extract
+from kdlib.logits.store import LogitStore
+from kdlib.models import Outputs
+from kdlib.models.nemo_files import read_tokenizer
 from kdlib.params import Params
-from kdlib.stage import produce, read_json, write_json
-from kdlib.teachers import adapt, aggregates, extract, targets
-from kdlib.teachers.ensemble import Ensemble
-from kdlib.teachers.store import LogitStore
+from kdlib.pretrained.model import pretrained_model
+from kdlib.pretrained.pieces import load_tokens
+from kdlib.stage import produce
+from kdlib.targets.aggregation import TeacherEnsemble
+from kdlib.targets.choice import target_teachers
+from kdlib.targets.target_report import sample_utterances
+from kdlib.teachers.adapt import speaker_teacher
 from kdlib.tokens import BLANK, EOS, Tokens, normalise
 
 if TYPE_CHECKING:
     import torch
 
     from kdlib.models.hybrid import Hybrid
-    from kdlib.teachers.hypotheses import Hypotheses
+    from kdlib.targets.pseudo_labels import TeacherHypotheses
 
 CODE = (
     "distill/preflight.py",
     "distill/checks.py",
     "evaluate/measures.py",
-    "teachers/aggregates.py",
-    "evaluate/system.py",
-    *ingredients.CODE,
+    "targets/target_report.py",
+    "evaluate/transcribe.py",
+    *SETUP_CODE,
 )
 SAMPLE, LIVE, GRADIENTS = 64, 2, 8  # utterances that are looked at
 
 
 def preflight(params: Params, seed: int = 1) -> list[Check]:
     """All checks that apply to a recipe's student."""
-    used = ingredients.effective(params)
+    used = resolved(params)
     folder = produce(
-        ingredients.place(params, seed).parent / f"preflight{seed if params.student.resume else ''}",
+        student_folder(params, seed).parent / f"preflight{seed if params.student.resume else ''}",
         lambda partial: _build(partial, params, used, seed),
         what=f"preflight of {params.variant or 'the student'}",
-        parameters=ingredients.depends(used) | {"asked": params.distill.heads},
-        inputs=ingredients.inputs(used, seed),
+        parameters=student_settings(used) | {"asked": params.distill.heads},
+        inputs=student_inputs(used, seed),
         code=CODE,
     )
     return [Check(**one) for one in read_json(folder / "checks.json")]
 
 
-def demand(params: Params, seed: int = 1) -> None:
+def require(params: Params, seed: int = 1) -> None:
     """Stop where a check refuses, unless the recipe allows that."""
     refused = [one for one in preflight(params, seed) if one.verdict == REFUSE and one.name not in params.distill.allow]
     if refused:
@@ -81,8 +103,8 @@ def table(found: Sequence[Check]) -> pd.DataFrame:
 
 
 def _build(partial: Path, params: Params, used: Params, seed: int) -> None:
-    tokens = vocabulary.vocabulary(params)
-    splits, chosen = split(prepare.load(params), params), ingredients.material(params, tokens)
+    tokens = load_tokens(params)
+    splits, chosen = split(prepare.load(params), params), student_data(params, tokens)
     told = [utt.text for utt in chosen.train if utt.text]
     train = set(told)
     heads = ["ctc", "decoder"] if used.distill.heads == "both" else [used.distill.heads]
@@ -90,44 +112,44 @@ def _build(partial: Path, params: Params, used: Params, seed: int) -> None:
         checks.check_decoding(
             tokens,
             [*train, *(utt.text for utt in splits.test)],
-            faults.reading(params, tokens) if faults.misreads(params) else None,
+            faults.text_decoder(params, tokens) if faults.changes_decoding(params) else None,
         ),
         checks.check_choice(params.faults.choose_by),
         checks.check_heads(["ctc", *heads] if params.faults.untrained_head else heads, heads),
         checks.check_lengths(chosen.too_short, chosen.too_short + len(told)),
         checks.check_words([utt.text for utt in splits.test], sorted(train), used.distill.heads != "ctc"),
     ]
-    if params.hear_held_out:
-        made.append(checks.check_strict(params.held_out, len(splits.unlabelled)))
-    if ingredients.crosses(params):
+    if params.use_unlabelled_held_out:
+        made.append(checks.check_speaker_independence(params.held_out, len(splits.unlabelled)))
+    if crosses_encoders(params):
         made.append(checks.check_decoder_kd(params.distill, used.distill))
-    if used.distill.taught:
+    if used.distill.uses_teachers:
         made += _taught(used, tokens, seed)
     write_json(partial / "checks.json", [asdict(one) for one in made])
 
 
 def _taught(params: Params, tokens: Tokens, seed: int) -> list[Check]:
     """The checks of the teachers' part."""
-    names = targets.teachers(params, params.aggregation.method)
-    main = ingredients.outputs(params)[0]
-    headers = {name: extract.opened(params, name, "training", main).header for name in names}
+    names = target_teachers(params, params.aggregation.method)
+    main = needed_outputs(params)[0]
+    headers = {name: extract.open_store(params, name, "training", main).header for name in names}
     away = [name for name in (params.held_out, params.fold.dev) if name]
     made = [
         checks.check_tokens(tokens, headers),
-        checks.check_heard(headers, away),
+        checks.check_training_speakers(headers, away),
         checks.check_temperature(headers, params.distill),
     ]
     if any(one.verdict == REFUSE for one in made):
         return made  # such stores cannot even be combined
-    found = ingredients.ensembles(params)
+    found = student_targets(params)
     ensemble = found[main]
-    sample = [utt for utt in aggregates.sample(params, SAMPLE) if ensemble.coverage([utt.utt_id]).usable]
+    sample = [utt for utt in sample_utterances(params, SAMPLE) if ensemble.coverage([utt.utt_id]).usable]
     if not sample:
         return [*made, Check("target", REFUSE, "no training utterance has a target; see aggregation.missing")]
     rows = {name: store.logits(next(iter(store))) for name, store in ensemble.stores.items()}
     made.append(checks.check_logits(rows))
     references = [tokens.encode(utt.text) for utt in sample]
-    model = ingredients.first(params, tokens, seed).eval()
+    model = initial_student(params, tokens, seed).eval()
     if "ctc" in found:
         made.append(_recording(found["ctc"], sample, model))
         if made[-1].verdict == REFUSE:
@@ -136,14 +158,14 @@ def _taught(params: Params, tokens: Tokens, seed: int) -> list[Check]:
         logits = [one.logits([utt.utt_id], [utt.speaker])[0][0] for utt in sample]
         said = [_read(row, output) for row in logits]
         made.append(checks.check_shift(said, references, output))
-        if output == "ctc" and (guessed := ingredients.guesses(params, found)):
+        if output == "ctc" and (guessed := teacher_hypotheses(params, found)):
             made.append(_guessed(params, guessed, sample))
         if output == main:
             texts, words = [tokens.decode(ids) for ids in said], [utt.text for utt in sample]
-            made.append(checks.check_aggregate(texts, words))
+            made.append(checks.check_target(texts, words))
             made.append(checks.check_pairs(said, references))
             right = sum(a == b for a, b in zip(said, references, strict=True)) / len(sample)
-            made.append(checks.check_right(right, _before(params, model, sample, tokens)))
+            made.append(checks.check_accuracy(right, _before(params, model, sample, tokens)))
             made.append(checks.check_best_teacher(right, _each(one, sample, references, output)))
     if "ctc" in found:
         made += _frames(params, found["ctc"], sample, model)
@@ -152,11 +174,11 @@ def _taught(params: Params, tokens: Tokens, seed: int) -> list[Check]:
     return made
 
 
-def _guessed(params: Params, guessed: "Hypotheses", sample: Sequence[Utterance]) -> Check:
+def _guessed(params: Params, guessed: "TeacherHypotheses", sample: Sequence[Utterance]) -> Check:
     """The texts that teachers take the sample for."""
-    over, sure = ingredients.asked(params)
+    over, sure = text_source(params)
     best = zip(guessed.best(sample, over), sample, strict=True)
-    return checks.check_guessed([(share, text == normalise(utt.text)) for (text, share), utt in best], sure, over)
+    return checks.check_pseudo_labels([(share, text == normalise(utt.text)) for (text, share), utt in best], sure, over)
 
 
 def _before(params: Params, model: "Hybrid", sample: Sequence[Utterance], tokens: Tokens) -> float | None:
@@ -173,7 +195,7 @@ def _before(params: Params, model: "Hybrid", sample: Sequence[Utterance], tokens
     return right / len(sample)
 
 
-def _recording(ensemble: Ensemble, sample: Sequence[Utterance], model: "Hybrid") -> Check:
+def _recording(ensemble: TeacherEnsemble, sample: Sequence[Utterance], model: "Hybrid") -> Check:
     """The stores' frames beside the student's."""
     import torch
 
@@ -189,11 +211,11 @@ def _recording(ensemble: Ensemble, sample: Sequence[Utterance], model: "Hybrid")
     return checks.check_recording(frames, expected, ensemble.stride_ms, model.encoder.stride_ms)
 
 
-def _frames(params: Params, ensemble: Ensemble, sample: Sequence[Utterance], model: "Hybrid") -> list[Check]:
+def _frames(params: Params, ensemble: TeacherEnsemble, sample: Sequence[Utterance], model: "Hybrid") -> list[Check]:
     """What can be seen where student and teachers answer frame by frame."""
     import torch
 
-    from kdlib.distill import losses
+    from kdlib.objectives import losses
 
     shifts, fits, mass = [], [], []
     for batch in audio.batches(sample, 16):
@@ -220,20 +242,20 @@ def _head_is_trained(params: Params) -> bool:
         return True
     if params.student.backbone == "sb":
         return params.student.start == "pretrained"
-    return nemo.tokenizer(pretrained(params)) == vocabulary.vocabulary(params).model
+    return read_tokenizer(pretrained_model(params)) == load_tokens(params).model
 
 
 def _gradients(
-    params: Params, model: "Hybrid", found: Mapping[str, Ensemble], sample: Sequence[Utterance], tokens: Tokens
+    params: Params, model: "Hybrid", found: Mapping[str, TeacherEnsemble], sample: Sequence[Utterance], tokens: Tokens
 ) -> Check:
     """Norms of the gradients of what teachers and what references ask for, at step 0."""
     import torch
 
     settings = params.distill
     model.freeze(params.student.phases[0].freeze_encoder)
-    minimised = ingredients.objective(params, model, found)
+    minimised = build_objective(params, model, found)
     loudest = float((settings.alpha_end or 0.0) > settings.alpha)  # the end of training, where teachers begin at 0
-    parts = minimised.parts(ingredients.read(sample[:GRADIENTS], tokens), loudest)
+    parts = minimised.parts(make_batch(sample[:GRADIENTS], tokens), loudest)
     weights = [one for one in minimised.learner.student.parameters() if one.requires_grad]
     norms = {}
     for kind, names in (
@@ -253,11 +275,11 @@ def _live(params: Params, stores: Mapping[str, LogitStore], sample: Sequence[Utt
     import torch
 
     from kdlib.models.decoder import teacher_forced
-    from kdlib.models.hybrid import Trained
+    from kdlib.models.hybrid import TrainedModel
 
     worst = -1.0, ""
     for name, store in stores.items():
-        teacher = Trained(adapt.teacher(params, name))
+        teacher = TrainedModel(speaker_teacher(params, name))
         asked = [utt for utt in sample if utt.utt_id in store][:LIVE]
         inputs = teacher_forced([teacher.tokens.encode(utt.text) for utt in asked])[0] if output == "decoder" else None
         with torch.inference_mode():
@@ -272,7 +294,7 @@ def _live(params: Params, stores: Mapping[str, LogitStore], sample: Sequence[Utt
 
 
 def _each(
-    ensemble: Ensemble, sample: Sequence[Utterance], references: Sequence[Sequence[int]], output: str
+    ensemble: TeacherEnsemble, sample: Sequence[Utterance], references: Sequence[Sequence[int]], output: str
 ) -> dict[str, float]:
     """The share of the sample that each teacher writes right."""
     found = {}

@@ -10,14 +10,16 @@ from pathlib import Path
 
 from kdlib.corpus import audio, prepare
 from kdlib.corpus.manifest import Corpus, Utterance
-from kdlib.corpus.speakers import split, tested
-from kdlib.evaluate import panels, score, system
-from kdlib.models import nemo
-from kdlib.models.pretrain import heard, pretrained
+from kdlib.corpus.speakers import is_test, split
+from kdlib.evaluate import score
+from kdlib.evaluate.decoder_setup import DECODER_SETUP_CODE, decoder_set, decoder_settings, tune_beam
+from kdlib.evaluate.transcribe import TRANSCRIBE_CODE, transcribe
+from kdlib.models.nemo_files import NEMO_CODE, NeMoCTC
 from kdlib.params import Params
+from kdlib.pretrained.model import pretrained_model, training_record
 from kdlib.stage import produce
 
-CODE = ("evaluate/baseline.py", "models/pretrain.py", *panels.CODE, *system.CODE, *nemo.CODE)
+CODE = ("evaluate/baseline.py", "pretrained/model.py", *DECODER_SETUP_CODE, *TRANSCRIBE_CODE, *NEMO_CODE)
 
 
 def baseline(params: Params) -> Path:
@@ -27,7 +29,7 @@ def baseline(params: Params) -> Path:
     def build(partial: Path) -> None:
         corpus = prepare.load(params)
         splits = split(corpus, params)
-        own = set(heard(params)["words"]) if params.pretrained == "from_corpus" else splits.train_words
+        own = set(training_record(params)["words"]) if params.pretrained == "from_corpus" else splits.train_words
         _score(
             partial,
             params,
@@ -42,7 +44,7 @@ def baseline(params: Params) -> Path:
         params.fold_folder / "baseline",
         build,
         what="baseline",
-        inputs=[prepare.made(params), pretrained(params)],
+        inputs=[prepare.corpus_folder(params), pretrained_model(params)],
         parameters={
             "scoring": params.scoring.model_dump(),
             "search": params.search.model_dump(mode="json"),
@@ -58,11 +60,11 @@ def zero_shot(params: Params) -> Path:
     params = params.with_all_labels
 
     def build(partial: Path) -> None:
-        corpus, known = prepare.load(params), heard(params) or {"speakers": [], "words": None}
+        corpus, known = prepare.load(params), training_record(params) or {"speakers": [], "words": None}
         words = set(known["words"] or ())
         seen = None if known["words"] is None else lambda utt: utt.text in words
         new = corpus.where(lambda utt: utt.speaker not in known["speakers"] and not utt.copy_of)
-        others = [utt for utt in new if not corpus.is_control(utt.speaker) and tested(utt, params.blocks.test)]
+        others = [utt for utt in new if not corpus.is_control(utt.speaker) and is_test(utt, params.blocks.test)]
         _score(partial, params, corpus, others, held_out="", seen=seen)
         if controls := [utt for utt in new if corpus.is_control(utt.speaker)]:
             (partial / "controls").mkdir(exist_ok=True)
@@ -72,7 +74,7 @@ def zero_shot(params: Params) -> Path:
         (params.fold_folder if params.pretrained == "from_corpus" else params.folder) / "zero_shot",
         build,
         what="zero-shot scores",
-        inputs=[prepare.made(params), pretrained(params)],
+        inputs=[prepare.corpus_folder(params), pretrained_model(params)],
         parameters={
             "scoring": params.scoring.model_dump(),
             "search": params.search.model_dump(mode="json"),
@@ -93,11 +95,11 @@ def _score(
     dev: Sequence[Utterance] = (),
     words: list[str] | None = None,
 ) -> None:
-    model = nemo.NeMoCTC(pretrained(params))
+    model = NeMoCTC(pretrained_model(params))
     everybody = not held_out and params.pretrained != "from_corpus"
-    decoders = panels.panel(params, model.tokens, words=words, everybody=everybody)
-    decoders = panels.tuned(decoders, lambda batch: model(*audio.collate(batch)), dev, params, folder)
-    rows = system.hear(
+    decoders = decoder_set(params, model.tokens, words=words, everybody=everybody)
+    decoders = tune_beam(decoders, lambda batch: model(*audio.collate(batch)), dev, params, folder)
+    rows = transcribe(
         model,
         utterances,
         decoders,
@@ -115,7 +117,7 @@ def _score(
         held_out=held_out,
         tokenizer=model.tokens.fingerprint,
         checkpoint=model.path.name,
-        settings=panels.settings(decoders, params, params.fold.dev or "" if dev else ""),
+        settings=decoder_settings(decoders, params, params.fold.dev or "" if dev else ""),
         fold_homophones=params.scoring.fold_homophones,
         bootstrap=params.scoring.bootstrap,
     )

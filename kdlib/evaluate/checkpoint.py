@@ -10,20 +10,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdlib.corpus import audio
+from kdlib.corpus.audio_checks import check_recordings
 from kdlib.corpus.manifest import read
-from kdlib.corpus.prepare import spelt
-from kdlib.decode.attention import Spoken
-from kdlib.decode.beam import Beam, Setting
+from kdlib.corpus.prepare import parse_lexicon
+from kdlib.decode.attention import AttentionDecoding
+from kdlib.decode.beam import BeamSearch, BeamSettings
+from kdlib.decode.decoders import DecoderSet
 from kdlib.decode.lexicon import Lexicon
-from kdlib.decode.panel import Panel
 from kdlib.errors import UserError
-from kdlib.evaluate import score, system
+from kdlib.evaluate import score
 from kdlib.evaluate.tables import headline
-from kdlib.params import root
+from kdlib.evaluate.transcribe import transcribe
+from kdlib.io import repository_root
 
 if TYPE_CHECKING:
-    from kdlib.evaluate.system import System
+    from kdlib.evaluate.transcribe import System
 
 OPTIONS = {
     "checkpoint": "the folder of a saved model (model.json, model.safetensors, tokenizer.model), or a .nemo file",
@@ -31,17 +32,17 @@ OPTIONS = {
 }
 
 
-def opened(path: Path) -> "System":
+def load_system(path: Path) -> "System":
     """The system in a folder or a `.nemo` file."""
     if path.suffix == ".nemo":
-        from kdlib.models.nemo import NeMoCTC
+        from kdlib.models.nemo_files import NeMoCTC
 
         return NeMoCTC(path)
-    from kdlib.models.hybrid import Trained
+    from kdlib.models.hybrid import TrainedModel
 
     if not path.is_dir():
         raise UserError(f"checkpoint: there is no {path}; expected {OPTIONS['checkpoint']}")
-    return Trained(path)
+    return TrainedModel(path)
 
 
 def evaluate(
@@ -59,7 +60,7 @@ def evaluate(
     size: int = 20,
 ) -> dict:
     """Score a model on a manifest; write hypotheses, scores and evaluation files to `out`; return the scores."""
-    one = opened(checkpoint)
+    one = load_system(checkpoint)
     if tokenizer and not tokenizer.is_file():
         raise UserError(f"tokenizer: there is no file {tokenizer}")
     if tokenizer and tokenizer.read_bytes() != one.tokens.model:
@@ -70,23 +71,23 @@ def evaluate(
     for name, path in (("lexicon", lexicon), ("lm", lm)):
         if path and not path.is_file():
             raise UserError(f"{name}: there is no file {path}")
-    corpus, report = audio.check(read(manifest, data_folder))
+    corpus, report = check_recordings(read(manifest, data_folder))
     print(report)
     words = corpus.lexicon
     if lexicon:
         try:
-            words = spelt(lexicon.read_text(encoding="utf-8-sig").splitlines())
+            words = parse_lexicon(lexicon.read_text(encoding="utf-8-sig").splitlines())
         except UnicodeDecodeError as error:
             raise UserError(f"{lexicon}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
     heads = getattr(one, "record", {"heads_trained": ("ctc",)}).get("heads_trained", ("ctc", "decoder"))
     closed, spoken = Lexicon(words, one.tokens), None
     if "decoder" in heads:
-        spoken = Spoken(one.model, one.tokens, closed, longest=max_decode_len, joint="ctc" in heads)
+        spoken = AttentionDecoding(one.model, one.tokens, closed, longest=max_decode_len, joint="ctc" in heads)
     elif max_decode_len:
         print("max_decode_len has no effect: this model has no trained decoder, and CTC ends with the recording")
-    search = Beam(one.tokens, words, lm, Setting(lm_weight, word_bonus, size)) if lm else None
-    decoders = Panel(one.tokens, closed, beam=search, spoken=spoken, ctc="ctc" in heads)
-    rows = system.hear(one, list(corpus), decoders, level=corpus.level, what="evaluation")
+    search = BeamSearch(one.tokens, words, lm, BeamSettings(lm_weight, word_bonus, size)) if lm else None
+    decoders = DecoderSet(one.tokens, closed, beam=search, attention=spoken, ctc="ctc" in heads)
+    rows = transcribe(one, list(corpus), decoders, level=corpus.level, what="evaluation")
     out.mkdir(parents=True, exist_ok=True)
     return score.write(
         rows,
@@ -117,7 +118,7 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, help="by default outputs/evaluations/<checkpoint>-<manifest>")
     asked = vars(parser.parse_args())
     model = "-".join(asked["checkpoint"].resolve().parts[-4:])
-    default = root() / "outputs" / "evaluations" / f"{model}-{asked['manifest'].stem}"
+    default = repository_root() / "outputs" / "evaluations" / f"{model}-{asked['manifest'].stem}"
     target = asked.pop("out") or default
     try:
         print(headline(evaluate(**asked, out=target)).to_string())

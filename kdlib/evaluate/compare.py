@@ -20,10 +20,10 @@ import numpy as np
 import pandas as pd
 
 from kdlib.errors import UserError, nearest
-from kdlib.evaluate import answers
-from kdlib.evaluate.findings import OPEN, Verdict, frame, table
+from kdlib.evaluate import predictions
 from kdlib.evaluate.score import fold_words
-from kdlib.evaluate.statistics import LEVEL, flipped, folds_needed, holm, of_runs
+from kdlib.evaluate.statistics import LEVEL, folds_needed, holm, sign_flip_p, training_p
+from kdlib.evaluate.verdict import NO_DIFFERENCE, Verdict, verdict_frame, verdict_table
 
 MEASURES = ("wra", "wer")
 DRAWS = 2_000  # of the bootstrap
@@ -51,7 +51,7 @@ def compare(
     return [pair.verdict(*both, len(pairs)) for pair, *both in zip(pairs, adjusted, for_new, strict=True)]
 
 
-def collected(
+def collect(
     paths: Sequence[Path],
     decoder: str = "greedy",
     references: Path | None = None,
@@ -62,7 +62,7 @@ def collected(
 
     Columns: those of `answers`, and seed, which counts how often an utterance has come before.
     """
-    table = pd.concat([answers.read(path, decoder, references) for path in paths], ignore_index=True)
+    table = pd.concat([predictions.read(path, decoder, references) for path in paths], ignore_index=True)
     table["seed"] = table.groupby("utt_id", sort=False).cumcount()
     for column in ("reference", "speaker"):
         several = table.groupby("utt_id")[column].nunique()
@@ -99,8 +99,8 @@ class _Pair:
         self.parts = np.zeros(len(self.size))  # of the difference, by utterance
         for part in self.groups:
             self.parts[part] = (means[0] - means[1])[part] / self.size[part].sum() / len(self.groups)
-        self.p = flipped(self.parts, self.rng)
-        self.speakers_p = flipped(self.by_speaker, self.rng) if len(self.groups) > 1 else 1.0
+        self.p = sign_flip_p(self.parts, self.rng)
+        self.speakers_p = sign_flip_p(self.by_speaker, self.rng) if len(self.groups) > 1 else 1.0
 
     def _merge(self, names: pd.Series) -> None:
         """Take what several microphones recorded for the one utterance that it is."""
@@ -115,14 +115,14 @@ class _Pair:
     def verdict(self, holm_p: float, new_p: float, family: int) -> Verdict:
         """What is to be said, `family` being the number of pairs in question."""
         count, runs = len(self.groups), self._runs()
-        seeds, seeds_p = len(runs), of_runs(runs, 1 / self.size.sum())
+        seeds, seeds_p = len(runs), training_p(runs, 1 / self.size.sum())
         agreeing = int((runs * self.difference > 0).sum())
         these, new = self._these(), self._new()
         good = self.difference > 0 if self.measure == "wra" else self.difference < 0
         sure = holm_p < LEVEL and (seeds == 1 or seeds_p < LEVEL)
-        word = ("better" if good else "worse") if sure else OPEN
-        for_new = word if sure and new_p < LEVEL and new[0] * new[1] > 0 else OPEN
-        needed = None if for_new != OPEN else folds_needed(self.by_speaker, LEVEL / family)
+        word = ("better" if good else "worse") if sure else NO_DIFFERENCE
+        for_new = word if sure and new_p < LEVEL and new[0] * new[1] > 0 else NO_DIFFERENCE
+        needed = None if for_new != NO_DIFFERENCE else folds_needed(self.by_speaker, LEVEL / family)
         fixed, broken = self._changed()
         return Verdict(
             self.a,
@@ -272,7 +272,7 @@ def _measured(system: pd.DataFrame, order: pd.Series, told: Sequence[str], measu
 def main(arguments: Sequence[str]) -> None:
     """The command: NAME=PATH for each system; a name given twice means further speakers or seeds."""
     parser = argparse.ArgumentParser(description="Compare systems by what they wrote.")
-    parser.add_argument("systems", nargs="+", help="NAME=PATH: " + answers.KINDS)
+    parser.add_argument("systems", nargs="+", help="NAME=PATH: " + predictions.FORMATS)
     parser.add_argument("--decoder", default="greedy", help="column of hypotheses.csv")
     parser.add_argument("--measure", choices=MEASURES, default="wra")
     parser.add_argument("--against", help="compare with this system only; by default each with every other")
@@ -287,16 +287,16 @@ def main(arguments: Sequence[str]) -> None:
             raise UserError(f"expected NAME=PATH, found {one!r}")
         named.setdefault(name, []).append(Path(path))
     systems = {
-        name: collected(paths, asked.decoder, asked.references, fold_homophones=asked.fold_homophones)
+        name: collect(paths, asked.decoder, asked.references, fold_homophones=asked.fold_homophones)
         for name, paths in named.items()
     }
     verdicts = compare(systems, against=asked.against, measure=asked.measure)
-    print(table(verdicts).to_string(index=False))
+    print(verdict_table(verdicts).to_string(index=False))
     for one in verdicts:
         print(one.text)
     if asked.out:
         asked.out.mkdir(parents=True, exist_ok=True)
-        frame(verdicts).to_csv(asked.out / "verdicts.csv", index=False)
+        verdict_frame(verdicts).to_csv(asked.out / "verdicts.csv", index=False)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def shared_bits(references: Sequence[str], answers: Sequence[str], seed: int = 0
         "bits": bits,
         "bits_by_chance": by_chance,
         "bits_of": of,
-        "hears": max(0.0, (bits - by_chance) / most) if most > 1e-9 else 0.0,
+        "information": max(0.0, (bits - by_chance) / most) if most > 1e-9 else 0.0,
     }
 
 
@@ -49,7 +49,7 @@ def consistency(references: Iterable[str], answers: Iterable[str]) -> tuple[floa
     return same / pairs if pairs else math.nan, _alike(together) / any_pairs if any_pairs else math.nan
 
 
-def likeness(references: Sequence[str], answers: Sequence[str], seed: int = 0) -> tuple[float, float]:
+def letter_similarity(references: Sequence[str], answers: Sequence[str], seed: int = 0) -> tuple[float, float]:
     """1 - edits a letter, on average over utterances; and the same between answers and other utterances' references."""
     others = np.random.default_rng(seed).permutation(len(references))
     return (
@@ -74,7 +74,7 @@ def loops(answers: Sequence[Sequence], times: int = 3) -> float:
     return float(np.mean([known.setdefault(key, looped(key)) for key in map(tuple, answers)]))
 
 
-def same_place(said: Sequence[Sequence[int]], told: Sequence[Sequence[int]], step: int) -> float:
+def position_matches(said: Sequence[Sequence[int]], told: Sequence[Sequence[int]], step: int) -> float:
     """The share of reference tokens that stand `step` places later in what was said."""
     hits = total = 0
     for one, other in zip(said, told, strict=True):
@@ -83,7 +83,7 @@ def same_place(said: Sequence[Sequence[int]], told: Sequence[Sequence[int]], ste
     return hits / max(1, total)
 
 
-def stepped(said: Sequence[Sequence[int]], told: Sequence[Sequence[int]]) -> dict[int, float]:
+def offset_matches(said: Sequence[Sequence[int]], told: Sequence[Sequence[int]]) -> dict[int, float]:
     """By offset: the share of reference tokens where that id, plus the offset, was said in its place."""
     steps: Counter[int] = Counter()
     for one, other in zip(said, told, strict=True):
@@ -92,7 +92,7 @@ def stepped(said: Sequence[Sequence[int]], told: Sequence[Sequence[int]]) -> dic
     return {offset: steps[offset] / total for offset in OFFSETS}
 
 
-def divergence(one: Counter, other: Counter) -> float:
+def js_divergence(one: Counter, other: Counter) -> float:
     """Jensen-Shannon divergence of two histograms in bits: 0 for the same, 1 for nothing in common."""
     if not one or not other:
         return math.nan
@@ -103,7 +103,7 @@ def divergence(one: Counter, other: Counter) -> float:
     return float((_entropies(middle[None]) - _entropies(shares).mean())[0])
 
 
-def spread(texts: Sequence[str]) -> float:
+def effective_number(texts: Sequence[str]) -> float:
     """How many equally common texts would be as spread as these: 2 to the power of their entropy."""
     return 2 ** _entropy(pd.factorize(np.array(texts, dtype=object))[0])
 

@@ -20,7 +20,7 @@ FILE = "ctc.safetensors"
 CODE = ("evaluate/posteriors.py",)
 
 
-class Keeper:
+class PosteriorWriter:
     """Collects log-probabilities by utterance, and writes the file."""
 
     def __init__(self, tokens: Tokens, stride_ms: float) -> None:
@@ -106,7 +106,7 @@ def entropy_bits(logprobs: np.ndarray) -> np.ndarray:
     return -(np.exp(logprobs) * np.maximum(logprobs, FLOOR)).sum(-1) / np.log(2)
 
 
-def divergence(teacher: np.ndarray, student: np.ndarray) -> np.ndarray:
+def frame_kl(teacher: np.ndarray, student: np.ndarray) -> np.ndarray:
     """KL(teacher || student) by frame, in nats; of two numbers of frames that differ at the end, over the shorter.
 
     Of posteriors that were kept it is a little less than of all tokens, and clearly less where the two are far apart.

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from kdlib.errors import UserError
-from kdlib.stage import read_json, write_json
+from kdlib.io import read_json, write_json
 from kdlib.tokens import normalise
 
 GROUPS = ("speaker", "level", "word_type", "seen")
@@ -122,7 +122,7 @@ def fold_words(text: str) -> str:
     return " ".join(_homophones().get(word, word) for word in normalise(text).split())
 
 
-def table(rows: Sequence[Hypothesis], decoder: str, group: str, **options) -> dict[str, Score]:
+def scores_by(rows: Sequence[Hypothesis], decoder: str, group: str, **options) -> dict[str, Score]:
     """Scores by a column of the hypotheses: speaker, level, word_type or seen."""
     parts: dict[str, list[Hypothesis]] = {}
     for row in rows:
@@ -139,7 +139,8 @@ def summary(rows: Sequence[Hypothesis], decoders: Sequence[str], *, system: str,
     for name in decoders:
         headline = asdict(_of(rows, name, **options))
         groups = {
-            group: {part: asdict(one) for part, one in table(rows, name, group, **options).items()} for group in GROUPS
+            group: {part: asdict(one) for part, one in scores_by(rows, name, group, **options).items()}
+            for group in GROUPS
         }
         scores[name] = headline | {"by": groups}
     return {
@@ -179,7 +180,7 @@ def write(
     return scores
 
 
-def read_anew(row: Hypothesis, read: Callable[[list[int]], str]) -> Hypothesis:
+def decode_again(row: Hypothesis, read: Callable[[list[int]], str]) -> Hypothesis:
     """The same answer, its token ids made text in another way."""
     written = {name: [int(one) for one in getattr(row, ids).split()] for name, ids in IDS.items()}
     return replace(row, **{name: read(ids) for name, ids in written.items() if ids})

@@ -47,7 +47,7 @@ def folds_needed(differences: np.ndarray, level: float = LEVEL) -> int | None:
     return int(enough[0]) if len(enough) else None
 
 
-def flipped(parts: np.ndarray, rng: np.random.Generator) -> float:
+def sign_flip_p(parts: np.ndarray, rng: np.random.Generator) -> float:
     """Two-sided p that a sum of differences is as far from zero, were each as likely to be turned round."""
     parts = parts[parts != 0]
     if not len(parts):
@@ -67,7 +67,7 @@ def flipped(parts: np.ndarray, rng: np.random.Generator) -> float:
     return (1 + beyond) / (1 + FLIPS)
 
 
-def of_runs(differences: np.ndarray, least: float = 0.0) -> float:
+def training_p(differences: np.ndarray, least: float = 0.0) -> float:
     """Two-sided p of Student's t over the differences of several trainings; not a number with one.
 
     Other utterances are one reason why a difference might not come again, another training is another: two seeds

@@ -1,7 +1,11 @@
-"""The models' room: every student and teacher returns `Outputs`; nothing else knows which backbone made it."""
+"""Models: every student and teacher returns `Outputs`; nothing else knows which backbone made it."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from kdlib.errors import UserError
+from kdlib.io import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -16,3 +20,14 @@ class Outputs:
     encoded: "torch.Tensor"  # [B, T, D]
     hidden: dict[int, "torch.Tensor"] = field(default_factory=dict)  # layer -> [B, T, D]
     decoder_logits: "torch.Tensor | None" = None  # [B, L, V]
+
+
+def read_record(folder: Path) -> dict:
+    """The `model.json` of a saved model; one that an earlier version of kdlib wrote is refused."""
+    try:
+        record = read_json(folder / "model.json")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} holds no complete model ({error}); train it again") from None
+    if "train_speakers" not in record:
+        raise UserError(f"{folder} was made by an earlier version of kdlib, which had other names; train it again")
+    return record

@@ -11,7 +11,7 @@ WIDEST_BAND, LONGEST, AT_MOST = 0.2, 20, 0.25  # of the bands; in frames of 10 m
 TEMPO = 0.12  # tempo and pitch change by up to this share
 
 
-def masked(features: torch.Tensor) -> torch.Tensor:
+def spec_augment(features: torch.Tensor) -> torch.Tensor:
     """[B, bands, T] with some bands and some frames of each utterance set to 0, which is their mean."""
     from torchaudio.transforms import FrequencyMasking, TimeMasking
 
@@ -23,7 +23,7 @@ def masked(features: torch.Tensor) -> torch.Tensor:
     return changed[:, 0]
 
 
-def stretched(samples: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def change_tempo(samples: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """A batch [B, N] played slower or faster, with its new lengths."""
     factor = 1 + TEMPO * (2 * float(torch.rand(())) - 1)
     changed = torch.nn.functional.interpolate(samples[:, None], scale_factor=factor, mode="linear")[:, 0]

@@ -9,10 +9,10 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from kdlib.models.conformer import mask
+from kdlib.models.encoder_conformer import length_mask
 from kdlib.tokens import BOS, EOS
 
-CODE = ("models/decoder.py", "models/conformer.py")
+CODE = ("models/decoder.py", "models/encoder_conformer.py")
 
 
 class AttentionDecoder(nn.Module):
@@ -42,7 +42,7 @@ class AttentionDecoder(nn.Module):
             embedded + self.positions(embedded),
             encoded,
             tgt_mask=causal,
-            memory_key_padding_mask=~mask(frames, encoded.shape[1]),
+            memory_key_padding_mask=~length_mask(frames, encoded.shape[1]),
         )
         return hidden
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdlib.errors import UserError
-from kdlib.models import nemo
+from kdlib.models.nemo_files import assemble
 from kdlib.tokens import BLANK, BOS, EOS, Tokens
 
 if TYPE_CHECKING:
@@ -20,16 +20,17 @@ if TYPE_CHECKING:
 def export(folder: Path, out: Path) -> Path:
     """Write the student in a folder to a `.nemo` file. A decoder, where it has one, stays behind."""
     from kdlib.models import hybrid
+    from kdlib.models.encoder_nemo import NeMoEncoder
 
     model, tokens, _ = hybrid.load(folder)
-    if not isinstance(model.encoder, hybrid.NeMoEncoder):
+    if not isinstance(model.encoder, NeMoEncoder):
         raise UserError(f"{folder} holds a SpeechBrain encoder, which NeMo has no class for; export a NeMo student")
     if model.decoder is not None:
         print(f"{folder.name}: its attention decoder is left out; what is exported decodes by CTC")
     with tempfile.TemporaryDirectory() as made:
         path = Path(made) / "tokenizer.model"
         path.write_bytes(tokens.model)
-        whole = nemo.assembled(path, model.encoder.config)
+        whole = assemble(path, model.encoder.config)
         for part in ("preprocessor", "encoder"):
             getattr(whole, part).load_state_dict(getattr(model.encoder, part).state_dict())
         weight, bias = _head(model.ctc_head.weight.detach(), model.ctc_head.bias.detach(), tokens)

@@ -5,7 +5,6 @@ SpeechBrain, or NeMo's with its pretrained weights. A saved model is a folder: `
 `model.safetensors` holds the weights, `tokenizer.model` what the ids mean.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,12 +12,22 @@ import torch
 from torch import nn
 
 from kdlib.errors import UserError
-from kdlib.models import Outputs, augment, conformer, decoder, nemo
+from kdlib.io import write_json
+from kdlib.models import Outputs, decoder, encoder_conformer, read_record
 from kdlib.models.decoder import AttentionDecoder
-from kdlib.stage import set_threads, write_json
+from kdlib.models.encoder_nemo import NeMoEncoder
+from kdlib.runtime import set_threads
 from kdlib.tokens import Tokens
 
-CODE = ("models/hybrid.py", "models/__init__.py", "tokens.py", "models/nemo.py", *conformer.CODE, *decoder.CODE)
+CODE = (
+    "models/hybrid.py",
+    "models/__init__.py",
+    "tokens.py",
+    "models/encoder_nemo.py",
+    "models/nemo_files.py",
+    *encoder_conformer.CODE,
+    *decoder.CODE,
+)
 
 
 @dataclass(frozen=True)
@@ -64,9 +73,9 @@ class Hybrid(nn.Module):
 
     def forward(self, wavs: torch.Tensor, wav_lens: torch.Tensor, targets: torch.Tensor | None = None) -> Outputs:
         """Samples [B, N], their numbers [B] and, for the decoder, targets [B, L] that begin with BOS -> `Outputs`."""
-        return self.heard(*self.encoder(wavs, wav_lens), targets)
+        return self.apply_heads(*self.encoder(wavs, wav_lens), targets)
 
-    def heard(
+    def apply_heads(
         self, encoded: torch.Tensor, frames: torch.Tensor, hidden: dict, targets: torch.Tensor | None = None
     ) -> Outputs:
         """What the heads say of encodings [B, T, D]."""
@@ -97,7 +106,7 @@ class NeMoHybridStudent(Hybrid):
         return student
 
 
-def fitting(width: int, heads: int) -> int:
+def nearest_divisor(width: int, heads: int) -> int:
     """The number of attention heads nearest to what was asked for that divides the width; of two the smaller.
 
     >>> [fitting(176, heads) for heads in (4, 8, 9, 10, 12)]
@@ -106,65 +115,7 @@ def fitting(width: int, heads: int) -> int:
     return min((count for count in range(1, width + 1) if width % count == 0), key=lambda count: abs(count - heads))
 
 
-class NeMoEncoder(nn.Module):
-    """The feature extraction and encoder of a NeMo model, for training further."""
-
-    def __init__(self, preprocessor: nn.Module, encoder: nn.Module, config: dict) -> None:
-        super().__init__()
-        self.preprocessor, self.encoder, self.config = preprocessor, encoder, config
-        self.width = int(config["encoder"]["d_model"])
-        self.stride_ms = 1000 * config["preprocessor"]["window_stride"] * config["encoder"]["subsampling_factor"]
-        self.spec_augment = False  # in training
-        self.preprocessor_frozen = True
-        self._within: dict[int, torch.Tensor] = {}
-        self.train()
-
-    @classmethod
-    def of(cls, model: nn.Module) -> "NeMoEncoder":
-        """A restored model's, with its weights."""
-        from omegaconf import OmegaConf
-
-        parts = {name: OmegaConf.to_container(model.cfg[name], resolve=True) for name in ("preprocessor", "encoder")}
-        return cls(model.preprocessor, model.encoder, parts)
-
-    @classmethod
-    def built(cls, config: dict) -> "NeMoEncoder":
-        """With random weights."""
-        with nemo.quiet():
-            from nemo.collections.asr.modules import AudioToMelSpectrogramPreprocessor, ConformerEncoder
-            from omegaconf import OmegaConf
-
-            parts = (AudioToMelSpectrogramPreprocessor, "preprocessor"), (ConformerEncoder, "encoder")
-            built = [kind.from_config_dict(OmegaConf.create(config[name])) for kind, name in parts]
-        return cls(*built, config)
-
-    def train(self, mode: bool = True) -> "NeMoEncoder":
-        """Train the encoder; features stay as they are (in training NeMo adds noise to the samples)."""
-        super().train(mode)
-        self.preprocessor.train(mode and not self.preprocessor_frozen)
-        return self
-
-    def forward(
-        self, samples: torch.Tensor, lengths: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, dict[int, torch.Tensor]]:
-        """Samples [B, N], their numbers [B] -> encodings [B, T, D], frames [B], and what `tap` asks for."""
-        features, sizes = self.preprocessor(input_signal=samples, length=lengths)
-        if self.encoder.training and self.spec_augment:
-            features = augment.masked(features)
-        encoded, frames = self.encoder(audio_signal=features, length=sizes)
-        longest = int(frames.max())
-        hidden = {layer: one[:, :longest] for layer, one in self._within.items()}
-        self._within.clear()  # it belongs to this batch's graph
-        return encoded.transpose(1, 2)[:, :longest], frames, hidden
-
-    def tap(self, layer: int) -> None:
-        """Give a layer's output [B, T, D] too, from now on; the first is 1."""
-        layers = self.encoder.layers
-        conformer.check_layer(layer, len(layers))
-        layers[layer - 1].register_forward_hook(lambda module, given, made: self._within.update({layer: made}))
-
-
-class Trained:
+class TrainedModel:
     """A saved model that can be evaluated: samples in, `Outputs` out, with the tokens that they mean."""
 
     def __init__(self, folder: Path) -> None:
@@ -187,12 +138,12 @@ def save(model: Hybrid, tokens: Tokens, folder: Path, **known: object) -> None:
     weights = {name: weight.detach().contiguous() for name, weight in model.state_dict().items()}
     save_file(weights, folder / "model.safetensors")
     (folder / "tokenizer.model").write_bytes(tokens.model)
-    write_json(folder / "model.json", described(model) | {"tokens": tokens.fingerprint} | known)
+    write_json(folder / "model.json", describe(model) | {"tokens": tokens.fingerprint} | known)
 
 
-def described(model: Hybrid) -> dict:
+def describe(model: Hybrid) -> dict:
     """What to build to get a model like this one."""
-    backbone = "sb" if isinstance(model.encoder, conformer.Conformer) else "nemo"
+    backbone = "sb" if isinstance(model.encoder, encoder_conformer.Conformer) else "nemo"
     encoder = asdict(model.encoder.shape) if backbone == "sb" else model.encoder.config
     return {"backbone": backbone, "encoder": encoder, "heads": asdict(model.heads)}
 
@@ -201,8 +152,8 @@ def load(folder: Path, file: str = "model.safetensors") -> tuple[Hybrid, Tokens,
     """A saved model, with the weights of one of its files, its tokens, and what else is known of it."""
     from safetensors.torch import load_file
 
+    record = read_record(folder)
     try:
-        record = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         weights = load_file(folder / file)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} holds no complete model ({error}); train it again") from None
@@ -223,5 +174,5 @@ def load(folder: Path, file: str = "model.safetensors") -> tuple[Hybrid, Tokens,
 def build_encoder(backbone: str, settings: dict) -> nn.Module:
     """An encoder with random weights."""
     if backbone == "sb":
-        return conformer.Conformer(conformer.Shape(**settings))
+        return encoder_conformer.Conformer(encoder_conformer.ConformerShape(**settings))
     return NeMoEncoder.built(settings)

@@ -17,11 +17,11 @@ import pandas as pd
 
 from kdlib.corpus import audio
 from kdlib.errors import UserError
+from kdlib.io import atomic_write, short_path
 from kdlib.params import Params
-from kdlib.show import closeup, failures, figures
-from kdlib.show.failures import KINDS, Failures
-from kdlib.show.page import Page
-from kdlib.stage import shown, writing
+from kdlib.show import explorer_data, figures, utterance_figure
+from kdlib.show.explorer_data import FILTERS, ExplorerData
+from kdlib.show.explorer_widgets import ExplorerWidgets
 
 COLUMNS = 110  # letters that a line of the list has room for, beside a file browser in a window of 1280 pixels
 PAGE = 200  # rows in the list at a time
@@ -35,9 +35,9 @@ def explore(
 
     `systems` are folders of scores, or files of answers of other code; `before` and `after` are compared.
     """
-    found = failures.of_fold(params, systems, teachers=teachers, before=before, after=after)
+    found = explorer_data.fold_data(params, systems, teachers=teachers, before=before, after=after)
     if not attended():
-        return closeup.telling(found)
+        return utterance_figure.telling_failures(found)
     return Explorer(found, params.fold_folder / "figures").page
 
 
@@ -49,10 +49,10 @@ def attended() -> bool:
     return bool(kernel and kernel.get_parent().get("content", {}).get("allow_stdin"))
 
 
-class Explorer(Page):
+class Explorer(ExplorerWidgets):
     """The page over `Failures`, alive; `page` is what a notebook shows."""
 
-    def __init__(self, found: Failures, out: Path) -> None:
+    def __init__(self, found: ExplorerData, out: Path) -> None:
         super().__init__(found)
         self.found, self.out = found, out
         self.view, self.first, self.by, self.falling = found.table(), 0, "", False
@@ -82,8 +82,8 @@ class Explorer(Page):
         without = {kind for kind, there in needed.items() if not there}
         if len(self.found.systems) == 1:
             without |= {"fixed", "broke", "differ", "all wrong"}
-        there = [kind for kind in KINDS if kind not in without]
-        return [(KINDS[kind].format(**named), kind) for kind in there]
+        there = [kind for kind in FILTERS if kind not in without]
+        return [(FILTERS[kind].format(**named), kind) for kind in there]
 
     # what follows from it
 
@@ -214,7 +214,7 @@ class Explorer(Page):
             self.found.note(self.chosen, self.note.value)
 
     def _draw(self, at_s: float | None) -> None:
-        drawn = closeup.picture(self.found, self.chosen, at_s=at_s, width_in=WIDE_IN)
+        drawn = utterance_figure.utterance_figure(self.found, self.chosen, at_s=at_s, width_in=WIDE_IN)
         with io.BytesIO() as file:
             drawn.savefig(file, format="png", dpi=DPI, pil_kwargs={"compress_level": 1})
             self.picture.value = file.getvalue()
@@ -231,7 +231,7 @@ class Explorer(Page):
         for name, (kept, logprobs) in self.found.frames(self.chosen).items():
             cells = "".join(
                 f"<td>{html.escape(piece)} {100 * share:.0f} %</td>"
-                for piece, share in closeup.top(kept, logprobs, at_s)
+                for piece, share in utterance_figure.top_tokens(kept, logprobs, at_s)
             )
             rows.append(f"<tr><th>{html.escape(name)}</th>{cells}</tr>")
         body = "".join(rows) or "<tr><td>no posteriors were kept of this utterance</td></tr>"
@@ -268,7 +268,7 @@ class Explorer(Page):
 
         after = self.after.value
         if self.tabs.selected_index == 1:
-            drawn = closeup.confusions(self.found.confusions(self.view, after), after)
+            drawn = utterance_figure.confusion_figure(self.found.confusions(self.view, after), after)
             _into(self.confused, lambda: display(drawn))
         elif self.tabs.selected_index == 2:
             people = self.found.by_speaker(self.view)
@@ -297,17 +297,17 @@ class Explorer(Page):
         path = self.found.note(self.chosen, self.note.value) if self.chosen else None
         self._loaded = self.note.value
         self.line.value = (
-            f"kept in {html.escape(shown(path))}" if path else "There is no utterance to note something of."
+            f"kept in {html.escape(short_path(path))}" if path else "There is no utterance to note something of."
         )
 
     def _export_picture(self) -> None:
         if not self.chosen:
             raise UserError("no utterance is chosen: there is no picture to export")
-        drawn = closeup.picture(self.found, self.chosen)
+        drawn = utterance_figure.utterance_figure(self.found, self.chosen)
         self._written(figures.save(drawn, self.out, f"closeup_{_name(self.chosen)}"), " and .pdf")
 
     def _export_ten(self) -> None:
-        drawn = closeup.telling(self.found, self.view)
+        drawn = utterance_figure.telling_failures(self.found, self.view)
         self._written(figures.save(drawn, self.out, f"failures_{_name(self.after.value)}"), " and .pdf")
 
     def _export_list(self) -> None:
@@ -315,12 +315,12 @@ class Explorer(Page):
         path.parent.mkdir(parents=True, exist_ok=True)
         notes = self.found.notes()
         table = self.view.assign(note=[notes.get(name, "") for name in self.view.index])
-        with writing(path) as hidden:
+        with atomic_write(path) as hidden:
             table.to_csv(hidden, index_label="utt_id")
         self._written(path)
 
     def _written(self, path: Path, more: str = "") -> None:
-        self.line.value = f"written: {html.escape(shown(path))}{more}"
+        self.line.value = f"written: {html.escape(short_path(path))}{more}"
 
     def _guarded(self, act: Callable) -> None:
         """Do something; what goes wrong is said in the line below."""

@@ -12,10 +12,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from kdlib.corpus.manifest import Utterance
-from kdlib.stage import writing
+from kdlib.io import atomic_write
 
 LEVELS = ("VERY_LOW", "LOW", "MID", "HIGH", "CONTROL")
-COLOURS = dict(
+LEVEL_COLOURS = dict(
     zip(LEVELS, ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc"), strict=True)
 )  # seaborn's colorblind
 WIDTH_IN = 6.3  # of a thesis page's text
@@ -44,7 +44,7 @@ def save(figure: Figure, folder: Path, name: str) -> Path:
     """Write `name`.pdf and `name`.png into a folder; return the PNG's path."""
     folder.mkdir(parents=True, exist_ok=True)
     for kind in ("pdf", "png"):
-        with writing(folder / f"{name}.{kind}") as hidden:
+        with atomic_write(folder / f"{name}.{kind}") as hidden:
             figure.savefig(hidden, format=kind)
     return folder / f"{name}.png"
 
@@ -60,7 +60,7 @@ def durations(speakers: pd.DataFrame) -> Figure:
         relative = people.duration_ratio.notna().any()
         height = people.duration_ratio if relative else people.median_s
         place = np.arange(len(people))
-        axes.bar(place, height, color=[COLOURS.get(level, "grey") for level in people.level], width=0.7)
+        axes.bar(place, height, color=[LEVEL_COLOURS.get(level, "grey") for level in people.level], width=0.7)
         known = people.published_ratio.notna().to_numpy()
         if known.any():
             axes.plot(place[known], people.published_ratio[known], "kD", markersize=4, label="published for UA-Speech")
@@ -104,7 +104,7 @@ def wra_by_speaker(scores: pd.DataFrame, held_out: str) -> Figure:
         figure, axes = plt.subplots(figsize=(WIDTH_IN, 3.0))
         names = list(dict.fromkeys(scores.speaker))
         decoders = list(dict.fromkeys(scores.decoder))
-        colours = [COLOURS.get(level, "grey") for level in scores.drop_duplicates("speaker").level]
+        colours = [LEVEL_COLOURS.get(level, "grey") for level in scores.drop_duplicates("speaker").level]
         faint = 0.5 ** np.arange(3) if len(decoders) < 4 else np.linspace(1, 0.2, len(decoders))
         for index, decoder in enumerate(decoders):
             part = scores[scores.decoder == decoder].set_index("speaker").reindex(names)
@@ -170,8 +170,10 @@ def aggregates(table: pd.DataFrame) -> Figure:
         for axes, kind in zip(panels[0], kinds, strict=True):
             part = table[table.speech == kind].iloc[::-1]
             place = np.arange(len(part))
-            axes.barh(place + 0.2, part["greedy WRA"], 0.38, color=COLOURS["LOW"], label="greedy")
-            axes.barh(place - 0.2, part["lexicon WRA"], 0.38, color=COLOURS["LOW"], alpha=0.45, label="closed lexicon")
+            axes.barh(place + 0.2, part["greedy WRA"], 0.38, color=LEVEL_COLOURS["LOW"], label="greedy")
+            axes.barh(
+                place - 0.2, part["lexicon WRA"], 0.38, color=LEVEL_COLOURS["LOW"], alpha=0.45, label="closed lexicon"
+            )
             axes.set_yticks(place, part["aggregate"])
             axes.set_xlim(0, 100)
             axes.set_title(f"{kind} speech ({part.n.iloc[0]} utterances)", loc="left")
@@ -311,7 +313,7 @@ def _order(levels: pd.Series) -> str:
 
 def _level_legend(axes, levels) -> None:
     there = [level for level in LEVELS if level in set(levels)]
-    handles = [plt.Rectangle((0, 0), 1, 1, color=COLOURS[level]) for level in there]
+    handles = [plt.Rectangle((0, 0), 1, 1, color=LEVEL_COLOURS[level]) for level in there]
     names = [level.replace("_", " ").lower() for level in there]
     old, labels = axes.get_legend_handles_labels()
     kept = [(h, label) for h, label in zip(old, labels, strict=True) if "published" in label]

@@ -1,1 +1,1 @@
-"""The teachers' room: what they said of every utterance, kept on disk once."""
+"""Teachers: one model per speaker, adapted from a shared base model."""

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 import systems
 
-from kdlib.models import vocabulary
-from kdlib.params import load, root
+from kdlib.io import repository_root
+from kdlib.params import load
+from kdlib.pretrained.pieces import load_tokens
 
 pytestmark = pytest.mark.skipif(
     not lab.CHROMIUM.is_file(), reason=f"no browser: {lab.CHROMIUM} is missing (apt install chromium)"
@@ -24,7 +25,7 @@ def fold(tmp_path_factory):
     params = load("params/smoke.yaml", "M08", overrides=overrides)
     from kdlib.corpus import prepare
 
-    corpus, tokens = prepare.load(params), vocabulary.vocabulary(params)
+    corpus, tokens = prepare.load(params), load_tokens(params)
     spoken = [utt for utt in corpus if utt.speaker in ("M08", "M10")]
     for place, (name, wrong) in enumerate((NAMES | {"teachers": 0.2}).items()):
         systems.written(folder / name, spoken, tokens, wrong, place, level=corpus.level)
@@ -200,7 +201,7 @@ def test_a_picture_of_the_page_is_kept(clean):
     page = clean
     pick(page, "✗")
     page.mouse.move(0, 0)
-    place = root() / "outputs" / "browser"
+    place = repository_root() / "outputs" / "browser"
     place.mkdir(parents=True, exist_ok=True)
     page.locator(".kd-explorer").screenshot(path=str(place / "explorer.png"))
     page.screenshot(path=str(place / "lab.png"))

@@ -36,8 +36,8 @@ def machine() -> dict[str, str]:
 def renamed(old: dict) -> dict:
     """A frozen snapshot under the names of today."""
     table = yaml.safe_load(TABLE.read_text(encoding="utf-8")) if TABLE.is_file() else {}
-    files, keys, values = ({**table.get(part, {})} for part in ("files", "keys", "values"))
-    values |= table.get("variants", {})
+    files, keys, signs, values = ({**table.get(part, {})} for part in ("files", "keys", "signs", "values"))
+    values |= table.get("variants", {}) | table.get("checks", {})
 
     def part_of(name: str, names: dict) -> str:
         return "+".join(names.get(one, one) for one in name.split("+"))
@@ -50,7 +50,8 @@ def renamed(old: dict) -> dict:
         if name in keys:
             return keys[name]
         parts = re.split(r"(\[\]\.|\.)", name)
-        return "".join(keys.get(part, part_of(part, values)) for part in parts)
+        known = keys | signs if "signs" in parts else keys
+        return "".join(known.get(part, part) for part in parts)
 
     def value(one):
         if isinstance(one, list):

@@ -1,3 +1,4 @@
+# ruff: noqa: E402
 """Everything once: `python tests/unchanged/run.py FOLDER` makes each kind of artefact of `params/unchanged.yaml`."""
 
 import contextlib
@@ -12,19 +13,31 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import corpora  # noqa: E402
-import numpy as np  # noqa: E402
+import corpora
+import numpy as np
 
-from kdlib.corpus import prepare  # noqa: E402
-from kdlib.distill import ensembles, logit_student, preflight, results, students, study  # noqa: E402
-from kdlib.evaluate import checkpoint  # noqa: E402
-from kdlib.evaluate.baseline import baseline, zero_shot  # noqa: E402
-from kdlib.models import export  # noqa: E402
-from kdlib.params import load  # noqa: E402
-from kdlib.show import examine  # noqa: E402
-from kdlib.stage import write_json  # noqa: E402
-from kdlib.teachers import aggregates, foreign, scores  # noqa: E402
-from kdlib.teachers.store import Header  # noqa: E402
+from kdlib.corpus import prepare
+from kdlib.diagnose import collapse_study
+from kdlib.distill import ensembles, logit_student, preflight
+from kdlib.distill.student_scores import student_scores
+from kdlib.evaluate import checkpoint
+from kdlib.evaluate.baseline import (
+    baseline,
+    zero_shot,
+)
+from kdlib.io import write_json
+from kdlib.logits import (
+    importing,
+    teacher_scores,
+)
+from kdlib.logits.store import Header
+from kdlib.models import export
+from kdlib.params import load
+from kdlib.show import (
+    comparison,
+    examination_page,
+)
+from kdlib.targets.target_report import combined_teacher_scores, target_report
 
 RECIPE, HELD_OUT = "params/unchanged.yaml", "M08"
 ORIGINAL = Path(__file__).parents[3] / "shared/data/original"  # the original study's files, where they are at hand
@@ -40,28 +53,28 @@ def run(out: Path) -> Path:
     baseline(params)
     zero_shot(params)
     for name in ("M04", "M05", "F03"):
-        scores.scores(params, name)
-    aggregates.aggregates(params)
-    aggregates.together(params)
-    logit_student.scored(params)
+        teacher_scores.teacher_scores(params, name)
+    target_report(params)
+    combined_teacher_scores(params)
+    logit_student.logit_student_scores(params)
     for seed in (1, 2):
         for variant in ("hard", "half"):
-            students.scored(of(variant), seed)
-    cases = study.cases(of, [(name, 1) for name in params.compare])
-    study.write(params, study.summary(cases), study.fingerprints(cases))
+            student_scores(of(variant), seed)
+    cases = collapse_study.cases(of, [(name, 1) for name in params.compare])
+    collapse_study.write(params, collapse_study.summary(cases), collapse_study.fingerprints(cases))
     for name in params.ensembles:
-        ensembles.scored(params, name)
+        ensembles.ensemble_scores(params, name)
     preflight.preflight(of("ctc_kd_only"))
     recipe = out / "unchanged.yaml"
     recipe.write_text(f"extends: {Path('params/unchanged.yaml').resolve()}\noutputs: {out}\n")
-    results.main(str(recipe), [HELD_OUT], ["hard", "ctc_kd", "half"], [1], list(params.ensembles))
+    comparison.main(str(recipe), [HELD_OUT], ["hard", "ctc_kd", "half"], [1], list(params.ensembles))
     for name in ("pieces", "int8"):  # the same corpus, tokens and model in folders of their own
         for stage in ("corpus", "pretrained", "tokens"):
             shutil.copytree(params.folder / stage, out / name / stage, dirs_exist_ok=True)
     pieces = of("hard", name="pieces", search={"units": "pieces"}, scoring={"measure": "wer"})
-    students.scored(pieces)
+    student_scores(pieces)
     int8 = of("ctc_kd", name="int8", aggregation={"encoding": "int8"}, teacher={"parent": "none"})
-    students.scored(int8)
+    student_scores(int8)
     hard = params.fold_folder / "students/hard/seed1"
     other(out, params.folder / "corpus/manifest.csv", hard)
     return params.folder
@@ -83,11 +96,18 @@ def other(out: Path, manifest: Path, hard: Path) -> None:
     own |= {
         "name": "mine",
         "outputs": str(out),
-        "teacher": {"backbone": "nemo", "parent": "from_corpus", "heads": 2, "ffn": 16, "start": pace, "adapt": pace},
+        "teacher": {
+            "backbone": "nemo",
+            "parent": "from_corpus",
+            "heads": 2,
+            "ffn": 16,
+            "base_training": pace,
+            "adapt": pace,
+        },
     }
     own |= {"student": {"batch_size": 8, "phases": [{"epochs": 1}]}, "distill": {"allow": ["target"]}}
     fold = {"dev": "Boris", "exclude": []}
-    students.scored(load("params/smoke.yaml", "Alma", fold, own, "ctc_kd"))
+    student_scores(load("params/smoke.yaml", "Alma", fold, own, "ctc_kd"))
     for name, held_out in (("uaspeech", "M08"), ("torgo", "F01")):
         settings = {"data_folder": str(out / f"{name}_files"), "outputs": str(out)}
         prepare.make(load(f"params/{name}.yaml", held_out, {"dev": None, "exclude": []}, settings))
@@ -95,21 +115,30 @@ def other(out: Path, manifest: Path, hard: Path) -> None:
     head, bias = rng.normal(size=(12, 40)), rng.normal(size=40)
     logits = {f"M08_B1_D{index}_M5": rng.normal(size=(20 + index, 12)) @ head + bias for index in range(30)}
     np.savez(out / "logits.npz", **logits)
-    known = {"teacher": "M10", "heard": ("M10",), "output": "ctc", "encoding": "dense32", "size": 0, "width": 0}
+    known = {
+        "teacher": "M10",
+        "train_speakers": ("M10",),
+        "output": "ctc",
+        "encoding": "dense32",
+        "size": 0,
+        "width": 0,
+    }
     header = Header(**known, tokens="t", blank=2, bos=0, eos=1, stride_ms=40.0)
-    foreign.adopt(out / "logits.npz", out / "adopted/low", header)
-    foreign.adopt(out / "logits.npz", out / "adopted/dense", header, dense=True)
+    importing.import_logits(out / "logits.npz", out / "adopted/low", header)
+    importing.import_logits(out / "logits.npz", out / "adopted/dense", header, dense=True)
     checkpoint.evaluate(hard, manifest, out / "evaluated")
     export.export(hard, out / "exported/student.nemo")
     made = hard / "scores/evaluation_greedy.json"
-    examine.main([str(made), "--tokenizer", str(hard / "tokenizer.model"), "--out", str(out / "examined/hard")])
+    examination_page.main(
+        [str(made), "--tokenizer", str(hard / "tokenizer.model"), "--out", str(out / "examined/hard")]
+    )
     for path in sorted(ORIGINAL.glob("*.json")):
         listed = ["--tokenizer", str(ORIGINAL / "tokenizer.model"), "--out", str(out / "examined" / path.stem)]
-        examine.main([str(path), *listed])
-        rows = examine.answers.read(path, ids=True)
-        tokens = {"tokenizer.model": examine.Tokens.of_file(ORIGINAL / "tokenizer.model")}
-        found = examine.collapse.examine(rows, tokens)
-        diagnosis = examine.diagnose.diagnose(examine.diagnose.signs(found))
+        examination_page.main([str(path), *listed])
+        rows = examination_page.answers.read(path, ids=True)
+        tokens = {"tokenizer.model": examination_page.Tokens.of_file(ORIGINAL / "tokenizer.model")}
+        found = examination_page.collapse.examine(rows, tokens)
+        diagnosis = examination_page.diagnose.diagnose(examination_page.diagnose.signs(found))
         fits = {f"{fit.cause} {fit.case}": fit.distance for fit in diagnosis.fits}
         write_json(out / "examined" / path.stem / "distances.json", fits)
 

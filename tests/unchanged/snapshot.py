@@ -18,7 +18,7 @@ UNSTABLE = {
     "what", "parameters", "checkpoint", "system", "reason", "text", "verdict_text", "diagnosis", "remark", "note",
     "schema", "checksums", "index",
 }  # fmt: skip
-NAMES = {"name", "student", "a", "b", "decoder", "heads_trained", "checks"}  # whose values are names of our own
+NAMES = {"name", "student", "a", "b", "decoder", "heads_trained", "checks", "case"}  # whose values are names of our own
 READING = {"what it says", "named", "state", "wav", "evidence"}  # columns whose words may be put better
 
 
@@ -132,6 +132,10 @@ def _json(content, name: str = ""):
         keys = {key for one in content for key in one} - UNSTABLE
         for key in sorted(keys):
             values = [one.get(key) for one in content]
+            if all(isinstance(value, dict) for value in values):
+                for part in sorted({part for value in values for part in value}):
+                    yield f"{name}[].{key}.{part}", _summary([value.get(part, 0.0) for value in values])
+                continue
             simple = all(isinstance(value, int | float) for value in values)
             yield f"{name}[].{key}", _summary(values) if simple else _texts(values, key)
     elif isinstance(content, list):

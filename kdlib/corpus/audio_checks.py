@@ -1,0 +1,267 @@
+"""Which recordings can be used: every file is looked at once, and what is wrong with one is reported with advice."""
+
+import contextlib
+import csv
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import soundfile
+
+from kdlib.console import progress
+from kdlib.corpus.audio import MARGIN_S, QUIET_DB, RATE_HZ, loud_part, read_samples
+from kdlib.corpus.manifest import Corpus, Excluded, Utterance
+from kdlib.errors import UserError
+from kdlib.io import atomic_write
+from kdlib.settings import AudioChecks
+from kdlib.stage import code_fingerprint
+
+SILENT = 1e-4  # peak below which a file holds nothing
+CLIPPED = 0.5  # share of samples at full scale above which a file holds nothing but clipping
+MIN_RATE_HZ = 4_000
+UNREADABLE = "the file may not be read"
+CHECKED_FILES = "checked_files.csv"
+_PART = 256  # files, after which what was found is written down
+ADVICE = {
+    "empty file": "copy it again, if it is not empty where you have it from",
+    "the test microphone did not record it": "nothing, unless uaspeech.microphone should be another",
+    "no label for its code": "see whether the label files are complete, or write uaspeech: {labels: list}",
+    "the prompt has no recording": "nothing, unless more recordings should be there",
+    "the recording has no prompt": "nothing: what was said is not written down",
+    "the prompt is empty": "nothing: what was said is not written down",
+    "the prompt is an instruction": "nothing: what was said is not written down",
+    "the prompt is a picture": "nothing: what was said is not written down",
+    "the prompt says xxx": "nothing: what was said is not written down",
+    "the transcript has no letters": "write down what is said, or remove the line",
+    "the file may not be read": "look at the rights of the file and its folders, or at the disk",
+    "a sample rate below 4,000 Hz": "see whether its header is right: speech needs 8,000 Hz at least",
+    "samples far beyond full scale": "divide float samples by their full scale (32768 for 16 bits)",
+    "another recording of an utterance that was left out": "see why that one was left out",
+    "its path is not UTF-8": "rename the file or its folder",
+    "the file is missing": "put the file there, or correct data_folder or the manifest",
+    "the file cannot be read as audio": "copy it again: it is damaged, or no audio file",
+    "the file ends before the part that the manifest names": "correct offset and duration in the manifest",
+    "no samples in it": "record or copy it again",
+    "NaN or infinite samples": "whatever wrote the file divided by zero: write it again",
+    "nothing but silence": "listen to it: a channel may be dead, or two channels cancel each other",
+    "clipped to nothing": "record it again, or copy it at a lower level",
+    "too short to hold speech": "copy it again: it was cut off, or audio.min_duration_s is too high",
+    "far too short for its transcript": "compare the two: one of them is another utterance's, or the file was cut off",
+}
+
+
+@dataclass(frozen=True)
+class AudioReport:
+    """What a look at every file found: something that a person can act on."""
+
+    checked: int
+    problems: list[Excluded]
+    converted: dict[str, int] = field(default_factory=dict)  # "44100 Hz, 2 channels" -> files
+    notes: list[str] = field(default_factory=list)  # what was noticed beside
+
+    def __str__(self) -> str:
+        share = f" ({100 * len(self.problems) / self.checked:.1f} %; each is named in left_out.csv)"
+        lines = [
+            f"{self.checked:,} recordings looked at, {len(self.problems):,} left out{share * bool(self.problems)}",
+            *(f"  {count:,} files of {what} are read as {RATE_HZ} Hz mono" for what, count in self.converted.items()),
+        ]
+        for reason, count in Counter(problem.reason for problem in self.problems).most_common():
+            those = [problem for problem in self.problems if problem.reason == reason]
+            who = ", ".join(f"{name} {times}" for name, times in sorted(Counter(p.speaker for p in those).items()))
+            lines += [f"left out, {count:,} x {reason}", f"    speakers: {who or '?'}", f"    first: {those[0].wav}"]
+            lines += [f"    what to do: {ADVICE[reason]}"] * (reason in ADVICE)
+        return "\n".join(lines + [f"to know: {note}" for note in self.notes])
+
+    def write(self, path: Path) -> None:
+        """Write the files that were left out, one a line."""
+        with (
+            atomic_write(path) as hidden,
+            hidden.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+        ):
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(Excluded.__slots__)
+            writer.writerows([getattr(problem, name) for name in Excluded.__slots__] for problem in self.problems)
+
+
+class FileInfo(NamedTuple):
+    """What one recording holds."""
+
+    reason: str  # why it cannot be used, or empty
+    kind: str  # "8000 Hz, 2 channels"
+    duration_s: float
+    speech_s: tuple[float, float]  # where silence trimming would cut
+
+
+def check_recordings(
+    corpus: Corpus, settings: AudioChecks | None = None, folder: Path | None = None
+) -> tuple[Corpus, AudioReport]:
+    """Look at every file; return the corpus without those that cannot be used, and the report.
+
+    Durations become the measured ones. `folder` keeps what was found for the next look.
+    """
+    settings = settings or AudioChecks()
+    kept, problems, formats, declared = [], [], Counter(), []
+    for utt, found in zip(corpus, _examine(corpus, folder), strict=True):
+        start_s, end_s = found.speech_s if settings.trim_silence else (0.0, found.duration_s)
+        letters = sum(map(str.isalnum, utt.text))
+        reason = found.reason
+        if not reason and end_s - start_s < settings.min_duration_s:
+            reason = "too short to hold speech"
+        elif not reason and letters > settings.max_letters_per_s * (end_s - start_s):
+            reason = "far too short for its transcript"
+        if reason:
+            problems.append(Excluded(utt.utt_id, utt.speaker, str(utt.wav), reason))
+            continue
+        formats[found.kind] += 1
+        if utt.duration_s and abs(utt.duration_s - found.duration_s) > max(0.1, 0.05 * found.duration_s):
+            declared.append(utt)
+        offset_s = None if utt.offset_s is None and not settings.trim_silence else (utt.offset_s or 0.0) + start_s
+        kept.append(replace(utt, duration_s=round(end_s - start_s, 4), offset_s=offset_s))
+    if not kept:
+        raise UserError(
+            f"{corpus.source}: none of its {len(corpus)} audio files can be used; the first, "
+            f"{problems[0].wav}: {problems[0].reason}"
+        )
+    formats.pop(f"{RATE_HZ} Hz, 1 channel", None)
+    notes = [
+        f"durations in the manifest that are not those of the files, which count: {len(declared):,}, first "
+        f"{utt.utt_id} ({utt.duration_s:g} s declared)"
+        for utt in declared[:1]
+    ]
+    return replace(corpus, utterances=tuple(kept)), AudioReport(len(corpus), problems, dict(formats), notes)
+
+
+def file_stamps(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
+    """Path, size in bytes and date of change of files; -1 for those that are not there or may not be read."""
+    found = []
+    for path in map(str, paths):
+        try:
+            status = os.stat(path)
+            readable = os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids)
+            found.append((path, status.st_size, status.st_mtime_ns) if readable else (path, -1, status.st_mtime_ns))
+        except (OSError, ValueError):
+            found.append((path, -1, -1))
+    return found
+
+
+def _examine(corpus: Corpus, folder: Path | None) -> Iterator[FileInfo]:
+    """What every recording holds, in order: from what is kept of an earlier look, or by opening the file."""
+    files = {path: (size, changed) for path, size, changed in file_stamps({utt.wav: 0 for utt in corpus})}
+    keys = [
+        (str(utt.wav), *files[str(utt.wav)], "" if utt.offset_s is None else f"{utt.offset_s:.4f}+{utt.duration_s:.4f}")
+        for utt in corpus
+    ]
+    kept = _known_files(folder) if folder else {}
+    todo = [(key, utt) for key, utt in zip(keys, corpus, strict=True) if key not in kept]
+    if todo:
+        with (
+            _remember(folder) as keep,
+            progress(len(todo), "checking audio", "file") as bar,
+            ThreadPoolExecutor(8) as pool,
+        ):
+            for start in range(0, len(todo), _PART):
+                part = todo[start : start + _PART]
+                for (key, _), found in zip(part, pool.map(_inspect, (utt for _, utt in part)), strict=True):
+                    kept[key] = found
+                    if found.reason != UNREADABLE:  # which may be over when somebody looks again
+                        keep(key, found)
+                bar.update(len(part))
+    yield from (kept[key] for key in keys)
+
+
+def _inspect(utt: Utterance) -> FileInfo:
+    nothing = (0.0, 0.0)
+    try:
+        with soundfile.SoundFile(utt.wav) as file:
+            kind = f"{file.samplerate} Hz, {file.channels} channel{'s' * (file.channels > 1)}"
+            samples, rate_hz = read_samples(file, utt), file.samplerate
+            if rate_hz < MIN_RATE_HZ:
+                return FileInfo("a sample rate below 4,000 Hz", kind, 0.0, nothing)
+    except (soundfile.LibsndfileError, OSError, RuntimeError, ValueError):
+        return FileInfo(_unreadable(str(utt.wav)), "", 0.0, nothing)
+    duration_s = len(samples) / rate_hz
+    if utt.offset_s is not None and duration_s < 0.95 * utt.duration_s:
+        return FileInfo("the file ends before the part that the manifest names", kind, duration_s, nothing)
+    if reason := _fault(samples):
+        return FileInfo(reason, kind, duration_s, nothing)
+    start_s, end_s = loud_part(samples, rate_hz, QUIET_DB)
+    return FileInfo("", kind, duration_s, (max(0.0, start_s - MARGIN_S), min(duration_s, end_s + MARGIN_S)))
+
+
+def _unreadable(path: str) -> str:
+    """Why a file cannot be opened: the file's fault, or another's."""
+    if not os.path.isfile(path):
+        try:
+            os.stat(path)
+        except PermissionError:
+            return UNREADABLE
+        except (OSError, ValueError):
+            pass
+        return "the file is missing"
+    try:
+        with open(path, "rb"):
+            return "the file cannot be read as audio"
+    except OSError:
+        return UNREADABLE
+
+
+def _fault(samples: np.ndarray) -> str:
+    if samples.size == 0:
+        return "no samples in it"
+    peak = float(max(samples.max(), -samples.min()))  # NaN where one sample is
+    if not math.isfinite(peak):
+        return "NaN or infinite samples"
+    if peak < SILENT:
+        return "nothing but silence"
+    if peak > 2:
+        return "samples far beyond full scale"
+    if peak >= 0.999 and float((np.abs(samples) >= 0.999).mean()) > CLIPPED:
+        return "clipped to nothing"
+    return ""
+
+
+def _examination() -> str:
+    return f"examined by {code_fingerprint(['corpus/audio.py', 'corpus/audio_checks.py'])}"
+
+
+def _is_own_format(path: Path) -> bool:
+    """Whether this code wrote down what stands there."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.readline().strip() == _examination().encode()
+
+
+def _known_files(folder: Path) -> dict[tuple, FileInfo]:
+    """What an earlier look found, where it was this code that looked."""
+    path = folder / CHECKED_FILES
+    if not _is_own_format(path):
+        return {}
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return {
+            (row[0], int(row[1]), int(row[2]), row[3]): FileInfo(
+                row[4], row[5], float(row[6]), (float(row[7]), float(row[8]))
+            )
+            for row in csv.reader(file)
+            if len(row) == 10  # the last field says that the row is whole
+        }
+
+
+@contextlib.contextmanager
+def _remember(folder: Path | None) -> Iterator[Callable[[tuple, FileInfo], None]]:
+    """Write down what is found, as it is found."""
+    if folder is None:
+        yield lambda key, found: None
+        return
+    path = folder / CHECKED_FILES
+    start = not _is_own_format(path)
+    with path.open("w" if start else "a", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(f"{_examination()}\n" if start else "\n")  # ends the line that a killed run may have left
+        writer = csv.writer(file, lineterminator="\n")
+        yield lambda key, found: writer.writerow([*key, *found[:3], *found.speech_s, "."])

@@ -1,0 +1,1 @@
+"""The embedded synthetic corpus: prompts, voices, simulated dysarthria."""

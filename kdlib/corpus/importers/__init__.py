@@ -1,0 +1,1 @@
+"""Importers of real corpora: UA-Speech and TORGO."""

@@ -1,0 +1,113 @@
+"""SpeechBrain's Conformer encoder, for teachers and students: samples in, encodings out, a frame each 40 ms.
+
+Log-mel features, normalised by utterance -> two convolutions of stride 2 -> Conformer encoder. What is
+padding is masked at every step, so that an utterance's outputs do not depend on its neighbours in the batch: stored
+ones are made in other batches than they are trained with. SpeechBrain takes 1-4 s to import: inside functions.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from kdlib.corpus.audio import RATE_HZ
+from kdlib.errors import UserError
+from kdlib.models import augment
+
+CODE = ("models/encoder_conformer.py", "models/augment.py")
+HOP = RATE_HZ // 100
+STRIDE_MS = 40.0
+
+
+@dataclass(frozen=True)
+class ConformerShape:
+    """The sizes of an encoder; the defaults are the original study's."""
+
+    d_model: int = 144
+    layers: int = 12
+    heads: int = 4
+    ffn: int = 1024
+    kernel: int = 31
+    mels: int = 80
+    channels: int = 32  # of the two convolutions
+    dropout: float = 0.1
+
+
+class Conformer(nn.Module):
+    """The encoder."""
+
+    def __init__(self, shape: ConformerShape) -> None:
+        from speechbrain.lobes.features import Fbank
+        from speechbrain.lobes.models.transformer.Conformer import ConformerEncoder
+        from speechbrain.nnet.attention import RelPosEncXL
+
+        super().__init__()
+        self.shape, self.width, self.stride_ms = shape, shape.d_model, STRIDE_MS
+        self.spec_augment = False  # in training
+        self.features = Fbank(sample_rate=RATE_HZ, n_mels=shape.mels, n_fft=512, win_length=25, hop_length=10)
+        self.subsampling = nn.ModuleList(
+            [nn.Conv2d(channels, shape.channels, 3, stride=2, padding=1) for channels in (1, shape.channels)]
+        )
+        self.project = nn.Linear(shape.channels * ((shape.mels + 3) // 4), shape.d_model)
+        self.positions = RelPosEncXL(shape.d_model)
+        self.encoder = ConformerEncoder(
+            num_layers=shape.layers,
+            d_model=shape.d_model,
+            d_ffn=shape.ffn,
+            nhead=shape.heads,
+            kernel_size=shape.kernel,
+            dropout=shape.dropout,
+            output_hidden_states=True,
+        )
+        for layer in self.encoder.layers:  # SpeechBrain masks behind this convolution: padding has leaked in by then
+            layer.convolution_module.conv.register_forward_pre_hook(self._without_padding)
+        self.dropout = nn.Dropout(shape.dropout)
+
+    def forward(
+        self, samples: torch.Tensor, lengths: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[int, torch.Tensor]]:
+        """Samples [B, N], their numbers [B] -> encodings [B, T, D], frames [B], every layer's output [B, T, D]."""
+        mels, frames = self._mels(samples, lengths)
+        if self.training and self.spec_augment:
+            mels = augment.spec_augment(mels.transpose(1, 2)).transpose(1, 2)
+        image = mels[:, None]
+        for layer in self.subsampling:
+            image, frames = nn.functional.gelu(layer(image)), (frames + 1) // 2
+            image = image * length_mask(frames, image.shape[2])[:, None, :, None]
+        batch, channels, steps, bands = image.shape
+        flat = self.dropout(self.project(image.transpose(1, 2).reshape(batch, steps, channels * bands)))
+        self._inside = length_mask(frames, steps)
+        encoded, _, hidden = self.encoder(flat, src_key_padding_mask=~self._inside, pos_embs=self.positions(flat))
+        return encoded, frames, dict(enumerate(hidden[1:], start=1))
+
+    def return_layer(self, layer: int) -> None:
+        """Give a layer's output too: all layers' are given anyway; the first is 1."""
+        check_layer(layer, self.shape.layers)
+
+    def _without_padding(self, module: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        return (inputs[0] * self._inside[:, None, :],)
+
+    def _mels(self, samples: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-mel features [B, F, mels] with mean 0 and deviation 1 a band over an utterance's own frames."""
+        frames = lengths // HOP + 1
+        with torch.no_grad():
+            mels = self.features(samples)
+            inside = length_mask(frames, mels.shape[1])[..., None]
+            count = frames[:, None, None]
+            mean = (mels * inside).sum(1, keepdim=True) / count
+            deviation = (((mels - mean) * inside) ** 2).sum(1, keepdim=True).div(count).sqrt()
+            return (mels - mean) / (deviation + 1e-5) * inside, frames
+
+
+def check_layer(layer: int, layers: int) -> None:
+    """Refuse a layer that is not within an encoder."""
+    if layer >= layers:
+        raise UserError(
+            f"distill.intermediate.layer is {layer}: the encoder has {layers} layers, and the head must stand before "
+            "the last; name a smaller one"
+        )
+
+
+def length_mask(lengths: torch.Tensor, longest: int) -> torch.Tensor:
+    """[B, T]: True where a frame is not padding."""
+    return torch.arange(longest, device=lengths.device)[None] < lengths[:, None]

@@ -1,0 +1,1 @@
+"""Losses against references and teachers, and the objective that weights them."""

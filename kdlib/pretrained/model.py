@@ -1,0 +1,230 @@
+"""The small pretrained model: a NeMo Conformer-CTC trained on control voices, or on a fold's own training speakers.
+
+It stands in for NVIDIA's pretrained models where there is no network, or where they do not know the language. Made from
+controls it has heard nobody of any fold and is shared; made `from_corpus` it lies in the fold's folder.
+`python -m kdlib.pretrained.model RECIPE --ship` makes the shipped file.
+"""
+
+import argparse
+import itertools
+import json
+import random
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdlib.corpus import audio, labels, prepare
+from kdlib.corpus.manifest import Corpus, Utterance
+from kdlib.corpus.speakers import in_blocks, split
+from kdlib.errors import UserError, nearest
+from kdlib.io import atomic_write, sha256, write_json
+from kdlib.models.nemo_files import SHIPPED_MODEL, build_model, find_model
+from kdlib.params import Params, load
+from kdlib.stage import produce
+from kdlib.tokens import Tokens, train_tokenizer
+
+FRAME_S = 0.04  # of the encoder's output
+PRETRAINED_CODE = (
+    "pretrained/model.py",
+    *labels.CODE,
+    "models/encoder_nemo.py",
+    "models/nemo_files.py",
+    "training/loop.py",
+    "training/callbacks.py",
+    "training/checkpoints.py",
+    "training/schedules.py",
+    "training/sampling.py",
+    "runtime.py",
+    "tokens.py",
+    "corpus/audio.py",
+)
+
+
+@dataclass(frozen=True)
+class PretrainingData:
+    """Utterances that are trained on, and the voices and words that are kept from it for testing."""
+
+    train: list[Utterance]
+    test_speakers: list[str]  # controls that were not trained on
+    unseen_words: frozenset[str]
+
+
+def split_controls(corpus: Corpus, params: Params) -> PretrainingData:
+    """Set whole control voices aside, and a share of the words that no other speaker says."""
+    settings = params.pretraining
+    voices = [name for name in corpus.speakers if corpus.is_control(name)]
+    if len(voices) <= settings.test_controls:
+        raise UserError(
+            f"{corpus.source}: {len(voices)} control speakers, but pretraining sets {settings.test_controls} aside for "
+            "testing and needs another to train on; lower pretraining.test_controls, name more controls under "
+            "`speakers:`, or write pretrained: shipped or pretrained: from_corpus"
+        )
+    by_sex = {sex: [name for name in voices if corpus.person(name).sex == sex] for sex in ("M", "F", "")}
+    queues = [names for names in by_sex.values() if names]  # the voices set aside are of both sexes in turn
+    apart = []
+    for turn in range(settings.test_controls):
+        apart.append((queues[turn % len(queues)] or max(queues, key=len)).pop())
+    own = {utt.text for utt in corpus if not corpus.is_control(utt.speaker)}
+    others = sorted({utt.text for utt in corpus} - own)
+    unseen = frozenset(random.Random(params.seed).sample(others, round(settings.unseen_words * len(others))))
+    heard = corpus.where(lambda utt: utt.speaker in voices and utt.speaker not in apart and utt.text not in unseen)
+    return PretrainingData(heard, sorted(apart), unseen)
+
+
+def split_fold(corpus: Corpus, params: Params) -> PretrainingData:
+    """What a model of the fold's own hears: its training speakers, or those that the recipe names."""
+    named = params.pretraining.speakers
+    train = split(corpus, params).train
+    if named:
+        for name in named:
+            if name not in corpus.speakers:
+                raise UserError(
+                    f"{corpus.source}: pretraining.speakers names {name!r}, who has no utterances"
+                    f"{nearest(name, corpus.speakers)}"
+                )
+        train = corpus.where(
+            lambda utt: (
+                utt.text
+                and utt.speaker in named
+                and utt.speaker not in params.fold.exclude
+                and (corpus.is_control(utt.speaker) or in_blocks(utt, params.blocks.train))
+            )
+        )
+    if not train:
+        raise UserError(
+            f"{corpus.source}: pretraining.speakers names only speakers whom fold.exclude keeps out of training"
+        )
+    return PretrainingData(train, [], frozenset())
+
+
+def pretrained_model(params: Params) -> Path:
+    """The recipe's `.nemo` file: shipped, NVIDIA's, local, or trained now on controls or on the fold's speakers."""
+    if params.pretrained not in ("controls", "from_corpus"):
+        return find_model(params)
+    own = params.pretrained == "from_corpus"
+    fold = {"fold": params.fold.model_dump(mode="json"), "blocks": params.blocks.model_dump(mode="json")}
+    fold["labels"] = params.labels
+    folder = produce(
+        (params.label_folder if own else params.folder) / "pretrained",
+        lambda partial: _build(partial, params),
+        what=f"pretraining for {params.held_out}" if own else "pretraining",
+        parameters=params.pretraining.model_dump(mode="json") | (fold if own else {}),
+        inputs=[prepare.corpus_folder(params)],
+        seed=params.seed,
+        code=PRETRAINED_CODE,
+    )
+    return folder / "pretrained.nemo"
+
+
+def training_record(params: Params) -> dict | None:
+    """Whom and what the recipe's pretrained model has heard, where that is known.
+
+    The shipped model's speakers are the embedded corpus's synthetic voices: nobody of any other corpus.
+    """
+    if params.pretrained == "nemo":
+        return None
+    path = (
+        SHIPPED_MODEL.with_suffix(".train_data.json")
+        if params.pretrained == "shipped"
+        else pretrained_model(params).with_name("train_data.json")
+    )
+    record = json.loads(path.read_text(encoding="utf-8"))
+    if params.pretrained == "shipped" and params.corpus != "synthetic":
+        record |= {"speakers": [], "test_speakers": []}
+    return record
+
+
+def fits_frames(ids: Sequence[int], duration_s: float) -> bool:
+    """Whether CTC can write the tokens in the frames that there are: one each, and a blank between equal ones.
+
+    >>> fits([5, 6, 6], 0.16), fits([5, 6, 6], 0.12)
+    (True, False)
+    """
+    return len(ids) + sum(a == b for a, b in itertools.pairwise(ids)) <= int(duration_s / FRAME_S + 1e-6)
+
+
+def _build(partial: Path, params: Params) -> None:
+    import torch
+
+    from kdlib.runtime import seed_everything
+    from kdlib.training.checkpoints import remove_checkpoints
+    from kdlib.training.loop import EpochData, Task, fit
+    from kdlib.training.schedules import cosine
+
+    settings = params.pretraining
+    own = params.pretrained == "from_corpus"
+    corpus = prepare.load(params if own else params.with_all_labels)  # the controls' words are nobody's labels
+    chosen = split_fold(corpus, params) if own else split_controls(corpus, params)
+    spoken = {utt.text for utt in (chosen.train if own else corpus) if utt.text} - chosen.unseen_words
+    characters = "".join(
+        [*itertools.chain(*prepare.spellings(params).values()), *corpus.lexicon]
+    )  # no word may be one that it cannot write
+    tokenizer = train_tokenizer(spoken, settings.pieces, partial / "tokens", lower=True, characters=characters)
+    seed_everything(params.seed)
+    model = build_model(tokenizer, settings)
+    tokens = Tokens.for_nemo(tokenizer.read_bytes())
+
+    learnt = [utt for utt in chosen.train if fits_frames(tokens.encode(utt.text), utt.duration_s)]
+    if not learnt:
+        raise UserError(f"{corpus.source}: every utterance has fewer frames of {FRAME_S * 1000:.0f} ms than tokens")
+    if len(learnt) < len(chosen.train):
+        print(
+            f"pretraining: {len(chosen.train) - len(learnt)} of {len(chosen.train)} utterances are not trained on: "
+            f"they have fewer frames of {FRAME_S * 1000:.0f} ms than tokens, and no CTC model could write them"
+        )
+
+    def step(batch: tuple) -> dict[str, torch.Tensor]:
+        samples, lengths, targets, sizes = batch
+        logits, frames, _ = model.forward(input_signal=samples, input_signal_length=lengths)
+        loss = torch.nn.functional.ctc_loss(
+            logits.transpose(0, 1), targets, frames, sizes, blank=tokens.blank, zero_infinity=True
+        )
+        return {"loss": loss}
+
+    def read(utterances: Sequence[Utterance]) -> tuple:
+        samples, lengths = audio.collate(utterances)
+        ids = [torch.tensor(tokens.encode(utt.text)) for utt in utterances]
+        sizes = torch.tensor([len(one) for one in ids])
+        return samples, lengths, torch.nn.utils.rnn.pad_sequence(ids, batch_first=True), sizes
+
+    epochs = EpochData(lambda epoch: audio.batches(learnt, settings.batch_size, seed=params.seed * 1009 + epoch), read)
+    scale = cosine(settings.warmup_steps, settings.steps)
+    task = Task(model, step, lr=settings.lr, scale=scale)
+    fit(task, epochs, folder=partial, what="pretraining", steps=settings.steps, seed=params.seed)
+    model.save_to(str(partial / "pretrained.nemo"))
+    write_json(
+        partial / "train_data.json",
+        {
+            "speakers": sorted({utt.speaker for utt in learnt}),
+            "utterances": len(learnt),
+            "words": sorted({utt.text for utt in learnt}),
+            "unseen_words": sorted(chosen.unseen_words),
+            "test_speakers": chosen.test_speakers,
+            "tokens": tokens.fingerprint,
+        },
+    )
+    remove_checkpoints(partial)
+
+
+def ship_model(params: Params) -> None:
+    """Copy a recipe's pretrained model and its provenance into the package."""
+    made = pretrained_model(params)
+    shipped = SHIPPED_MODEL
+    for name, suffix in (("run.json", ".run.json"), ("train_data.json", ".train_data.json"), (made.name, ".nemo")):
+        with atomic_write(shipped.with_suffix(suffix)) as hidden:
+            shutil.copyfile(made.with_name(name), hidden)
+    print(f"{shipped}: {shipped.stat().st_size / 1e6:.2f} MB, sha256 {sha256(shipped)[:16]}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Train the small pretrained model on a corpus's control voices.")
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--ship", action="store_true", help="put it into the package")
+    choice = parser.parse_args()
+    try:
+        settings = load(choice.recipe, "nobody", {"exclude": []}, {"pretrained": "controls"})
+        ship_model(settings) if choice.ship else pretrained_model(settings)
+    except UserError as error:
+        sys.exit(f"\n{error}\n")

@@ -1,0 +1,1 @@
+"""The training loop: batches of utterances and an objective -> checkpoints."""

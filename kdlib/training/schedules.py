@@ -1,0 +1,28 @@
+"""Learning-rate schedules: a step's number -> what the learning rate is multiplied by."""
+
+import math
+from collections.abc import Callable
+
+Scale = Callable[[int], float]  # a step's number -> what the learning rate is multiplied by
+
+
+def cosine(warmup_steps: int, total_steps: int) -> Scale:
+    """Linear warm-up, then half a cosine down to zero."""
+
+    def scale(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+    return scale
+
+
+def noam(warmup_steps: int, width: int) -> Scale:
+    """Linear warm-up, then the inverse square root; scaled by that of the model's width (Vaswani et al. 2017, eq. 3).
+
+    >>> round(noam(100, 176)(99), 6) == round((176 * 100) ** -0.5, 6)
+    True
+    """
+    warm = max(1, warmup_steps)
+    return lambda step: width**-0.5 * min((step + 1) ** -0.5, (step + 1) * warm**-1.5)

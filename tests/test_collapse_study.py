@@ -1,0 +1,122 @@
+"""The study of collapses: which students belong to it, what they are said to have, and what is counted."""
+
+import pandas as pd
+import pytest
+
+from kdlib.diagnose import causes, collapse_study, examination
+from kdlib.diagnose.causes import CAUSES, NO_FAULT, Fingerprint
+from kdlib.diagnose.collapse_study import Case
+from kdlib.errors import UserError
+from kdlib.evaluate import compare, predictions
+from kdlib.params import load
+
+RECIPE = "params/ablations/collapse.yaml"
+WORDS = ["ONE", "TWO", "SEVEN", "NINE", "COME", "GO", "YALE", "CAN", "THE", "WATER", "OTHER", "PEOPLE"]
+
+
+def case(variant, seed, cause, wra):
+    said = [word if place < wra * len(WORDS) * 4 else "THE" for place, word in enumerate(WORDS * 4)]
+    rows = pd.DataFrame(
+        [(f"u{place}", "", told, text) for place, (told, text) in enumerate(zip(WORDS * 4, said, strict=True))],
+        columns=predictions.COLUMNS,
+    ).assign(token_ids=None)
+    found = examination.examine(rows)
+    return Case(variant, seed, cause, found, causes.signs(found) | {"blank": 0.7})  # frames were kept
+
+
+def test_every_cause_is_made_by_a_variant_of_the_recipe():
+    params = load(RECIPE, "M08")
+    made = {name: collapse_study.causes_of(load(RECIPE, "M08", variant=name)) for name in params.compare}
+    alone = {Case(name, 1, cause, None, {}).fingerprint.cause for name, cause in made.items()}
+    assert set(CAUSES) <= alone
+    assert made["hard"] == made["decoder_hard"] == made["ctc_kd"] == made["few_labels"] == NO_FAULT
+    assert made["sb_decoder_kd+own_recordings+no_references+shifted_tokens"] == "abd"
+    assert Case("", 1, "abd", None, {}).mixed
+    assert not Case("", 1, "bd", None, {}).mixed
+    assert collapse_study.is_factorial(params)
+    assert not collapse_study.is_factorial(load("params/demo.yaml", "M08"))
+    assert len(params.seeds) >= 2
+
+
+def test_every_student_of_the_factorial_has_the_control_of_its_head_and_backbone():
+    for base, (student, head) in collapse_study.BASES.items():
+        for name in collapse_study._joined():
+            if name.split("+")[0] != base:
+                continue
+            params = load(RECIPE, "M08", variant=name)
+            control = load(RECIPE, "M08", variant=params.distill.control)
+            assert not control.distill.uses_teachers
+            assert control.student == params.student
+            assert control.distill.heads == params.distill.heads == {"CTC": "ctc", "decoder": "decoder"}[head]
+            assert params.student.backbone == {"NeMo": "nemo", "SpeechBrain": "sb"}[student]
+            assert params.faults.own_recordings == ("own_recordings" in name.split("+"))
+            assert params.faults.token_shift == ("shifted_tokens" in name.split("+"))
+            assert (params.distill.beta == 0) == ("no_references" in name.split("+"))
+
+
+def test_parts_share_the_students_and_miss_none():
+    params = load(RECIPE, "M08")
+    every = collapse_study.listed_students(params)
+    assert sorted(
+        [*collapse_study.listed_students(params, "1/2"), *collapse_study.listed_students(params, "2/2")]
+    ) == sorted(every)
+    assert len(every) == len(set(every))
+    for wrong in ("3/2", "0/2", "one", "1/"):
+        with pytest.raises(UserError, match="part: expected something like 1/2"):
+            collapse_study.listed_students(params, wrong)
+
+
+def test_who_is_told_apart_is_counted_with_false_alarms():
+    cases = [case("hard", seed, NO_FAULT, 0.8) for seed in (1, 2)]
+    cases += [case("dead", seed, "f", 0.02 * seed) for seed in (1, 2)]
+    known = collapse_study.fingerprints(cases)
+    table = collapse_study.identification_rates(known, [case("mixed", 1, "af", 0.03).fingerprint])
+    assert table.loc["one cause"].to_dict() == {
+        "n": 2, "the cause named first": 2, "only others named": 0, "none named": 0
+    }  # fmt: skip
+    assert table.loc["no fault"].to_dict() == {
+        "n": 2, "the cause named first": 0, "only others named": 0, "none named": 2
+    }  # fmt: skip
+    assert table.loc["two or more causes", "the cause named first"] == 1
+    alarms = collapse_study.identification_rates(
+        [*known, *[Fingerprint("e", "same", seed, known[2].signs) for seed in (1, 2)]]
+    )
+    assert alarms.loc["no fault", "the cause named first"] == 0  # whatever letters "none" has
+    summary = collapse_study.summary(cases, known)
+    assert summary.loc[("dead", 1), "named"] == "f"
+    assert summary.loc[("hard", 2), "named"] == "-"
+    assert not collapse_study.is_complete(cases)
+    cases += [case(f"like {letter}", seed, letter, 0.5) for letter in "gh" for seed in (1, 2)]
+    assert collapse_study.is_complete(cases)
+    assert not collapse_study.is_complete([one for one in cases if one.seed == 1])
+
+
+def test_the_factorial_says_what_kills_and_what_hurts(monkeypatch, tmp_path):
+    """Students that are as good as their names say, 96 utterances, two seeds."""
+    right = {"hard": 0.8, "own_recordings": 0.5, "no_references": 0.78, "shifted_tokens": 0.02}
+
+    def scored(params, seed):
+        share = min(right.get(part, 0.8) for part in params.variant.split("+"))
+        return tmp_path / f"{params.variant}-{share}-{seed}"
+
+    def collected(folders, place):
+        rows = []
+        for seed, folder in enumerate(folders):
+            share = float(folder.name.split("-")[1])
+            for place_ in range(96):
+                word = WORDS[place_ % 12]
+                said = word if place_ < 96 * share + seed else "X"
+                rows.append((f"u{place_}", "M08", word, said, seed))
+        return pd.DataFrame(rows, columns=["utt_id", "speaker", "reference", "hypothesis", "seed"])
+
+    monkeypatch.setattr(collapse_study, "student_scores", scored)
+    monkeypatch.setattr(compare, "collect", collected)
+    table = collapse_study.factorial(lambda name: load(RECIPE, "M08", variant=name), (1, 2)).set_index("system")
+    assert len(table) == 4 * 9
+    assert table.loc["ctc_kd+shifted_tokens", "verdict"] == "collapses"
+    assert table.loc["ctc_kd+own_recordings", "verdict"] == "hurts"
+    assert table.loc["sb_decoder_kd", "verdict"] == "no difference shown"
+    assert table.loc["ctc_kd+own_recordings", "low"] < 0.5 < table.loc["ctc_kd+own_recordings", "high"]
+    assert (table.spread_of_seeds > 0).all()
+    shown = collapse_study.factorial_for_reading(table.reset_index())
+    assert shown.loc[("NeMo", "CTC", "ctc_kd+own_recordings"), "difference, 95 %"].startswith("-30")

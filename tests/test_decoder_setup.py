@@ -1,0 +1,72 @@
+"""Which decoders a fold's systems are scored with: nothing of them may come from the held-out speaker."""
+
+import pandas as pd
+import pytest
+
+from kdlib.corpus import prepare
+from kdlib.corpus.speakers import split
+from kdlib.decode import lm
+from kdlib.evaluate.baseline import baseline, zero_shot
+from kdlib.evaluate.decoder_setup import TUNING, decoder_set, language_model
+from kdlib.io import read_json
+from kdlib.models.nemo_files import NeMoCTC
+from kdlib.params import load
+from kdlib.pretrained.model import pretrained_model
+
+
+@pytest.fixture(scope="module")
+def model(smoke):
+    return NeMoCTC(pretrained_model(smoke))
+
+
+def words(path):
+    return {word for word in lm.read(path).words if word not in (lm.END, lm.UNKNOWN)}
+
+
+def test_the_language_model_knows_the_training_texts_alone(smoke, model, corpus):
+    splits = split(corpus, smoke)
+    assert words(language_model(smoke, model.tokens)) == {utt.text for utt in splits.train}
+    unseen = {utt.text for utt in splits.test} - splits.train_words
+    assert unseen  # words of the test block that are never trained on
+    assert not unseen & words(language_model(smoke, model.tokens, everybody=True))
+
+
+def test_settings_are_chosen_on_the_dev_speaker(smoke):
+    folder = baseline(smoke)
+    scores = read_json(folder / "scores.json")
+    chosen, grid = scores["settings"]["beam"], pd.read_csv(folder / TUNING)
+    assert chosen["chosen_on"] == smoke.fold.dev
+    assert len(grid) == len(smoke.search.lm_weights) * len(smoke.search.word_bonuses) * len(smoke.search.beam_sizes)
+    used = grid[(grid.lm_weight == chosen["lm_weight"]) & (grid.word_bonus == chosen["word_bonus"])]
+    assert used[used["size"] == chosen["size"]].wer.item() == grid.wer.min()
+    assert set(scores["decoders"]) == {"greedy", "lexicon", "beam"}
+
+
+def test_where_nobody_may_choose_the_recipe_does(smoke):
+    folder = zero_shot(smoke)
+    chosen = read_json(folder / "scores.json")["settings"]["beam"]
+    assert (chosen["chosen_on"], chosen["lm_weight"]) == ("", smoke.search.lm_weight)
+    assert not (folder / TUNING).exists()
+
+
+def test_pieces_can_be_searched_without_a_lexicon(smoke, model, outputs):
+    free = load("params/smoke.yaml", "M08", overrides={"outputs": str(outputs), "search": {"units": "pieces"}})
+    decoders = decoder_set(free, model.tokens)
+    assert decoders.beam.words is None
+    assert language_model(free, model.tokens) != language_model(smoke, model.tokens)
+    known = words(language_model(free, model.tokens))
+    assert known <= set(model.tokens.pieces)
+
+
+def test_a_model_without_a_trained_ctc_head_is_not_scored_by_it(smoke, model):
+    class Silent:
+        pass
+
+    decoders = decoder_set(smoke, model.tokens, model=Silent(), heads=("decoder",))
+    assert decoders.columns == ("attention", "attention_beam", "attention_lexicon")
+    assert decoders.beam is None
+    both = decoder_set(smoke, model.tokens, model=Silent(), heads=("ctc", "decoder"))
+    assert both.columns == (
+        "greedy", "lexicon", "beam", "attention", "attention_beam", "attention_lexicon", "joint", "joint_lexicon",
+    )  # fmt: skip
+    assert prepare.lexicon(smoke)

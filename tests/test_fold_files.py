@@ -1,0 +1,75 @@
+"""Fold files for a corpus of one's own."""
+
+import pytest
+import yaml
+from corpora import SPEAKERS, own
+
+from kdlib import params
+from kdlib.corpus.fold_files import fold_file, write_fold_files
+from kdlib.corpus.manifest import Speaker
+from kdlib.io import repository_root
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    """A recipe for a corpus of our own, in a repository of its own."""
+    (tmp_path / "params").mkdir()
+    (tmp_path / "params/base.yaml").write_text("seed: 1\n")
+    (tmp_path / "data").mkdir()
+    own(tmp_path / "data", words=("can't", "café"), repetitions=1, spoken=False)
+    (tmp_path / "params/mine.yaml").write_text("corpus: manifest\nmanifest: data/corpus.csv\npretrained: from_corpus\n")
+    monkeypatch.chdir(tmp_path)
+    return "params/mine.yaml"
+
+
+def test_a_file_for_each_speaker_that_says_its_rule(recipe, capsys):
+    folder = write_fold_files(recipe)
+    assert sorted(path.stem for path in folder.iterdir()) == sorted(SPEAKERS)
+    assert "next: make folds RECIPE=params/mine.yaml FOLDS=07,Alma" in capsys.readouterr().out
+    devs = {name: params.load(recipe, name).fold.dev for name in SPEAKERS}
+    assert devs == dict(zip(SPEAKERS, (*SPEAKERS[1:], SPEAKERS[0]), strict=True))
+    assert "Dev speaker: the next by name, since nothing else is known" in (folder / "07.yaml").read_text()
+
+
+@pytest.mark.parametrize("name", ["07", "NO", "Žofie"])
+def test_names_that_yaml_would_read_as_something_else_stay_names(recipe, name):
+    folder = write_fold_files(recipe)
+    assert yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8"))["held_out"] == name
+
+
+def test_controls_get_no_fold_and_levels_choose_the_dev_speaker(recipe):
+    path = repository_root() / recipe
+    told = {"07": {"level": "CONTROL"}, "NO": {"level": "LOW"}, "Alma": {"level": "LOW"}, "Boris": {"level": "HIGH"}}
+    path.write_text(path.read_text() + yaml.safe_dump({"speakers": told}))
+    folder = write_fold_files(recipe)
+    assert not (folder / "07.yaml").exists()
+    assert params.load(recipe, "NO").fold.dev == "Alma"
+    assert "Dev speaker: the nearest in level" in (folder / "NO.yaml").read_text()
+
+
+def test_a_file_that_was_edited_is_left_as_it_is(recipe, capsys):
+    folder = write_fold_files(recipe)
+    edited = (folder / "Alma.yaml").read_text().replace("exclude: []", "exclude: [Boris]")
+    (folder / "Alma.yaml").write_text(edited)
+    write_fold_files(recipe)
+    assert (folder / "Alma.yaml").read_text() == edited
+    assert "left as they are, because they differ from what would be written: Alma" in capsys.readouterr().out
+
+
+def test_two_speakers_leave_nobody_for_dev():
+    text = fold_file("A", ["A", "B"], {"A": Speaker("A"), "B": Speaker("B")})
+    assert yaml.safe_load(text)["fold"]["dev"] is None
+    assert "nobody, since there are too few speakers" in text
+
+
+def test_a_missing_fold_file_says_how_to_write_it(recipe):
+    with pytest.raises(params.UserError, match="write its fold files with: make folds-for"):
+        params.load(recipe, "Alma")
+
+
+def test_files_of_speakers_who_are_gone_are_named(recipe, capsys):
+    folder = write_fold_files(recipe)
+    (folder / "Gone.yaml").write_text("held_out: Gone\n")
+    capsys.readouterr()
+    write_fold_files(recipe)
+    assert "of speakers who are not in the corpus, or are controls, and can go: Gone" in capsys.readouterr().out

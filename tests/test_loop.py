@@ -1,0 +1,108 @@
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from kdlib.errors import UserError
+from kdlib.training.loop import EpochData, Task, fit
+from kdlib.training.schedules import cosine
+
+
+def task(step, model=None, **settings):
+    options = {"lr": 0.1, "scale": cosine(2, 10)} | settings
+    return Task(model or torch.nn.Linear(1, 1), step, **options)
+
+
+def test_the_schedule_warms_up_and_falls_to_zero():
+    scales = [cosine(2, 10)(step) for step in range(11)]
+    assert scales[:3] == [0.5, 1.0, 1.0]
+    assert scales[2:] == sorted(scales[2:], reverse=True)
+    assert scales[10] == pytest.approx(0)
+
+
+def test_training_lowers_the_loss_and_draws_each_epochs_batches(tmp_path):
+    model, drawn = torch.nn.Linear(1, 1), []
+
+    def batches(epoch):
+        drawn.append(epoch)
+        return [torch.full((4, 1), float(index)) for index in range(5)]
+
+    def step(batch):
+        return {"loss": ((model(batch) - 2 * batch) ** 2).mean()}
+
+    before = step(torch.ones(4, 1))["loss"].item()
+    fit(task(step, model), EpochData(batches, torch.clone), folder=tmp_path, what="test", steps=10, seed=1)
+    assert step(torch.ones(4, 1))["loss"].item() < before
+    assert drawn == [0, 1]
+
+
+def test_a_loss_that_is_not_finite_is_one_message(tmp_path):
+    model = torch.nn.Linear(1, 1)
+    epochs = EpochData(lambda epoch: [torch.ones(1, 1)], torch.clone)
+    with pytest.raises(UserError, match=r"training: loss is nan at step 0; lower the learning rate"):
+        fit(
+            task(lambda batch: {"loss": model(batch).sum() * float("nan")}, model),
+            epochs,
+            folder=tmp_path,
+            what="test",
+            steps=2,
+            seed=1,
+        )
+
+
+def test_frozen_weights_are_not_given_to_the_optimiser():
+    model = torch.nn.Linear(2, 1)
+    model.weight.requires_grad = False
+    optimizer = task(dict, model).configure_optimizers()["optimizer"]
+    assert [len(group["params"]) for group in optimizer.param_groups] == [1]
+
+
+LEARNS = """
+import os, sys
+import torch
+from pathlib import Path
+from kdlib.training import callbacks, loop, schedules
+
+model = torch.nn.Linear(1, 1, bias=False)
+torch.nn.init.zeros_(model.weight)
+looks = []
+
+def check():  # best in the middle: from then on the weight overshoots
+    looks.append(float(model.weight))
+    print("looked", len(looks), round(looks[-1], 6), flush=True)
+    return {"dev_score": -abs(float(model.weight) - 0.5)}
+
+def step(batch):
+    return {"loss": ((model(batch) - 2 * batch) ** 2).mean()}
+
+def die(self, trainer, *rest, end=callbacks._Progress.on_train_batch_end):
+    end(self, trainer, *rest)
+    if trainer.global_step == int(sys.argv[2]):
+        os.kill(os.getpid(), 9)
+
+callbacks._Progress.on_train_batch_end = die
+task = loop.Task(model, step, lr=0.05, scale=schedules.cosine(0, 100))
+epochs = loop.EpochData(lambda epoch: [torch.ones(1, 1)] * 3, torch.clone)
+record = loop.fit(task, epochs, folder=Path(sys.argv[1]), what="test", steps=100, seed=1, check=check,
+                   validate_every=2, patience=3)
+print("END", record, float(model.weight))
+"""
+
+
+def learn(folder, die_at):
+    return subprocess.run([sys.executable, "-c", LEARNS, str(folder), str(die_at)], capture_output=True, text=True)
+
+
+def test_the_best_weights_are_kept_training_stops_and_a_killed_run_stops_at_the_same_place(tmp_path):
+    whole = learn(tmp_path / "whole", 0)
+    assert whole.returncode == 0, whole.stderr
+    end = next(line for line in whole.stdout.splitlines() if line.startswith("END"))
+    assert "'steps': 30, 'best_step': 12" in end  # looks each 6 steps of 0.05: 0.6 is nearest to 0.5, then 3 in vain
+    assert float(end.split()[-1]) == pytest.approx(0.6, abs=0.02)
+    assert any((tmp_path / "whole" / "tensorboard").iterdir())
+    assert learn(tmp_path / "killed", 17).returncode == -signal.SIGKILL
+    again = learn(tmp_path / "killed", 0)
+    assert next(line for line in again.stdout.splitlines() if line.startswith("END")) == end
+    assert again.stdout.count("looked") < whole.stdout.count("looked")

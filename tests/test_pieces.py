@@ -1,0 +1,76 @@
+"""The piece set of teachers and students: where it comes from, and what cannot serve."""
+
+import pytest
+import sentencepiece
+import torch
+
+from kdlib.corpus import prepare
+from kdlib.errors import UserError
+from kdlib.models.nemo_files import SHIPPED_MODEL, NeMoCTC
+from kdlib.params import load
+from kdlib.pretrained.pieces import load_tokens, remap_head, tokens_per_fold
+from kdlib.tokens import BLANK
+
+
+def params(outputs, **overrides):
+    return load("params/smoke.yaml", "M08", overrides={"outputs": str(outputs), "pretrained": "shipped"} | overrides)
+
+
+def test_the_pretrained_models_pieces_serve(outputs, corpus, tmp_path):
+    chosen = params(tmp_path)
+    tokens = load_tokens(chosen)
+    assert tokens.model == NeMoCTC(SHIPPED_MODEL).tokens.model
+    assert (tokens.bos, tokens.eos, tokens.blank, tokens.size) == (0, 1, 2, 64)
+    for word in prepare.lexicon(chosen):
+        assert not {0, 1, 2} & set(tokens.encode(word))
+
+
+def test_pieces_of_the_corpus_with_more_outputs_than_pieces(tmp_path):
+    tokens = load_tokens(params(tmp_path, tokens={"source": "corpus", "pieces": 40, "size": 5000}))
+    assert tokens.size == 5000
+    assert len(tokens.pieces) <= 40
+
+
+def test_a_tokenizer_that_uses_the_special_ids_is_refused(tmp_path):
+    """NVIDIA's have neither <s> nor </s>: their ids 1 and 2 are pieces, which would be written as EOS and blank."""
+    with (tmp_path / "own.model").open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sorted(prepare.lexicon(params(tmp_path)) * 3)),
+            model_writer=file,
+            vocab_size=40,
+            model_type="bpe",
+            bos_id=-1,
+            eos_id=-1,
+            hard_vocab_limit=False,
+            minloglevel=2,
+        )
+    with pytest.raises(UserError, match="need the ids 0, 1 and 2 for BOS, EOS and blank"):
+        load_tokens(params(tmp_path, tokens={"source": str(tmp_path / "own.model")}))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ({"source": "params/base.yaml"}, "params/base.yaml is no sentencepiece model; name the .model file"),
+        ({"source": "corpus", "pieces": 16}, r"in the recipe \(tokens: {source: corpus, pieces: "),
+        ({"source": "none.model"}, "there is no file .*none.model; correct the path"),
+        ({"size": 20}, "tokens.size is 20, but the tokenizer has 64 pieces; write 64 or more"),
+    ],
+)
+def test_what_cannot_be_is_one_message(tmp_path, tokens, message):
+    with pytest.raises(UserError, match=message):
+        load_tokens(params(tmp_path, tokens=tokens))
+
+
+def test_a_folds_own_model_has_pieces_of_its_own(tmp_path):
+    assert tokens_per_fold(params(tmp_path, pretrained="from_corpus"))
+    assert not tokens_per_fold(params(tmp_path, pretrained="from_corpus", tokens={"source": "corpus"}))
+
+
+def test_the_blank_moves_and_unused_tokens_are_silent(tmp_path):
+    tokens = load_tokens(params(tmp_path, tokens={"size": 70}))
+    weight, bias = torch.arange(65.0)[:, None], torch.zeros(65)
+    moved, low = remap_head(weight, bias, tokens)
+    assert moved[BLANK] == 64  # NeMo's last
+    assert moved[3:64, 0].tolist() == list(range(3, 64))
+    assert low[64:].tolist() == [-10.0] * 6

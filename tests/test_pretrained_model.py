@@ -1,0 +1,196 @@
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from corpora import own
+
+from kdlib.corpus import prepare
+from kdlib.corpus.manifest import Corpus
+from kdlib.corpus.speakers import published_speakers
+from kdlib.errors import UserError
+from kdlib.evaluate import baseline, score
+from kdlib.models.nemo_files import SHIPPED_MODEL, NeMoCTC, restore_model
+from kdlib.params import load
+from kdlib.pretrained.model import pretrained_model, split_controls, split_fold, training_record
+
+RUN = """
+import os, sys
+from kdlib.training import callbacks
+from kdlib.pretrained import model
+from kdlib.params import load
+
+def step_and_die(self, trainer, *rest, step=callbacks._Progress.on_train_batch_end):
+    step(self, trainer, *rest)
+    if trainer.global_step == int(sys.argv[2]):
+        os.kill(os.getpid(), 9)
+
+callbacks._Progress.on_train_batch_end = step_and_die
+model.pretrained_model(load("params/smoke.yaml", "M08", overrides={"outputs": sys.argv[1]}))
+"""
+
+
+def run(folder, die_at_step):
+    command = [sys.executable, "-c", RUN, str(folder), str(die_at_step)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def weights(path):
+    return restore_model(path).state_dict()
+
+
+def test_only_controls_are_heard_and_some_voices_and_words_are_not(smoke, corpus):
+    controls = split_controls(corpus, smoke)
+    trained, tested = {utt.speaker for utt in controls.train}, set(controls.test_speakers)
+    assert all(map(corpus.is_control, trained | tested))
+    assert len(tested) == smoke.pretraining.test_controls
+    assert not trained & tested
+    assert not {utt.text for utt in controls.train} & controls.unseen_words
+
+
+def test_the_record_says_who_was_heard(smoke, small_model, corpus):
+    record = training_record(smoke)
+    assert set(record["speakers"]) == {utt.speaker for utt in split_controls(corpus, smoke).train}
+    assert record["tokens"] == NeMoCTC(small_model).tokens.fingerprint
+
+
+def test_the_shipped_model_heard_no_speaker_of_any_fold():
+    record = training_record(load("params/demo.yaml", "M08"))
+    assert all(published_speakers()[name].control for name in record["speakers"])
+    assert record["tokens"] == NeMoCTC(SHIPPED_MODEL).tokens.fingerprint
+
+
+def test_killed_in_the_middle_and_resumed_the_weights_are_the_same(smoke, small_model, corpus, tmp_path):
+    """kill -9 in the middle of the second epoch; the run that goes on must end where the undisturbed one ended."""
+    shutil.copytree(smoke.folder / "corpus", tmp_path / "smoke" / "corpus")
+    assert run(tmp_path, die_at_step=9).returncode == -signal.SIGKILL
+    assert not (tmp_path / "smoke" / "pretrained").exists()
+    assert (tmp_path / "smoke" / ".pretrained.partial" / "latest.ckpt").exists()
+
+    again = run(tmp_path, die_at_step=0)
+    assert again.returncode == 0
+    assert "goes on from step" in again.stdout + again.stderr
+    resumed, undisturbed = weights(tmp_path / "smoke/pretrained/pretrained.nemo"), weights(small_model)
+    assert resumed.keys() == undisturbed.keys()
+    assert all(torch.equal(resumed[name], undisturbed[name]) for name in undisturbed)
+
+
+def test_nothing_is_trained_twice(smoke, small_model, capsys):
+    before = json.loads((smoke.folder / "pretrained" / "run.json").read_text())["finished"]
+    assert pretrained_model(smoke) == small_model
+    assert json.loads((smoke.folder / "pretrained" / "run.json").read_text())["finished"] == before
+    assert "step" not in capsys.readouterr().err
+
+
+def test_too_few_controls_are_one_message(smoke, corpus):
+    few = Corpus(
+        tuple(utt for utt in corpus if not corpus.is_control(utt.speaker) or utt.speaker == "CM13"),
+        "few",
+        corpus.people,
+    )
+    with pytest.raises(UserError, match="few: 1 control speakers, but pretraining sets 1 aside"):
+        split_controls(few, smoke)
+
+
+TINY = {"steps": 2, "d_model": 16, "layers": 1, "heads": 2, "conv_channels": 8, "batch_size": 4, "warmup_steps": 1}
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory):
+    """Noise by five people whom no table knows; one of them says a letter that the others do not."""
+    folder = tmp_path_factory.mktemp("people")
+    own(folder, ("Ann", "Bob", "Cid", "Dee", "Eve"), ("can't", "x-ray"), repetitions=2, spoken=False)
+    (folder / "corpus.csv").write_text((folder / "corpus.csv").read_text().replace("Ann,can't", "Ann,café"))
+    return folder
+
+
+def own_params(folder, name="own", fold=None, **pretraining):
+    settings = {"manifest": str(folder / "corpus.csv"), "outputs": str(folder / "out"), "name": name, "folds": "none"}
+    settings |= {"pretraining": TINY | pretraining, "speakers": {"Eve": {"level": "CONTROL"}}}
+    return load("params/own.yaml", "Ann", {"dev": "Bob"} | (fold or {}), settings)
+
+
+def test_a_model_of_the_folds_own_hears_its_training_speakers_alone(people):
+    params = own_params(people)
+    made = pretrained_model(params)
+    assert made == people / "out/own/Ann/pretrained/pretrained.nemo"
+    record = training_record(params)
+    assert record["speakers"] == ["Cid", "Dee"]
+    assert record["words"] == ["CAN'T", "X-RAY"]
+    tokens = NeMoCTC(made).tokens
+    assert tokens.decode(tokens.encode("café")) == "CAFÉ"  # a word that only the held-out speaker says
+
+
+def test_its_zero_shot_scores_are_of_those_whom_it_has_not_heard(people):
+    folder = baseline.zero_shot(own_params(people))
+    assert folder == people / "out/own/Ann/zero_shot"
+    rows = score.read_hypotheses(folder / "hypotheses.csv")
+    assert {row.speaker for row in rows} == {"Ann", "Bob"}
+    assert {row.speaker for row in score.read_hypotheses(folder / "controls/hypotheses.csv")} == {"Eve"}
+    assert {row.reference for row in rows if row.seen == "no"} == {"CAFÉ"}
+
+
+def test_it_hears_named_controls_where_the_recipe_names_them(people):
+    corpus = prepare.load(own_params(people))
+    assert {utt.speaker for utt in split_fold(corpus, own_params(people, speakers=["Eve"])).train} == {"Eve"}
+    with pytest.raises(
+        UserError, match=r"pretraining\.speakers names 'Even', who has no utterances; did you mean 'Eve'"
+    ):
+        split_fold(corpus, own_params(people, speakers=["Even"]))
+    with pytest.raises(UserError, match=r"pretraining\.speakers names Bob, who is the held-out or the dev speaker"):
+        own_params(people, speakers=["Bob"])
+
+
+def test_voices_set_aside_are_of_both_sexes_where_sexes_are_known_and_of_any_where_not(smoke, corpus):
+    two = smoke.model_copy(update={"pretraining": smoke.pretraining.model_copy(update={"test_controls": 2})})
+    mixed = {name: replace(one, sex="F" if name in ("CM13", "CM12") else "M") for name, one in corpus.people.items()}
+    apart = split_controls(replace(corpus, people=mixed), two).test_speakers
+    assert len({name in ("CM13", "CM12") for name in apart}) == 2
+    unknown = {name: replace(one, sex="") for name, one in corpus.people.items()}
+    assert len(split_controls(replace(corpus, people=unknown), two).test_speakers) == 2
+
+
+def test_a_fold_that_changed_trains_its_model_anew(people):
+    """A model that heard yesterday's dev speaker must not serve a fold file that was edited today."""
+    before = training_record(own_params(people))["speakers"]
+    after = training_record(own_params(people, fold={"dev": "Cid"}))["speakers"]
+    assert (before, after) == (["Cid", "Dee"], ["Bob", "Dee"])
+
+
+def test_who_is_excluded_is_not_heard_even_where_named(people):
+    corpus = prepare.load(own_params(people))
+    chosen = own_params(people, fold={"exclude": ["Cid"]}, speakers=["Cid", "Dee"])
+    assert {utt.speaker for utt in split_fold(corpus, chosen).train} == {"Dee"}
+    with pytest.raises(UserError, match=r"names only speakers whom fold\.exclude keeps out of training"):
+        split_fold(corpus, own_params(people, fold={"exclude": ["Cid"]}, speakers=["Cid"]))
+    with pytest.raises(UserError, match=r"pretraining\.speakers names Ann, who is the held-out or the dev speaker"):
+        own_params(people, speakers=["Ann"])
+
+
+def test_seen_words_are_those_that_the_model_has_heard(people):
+    rows = score.read_hypotheses(baseline.baseline(own_params(people)) / "hypotheses.csv")
+    assert {row.reference: row.seen for row in rows} == {"CAFÉ": "no", "X-RAY": "yes"}
+
+
+def test_copies_are_not_scored(people, tmp_path):
+    manifest_ = (people / "corpus.csv").read_text().splitlines()
+    copies = [
+        f"{line.replace('Eve_', 'EveM3_', 1)},{line.split(',')[0]}" for line in manifest_ if line.startswith("Eve_")
+    ]
+    copies = [line.replace("/EveM3_", "/Eve_") for line in copies]
+    (tmp_path / "wav").symlink_to(people / "wav")
+    (tmp_path / "corpus.csv").write_text("\n".join([manifest_[0] + ",copy_of", *manifest_[1:], *copies]) + "\n")
+    folder = baseline.zero_shot(own_params(tmp_path))
+    rows = score.read_hypotheses(folder / "controls/hypotheses.csv")
+    assert len(copies) == 4
+    assert not any(row.utt_id.startswith("EveM3") for row in rows)
+
+
+def test_the_shipped_models_voices_are_nobody_of_another_corpus():
+    assert training_record(load("params/demo.yaml", "M08"))["speakers"]
+    other = load("params/uaspeech.yaml", "M08", overrides={"pretrained": "shipped"})
+    assert training_record(other)["speakers"] == []
