@@ -1,22 +1,28 @@
-# The commands. Each sets up .venv by itself, once, from requirements.lock.
+# The commands. Each sets up .venv once, from requirements.lock.
 #   make demo   one fold of the embedded corpus, from the corpus to a distilled student and its hard-label control
 #               (HELD_OUT=M05 for another speaker)
 #   make test   the tests, in JOBS=2 processes
-#   make folds-for RECIPE=...          write the fold files of a corpus of your own
-#   make folds RECIPE=... FOLDS=A,B    run some of its folds (FOLDS=all for all; UNTIL=baseline stops behind 01_baseline)
-#   make compare                       students by each of VARIANTS, SEEDS=1,2 and ENSEMBLES, in one fold or FOLDS=A,B;
-#                                      their table, and verdicts
-#   make collapse                      what kills a student? Every known cause made on purpose: 104 small students
-#   make verdict SYSTEMS="A=... B=..."  compare any systems by what they wrote (DECODER=..., MEASURE=wer)
-#   make examine EVAL=... TOKENIZER=...   what is wrong with these predictions? of any system, in seconds, without a model
+#   make folds-for RECIPE=...          write the fold files of your own corpus
+#   make folds RECIPE=... FOLDS=A,B    run some of its folds (FOLDS=all for all; UNTIL=baseline stops after 01_baseline)
+#   make compare                       students for each of VARIANTS, SEEDS=1,2 and ENSEMBLES, in one fold or FOLDS=A,B;
+#                                      their table, and verdicts against their controls
+#   make collapse                      which causes collapse a student? Each made on purpose: 104 small students, an hour
+#   make verdict SYSTEMS="A=... B=..."  compare any result files (DECODER=..., MEASURE=wer, AGAINST=..., REFERENCES=...)
+#   make examine EVAL=... TOKENIZER=...   what is wrong with these predictions? any result file, seconds, no model
 #   make evaluate CHECKPOINT=... MANIFEST=...   score any saved model on any manifest
 #   make export CHECKPOINT=... NEMO=...         write a student as a .nemo file
+#   make lab                           JupyterLab on the notebooks
+#   make dry-run, make report          what would be run; Snakemake's report of what was
+#   make pretrained, make parent       train the shipped pretrained model, or the teachers' shipped base model, anew
+#   make bench                         measure the figures of docs/benchmarks.md
+#   make unchanged                     run everything once and compare every value with those of revision 52d94dd
+#   make lint, make lock               check the code; pin every version anew
 comma    := ,
 PYTHON   ?= $(shell command -v python3.11 || command -v python3)
 RECIPE   ?= params/demo.yaml
 HELD_OUT ?= M08
 FOLDS    ?= M08,M05,M16,M01,M04
-# of make compare; a recipe named says itself what it compares
+# of make compare; with RECIPE=... the recipe's own
 VARIANTS ?= $(if $(filter file,$(origin RECIPE)),hard$(comma)ctc_kd$(comma)ctc_kd_same_checkpoint$(comma)ctc_kd_same_level$(comma)ctc_kd_only$(comma)decoder_kd$(comma)decoder_hard)
 SEEDS    ?= $(if $(filter file,$(origin RECIPE)),1$(comma)2)
 JOBS     ?= 2
@@ -33,7 +39,6 @@ export PYTHONWARNINGS ?= ignore::SyntaxWarning
 
 help:
 	@sed -n 's/^#   //p' Makefile
-	@echo "folds  folds-for  dry-run  report  compare  collapse  verdict  examine  evaluate  export  lab  pretrained  parent  bench  unchanged  lint  lock   (see README.md)"
 
 demo: $(READY)
 	@$(SNAKEMAKE) --config recipe=$(RECIPE) folds=$(HELD_OUT),
@@ -82,7 +87,7 @@ test: $(READY)
 bench: $(READY)
 	@for script in benchmarks/*.py; do PYTHONPATH=tests $(BIN)/python $$script || exit 1; done
 
-# Everything once, compared with the values of revision 52d94dd.
+# Run everything once and compare every value with those of revision 52d94dd.
 unchanged: $(READY)
 	@$(BIN)/python tests/unchanged outputs/unchanged
 

@@ -2,10 +2,10 @@
 
     snakemake --profile profiles/local --config recipe=params/demo.yaml folds=M08,M05
 
-kdlib's stages decide by parameters, inputs and code whether there is work to do; the rules here only decide which
-notebooks to execute. So a rule's outputs are the executed notebook and its figures, never an artefact: Snakemake
-removes outputs before a job, and the artefacts must survive that. Saving a notebook with outputs changes nothing: its
-code cells count, not its date.
+kdlib's stages decide by parameters, inputs and code whether there is work to do; the rules decide which notebooks to
+execute. A rule's outputs are the executed notebook and its figures, never an artefact: Snakemake removes outputs before
+a job, and artefacts must survive that. Saving a notebook with outputs triggers nothing: its code cells count, not its
+date.
 """
 
 import os
@@ -21,7 +21,7 @@ from kdlib.models.nemo_files import SHIPPED_MODEL
 from kdlib.teachers import base_model, teacher_sets
 
 RECIPE = config.get("recipe", "params/demo.yaml")
-FOLDS = [name for name in str(config.get("folds", "M08")).split(",") if name]  # "07,": so that 07 stays a name
+FOLDS = [name for name in str(config.get("folds", "M08")).split(",") if name]  # "07,": 07 stays a name
 try:
     if FOLDS == ["all"]:
         FOLDS = kd.fold_names(kd.load(RECIPE, "nobody", {"exclude": []}).fold_set)
@@ -44,15 +44,15 @@ FILES = [resolve_path(name or "none") for name in (FIRST.manifest, FIRST.lexicon
 FILES += [SHIPPED_MODEL, base_model.SHIPPED / "model.safetensors"]
 CODE = stage.code_fingerprint(stage.SOURCES) + "".join(map(stage.fingerprint, FILES))
 SEEDS = [int(one) for one in str(config.get("seeds", "")).split(",") if one] or list(FIRST.seeds)
-STUDY = bool(config.get("study"))  # all students of a recipe made by 05_collapse, many in one job
-PARTS = int(config.get("parts", 2))  # jobs among which the teachers are divided
+STUDY = bool(config.get("study"))  # all students of a recipe are trained by 05_collapse, many per job
+PARTS = int(config.get("parts", 2))  # jobs that share the teachers
 SHARES = min(PARTS, len(FIRST.compare) * len(FIRST.seeds))  # and the students of a study
-# Teachers that all folds share are trained for all folds at once; those with a parent of the fold's own, for each.
+# Teachers shared by all folds are trained for all folds at once; those with a base model per fold, per fold.
 OWNERS = FOLDS if teacher_sets.teacher_root(FIRST) != FIRST.folder else FOLDS[:1]
-SHARE = "" if OWNERS == FOLDS else " of all"  # one fold needs its own teachers only
+SHARE = "" if OWNERS == FOLDS else " of all"  # one fold needs only its own teachers
 RUN = ("papermill {input.notebook} {log} --cwd notebooks --no-progress-bar --log-output --log-level INFO"
        " -r recipe {params.recipe:q} -r held_out {params.held_out}")
-os.environ["FIRST_FOLD"] = FOLDS[0]  # which fold 00_corpus shows: no reason to execute it again
+os.environ["FIRST_FOLD"] = FOLDS[0]  # the fold that 00_corpus shows; not a reason to run it again
 END = " 2>&1 | python -m kdlib.console follow {params.label:q} || {{ python -m kdlib.console explain {log}; exit 1; }}; cp {log} {output.notebook}"
 
 os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # .venv, activated or not
@@ -67,13 +67,13 @@ def jobs(stem, held_out):
 
 
 def needs_teachers(variant):
-    """Whether a variant learns from teachers that 02 and 03 make: those of fewer labels are its own."""
+    """Whether a variant uses the teachers of 02 and 03; with fewer labels it has its own."""
     params = kd.load(RECIPE, FOLDS[0], variant=variant)
     return params.distill.uses_teachers and params.teacher.backbone != "students" and params.labels == FIRST.labels
 
 
 def teaching(wildcards):
-    """What must be there before a variant's students are trained: the fold's teachers, or students that teach."""
+    """The inputs of a variant's students: the fold's teachers, or the students that teach."""
     params = kd.load(RECIPE, wildcards.held_out, variant=wildcards.variant)
     if params.distill.uses_teachers and params.teacher.backbone == "students":
         names = teacher_sets.teaching_students(params)
@@ -84,7 +84,7 @@ def teaching(wildcards):
 
 
 def examined(wildcards):
-    """What must be there before a fold's students are examined: they, or, of a study, the jobs that make them."""
+    """The inputs of a fold's examination: its students or, in a study, the jobs that train them."""
     if STUDY:
         return [f"{OUT}/{wildcards.held_out}/collapse/jobs/05_{part}.ipynb" for part in range(1, SHARES + 1)]
     return expand(
@@ -92,14 +92,14 @@ def examined(wildcards):
     )
 
 
-TAUGHT = FOLDS if any(needs_teachers(name) for name in VARIANTS) else []
+WITH_TEACHERS = FOLDS if any(needs_teachers(name) for name in VARIANTS) else []
 
 
-# Teachers, on whom others wait, come first; a hard-label student and the baseline fill the gaps.
+# Teachers come first, because other jobs wait for them; a hard-label student and the baseline fill the gaps.
 rule folds:
     input:
         expand(f"{OUT}/{{held_out}}/baseline/01_baseline.ipynb", held_out=FOLDS),
-        expand(f"{OUT}/{{held_out}}/target_report/03_logits.ipynb", held_out=TAUGHT),
+        expand(f"{OUT}/{{held_out}}/target_report/03_logits.ipynb", held_out=WITH_TEACHERS),
         expand(f"{OUT}/{{held_out}}/students/{{variant}}/seed{{seed}}/04_distill.ipynb", held_out=FOLDS, variant=VARIANTS, seed=SEEDS),
         expand(f"{OUT}/{{held_out}}/collapse/05_collapse.ipynb", held_out=FOLDS),
 

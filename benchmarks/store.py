@@ -58,7 +58,7 @@ class Store:
     def __init__(self, folder: Path, encoding: str, teacher, kept, head) -> None:
         header = Header(
             teacher=SPEAKER,
-            heard=(SPEAKER,),
+            train_speakers=(SPEAKER,),
             output="ctc",
             encoding=encoding,
             size=len(head[1]),

@@ -1,0 +1,63 @@
+"""The layers of kdlib: speech comes in at the first, figures leave at the last, and none imports from a later one."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+KDLIB = Path(__file__).parents[1] / "kdlib"
+LAYERS = (
+    *("errors", "io", "console", "settings", "params", "tokens", "runtime", "stage"),  # modules at the top
+    *("corpus", "models", "decode", "evaluate", "objectives", "training", "pretrained", "teachers"),
+    *("logits", "targets", "distill", "diagnose", "show"),
+)
+LATER = {  # imports from a later layer that the pipeline and the target sources will end; no other may come
+    ("evaluate/baseline.py", "pretrained"),  # it looks for the pretrained model itself
+    ("objectives/objective.py", "targets"),  # it calls stored teachers itself
+}
+MODULES = sorted(path.relative_to(KDLIB).as_posix() for path in KDLIB.rglob("*.py"))
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The layers that a module imports from, at its top and within functions."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else names
+        for name in names:
+            if name == "kdlib":
+                yield from (alias.name for alias in node.names)
+            elif name.startswith("kdlib."):
+                yield name.split(".")[1]
+
+
+def layer(module: str) -> str:
+    return module.split("/")[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "__init__.py"])
+def test_a_module_imports_from_its_own_and_earlier_layers_only(module):
+    later = {name for name in imported(KDLIB / module) if LAYERS.index(name) > LAYERS.index(layer(module))}
+    assert {(module, name) for name in later} <= LATER
+
+
+def test_no_exception_has_become_needless():
+    found = {
+        (module, name)
+        for module in MODULES
+        if module != "__init__.py"
+        for name in imported(KDLIB / module)
+        if LAYERS.index(name) > LAYERS.index(layer(module))
+    }
+    assert found == LATER
+
+
+def test_figures_are_the_last_layer():
+    assert not {module for module in MODULES if layer(module) != "show" and "show" in imported(KDLIB / module)}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_has_one_subject_and_at_most_400_lines(module):
+    lines = (KDLIB / module).read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 400
+    assert lines[0].startswith('"""')
