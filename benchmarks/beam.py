@@ -1,4 +1,4 @@
-"""What does beam search cost, and what does it bring? On the embedded sentences, fold M08, hard labels, seed 1.
+"""What does beam search cost, and what does it gain? On the embedded sentences, fold M08, hard labels, seed 1.
 
 Peers of the same run, on the same log-probabilities of the held-out speaker, one thread: torchaudio's decoder as it
 stands (its own defaults: beam 50, no limit of tokens) with the same words and language model, and
@@ -60,7 +60,7 @@ def plain(tokens: Tokens, words: list[str], arpa: Path, setting: BeamSettings, f
 
 
 def nemos(tokens: Tokens, sentences: list[str], order: int, alpha: float, folder: Path):
-    """NeMo's batched beam search; it wants the blank last."""
+    """NeMo's batched beam search; the blank is last."""
     with quiet_nemo():
         from nemo.collections.asr.parts.submodules.ctc_beam_decoding import BeamBatchedCTCInfer
 
@@ -82,8 +82,8 @@ def nemos(tokens: Tokens, sentences: list[str], order: int, alpha: float, folder
     return texts
 
 
-def heard(params: Params) -> tuple[Outputs, list[str], dict]:
-    """What the student said of the held-out speaker's test sentences, their references, and the settings chosen."""
+def student_outputs(params: Params) -> tuple[Outputs, list[str], dict]:
+    """The student's outputs on the held-out speaker's test sentences, the references, and the chosen settings."""
     folder = student_scores(params, 1)
     kept, rows = Posteriors(folder / "posteriors" / posteriors.FILE), read_hypotheses(folder / "hypotheses.csv")
     frames = [torch.from_numpy(kept[row.utt_id]) for row in rows]
@@ -96,7 +96,7 @@ def main() -> None:
     """Measure, print, and write outputs/benchmarks/beam.json."""
     set_threads()
     params = load(repository_root() / "params" / "demo_sentences.yaml", "M08", variant="hard")
-    outputs, told, chosen = heard(params)
+    outputs, references, chosen = student_outputs(params)
     tokens, corpus = load_tokens(params), prepare.load(params)
     setting = BeamSettings(chosen["lm_weight"], chosen["word_bonus"], chosen["size"])
     arpa = language_model(params, tokens)
@@ -107,7 +107,7 @@ def main() -> None:
         pieces = folder / "pieces.arpa"
         lm.write(lm.estimate(beam.in_pieces(sentences, tokens), 5), pieces)
         alone = {alpha: nemos(tokens, sentences, 5, alpha, folder) for alpha in ALPHAS}
-        best = min(ALPHAS, key=lambda alpha: jiwer.wer(told, alone[alpha](outputs)))
+        best = min(ALPHAS, key=lambda alpha: jiwer.wer(references, alone[alpha](outputs)))
         forms = {
             "greedy": lambda some: [tokens.decode(ids) for ids in greedy(some, BLANK)],
             "words": words,
@@ -117,7 +117,7 @@ def main() -> None:
             f"NeMo beam_batch, pieces, weight {best}": alone[best],
         }
         times: dict[str, list[float]] = {name: [] for name in forms}
-        said = {name: form(outputs) for name, form in forms.items()}
+        hypotheses = {name: form(outputs) for name, form in forms.items()}
         for _ in range(ROUNDS):
             for name, form in forms.items():
                 started = time.perf_counter()
@@ -125,15 +125,15 @@ def main() -> None:
                 times[name].append(time.perf_counter() - started)
     result = {
         name: {
-            "wer": round(jiwer.wer(told, said[name]), 4),
-            "utterances_per_s": round(len(told) / statistics.median(some), 1),
+            "wer": round(jiwer.wer(references, hypotheses[name]), 4),
+            "utterances_per_s": round(len(references) / statistics.median(some), 1),
         }
         for name, some in times.items()
     }
-    print(json.dumps({"utterances": len(told), "setting": chosen} | result, indent=1))
+    print(json.dumps({"utterances": len(references), "setting": chosen} | result, indent=1))
     folder = repository_root() / "outputs" / "benchmarks"
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "beam.json", {"utterances": len(told), "setting": chosen} | result)
+    write_json(folder / "beam.json", {"utterances": len(references), "setting": chosen} | result)
 
 
 if __name__ == "__main__":

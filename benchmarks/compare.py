@@ -1,10 +1,11 @@
-"""Does `compare` keep its word? Simulated systems with a known difference: 500 times 5 speakers x 200 words.
+"""Are the error rates of `compare` as stated? Simulated systems with a known difference: 500 times 5 speakers x 200
+words.
 
-For these speakers: how often the interval holds the true difference. For new speakers: how often Student's t over the
+For these speakers: how often the interval covers the true difference. For new speakers: how often Student's t over the
 speakers does, and, for comparison, a bootstrap over speakers and utterances, as is common. Under no difference: how
 often a verdict says there is one: of two models, in a family of six pairs with Holm's correction, and of two recipes
 of three trainings each, of which no two give the same model (each is better or worse by a draw of its own, with a
-standard deviation of 0.2 in log-odds, some 4 points) - beside how often the test over utterances alone would have.
+standard deviation of 0.2 in log-odds, some 4 points) - and how often the test over utterances alone would have.
 """
 
 import json

@@ -1,7 +1,8 @@
-"""What does an examination cost? 1,785 predictions as the original study has them; beside jiwer alone, in the same run.
+"""What does an examination cost? 1,785 predictions as in the original study, against jiwer alone in the same run.
 
-Short answers, of few different token sequences, and those of an untrained head: 23 tokens for one word, all different.
-Reading the file, the examination with a second decoding at seven offsets, and the diagnosis; and the whole command.
+Short hypotheses of few different token sequences, and those of an untrained head: 23 tokens for one word, all
+different. Reading the file, the examination with a second decoding at seven offsets, and the diagnosis; and the whole
+command.
 """
 
 import json
@@ -25,7 +26,7 @@ WORDS, MICROPHONES, ROUNDS = 255, 7, 5
 
 
 def made(folder: Path, name: str, tokens: Tokens, words: list[str]) -> Path:
-    """A file of predictions, read one off."""
+    """A file of predictions, decoded with an offset of one."""
     rng, rows = random.Random(0), []
     for word in words:
         for microphone in range(2, 2 + MICROPHONES):
@@ -52,13 +53,16 @@ def main() -> None:
         folder = Path(name)
         tokens = Tokens.for_teachers(train_tokenizer(words, 1000, folder))
         result = {}
-        for kind in ("short answers", "untrained head"):
+        for kind in ("short hypotheses", "untrained head"):
             path = made(folder, kind, tokens, words)
             rows = predictions.read(path, ids=True)
-            told, said = rows.reference.tolist(), rows.hypothesis.tolist()
+            references, hypotheses = rows.reference.tolist(), rows.hypothesis.tolist()
             command = [sys.executable, "-m", "kdlib.show.examination_page", str(path), "--out", str(folder / "out")]
             forms = {
-                "jiwer": lambda told=told, said=said: (jiwer.wer(told, said), jiwer.cer(told, said)),
+                "jiwer": lambda references=references, hypotheses=hypotheses: (
+                    jiwer.wer(references, hypotheses),
+                    jiwer.cer(references, hypotheses),
+                ),
                 "examination": lambda path=path: causes.diagnose(
                     causes.signs(examination.examine(predictions.read(path, ids=True), {"own": tokens}))
                 ),

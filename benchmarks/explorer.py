@@ -1,6 +1,6 @@
-"""How long a person waits for the failure explorer, in JupyterLab and a real browser.
+"""How long a user waits for the failure explorer, in JupyterLab and a real browser.
 
-1,785 utterances of the demo's corpus by four systems and the teachers together, and a list of 20,000. Measured inside
+1,785 utterances of the demo's corpus by four systems and the combined teachers, and a list of 20,000. Measured inside
 the browser: from running the cell to the first picture (the modules imported before), and from a click on a row, on a
 filter, and on a column to what it shows. The peer is the same picture drawn the plain way by matplotlib: a panel of its
 own, with its own axes, for everything (`plain`). Medians of 20.
@@ -60,7 +60,7 @@ def plain(found: explorer_data.ExplorerData, utt_id: str) -> bytes:
     from kdlib.corpus import audio
 
     frames, samples = found.frames(utt_id), audio.load(found.utterance(utt_id))
-    others = found.alike(utt_id)
+    others = found.same_word(utt_id)
     figure, panels = plt.subplots(4 + len(frames), 1, figsize=(8.4, 9), constrained_layout=True)
     panels[0].plot(np.arange(len(samples)) / audio.RATE_HZ, samples)
     panels[1].specgram(samples, NFFT=400, noverlap=240, Fs=audio.RATE_HZ)
@@ -134,7 +134,7 @@ def main() -> None:
         bytes_kept = (folder / "usual/hard/posteriors" / posteriors.FILE).stat().st_size
         there = {one: folder / "usual" / one for one in NAMES}
         looked = explorer_data.fold_data(params, there, teachers=folder / "usual/teachers")
-        for utt_id in looked.known.index[:REPEATS]:
+        for utt_id in looked.metadata.index[:REPEATS]:
             for what, act in (("picture, drawn", drawn), ("picture, plain", plain)):
                 start = time.perf_counter()
                 act(looked, utt_id)

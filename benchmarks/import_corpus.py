@@ -2,8 +2,9 @@
 
     python benchmarks/import_corpus.py [FILES] [SECONDS_EACH]
 
-Lays out UA-Speech's tree (7 microphones x 765 utterances a speaker) with noise, imports it with every microphone, looks
-again, and compares with the named peer: soundfile reading every file once, one after the other, in the same run.
+Lays out UA-Speech's tree (7 microphones x 765 utterances per speaker) with noise, imports it with every microphone,
+checks it again, and compares with the named peer: soundfile reading every file once, one after the other, in the same
+run.
 """
 
 import json

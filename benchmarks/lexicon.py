@@ -1,8 +1,8 @@
 """How fast is the exact CTC score of every word of a closed lexicon? One thread, 455 words, and 5,000.
 
-Peers of the same run: a loop of `F.ctc_loss`, a word at a time, and one batched call an utterance. The utterances are
-those of a fold of the original study in number (1,785) and length, what is said of them random but sure, so that
-scores spread as a model's do. Compared are all scores, in nats.
+Peers of the same run: a loop of `F.ctc_loss`, one word at a time, and one batched call per utterance. The utterances
+are those of a fold of the original study in number (1,785) and length, with random but confident logits, so that scores
+are spread as a model's are. All scores are compared, in nats.
 """
 
 import itertools
@@ -24,7 +24,7 @@ from kdlib.tokens import Tokens, train_tokenizer
 UTTERANCES, BATCH, ROUNDS = 1785, 32, 7
 
 
-def said(count: int, size: int, seed: int = 0) -> Outputs:
+def random_outputs(count: int, size: int, seed: int = 0) -> Outputs:
     """Batches of random logits of 15 to 60 frames: 0.6 to 2.4 s of 40 ms."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(15, 61, (count,), generator=generator).sort().values
@@ -67,7 +67,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         tokens = Tokens.for_nemo(train_tokenizer(words, 256, Path(folder), lower=True).read_bytes())
     codes = words + [f"{word} {word}" for word in words[: 455 - len(words)]]  # 455 codes, 449 words
-    lexicon, some = Lexicon(codes, tokens), said(8, tokens.size)
+    lexicon, some = Lexicon(codes, tokens), random_outputs(8, tokens.size)
     forms = {
         "loop of F.ctc_loss": lambda: loop(lexicon, some, tokens.blank),
         "one batched F.ctc_loss": lambda: batched(lexicon, some, tokens.blank),
@@ -83,7 +83,7 @@ def main() -> None:
     pace = {name: 8 / statistics.median(one) for name, one in times.items()}
     exact = scores["loop of F.ctc_loss"].double()
     same = exact.isfinite()
-    everything = [said(BATCH, tokens.size, seed) for seed in range(UTTERANCES // BATCH + 1)]
+    everything = [random_outputs(BATCH, tokens.size, seed) for seed in range(UTTERANCES // BATCH + 1)]
     started = time.perf_counter()
     count = sum(len(lexicon.scores(one)) for one in everything)
     fold_s = (time.perf_counter() - started) * UTTERANCES / count

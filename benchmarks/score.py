@@ -1,7 +1,7 @@
 """What does scoring cost, and comparing? 25,000 utterances of one word; peers measured in the same run.
 
-Scoring (WRA with its interval, WER, CER) beside jiwer alone, all at once and a call an utterance; a paired comparison
-of two systems of 25,000 utterances by 15 speakers.
+Scoring (WRA with its interval, WER, CER) against jiwer alone, all at once and one call per utterance; a paired
+comparison of two systems of 25,000 utterances by 15 speakers.
 """
 
 import json
@@ -22,24 +22,26 @@ UTTERANCES, ROUNDS = 25_000, 5
 def main() -> None:
     """Measure, print, and write outputs/benchmarks/score.json."""
     words, rng = sorted(set(word_list().values())), random.Random(0)
-    told = [rng.choice(words) for _ in range(UTTERANCES)]
-    said = [[word if rng.random() < 0.6 else rng.choice(words) for word in told] for _ in range(2)]
+    references = [rng.choice(words) for _ in range(UTTERANCES)]
+    systems = [[word if rng.random() < 0.6 else rng.choice(words) for word in references] for _ in range(2)]
     systems = {
         name: pd.DataFrame(
             {
                 "utt_id": [f"u{index}" for index in range(UTTERANCES)],
                 "speaker": [f"S{index % 15}" for index in range(UTTERANCES)],
-                "reference": told,
-                "hypothesis": heard,
+                "reference": references,
+                "hypothesis": hypotheses,
                 "seed": 0,
             }
         )
-        for name, heard in zip("ab", said, strict=True)
+        for name, hypotheses in zip("ab", systems, strict=True)
     }
     forms = {
-        "jiwer, an utterance a call": lambda: [jiwer.wer(*pair) for pair in zip(told, said[0], strict=True)],
-        "jiwer, all at once": lambda: (jiwer.wer(told, said[0]), jiwer.cer(told, said[0])),
-        "score": lambda: score.score(told, said[0]),
+        "jiwer, one call per utterance": lambda: [
+            jiwer.wer(*pair) for pair in zip(references, systems[0], strict=True)
+        ],
+        "jiwer, all at once": lambda: (jiwer.wer(references, systems[0]), jiwer.cer(references, systems[0])),
+        "score": lambda: score.score(references, systems[0]),
         "compare": lambda: compare.compare(systems, against="b"),
     }
     times: dict[str, list[float]] = {name: [] for name in forms}

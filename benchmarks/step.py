@@ -1,7 +1,7 @@
 """What does a step with stored teachers cost? One thread, batch 8 of 3 s, NeMo's small Conformer, 5,000 tokens.
 
 Peers of the same run: the plain CTC fine-tuning step of the same encoder and head, and the same step with 14 live
-teachers of the original study's shape that hear the batch. Weights are random: time does not depend on them. Stores
+teachers of the original study's shape run on the batch. Weights are random: time does not depend on them. Stores
 hold 14 teachers (fp16 activations, d = 144); the optimiser's update is part of every step.
 """
 
@@ -49,7 +49,7 @@ def stored(folder: Path, teachers: list[Hybrid], frames: int) -> TeacherEnsemble
 
 
 class Live:
-    """The same ensemble, but its teachers hear the batch now."""
+    """The same ensemble, but its teachers run on the batch now."""
 
     fixed_temperature = False
 
@@ -57,7 +57,7 @@ class Live:
         self.teachers, self.batch = teachers, None
 
     def to(self, device):
-        """They are where they are."""
+        """Stay on the device."""
         return self
 
     def coverage(self, utt_ids):

@@ -1,10 +1,10 @@
-"""How small, how fast and how faithful is a teacher's store beside what other code does?
+"""How small, how fast and how faithful is a teacher's store compared with what other code does?
 
     python benchmarks/store.py [UTTERANCES]
 
-On what real teachers say of the demo's training speech: one with the original study's width and number of outputs (144,
-and 5,000 of which 64 are real pieces), and one of the demo. Named peers, written and read in the same run: one
-torch.save of float32 logits an utterance (the original study), HDF5 in float32 and in float16 with gzip (SpeechBrain's
+On the outputs of real teachers on the demo's training speech: one with the original study's width and number of outputs
+(144, and 5,000 of which 64 are real pieces), and one of the demo. Named peers, written and read in the same run: one
+torch.save of float32 logits per utterance (the original study), HDF5 in float32 and in float16 with gzip (SpeechBrain's
 recipe), a compressed .npz, and the top 64 logits. The divergence is the mean over frames of KL(exact || kept) in nats,
 at T = 1-4. Reads are at random, the median of interleaved rounds; `logits/s` are reads that end in logits over all
 tokens. Sizes are of the frames alone, and, for all training speech, with the head that is kept once.
@@ -53,7 +53,7 @@ def outputs(params, count: int):
 
 
 class Store:
-    """Ours."""
+    """This repository's store."""
 
     def __init__(self, folder: Path, encoding: str, teacher, kept, head) -> None:
         header = Header(
@@ -77,7 +77,7 @@ class Store:
 
 
 class Files:
-    """One torch.save of float32 logits an utterance."""
+    """One torch.save of float32 logits per utterance."""
 
     def __init__(self, folder: Path, logits) -> None:
         self.folder = folder
@@ -91,7 +91,7 @@ class Files:
 
 
 class HDF5:
-    """One data set an utterance."""
+    """One data set per utterance."""
 
     def __init__(self, folder: Path, logits, kind: str, **options) -> None:
         with h5py.File(folder / "logits.h5", "w") as file:

@@ -1,6 +1,6 @@
-"""What does each kind of target cost beside KL by frame? A batch's term, forward and backward, as in training.
+"""What does each kind of target cost compared with frame KL? A batch's term, forward and backward, as in training.
 
-Peer: frame KL from the same three teachers' stores. Terms are timed when the teachers' words are remembered (from the
+Peer: frame KL from the same three teachers' stores. Terms are timed when the teachers' words are cached (from the
 second epoch on), and words also the first time. Memory: the highest amount in use at once for a term, of torch and of
 numpy.
 """
@@ -40,19 +40,19 @@ TERMS = {
 
 
 class Still(torch.nn.Module):
-    """A student whose answer is given: what is timed is the loss alone."""
+    """A student with fixed outputs: only the loss is timed."""
 
     def __init__(self, outputs: Outputs) -> None:
         super().__init__()
         self.outputs = outputs
 
     def forward(self, *_: object) -> Outputs:
-        """The same answer always."""
+        """The same outputs always."""
         return self.outputs
 
 
 class Learner(torch.nn.Module):
-    """What an objective asks a learner for."""
+    """What an objective needs of a trainable student."""
 
     def __init__(self, outputs: Outputs) -> None:
         super().__init__()
