@@ -129,8 +129,8 @@ def main() -> None:
         folder = Path(name)
         for part, some, keep in (("usual", utterances, True), ("many", many, False)):
             for place, (system, wrong) in enumerate((NAMES | {"teachers": 0.2}).items()):
-                systems.written(folder / part / system, some, tokens, wrong, place, keep=keep, level=corpus.level)
-            lab.notebook(folder / part / "look.ipynb", *cells(folder, part))
+                systems.save(folder / part / system, some, tokens, wrong, place, posteriors=keep, level=corpus.level)
+            lab.notebook(folder / part / "explore.ipynb", *cells(folder, part))
         bytes_kept = (folder / "usual/hard/posteriors" / posteriors.FILE).stat().st_size
         there = {one: folder / "usual" / one for one in NAMES}
         looked = explorer_data.fold_data(params, there, teachers=folder / "usual/teachers")
@@ -141,7 +141,7 @@ def main() -> None:
                 found.setdefault(what, []).append(time.perf_counter() - start)
         for part in ("usual", "many"):
             with lab.server(folder / part) as address, lab.browser() as page:
-                lab.run_all(page, address, "look.ipynb")
+                lab.run_all(page, address, "explore.ipynb")
                 page.locator(".kd-picture img").wait_for()
                 page.wait_for_timeout(3000)
                 found[f"{part}: opening"] = [opened(page) for _ in range(REPEATS)]

@@ -1,7 +1,7 @@
-"""kdlib: the thin, tested core of a repository on knowledge distillation in dysarthric speech recognition.
+"""kdlib: the tested core of a repository on knowledge distillation in dysarthric speech recognition.
 
-Speech enters in `corpus`, passes through `models`, `decode` and `evaluate`, and leaves as figures in `show`.
-Heavy libraries (torch, NeMo) are imported inside the functions that need them: `import kdlib` takes milliseconds.
+Speech enters in `corpus`, passes through `models`, `decode` and `evaluate`, and ends as figures in `show`. NeMo and
+SpeechBrain are imported inside the functions that need them, and no heavy library here: `import kdlib` is fast.
 """
 
 __version__ = "0.1.0"

@@ -1,7 +1,7 @@
-"""What a person reads while something runs: progress bars, lines printed once, filtered logs of headless runs.
+"""Console output: progress bars, lines printed once, filtered logs of headless runs.
 
-`python -m kdlib.console follow LABEL` filters papermill's log; `python -m kdlib.console explain NOTEBOOK.ipynb` says why
-an executed notebook failed.
+`python -m kdlib.console follow LABEL` filters papermill's log; `python -m kdlib.console explain NOTEBOOK.ipynb` prints
+why an executed notebook failed.
 """
 
 import functools
@@ -14,7 +14,7 @@ from kdlib.io import short_path
 
 
 def progress(total: int, what: str, unit: str):
-    """A progress bar of plain text that moves in a terminal, in JupyterLab and in the log of a headless run."""
+    """Make a plain-text progress bar for a terminal, JupyterLab and the log of a headless run."""
     from tqdm import tqdm
 
     return tqdm(
@@ -23,7 +23,7 @@ def progress(total: int, what: str, unit: str):
 
 
 def explain_failure(notebook: Path) -> str:
-    """Why an executed notebook failed, in as few lines as possible."""
+    """Return why an executed notebook failed, in as few lines as possible."""
     try:
         cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     except (OSError, json.JSONDecodeError):
@@ -33,17 +33,17 @@ def explain_failure(notebook: Path) -> str:
             if output.get("output_type") == "error":
                 hint = "" if output["ename"] == "UserError" else f"\n  (the traceback is in {short_path(notebook)})"
                 return f"{output['ename']}: {output['evalue']}{hint}"
-    return f"{short_path(notebook)}: the kernel died or was killed; run the same command again to go on"
+    return f"{short_path(notebook)}: the kernel died or was killed; run the same command again to resume"
 
 
 @functools.cache
 def print_once(text: str) -> None:
-    """Print what a process need not say twice."""
+    """Print a line only once per process."""
     print(text)
 
 
 def filter_log(lines: Iterable[str], prefix: str) -> Iterator[str]:
-    """What a person wants to read of papermill's log: no cell numbers, no tracebacks (`explain` has the reason)."""
+    """Filter papermill's log: no cell numbers, no tracebacks (`explain` has the reason)."""
     noise = (
         "Executing ",
         "Ending Cell",

@@ -1,18 +1,18 @@
-"""The one exception that a user is meant to read: what was expected, what was found, where, and what to do."""
+"""The exception for users: what was expected, what was found, where, and what to do."""
 
 from difflib import get_close_matches
 
 
 class UserError(ValueError):
-    """An error of input, not of the program. Notebooks show its message alone, without a traceback."""
+    """An error of the input, not of the program. Notebooks show only its message, without a traceback."""
 
     def _render_traceback_(self) -> list[str]:
-        """IPython asks for this instead of a traceback."""
+        """IPython shows this instead of a traceback."""
         return [f"{type(self).__name__}: {self}"]
 
 
 def nearest(name: str, valid: list[str]) -> str:
-    """Say which valid name was probably meant.
+    """Suggest the valid name that was probably meant.
 
     >>> nearest("helt_out", ["held_out", "fold"])
     "; did you mean 'held_out'?"

@@ -1,4 +1,4 @@
-"""Files: JSON, atomic writing, checksums, and where the repository and the paths of a recipe lie."""
+"""Files: JSON, atomic writing, checksums, and the paths of the repository and of recipes."""
 
 import contextlib
 import hashlib
@@ -12,25 +12,25 @@ from kdlib.errors import UserError
 
 
 def sha256(path: Path) -> str:
-    """The checksum of a file."""
+    """Compute the checksum of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON by way of a hidden sibling, so that a reader never sees half of it."""
+    """Write JSON by way of a hidden sibling, so that it is never read incomplete."""
     with atomic_write(path) as hidden:
         hidden.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
-    """What `write_json` has written."""
+    """Read a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A hidden name to write to, renamed to `path` if all went well and removed if not."""
+    """Yield a hidden path to write to, which is renamed to `path` on success and removed on failure."""
     hidden = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield hidden
@@ -40,7 +40,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def check_writable(folder: Path, what: str) -> None:
-    """Make a folder and a file in it, or say which place cannot be written to."""
+    """Make a folder and a file in it, or raise an error that names the folder."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(folder / ".writable") as hidden:
@@ -54,19 +54,19 @@ def check_writable(folder: Path, what: str) -> None:
 
 
 def short_path(path: Path) -> str:
-    """A path as it is said: below the repository where it lies there."""
+    """Format a path for display: relative to the repository if it is inside."""
     with contextlib.suppress(ValueError):
         return str(path.resolve().relative_to(repository_root()))
     return str(path)
 
 
 def resolve_path(name: str) -> Path:
-    """A path of a recipe: relative to the repository's root, or from ~, or whole."""
+    """Resolve a path of a recipe: relative to the repository's root or to ~, or absolute."""
     return repository_root() / Path(name).expanduser()
 
 
 def repository_root(start: Path | None = None) -> Path:
-    """The repository's root: the nearest folder upwards that holds `params/base.yaml`."""
+    """Find the repository's root: the nearest folder upwards that contains `params/base.yaml`."""
     here = (start or Path.cwd()).resolve()
     for folder in (here, *here.parents, Path(__file__).resolve().parents[1]):
         if (folder / "params" / "base.yaml").is_file():

@@ -1,8 +1,8 @@
 """Parameters: recipe YAML + fold YAML + overrides -> one frozen, validated `Params`.
 
 Precedence is base < recipe < fold < overrides. Unknown names, wrong types, impossible values and unknown speakers are
-refused before any work, with the file, the name, what was expected, what was found, and the nearest valid name.
-Paths are relative to the repository's root, which is found from any folder below it.
+refused before any work, with the file, the name, the expected and the found value, and the nearest valid name. Paths
+are relative to the repository's root, which is found from any folder below it.
 """
 
 import functools
@@ -14,103 +14,80 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
+from kdlib import settings as parts
 from kdlib.errors import UserError, nearest
 from kdlib.io import repository_root
-from kdlib.settings import (
-    Aggregation,
-    AsTuple,
-    AudioChecks,
-    BeamSearchSettings,
-    Blocks,
-    Distill,
-    EnsembleMembers,
-    Faults,
-    Fold,
-    LogitStudentSettings,
-    Names,
-    Pretraining,
-    Scoring,
-    Section,
-    SpeakerInfo,
-    Student,
-    Synthetic,
-    Teacher,
-    TokenSettings,
-    Torgo,
-    UASpeech,
-)
+from kdlib.settings import AsTuple, Names
 
 
-class Params(Section):
-    """Everything that a notebook needs to know."""
+class Params(parts.Section):
+    """All parameters of a run."""
 
     name: str = Field(pattern=r"^[\w-][\w.-]*$")  # outputs/<name>/; the recipe's file name
     held_out: str
     seed: int = Field(1, ge=0)
-    fold: Fold = Fold()
+    fold: parts.Fold = parts.Fold()
     folds: str | None = None  # params/folds/<folds>/; by default the corpus's: uaspeech, torgo, or the recipe's name
     corpus: Literal["synthetic", "manifest", "uaspeech", "torgo"] = "synthetic"
     manifest: str | None = None  # SpeechBrain CSV or NeMo JSON lines, where corpus: manifest
-    data_folder: str | None = None  # what $data_folder stands for; where UA-Speech or TORGO lies
-    speakers: Literal["uaspeech"] | dict[str, SpeakerInfo] = Field({})  # who they are, where the corpus does not say it
-    lexicon: str | None = None  # closed vocabulary, a word a line; by default all transcripts of who is no control
-    # in transcripts, before all else: {"&": "and", "7": "seven"}
+    data_folder: str | None = None  # the value of $data_folder; the folder of UA-Speech or TORGO
+    speakers: Literal["uaspeech"] | dict[str, parts.SpeakerInfo] = Field({})  # metadata that the corpus does not have
+    lexicon: str | None = None  # closed vocabulary, one word per line; by default all transcripts except the controls'
+    # replaced in transcripts, before all else: {"&": "and", "7": "seven"}
     replace: dict[Annotated[str, Field(min_length=1)], str] = Field({})
     hyphens: Literal["keep", "space"] = "keep"  # of transcripts; NVIDIA's tokenizers have no hyphen
     punctuation: Literal["keep", "drop"] = "keep"
-    audio: AudioChecks = AudioChecks()
-    uaspeech: UASpeech = UASpeech()
-    torgo: Torgo = Torgo()
-    blocks: Blocks = Blocks()
-    label_fraction: float = Field(1.0, gt=0, le=1)  # of each speaker's training utterances, whose transcripts are known
-    label_by: Literal["utterance", "word"] = "utterance"  # which: utterances, or all utterances of some words
-    use_unlabelled_held_out: bool = (
-        False  # its training blocks too, without transcripts: no strict leave-one-speaker-out
-    )
-    synthetic: Synthetic = Synthetic()
+    audio: parts.AudioChecks = parts.AudioChecks()
+    uaspeech: parts.UASpeech = parts.UASpeech()
+    torgo: parts.Torgo = parts.Torgo()
+    blocks: parts.Blocks = parts.Blocks()
+    label_fraction: float = Field(1.0, gt=0, le=1)  # share of each speaker's training utterances with transcripts
+    label_by: Literal["utterance", "word"] = "utterance"  # a share of the utterances, or all utterances of some words
+    use_unlabelled_held_out: bool = False  # train on it without transcripts: no strict leave-one-speaker-out
+    synthetic: parts.Synthetic = parts.Synthetic()
     pretrained: Literal["shipped", "controls", "from_corpus", "nemo"] = "shipped"
     nemo_model: str = "nvidia/stt_en_conformer_ctc_small"  # a model's name, or the path of a .nemo file
-    pretraining: Pretraining = Pretraining()
-    tokens: TokenSettings = TokenSettings()
-    teacher: Teacher = Teacher()
-    aggregation: Aggregation = Aggregation()
-    logit_student: LogitStudentSettings = LogitStudentSettings()
-    student: Student = Student()
-    distill: Distill = Distill()
-    faults: Faults = Faults()
-    variant: str = Field("", pattern=r"^[\w.+-]*$")  # which of the variants this is: set by `load`
-    variants: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], dict[str, Any]] = Field({})  # what is other in each
+    pretraining: parts.Pretraining = parts.Pretraining()
+    tokens: parts.TokenSettings = parts.TokenSettings()
+    teacher: parts.Teacher = parts.Teacher()
+    aggregation: parts.Aggregation = parts.Aggregation()
+    logit_student: parts.LogitStudentSettings = parts.LogitStudentSettings()
+    student: parts.Student = parts.Student()
+    distill: parts.Distill = parts.Distill()
+    faults: parts.Faults = parts.Faults()
+    variant: str = Field("", pattern=r"^[\w.+-]*$")  # name of the chosen variant: set by `load`
+    variants: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], dict[str, Any]] = Field({})  # settings that differ
     compare: Names = ("hard", "ctc_kd")  # variants that a whole run trains
-    seeds: Annotated[tuple[int, ...], AsTuple] = (1,)  # of each
-    ensembles: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], EnsembleMembers] = Field({})  # of students, by name
-    scoring: Scoring = Scoring()
-    search: BeamSearchSettings = BeamSearchSettings()
+    seeds: Annotated[tuple[int, ...], AsTuple] = (1,)  # of each variant
+    ensembles: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], parts.EnsembleMembers] = Field({})  # of students
+    scoring: parts.Scoring = parts.Scoring()
+    search: parts.BeamSearchSettings = parts.BeamSearchSettings()
     outputs: str = "outputs"
 
     @property
     def fold_set(self) -> str:
-        """The folder of fold files that belongs to the corpus."""
+        """Name of the corpus's folder of fold files."""
         own = self.corpus == "manifest" and self.speakers != "uaspeech"
         return self.folds or (self.name if own else "torgo" if self.corpus == "torgo" else "uaspeech")
 
     @property
     def folder(self) -> Path:
-        """Where this recipe's artefacts live."""
+        """Folder of this recipe's artefacts."""
         return repository_root() / self.outputs / self.name
 
     @property
     def fold_folder(self) -> Path:
-        """Where the artefacts live that depend on the held-out speaker."""
+        """Folder of the artefacts that depend on the held-out speaker."""
         return self.folder / self.held_out
 
     @property
     def label_folder(self) -> Path:
-        """Where the artefacts live that depend on whose transcripts are known."""
+        """Folder of the artefacts that depend on the available transcripts."""
         return self.fold_folder / self.labels if self.labels else self.fold_folder
 
     @property
     def labels(self) -> str:
-        """A name for what may be learnt from; empty where it is every transcript of the training speakers.
+        """Name of the label condition; empty if all transcripts of the training speakers are used.
 
         >>> load("params/demo.yaml", "M08", overrides={"label_fraction": 0.2, "label_by": "word"}).labels
         'labels-20-by-word'
@@ -122,7 +99,7 @@ class Params(Section):
 
     @property
     def with_all_labels(self) -> "Params":
-        """The same, every transcript being known: for what is scored, never for what is trained."""
+        """The same parameters with every transcript: for scoring, never for training."""
         return self.model_copy(update={"label_fraction": 1.0, "use_unlabelled_held_out": False})
 
 
@@ -134,87 +111,80 @@ def load(
     An empty `fold` reads the fold file of the recipe's corpus: `params/folds/<folds>/<held_out>.yaml`. Variants may be
     joined, each over those before it: `decoder_kd+shifted_tokens`.
     """
-    path = _inside(recipe)
+    path, overrides = _resolve(recipe), overrides or {}
+    shown = _shown(path)
     layers = [(_shown(file), _read_yaml(file)) for file in recipe_files(path)]
     for _, settings in layers:
         settings.pop("extends", None)
-    if not isinstance(overrides or {}, dict):
+    if not isinstance(overrides, dict):
         raise UserError(f"parameter 'overrides': expected names and values, found {overrides!r}")
-    for source, settings in [*layers, ("parameter 'overrides'", overrides or {})]:
+    last = ("parameter 'overrides'", overrides)
+    for source, settings in [*layers, last]:
         _validate(settings, held_out, source)
-    chosen = _validate({"name": path.stem} | _merged([*layers, ("", overrides or {})]), held_out, _shown(path))
-    _check_recipe(chosen, _shown(path))
-    if not fold:
-        fold, source = _fold_file(chosen.fold_set, held_out, _shown(path))
-        layers.append((source, {"fold": fold}))
-    else:
-        layers.append(("parameter 'fold'", {"fold": fold}))
-    _validate(layers[-1][1], held_out, layers[-1][0])
-    fold_source = layers[-1][0]
+    chosen = _validate({"name": path.stem} | _merge_layers([*layers, last]), held_out, shown)
+    _check_recipe(chosen, shown)
+    fold, fold_source = (fold, "parameter 'fold'") if fold else _fold_file(chosen.fold_set, held_out, shown)
+    layers.append((fold_source, {"fold": fold}))
+    _validate({"fold": fold}, held_out, fold_source)
     for part in variant.split("+") if variant else []:
-        source, settings = _variant(chosen, part, held_out, _shown(path))
+        source, settings = _variant(chosen, part, held_out, shown)
         layers.append((source, settings | {"variant": variant}))
-    layers.append(("parameter 'overrides'", overrides or {}))
-    params = _validate({"name": path.stem} | _merged(layers), held_out, _shown(path))
-    _check_recipe(params, _shown(path))
-    _check_whole(params, fold_source, _shown(path))
+    params = _validate({"name": path.stem} | _merge_layers([*layers, last]), held_out, shown)
+    _check_recipe(params, shown)
+    _check_fold(params, fold_source, shown)
     return params
 
 
 def _variant(params: Params, variant: str, held_out: str, recipe: str) -> tuple[str, dict]:
-    """A variant of a recipe, as a layer of its own."""
+    """Return a variant of a recipe as a layer: its source and its settings."""
     if variant not in params.variants and (new := _renamed("variants", variant)) in params.variants:
         raise UserError(f"{recipe}: variants: {variant!r} was renamed to {new!r}")
     if variant not in params.variants:
         raise UserError(f"{recipe}: variants: unknown variant {variant!r}{nearest(variant, list(params.variants))}")
     source, settings = f"{recipe}: variants.{variant}", params.variants[variant]
-    if beyond := sorted(set(settings) & {"name", "outputs", "variant", "variants", "held_out"}):
-        raise UserError(f"{source}: {beyond[0]} cannot differ between variants of a recipe")
+    if fixed := sorted(set(settings) & {"name", "outputs", "variant", "variants", "held_out"}):
+        raise UserError(f"{source}: {fixed[0]} cannot differ between variants of a recipe")
     _validate(settings, held_out, source)
     return source, settings
 
 
 def recipe_files(recipe: str | Path) -> list[Path]:
-    """The files that a recipe is made of, base first: the base, what it extends, itself."""
-    base, path = (repository_root() / "params" / "base.yaml").resolve(), _inside(recipe)
+    """List the files of a recipe in order of precedence: the base, the recipes that it extends, itself."""
+    base, path = (repository_root() / "params" / "base.yaml").resolve(), _resolve(recipe)
     chain: list[Path] = []
     while path != base:
         if path in chain:
             raise UserError(f"{_shown(chain[0])}: its 'extends' leads back to {_shown(path)}")
         chain.insert(0, path)
-        above = _read_yaml(path).get("extends", str(base))
-        if not isinstance(above, str):
-            raise UserError(f"{_shown(path)}: extends: expected the name of a recipe, found {above!r}")
-        path = (path.parent / above).resolve()
+        parent = _read_yaml(path).get("extends", str(base))
+        if not isinstance(parent, str):
+            raise UserError(f"{_shown(path)}: extends: expected the name of a recipe, found {parent!r}")
+        path = (path.parent / parent).resolve()
     return [base, *chain]
 
 
-def _merged(layers: list[tuple[str, dict]]) -> dict:
+def _merge_layers(layers: list[tuple[str, dict]]) -> dict:
     return functools.reduce(_merge, (settings for _, settings in layers), {})
 
 
 def _check_recipe(params: Params, recipe: str) -> None:
-    """Checks that need more than one value of the recipe, and no fold."""
-    if params.pretraining.d_model % params.pretraining.heads:
-        raise UserError(
-            f"{recipe}: pretraining.d_model {params.pretraining.d_model} cannot be divided among "
-            f"{params.pretraining.heads} heads; choose heads that divide it"
-        )
-    if params.teacher.kernel % 2 == 0 or params.teacher.d_model % 2:
-        raise UserError(
-            f"{recipe}: teacher.kernel must be odd and teacher.d_model even, found {params.teacher.kernel} and "
-            f"{params.teacher.d_model}"
-        )
-    if params.teacher.d_model % params.teacher.heads:
-        raise UserError(
-            f"{recipe}: teacher.d_model {params.teacher.d_model} cannot be divided among {params.teacher.heads} heads; "
-            "choose heads that divide it"
-        )
+    """Check values of the recipe that depend on each other, but not on the fold."""
+    for name, section in (("pretraining", params.pretraining), ("teacher", params.teacher)):
+        if name == "teacher" and (section.kernel % 2 == 0 or section.d_model % 2):
+            raise UserError(
+                f"{recipe}: teacher.kernel must be odd and teacher.d_model even, found {section.kernel} and "
+                f"{section.d_model}"
+            )
+        if section.d_model % section.heads:
+            raise UserError(
+                f"{recipe}: {name}.d_model {section.d_model} cannot be divided among {section.heads} heads; choose "
+                "heads that divide it"
+            )
     for number, phase in enumerate(params.student.phases, start=1):
         if (phase.epochs is None) == (phase.steps is None):
             raise UserError(
-                f"{recipe}: student.phases: phase {number} must say either its epochs or its steps, "
-                f"found epochs {phase.epochs} and steps {phase.steps}"
+                f"{recipe}: student.phases: phase {number} needs either epochs or steps, found epochs {phase.epochs} "
+                f"and steps {phase.steps}"
             )
     if params.distill.heads != "ctc" and not params.student.decoder_layers:
         raise UserError(
@@ -238,89 +208,84 @@ def _check_recipe(params: Params, recipe: str) -> None:
     if params.corpus == "manifest" and not params.manifest:
         raise UserError(f"{recipe}: corpus is 'manifest', but no manifest is named; write manifest: path/to/corpus.csv")
     if params.corpus in ("uaspeech", "torgo") and not params.data_folder:
-        raise UserError(
-            f"{recipe}: corpus is {params.corpus!r}, but it is not said where it lies; write data_folder: path/to/it"
-        )
+        raise UserError(f"{recipe}: corpus is {params.corpus!r}, but has no folder; write data_folder: path/to/it")
 
 
 def _check_losses(params: Params, recipe: str) -> None:
-    """What cannot be learnt, or not so."""
+    """Check that the loss has a term, and that its terms fit the heads and the augmentation."""
     settings = params.distill
     if not settings.uses_teachers and not settings.beta:
-        raise UserError(f"{recipe}: distill: alpha, beta, gamma and all other weights are 0: nothing would be learnt")
-    by_ctc = {"words": settings.words, "occupancy": settings.occupancy, "intermediate": settings.intermediate}
-    for name, one in by_ctc.items():
-        if one.weight and settings.heads == "decoder":
+        raise UserError(f"{recipe}: distill: alpha, beta, gamma and all other weights are 0: the loss would be empty")
+    for name in ("words", "occupancy", "intermediate"):
+        if getattr(settings, name).weight and settings.heads == "decoder":
             raise UserError(
-                f"{recipe}: distill.{name} is learnt by a CTC head, but distill.heads is 'decoder'; write heads: both, "
+                f"{recipe}: distill.{name} is a loss of a CTC head, but distill.heads is 'decoder'; write heads: both, "
                 "or ctc"
             )
     switched = params.student.backbone == "nemo" and params.teacher.backbone == "sb" and not settings.allow_decoder_kd
     by_frame = settings.uses_frame_targets and (settings.heads != "decoder" or settings.gamma or switched)
     if params.student.augment == "mask_and_tempo" and by_frame:
         raise UserError(
-            f"{recipe}: student.augment is 'mask_and_tempo', but the teachers' outputs by frame are those of the "
-            "unchanged recording; write augment: mask, which leaves frames where they are"
+            f"{recipe}: student.augment is 'mask_and_tempo', but the teachers' frame-level outputs are those of the "
+            "unchanged recording; write augment: mask, which does not move frames"
         )
 
 
-def _check_whole(params: Params, fold_source: str, recipe: str) -> None:
-    """Checks that need more than one value."""
+def _check_fold(params: Params, fold_source: str, recipe: str) -> None:
+    """Check the speakers of the fold and of the pretraining."""
     fold, held_out = params.fold, params.held_out
     if isinstance(fold.train, tuple) and (both := sorted(set(fold.train) & set(fold.exclude))):
         raise UserError(
             f"{fold_source}: {both[0]} is named in fold.train and in fold.exclude; remove it from one of them"
         )
-    known = fold_names(params.fold_set)
+    speakers = fold_names(params.fold_set)
     for role in ("dev", "exclude", "train", "teachers"):
         named = getattr(fold, role)
-        for speaker in named if isinstance(named, tuple) else [named] if role == "dev" and named else []:
-            if known and speaker not in known:
-                raise UserError(f"{fold_source}: fold.{role}: unknown speaker {speaker!r}{nearest(speaker, known)}")
+        for name in named if isinstance(named, tuple) else [named] if role == "dev" and named else []:
+            if speakers and name not in speakers:
+                raise UserError(f"{fold_source}: fold.{role}: unknown speaker {name!r}{nearest(name, speakers)}")
     if fold.dev == held_out:
         raise UserError(f"{fold_source}: fold.dev is {held_out}, the held-out speaker itself; name another speaker")
     for role in ("train", "teachers"):
-        for speaker, what in ((held_out, "held-out"), (fold.dev, "dev")):
-            if isinstance(getattr(fold, role), tuple) and speaker in getattr(fold, role):
-                raise UserError(
-                    f"{fold_source}: the {what} speaker {speaker} is also named in fold.{role}; remove it there"
-                )
-    heard = set(params.pretraining.speakers) & {held_out, fold.dev}
-    if params.pretrained == "from_corpus" and heard:
+        for name, what in ((held_out, "held-out"), (fold.dev, "dev")):
+            if isinstance(getattr(fold, role), tuple) and name in getattr(fold, role):
+                raise UserError(f"{fold_source}: the {what} speaker {name} is also in fold.{role}; remove it there")
+    leaked = set(params.pretraining.speakers) & {held_out, fold.dev}
+    if params.pretrained == "from_corpus" and leaked:
         raise UserError(
-            f"{recipe}: pretraining.speakers names {min(heard)}, who is the held-out or the dev speaker of this fold; "
-            "a model that has heard them says nothing about new speakers: remove the name"
+            f"{recipe}: pretraining.speakers names {min(leaked)}, the held-out or the dev speaker of this fold; "
+            "remove the name: a model that was trained on them cannot be tested on new speakers"
         )
 
 
 def _fold_file(folds: str, held_out: str, recipe: str) -> tuple[dict, str]:
     path = repository_root() / "params" / "folds" / folds / f"{held_out}.yaml"
     if not path.is_file():
-        known = fold_names(folds)
-        hint = nearest(held_out, known) if known else f"; write its fold files with: make folds-for RECIPE={recipe}"
+        names = fold_names(folds)
+        hint = nearest(held_out, names) if names else f"; write its fold files with: make folds-for RECIPE={recipe}"
         raise UserError(f"held_out: unknown speaker {held_out!r}: there is no {_shown(path)}{hint}")
     content = _read_yaml(path)
     for name in set(content) - {"held_out", "fold"}:
         raise UserError(f"{_shown(path)}: unknown name {name!r}{nearest(name, ['held_out', 'fold'])}")
     if content.get("held_out", held_out) != held_out:
-        raise UserError(f"{_shown(path)}: held_out is {content['held_out']!r}, but speaker {held_out!r} was asked for")
+        raise UserError(f"{_shown(path)}: expected held_out {held_out!r}, found {content['held_out']!r}")
     return content.get("fold") or {}, _shown(path)
 
 
 def fold_names(folds: str) -> list[str]:
-    """The speakers that have a fold file."""
+    """List the speakers that have a fold file."""
     return sorted(file.stem for file in (repository_root() / "params" / "folds" / folds).glob("*.yaml"))
 
 
-def _inside(recipe: str | Path) -> Path:
+def _resolve(recipe: str | Path) -> Path:
     path = Path(recipe)
     return (path if path.is_absolute() else repository_root() / path).resolve()
 
 
 def _read_yaml(path: Path) -> dict:
     if not path.is_file():
-        there = sorted(file.name for file in path.parent.glob("*.yaml"))
-        hint = f"; recipes there: {', '.join(there)}" if there else ""
+        recipes = sorted(file.name for file in path.parent.glob("*.yaml"))
+        hint = f"; recipes there: {', '.join(recipes)}" if recipes else ""
         raise UserError(f"{_shown(path)}: no such file{hint}")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -340,11 +305,9 @@ def _merge(below: dict, above: dict) -> dict:
 
 
 def _validate(settings: dict, held_out: str, source: str) -> Params:
-    """Check one source alone (all else at its default), so that an error names the file that it stands in."""
+    """Validate one source alone (all else at its default), so that an error names its file."""
     if "held_out" in settings:
-        raise UserError(
-            f"{source}: held_out does not belong here; it is a parameter of its own (make demo HELD_OUT=...)"
-        )
+        raise UserError(f"{source}: held_out does not belong here; it is a separate parameter (make demo HELD_OUT=...)")
     try:
         return Params.model_validate({"name": "unnamed", **settings, "held_out": held_out})
     except ValidationError as error:
@@ -360,7 +323,7 @@ def _explain(problem: dict, source: str) -> str:
     if new := _renamed("settings", f"{_place(problem['loc'])}.{found}"):
         return f"{source}: {name}: {found!r} was renamed to {new!r}"
     if problem["type"] == "extra_forbidden":
-        return f"{source}: unknown parameter {name!r}{nearest(loc[-1], _names(loc[:-1]))}"
+        return f"{source}: unknown parameter {name!r}{nearest(loc[-1], _valid_names(loc[:-1]))}"
     message = problem["msg"].replace("a valid tuple", "a list, such as [M04, F03]")
     hint = "; put it in quotes" if problem["type"] == "string_type" and isinstance(found, int) else ""
     if isinstance(found, str) and problem["type"] in ("float_type", "int_type"):
@@ -369,7 +332,7 @@ def _explain(problem: dict, source: str) -> str:
 
 
 def _place(loc: Sequence[str | int]) -> str:
-    """Where a setting stands, without the names that a user chose."""
+    """Dotted path of a setting, without the names that a user chose."""
     pieces = [str(piece) for piece in loc if not _is_branch(piece)]
     return ".".join(pieces[:1] + pieces[2:] if pieces[0] in ("ensembles", "variants") else pieces)
 
@@ -380,17 +343,17 @@ def _renames() -> dict[str, dict[str, str]]:
 
 
 def _renamed(part: str, name: str) -> str:
-    """What something was renamed to; nothing if it was not."""
+    """Return the new name of a setting or variant; empty if it was not renamed."""
     return _renames()[part].get(name, "")
 
 
 def _is_branch(piece: Any) -> bool:
-    """Pydantic names the branch of a union in a location: not something that the user wrote."""
+    """True for the branch of a union, which pydantic adds to a location and the user did not write."""
     return isinstance(piece, str) and ("[" in piece or piece.removeprefix("constrained-") in ("int", "str", "float"))
 
 
-def _names(loc: list[str]) -> list[str]:
-    """The names that are valid at a place; keys that the user chooses, such as speakers, are passed over."""
+def _valid_names(loc: list[str]) -> list[str]:
+    """List the names that are valid at a location; keys that the user chooses, such as speakers, are skipped."""
     model: type[BaseModel] = Params
     for piece in loc:
         if piece in model.model_fields:
@@ -401,7 +364,7 @@ def _names(loc: list[str]) -> list[str]:
 def _model_in(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((found for arg in get_args(annotation) if (found := _model_in(arg))), None)
+    return next((model for arg in get_args(annotation) if (model := _model_in(arg))), None)
 
 
 def _shown(path: Path) -> str:

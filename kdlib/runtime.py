@@ -1,13 +1,13 @@
-"""The process that computes: its threads, its random numbers, and whether it is the one that writes."""
+"""The process: its threads, its random seeds, and its rank."""
 
 import os
 import random
 
 
 def set_threads() -> None:
-    """One torch thread a process, unless OMP_NUM_THREADS asks for more: two beside a busy neighbour are far slower.
+    """Set one torch thread per process, unless OMP_NUM_THREADS is higher: two on a busy machine are far slower.
 
-    Sums depend on the number of threads in their last bits, so this also makes runs repeatable.
+    The last bits of sums depend on the number of threads, so this also makes runs repeatable.
     """
     import torch
 
@@ -15,12 +15,12 @@ def set_threads() -> None:
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that writes: of several that train one model, the first."""
+    """True for the process that writes: the first of several that train one model."""
     return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
 
 
 def seed_everything(seed: int) -> None:
-    """Python's, numpy's and torch's random numbers."""
+    """Seed the random generators of Python, numpy and torch."""
     import numpy as np
     import torch
 

@@ -1,8 +1,8 @@
-"""Where artefacts live: atomic folders, provenance, resume, and no work where nothing changed.
+"""Stages: atomic folders of artefacts, with provenance and resume, rebuilt only after a change.
 
 `produce(folder, build, ...)` calls `build(partial)` on a hidden sibling and renames it when it is complete, with a
-`run.json` beside the artefacts. A killed run leaves only the hidden sibling; the next one with the same parameters,
-inputs and code finds it and goes on there.
+`run.json` next to the artefacts. A killed run leaves only the hidden sibling; the next run with the same parameters,
+inputs and code resumes there.
 """
 
 import ast
@@ -27,23 +27,12 @@ from typing import Any
 from kdlib.console import print_once
 from kdlib.io import check_writable, read_json, sha256, short_path, write_json
 
-FORMAT = 2  # of what stages write; 1 had other names
-PACKAGES = (
-    "torch",
-    "torchaudio",
-    "nemo_toolkit",
-    "speechbrain",
-    "lightning",
-    "numpy",
-    "scipy",
-    "sentencepiece",
-    "espeakng-loader",
-    "jiwer",
-    "pandas",
-)
+FORMAT = 2  # of the stages' files; 1 had other names
+PACKAGES = ("torch", "torchaudio", "nemo_toolkit", "speechbrain", "lightning", "numpy", "scipy", "sentencepiece")
+PACKAGES += ("espeakng-loader", "jiwer", "pandas")
 
 PACKAGE = Path(__file__).parent
-# Read at import: what counts is the code that runs, not what is edited meanwhile.
+# Read at import: the fingerprint is of the code that runs, not of later edits.
 SOURCES = {
     path.relative_to(PACKAGE).as_posix(): path.read_text(encoding="utf-8")
     for path in sorted(PACKAGE.rglob("*"))
@@ -61,13 +50,13 @@ def produce(
     code: Iterable[str] = (),
     seed: int | None = None,
 ) -> Path:
-    """Make `folder` by `build(partial)`, unless it was made by the same parameters, inputs and code.
+    """Build `folder` by `build(partial)`, unless it was built with the same parameters, inputs and code.
 
-    `inputs` are files or stage folders, `code` the source files (relative to kdlib/) whose change asks for a new run.
+    `inputs` are files or stage folders, `code` the source files (relative to kdlib/) whose change requires a new run.
     """
     depends = {
         "parameters": _as_json(parameters),
-        "inputs": _named(inputs),
+        "inputs": _input_fingerprints(inputs),
         "code": code_fingerprint(code),
         "seed": seed,
     }
@@ -75,15 +64,13 @@ def produce(
     if _key(folder) == key:
         print_once(f"{what}: up to date ({short_path(folder)})")
         return folder
-    if (made_by := _record(folder)) and made_by.get("format") != FORMAT:
-        print_once(
-            f"{short_path(folder.parent)}: made by an earlier version of kdlib, which had other names; made anew"
-        )
+    if (old := _record(folder)) and old.get("format") != FORMAT:
+        print_once(f"{short_path(folder.parent)}: made by an earlier version of kdlib, with other names; rebuilt")
     with _locked(folder, what):
-        if _key(folder) == key:  # another process made it while this one waited
+        if _key(folder) == key:  # built by another process in the meantime
             return folder
-        partial = _partial(folder, key)
-        if _key(partial) == key:  # complete, but killed before it was put in place
+        partial = _partial_folder(folder, key)
+        if _key(partial) == key:  # complete, but killed before the renaming
             _replace(partial, folder)
             return folder
         started = time.monotonic()
@@ -102,25 +89,25 @@ def produce(
     return folder
 
 
-def _named(inputs: Iterable[Path]) -> dict[str, str]:
-    """Fingerprints by name; the second of a name is called so: `training 2`."""
-    found: dict[str, str] = {}
+def _input_fingerprints(inputs: Iterable[Path]) -> dict[str, str]:
+    """Fingerprints by name; equal names are numbered: `training`, `training 2`."""
+    fingerprints: dict[str, str] = {}
     times: Counter[str] = Counter()
     for path in inputs:
         times[path.name] += 1
-        found[f"{path.name} {times[path.name]}" if times[path.name] > 1 else path.name] = fingerprint(path)
-    return found
+        fingerprints[f"{path.name} {times[path.name]}" if times[path.name] > 1 else path.name] = fingerprint(path)
+    return fingerprints
 
 
 def fingerprint(path: Path) -> str:
-    """Of a stage folder: its key; of a file: its content."""
+    """Fingerprint a stage folder by its key, a file by its content."""
     if path.is_dir():
         return _key(path) or "none"
     return sha256(path)[:16] if path.is_file() else "none"
 
 
 def code_fingerprint(files: Iterable[str]) -> str:
-    """Of files in kdlib/: what the code does (comments, layout and docstrings do not count) and what the data say."""
+    """Fingerprint files in kdlib/: code without comments, layout and docstrings, and data."""
     digest = hashlib.sha256()
     for name in sorted(set(files)):
         digest.update((_canonical_code(SOURCES[name]) if name.endswith(".py") else SOURCES[name]).encode())
@@ -128,14 +115,14 @@ def code_fingerprint(files: Iterable[str]) -> str:
 
 
 def notebook_fingerprint(notebook: Path) -> str:
-    """Of a notebook: its code cells, so that saving it with outputs does not count as a change."""
+    """Fingerprint a notebook by its code cells, so that saving it with outputs is no change."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     return hashlib.sha256("\0".join(code).encode()).hexdigest()[:16]
 
 
 def _record(folder: Path) -> dict:
-    """The run.json of a stage; nothing where there is none, or half of one."""
+    """Read the run.json of a stage; empty if it is missing or incomplete."""
     try:
         return read_json(folder / "run.json")
     except (OSError, json.JSONDecodeError):
@@ -146,8 +133,8 @@ def _key(folder: Path) -> str | None:
     return _record(folder).get("key")
 
 
-def _partial(folder: Path, key: str) -> Path:
-    """The hidden sibling: what a killed run with the same key left is kept, anything else is removed."""
+def _partial_folder(folder: Path, key: str) -> Path:
+    """Make the hidden sibling; keep that of a killed run with the same key, and remove any other."""
     partial = folder.with_name(f".{folder.name}.partial")
     mark = partial / ".key"
     if partial.exists() and not (mark.is_file() and mark.read_text() == key):
@@ -158,7 +145,7 @@ def _partial(folder: Path, key: str) -> Path:
 
 
 def _replace(partial: Path, folder: Path) -> None:
-    """Put the complete folder in place; executed notebooks of the old one stay."""
+    """Move the complete folder into place; executed notebooks of the old one are kept."""
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -171,7 +158,7 @@ def _replace(partial: Path, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: Path, what: str) -> Iterator[None]:
-    """One process at a time makes a folder; the lock goes with its process, however that ends."""
+    """Lock a folder for one process at a time; the lock ends with its process, even a killed one."""
     check_writable(folder.parent, what)
     lock = (folder.parent / f".{folder.name}.lock").open("w")
     with lock:
@@ -197,7 +184,7 @@ def _provenance() -> dict:
 
 @functools.cache
 def _revision() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    command = ["git", "-C", str(PACKAGE), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
@@ -206,25 +193,20 @@ def _revision() -> str:
 
 @functools.cache
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
+            versions[package] = importlib.metadata.version(package)
+    return versions
 
 
 @functools.cache
 def _canonical_code(source: str) -> str:
     tree = ast.parse(source)
     for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if (
-            isinstance(body, list)
-            and body
-            and isinstance(body[0], ast.Expr)
-            and isinstance(body[0].value, ast.Constant)
-        ):
-            body.pop(0)
+        match getattr(node, "body", None):
+            case [ast.Expr(value=ast.Constant()), *_]:
+                node.body.pop(0)
     return ast.dump(tree)
 
 

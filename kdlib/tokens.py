@@ -1,8 +1,8 @@
-"""Text <-> token ids: the one place that knows of normalisation, special tokens and offsets.
+"""Text <-> token ids: the only module with normalisation, special tokens and offsets.
 
-In the teachers' space 0 = BOS, 1 = EOS, 2 = blank, and every other id is sentencepiece's own, with no offset anywhere
-(the original study lost its results to one). NeMo keeps its blank last and has neither BOS nor EOS. Whatever is stored
-carries `Tokens.fingerprint`; before anything is scored, `check_round_trip` sends every reference there and back.
+In the teachers' space 0 = BOS, 1 = EOS, 2 = blank, and every other id is sentencepiece's own, without any offset (an
+offset spoilt the results of the original study). NeMo's blank is its last id, and it has neither BOS nor EOS. All
+stored data has `Tokens.fingerprint`; before scoring, `check_round_trip` encodes and decodes every reference.
 """
 
 import functools
@@ -16,12 +16,12 @@ from pathlib import Path
 from kdlib.errors import UserError
 
 BOS, EOS, BLANK = 0, 1, 2
-JOINERS = "\u200c\u200d"  # unseen, but part of words in Persian and the scripts of India
+JOINERS = "\u200c\u200d"  # invisible, but part of words in Persian and the scripts of India
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """A sentencepiece model with the contract for its special ids."""
+    """A sentencepiece model and its special ids."""
 
     model: bytes
     blank: int
@@ -33,15 +33,14 @@ class Tokens:
     def for_teachers(cls, path: Path, size: int | None = None) -> "Tokens":
         """BOS 0, EOS 1, blank 2, over a sentencepiece model; `size` may be larger than its number of pieces."""
         model = path.read_bytes()
-        pieces = _processor(model).get_piece_size()
-        return cls(model, BLANK, size or pieces, BOS, EOS)
+        return cls(model, BLANK, size or _processor(model).get_piece_size(), BOS, EOS)
 
     @classmethod
     def of_file(cls, path: Path) -> "Tokens":
-        """Of any sentencepiece model: the teachers' contract, where its first three ids stand for no text."""
+        """Load any sentencepiece model: in the teachers' space if its first three ids are not text, else in NeMo's."""
         model = path.read_bytes()
         processor = _processor(model)
-        special = all(processor.is_control(one) or processor.is_unknown(one) for one in (BOS, EOS, BLANK))
+        special = all(processor.is_control(index) or processor.is_unknown(index) for index in (BOS, EOS, BLANK))
         return cls.for_teachers(path) if special else cls.for_nemo(model)
 
     @classmethod
@@ -52,66 +51,66 @@ class Tokens:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Of the pieces and the special ids: equal only if the same ids mean the same."""
+        """Fingerprint of the pieces and the special ids: equal only if all ids have the same meaning."""
         contract = f"{self.blank},{self.size},{self.bos},{self.eos}".encode()
         return hashlib.sha256(self.model + contract).hexdigest()[:16]
 
     @functools.cached_property
     def pieces(self) -> list[str]:
-        """What each of sentencepiece's ids stands for."""
+        """The piece of each sentencepiece id."""
         processor = _processor(self.model)
         return [processor.id_to_piece(index) for index in range(processor.get_piece_size())]
 
     @functools.cached_property
     def cased(self) -> str:
-        """The case that the pieces are written in: 'upper', 'lower' or 'mixed'."""
+        """Case of the pieces: 'upper', 'lower' or 'mixed'."""
         text = "".join(piece for piece in self.pieces if not piece.startswith("<"))
         return "upper" if text == text.upper() else "lower" if text == text.lower() else "mixed"
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text; characters that the pieces cannot write are refused."""
+        """Encode a text; characters outside the tokenizer are refused."""
         normal = normalise(text)
         ids = _processor(self.model).encode(self._case(normal))
         if self.decode(ids) != normal:
-            raise UserError(self._unwritable(normal))
+            raise UserError(self._encoding_error(normal))
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids, normalised; special ids and ids beyond the pieces write nothing."""
+        """Decode ids into normalised text; special ids and ids beyond the pieces are skipped."""
         return self.decode_all([ids])[0]
 
     def decode_all(self, rows: Iterable[Iterable[int]]) -> list[str]:
-        """The text of every row of ids; see `decode`."""
-        known = self._writing
-        kept = [[index for index in map(int, ids) if index in known] for ids in rows]
+        """Decode every row of ids; see `decode`."""
+        text_ids = self._text_ids
+        kept = [[index for index in map(int, ids) if index in text_ids] for ids in rows]
         return [normalise(text) for text in _processor(self.model).decode(kept)] if kept else []
 
     @functools.cached_property
-    def _writing(self) -> frozenset[int]:
-        """The ids that stand for a piece of text."""
+    def _text_ids(self) -> frozenset[int]:
+        """The ids of pieces of text."""
         return frozenset(range(len(self.pieces))) - {self.blank, self.bos, self.eos}
 
     def _case(self, text: str) -> str:
         return {"upper": text.upper(), "lower": text.lower(), "mixed": text}[self.cased]
 
-    def _unwritable(self, text: str) -> str:
-        """Which characters of a text cannot be written, and what to do."""
+    def _encoding_error(self, text: str) -> str:
+        """Error message for a text with characters outside the tokenizer, with advice."""
         ids = {char: _processor(self.model).encode(self._case(char)) for char in set(text) - {" "}}
         bad = sorted(char for char in ids if self.decode(ids[char]) != char)
         named = ", ".join(f"{char!r} (U+{ord(char):04X})" for char in bad) or "it as a whole"
-        way_out = (
-            f'correct it (in the recipe, for all transcripts: replace: {{{json.dumps(bad[0])}: ""}}), '
-            "or choose a model that knows it (pretrained: from_corpus trains one)"
-            if bad
-            else "correct it, or choose another model"
-        )
+        advice = "correct it, or choose another model"
         if bad == ["-"]:
-            way_out = "write hyphens: space in the recipe"
-        return f"the tokenizer cannot write {named} of the text {text!r}; {way_out}"
+            advice = "write hyphens: space in the recipe"
+        elif bad:
+            advice = (
+                f'correct it (in the recipe, for all transcripts: replace: {{{json.dumps(bad[0])}: ""}}), '
+                "or choose a model that has it (pretrained: from_corpus trains one)"
+            )
+        return f"the tokenizer cannot encode {named} of the text {text!r}; {advice}"
 
 
 def normalise(text: str, hyphens: str = "keep", punctuation: str = "keep") -> str:
-    """One spelling of a text for every comparison: composed characters, upper case, straight quotes, single spaces.
+    """Normalise a text for all comparisons: composed characters, upper case, straight quotes, single spaces.
 
     With `hyphens="space"` a hyphen is a space; with `punctuation="drop"` marks other than apostrophes and hyphens go.
 
@@ -120,21 +119,19 @@ def normalise(text: str, hyphens: str = "keep", punctuation: str = "keep") -> st
     >>> normalise("Well, well-known!", punctuation="drop")
     'WELL WELL-KNOWN'
     """
-    if text.isascii() and (hyphens, punctuation) == ("keep", "keep"):  # nothing to straighten
+    if text.isascii() and (hyphens, punctuation) == ("keep", "keep"):  # the fast path
         return " ".join(text.upper().split())
-    straight = unicodedata.normalize("NFC", text).replace("\u2019", "'").replace("\u2010", "-").replace("\u2011", "-")
-    straight = "".join(
-        char for char in straight if char in JOINERS or unicodedata.category(char) != "Cf"
-    )  # marks unseen
+    text = unicodedata.normalize("NFC", text).replace("\u2019", "'").replace("\u2010", "-").replace("\u2011", "-")
+    text = "".join(char for char in text if char in JOINERS or unicodedata.category(char) != "Cf")  # Cf: invisible
     if hyphens == "space":
-        straight = straight.replace("-", " ")
+        text = text.replace("-", " ")
     if punctuation == "drop":
-        straight = "".join(" " if is_punctuation(char) else char for char in straight)
-    return " ".join(straight.upper().split())
+        text = "".join(" " if is_punctuation(char) else char for char in text)
+    return " ".join(text.upper().split())
 
 
 def is_punctuation(char: str) -> bool:
-    """Whether a character is punctuation or a symbol, and neither an apostrophe nor a hyphen."""
+    """True if a character is punctuation or a symbol, and neither an apostrophe nor a hyphen."""
     return char not in "'-" and unicodedata.category(char)[0] in "PS"
 
 
@@ -149,8 +146,8 @@ def train_tokenizer(
 ) -> Path:
     """Train a byte-pair model on texts; return `folder/tokenizer.model`. Each text counts once.
 
-    It can write the texts and all of `characters`. Few texts may yield fewer pieces than asked for. `setting` is what a
-    recipe says of the number.
+    It can encode the texts and all of `characters`. Few texts may yield fewer pieces than requested. `setting` is the
+    recipe's setting of the number, for error messages.
     """
     import io
 
@@ -161,7 +158,7 @@ def train_tokenizer(
     needed = len((set("".join(sentences)) - {" "}) | required) + 4  # and <unk> <s> </s> ▁
     if pieces < needed:
         raise UserError(
-            f"no tokenizer of {pieces} pieces can write the {needed - 4} different characters of these "
+            f"no tokenizer of {pieces} pieces can encode the {needed - 4} different characters of these "
             f"{len(sentences)} texts; write at least {needed} in the recipe ({setting % (2 * needed)})"
         )
     folder.mkdir(parents=True, exist_ok=True)
@@ -175,7 +172,7 @@ def train_tokenizer(
             character_coverage=1.0,
             required_chars="".join(sorted(required)),
             hard_vocab_limit=False,
-            normalization_rule_name="identity",  # ours is the only one; theirs would rewrite Thai, Persian, ellipses
+            normalization_rule_name="identity",  # only `normalise` is used; the default would change Thai, Persian, ...
             minloglevel=2,
             num_threads=1,
         )
@@ -191,12 +188,11 @@ def train_tokenizer(
 
 
 def check_round_trip(tokens: Tokens, references: Iterable[str]) -> None:
-    """Text -> ids -> text for every reference, and every id within its range, before anything is scored."""
+    """Check before scoring that every reference is encoded and decoded correctly, with all ids in range."""
+    special = (tokens.blank, tokens.bos, tokens.eos)
     for text in sorted(set(references)):
         ids = tokens.encode(text)
-        wrong = [
-            index for index in ids if not 0 <= index < tokens.size or index in (tokens.blank, tokens.bos, tokens.eos)
-        ]
+        wrong = [index for index in ids if not 0 <= index < tokens.size or index in special]
         if wrong:
             raise UserError(
                 f"the reference {text!r} encodes to {ids}: {wrong[0]} is a special id or beyond the "

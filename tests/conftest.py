@@ -1,4 +1,4 @@
-"""Shared fixtures: the smoke recipe, run once a session into a temporary folder."""
+"""Shared fixtures: the smoke recipe, run once per session in a temporary folder."""
 
 import os
 from pathlib import Path
@@ -8,12 +8,12 @@ import pytest
 from kdlib.params import Params, load
 
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")  # before torch is imported, by whichever test needs it first
+    os.environ.setdefault(_name, "1")  # before torch is imported by any test
 
 
 @pytest.fixture(scope="session")
 def outputs(tmp_path_factory) -> Path:
-    """A folder for what the smoke recipe makes, the same for the whole session."""
+    """A folder for the smoke recipe's outputs, the same for the whole session."""
     return tmp_path_factory.mktemp("outputs")
 
 
@@ -40,7 +40,7 @@ def small_model(smoke) -> Path:
 
 
 @pytest.fixture(scope="session")
-def taught(smoke) -> Params:
+def with_teachers(smoke) -> Params:
     """The smoke recipe's parameters, with the teachers of all its three speakers trained, extracted and scored."""
     from kdlib.logits import extract, teacher_scores
 
@@ -51,5 +51,5 @@ def taught(smoke) -> Params:
 
 
 def pytest_collection_modifyitems(items):
-    """The longest file first: of several processes one is busy with it for as long as the others are with the rest."""
+    """Run the longest file first: one of several processes runs it while the others run the rest."""
     items.sort(key=lambda item: "test_notebooks" not in item.nodeid)

@@ -1,7 +1,7 @@
-"""Corpora as other people have them, made for tests: one of our own making, and trees laid out as UA-Speech and TORGO.
+"""Corpora for tests: a small corpus in a user's format, and folders with the layouts of UA-Speech and TORGO.
 
-`python tests/corpora.py own FOLDER` makes the first, to try the README's commands with; `uaspeech` and `torgo` the
-others.
+`python tests/corpora.py own FOLDER` makes the first, to try the README's commands with; `uaspeech` and `torgo` make
+the others.
 """
 
 import csv
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-SPEAKERS = ("07", "Alma", "Boris", "Chidi", "NO", "Žofie")  # 07 and NO: YAML reads them as 7 and false where it can
+SPEAKERS = ("07", "Alma", "Boris", "Chidi", "NO", "Žofie")  # unquoted, YAML reads 07 and NO as 7 and false
 WORDS = (
     "can't",
     "café",
@@ -34,7 +34,7 @@ import json, sys, zlib
 import numpy as np, soundfile
 from pathlib import Path
 from scipy import signal
-from kdlib.corpus.espeak import RATE_HZ, Engine
+from kdlib.corpus.embedded.espeak import RATE_HZ, Engine
 
 job = json.load(sys.stdin)
 rng = np.random.default_rng(zlib.crc32(job["speaker"].encode()))
@@ -44,7 +44,7 @@ lines = [f"pitch {low:.0f} {1.4 * low:.0f}", "flutter 0", "roughness 0"]
 lines += [f"formant {n} {100 * tract * rng.uniform(0.97, 1.03):.0f} 100 100" for n in range(1, 6)]
 engine = Engine(lines, rate_wpm=int(rng.integers(110, 150)), pitch=50, pitch_range=40)
 for path, word in job["files"]:
-    voice, _ = engine.say(engine.phonemes(word))
+    voice, _ = engine.synthesise(engine.phonemes(word))
     stretch = rng.uniform(0.9, 1.15)
     voice = signal.resample(voice, int(len(voice) * 8000 / RATE_HZ * stretch))
     voice = np.pad(voice, (1200, 1200)) * rng.uniform(0.5, 1.0)
@@ -53,9 +53,9 @@ for path, word in job["files"]:
 
 
 def own(folder: Path, speakers=SPEAKERS, words=WORDS, repetitions: int = 4, spoken: bool = True) -> Path:
-    """Isolated words of people who are in no table: 8 kHz stereo FLAC, no levels, no controls. Returns the CSV.
+    """Make isolated words of speakers without metadata: 8 kHz stereo FLAC, no levels, no controls. Returns the CSV.
 
-    Where it does not matter what is heard, they are not spoken, but noise.
+    Without `spoken`, the recordings are noise.
     """
     rng = np.random.default_rng(0)
     rows = []
@@ -83,7 +83,7 @@ def own(folder: Path, speakers=SPEAKERS, words=WORDS, repetitions: int = 4, spok
 
 
 def write_nemo(utterances, path: Path) -> None:
-    """Write NeMo JSON lines with absolute paths, the speaker and what else is known of an utterance."""
+    """Write NeMo JSON lines with absolute paths, the speaker and the optional fields of an utterance."""
     from kdlib.corpus import manifest
 
     with path.open("w", encoding="utf-8") as file:
@@ -113,7 +113,7 @@ def codes() -> list[str]:
 
 
 def clip(seconds: float = 0.6, rate: int = 16_000) -> bytes:
-    """A short wav file's bytes: noise that no check complains of."""
+    """A short wav file's bytes: noise that passes every check."""
     import io
 
     content = io.BytesIO()
@@ -123,16 +123,16 @@ def clip(seconds: float = 0.6, rate: int = 16_000) -> bytes:
 
 
 def uaspeech(folder: Path, speakers=("F02", "CF02"), *, old=False, labels="mlf", microphones=MICROPHONES) -> Path:
-    """UA-Speech's layout with the real number of files a speaker: 7 microphones x 765 utterances."""
+    """UA-Speech's layout with the real number of files per speaker: 7 microphones x 765 utterances."""
     content = clip()
     for speaker in speakers:
         group = ("control",) if old and speaker.startswith("C") else () if old else ("original",)
-        place = folder.joinpath("audio", *group, speaker)
-        place.mkdir(parents=True)
+        speaker_folder = folder.joinpath("audio", *group, speaker)
+        speaker_folder.mkdir(parents=True)
         for block in BLOCKS:
             for code in codes():
                 for mic in microphones:
-                    (place / f"{speaker}_{block}_{code}_{mic}.wav").write_bytes(content)
+                    (speaker_folder / f"{speaker}_{block}_{code}_{mic}.wav").write_bytes(content)
         if labels == "mlf":
             write_mlf(folder / "mlf" / speaker / f"{speaker}_word.mlf", speaker, microphones)
     if labels == "xls":
@@ -170,12 +170,12 @@ def write_xls(path: Path) -> None:
     book.save(str(path))
 
 
-PROMPTS = {  # what stands in TORGO's prompts, and the reason to leave it out
+PROMPTS = {  # text of TORGO's prompts, and the reason to leave them out
     "0001": ("yes", ""),
     "0002": ("The quick brown fox jumps over the lazy dog.", ""),
     "0003": ("[say Ah-P-Eee repeatedly]", "the prompt is an instruction"),
     "0004": ("input/images/jan_1.jpg", "the prompt is a picture"),
-    "0005": ("xxx", "the prompt says xxx"),
+    "0005": ("xxx", "the prompt contains xxx"),
     "0006": ("", "the prompt is empty"),
     "0007": (None, "the recording has no prompt"),
     "0008": ("no", "the prompt has no recording"),

@@ -1,4 +1,4 @@
-"""JupyterLab and a real browser, for tests and measurements of what a person sees."""
+"""JupyterLab and a real browser, for tests and measurements of the user interface."""
 
 import json
 import os
@@ -14,23 +14,23 @@ from pathlib import Path
 import nbformat
 
 CHROMIUM = Path("/usr/bin/chromium")
-TOKEN = "of-this-test"
+TOKEN = "test"
 SIZE = {"width": 1280, "height": 900}
 
 
 def notebook(path: Path, *cells: str) -> None:
-    """A notebook of code cells."""
-    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in cells])
-    made.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(made, path)
+    """Write a notebook of code cells."""
+    content = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in cells])
+    content.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(content, path)
 
 
 @contextmanager
 def server(folder: Path) -> Iterator[str]:
-    """JupyterLab on a folder; gives the address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    """Run JupyterLab on a folder; yield its address."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
     environment = os.environ | {
         name: str(folder / ".jupyter")
         for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR")
@@ -67,7 +67,7 @@ def server(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def browser() -> Iterator:
-    """A page of a real browser without a window."""
+    """Yield a page of a headless browser."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play:
@@ -81,21 +81,21 @@ def browser() -> Iterator:
 
 
 def run_all(page, address: str, name: str) -> None:
-    """Open a notebook and run all its cells, as a person does."""
+    """Open a notebook and run all its cells from the menu."""
     page.goto(f"{address}/lab/tree/{name}?token={TOKEN}")
     page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
-    page.locator(".jp-StatusBar-Widget").get_by_text("| Idle").wait_for()  # its kernel is there
+    page.locator(".jp-StatusBar-Widget").get_by_text("| Idle").wait_for()  # the kernel is ready
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_text("Run All Cells", exact=True).click()
-    asked = page.locator(".jp-Dialog button.jp-mod-accept")  # now and then it asks which kernel
-    begun = page.locator(".jp-Notebook .jp-CodeCell .jp-InputArea-prompt").first
+    dialog = page.locator(".jp-Dialog button.jp-mod-accept")  # JupyterLab sometimes asks for the kernel
+    started = page.locator(".jp-Notebook .jp-CodeCell .jp-InputArea-prompt").first
     for _ in range(300):
-        if begun.inner_text().strip() != "[ ]:":
+        if started.inner_text().strip() != "[ ]:":
             return
-        if asked.count():
-            asked.click()
+        if dialog.count():
+            dialog.click()
         page.wait_for_timeout(200)
-    raise RuntimeError(f"{name}: its cells were not run within a minute")
+    raise RuntimeError(f"{name}: cells did not run within a minute")
 
 
 def _wait(address: str, process: subprocess.Popen, log: Path) -> None:

@@ -1,4 +1,4 @@
-"""Systems made for tests: what they answer to a corpus, and what they say of every frame, without a model."""
+"""Simulated systems for tests: their hypotheses for a corpus and their posteriors, without a model."""
 
 import random
 from collections.abc import Sequence
@@ -15,24 +15,24 @@ from kdlib.tokens import Tokens
 STRIDE_MS = 40.0
 
 
-def written(
+def save(
     folder: Path,
     utterances: Sequence[Utterance],
     tokens: Tokens,
     wrong: float,
     seed: int,
     *,
-    keep: bool = True,
+    posteriors: bool = True,
     level=lambda speaker: "",
 ) -> Path:
-    """Scores of a system that takes a share of utterances for other words, with posteriors that spell its answers."""
+    """Save the scores of a system with a share of `wrong` hypotheses, and posteriors that decode to its hypotheses."""
     rng, noise = random.Random(seed), np.random.default_rng(seed)
     words = sorted({utt.text for utt in utterances})
     folder.mkdir(parents=True)
-    keeper, rows = PosteriorWriter(tokens, STRIDE_MS), []
+    writer, rows = PosteriorWriter(tokens, STRIDE_MS), []
     for utt in utterances:
-        said = rng.choice(words) if rng.random() < wrong else utt.text
-        ids = tokens.encode(said)
+        hypothesis = rng.choice(words) if rng.random() < wrong else utt.text
+        ids = tokens.encode(hypothesis)
         rows.append(
             Hypothesis(
                 utt.utt_id,
@@ -41,15 +41,15 @@ def written(
                 utt.word_type,
                 "yes" if len(utt.text) % 2 else "no",
                 utt.text,
-                greedy=said,
-                lexicon=said if rng.random() < 0.8 else utt.text,
+                greedy=hypothesis,
+                lexicon=hypothesis if rng.random() < 0.8 else utt.text,
                 n_tokens=len(ids),
                 blank_share=0.7,
                 token_ids=" ".join(map(str, ids)),
             )
         )
-        if keep:
-            keeper.add(utt.utt_id, frames(ids, tokens, utt.duration_s, noise))
+        if posteriors:
+            writer.add(utt.utt_id, frames(ids, tokens, utt.duration_s, noise))
     score.write(
         rows,
         ("greedy", "lexicon"),
@@ -60,23 +60,23 @@ def written(
         checkpoint="none",
         bootstrap=20,
     )
-    if keep:
-        keeper.write(folder / "posteriors")
+    if posteriors:
+        writer.write(folder / "posteriors")
     return folder
 
 
 def frames(ids: Sequence[int], tokens: Tokens, duration_s: float, noise: np.random.Generator) -> np.ndarray:
-    """Log-probabilities of frames that spell these ids, evenly over a recording, with doubt."""
+    """Log-probabilities of frames that decode to these ids, spread evenly over a recording, with noise."""
     count = max(2 * len(ids) + 1, int(1000 * duration_s / STRIDE_MS) + 1)
     logits = noise.normal(0, 1, (count, tokens.size))
     logits[:, tokens.blank] += 6
     for place, index in enumerate(ids):
-        at = int((place + 0.5) * count / len(ids))
-        logits[at, index] += 9
+        frame = int((place + 0.5) * count / len(ids))
+        logits[frame, index] += 9
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
 def text_logprob(model, text: str) -> float:
-    """log10 P of a whole text by an n-gram model, its end included."""
+    """log10 P of a text by an n-gram model, including the end of the text."""
     words = ["<s>", *(word for word in text.split(" ") if word), "</s>"]
     return sum(model.logprob(word, words[:index]) for index, word in enumerate(words) if index)

@@ -1,4 +1,4 @@
-"""Teachers: what they hear, where they lie, and that a killed one ends with the same weights."""
+"""Teachers: their training speakers and folders, and the same weights after a killed and resumed training."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -50,80 +51,78 @@ def record(folder):
     return json.loads((folder / "model.json").read_text())
 
 
-def test_a_teacher_has_heard_controls_and_its_own_speaker(taught, corpus):
-    parent = record(base_model(taught))["train_speakers"]
-    assert len(parent) > 1
-    assert set(record(speaker_teacher(taught, "M04"))["train_speakers"]) == {*parent, "M04"}
-    assert all(map(corpus.is_control, parent))
+def test_a_teacher_is_trained_on_controls_and_its_own_speaker(with_teachers, corpus):
+    speakers = record(base_model(with_teachers))["train_speakers"]
+    assert len(speakers) > 1
+    assert set(record(speaker_teacher(with_teachers, "M04"))["train_speakers"]) == {*speakers, "M04"}
+    assert all(map(corpus.is_control, speakers))
 
 
-def test_teachers_are_shared_by_folds(taught):
-    other = load("params/smoke.yaml", "M10", overrides={"outputs": taught.outputs})
-    assert speaker_teacher(other, "M04") == speaker_teacher(taught, "M04")
-    assert speaker_teacher(taught, "M04").parent == taught.folder / "teachers" / "speechbrain"
+def test_teachers_are_shared_by_folds(with_teachers):
+    other_fold = load("params/smoke.yaml", "M10", overrides={"outputs": with_teachers.outputs})
+    assert speaker_teacher(other_fold, "M04") == speaker_teacher(with_teachers, "M04")
+    assert speaker_teacher(with_teachers, "M04").parent == with_teachers.folder / "teachers" / "speechbrain"
 
 
-def test_what_stops_training_is_not_trained_on(corpus):
+def test_dev_utterances_are_not_trained_on(corpus):
     own = corpus.where(lambda utt: utt.speaker == "M04" and in_blocks(utt, ("B1", "B3")))
-    chosen = set_aside(own, 0.25, 1)
-    assert {utt.utt_id for utt in chosen.train}.isdisjoint(utt.utt_id for utt in chosen.dev)
-    assert sorted([*chosen.train, *chosen.dev], key=own.index) == own
-    assert chosen.dev
-    everybody = set_aside(corpus.utterances, 0.25, 1)  # a parent made of all sets the same ones aside
-    assert [utt for utt in everybody.dev if utt in own] == chosen.dev
-    assert abs(len(everybody.dev) / len(corpus) - 0.25) < 4 * (0.25 * 0.75 / len(corpus)) ** 0.5  # 4 standard errors
+    data = set_aside(own, 0.25, 1)
+    assert {utt.utt_id for utt in data.train}.isdisjoint(utt.utt_id for utt in data.dev)
+    assert sorted([*data.train, *data.dev], key=own.index) == own
+    assert data.dev
+    of_all = set_aside(corpus.utterances, 0.25, 1)  # a base model of all speakers has the same dev utterances
+    assert [utt for utt in of_all.dev if utt in own] == data.dev
+    assert abs(len(of_all.dev) / len(corpus) - 0.25) < 4 * (0.25 * 0.75 / len(corpus)) ** 0.5  # 4 standard errors
 
 
 def test_other_microphones_follow_their_utterance(corpus):
-    from dataclasses import replace
-
     own = corpus.where(lambda utt: utt.speaker == "M04")
     copies = [replace(utt, utt_id=f"{utt.utt_id}_M7", copy_of=utt.utt_id) for utt in own]
-    chosen = set_aside([*own, *copies], 0.25, 1)
-    apart = {utt.utt_id for utt in chosen.dev}
-    assert not any(utt.copy_of for utt in chosen.dev)
-    assert not any(utt.copy_of in apart for utt in chosen.train)
+    data = set_aside([*own, *copies], 0.25, 1)
+    dev = {utt.utt_id for utt in data.dev}
+    assert not any(utt.copy_of for utt in data.dev)
+    assert not any(utt.copy_of in dev for utt in data.train)
 
 
-def test_killed_and_resumed_the_weights_are_the_same(taught, tmp_path):
+def test_a_killed_and_resumed_training_ends_with_the_same_weights(with_teachers, tmp_path):
     for name in ("corpus", "pretrained"):
-        shutil.copytree(taught.folder / name, tmp_path / "smoke" / name)
+        shutil.copytree(with_teachers.folder / name, tmp_path / "smoke" / name)
     shutil.copytree(tmp_path, tmp_path / "whole")
     whole = run(tmp_path / "whole", 0)
     assert whole.returncode == 0, whole.stderr
-    assert run(tmp_path, 18).returncode == -signal.SIGKILL  # in the parent
-    again = run(tmp_path, 8)  # in the teacher, of whose steps the parent has none left
+    assert run(tmp_path, 18).returncode == -signal.SIGKILL  # in the base model
+    again = run(tmp_path, 8)  # in the teacher: the base model is past step 8
     assert again.returncode == -signal.SIGKILL
-    assert "parent of the teachers: goes on from step" in again.stdout + again.stderr
+    assert "base model of the teachers: resumes from step" in again.stdout + again.stderr
     assert not (tmp_path / "smoke/teachers/speechbrain/M04").exists()
     again = run(tmp_path, 0)
-    assert "teacher M04: goes on from step" in again.stdout + again.stderr
-    ours, theirs = (
+    assert "teacher M04: resumes from step" in again.stdout + again.stderr
+    resumed, uninterrupted = (
         hybrid.load(folder / "smoke/teachers/speechbrain/M04")[0].state_dict()
         for folder in (tmp_path, tmp_path / "whole")
     )
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert all(torch.equal(resumed[name], uninterrupted[name]) for name in uninterrupted)
 
 
-def test_from_the_students_checkpoint(outputs, corpus):
+def test_teachers_of_backbone_nemo_start_from_the_students_checkpoint(outputs, corpus):
     params = load(
         "params/smoke.yaml",
         "M08",
         overrides={"outputs": str(outputs), "pretrained": "shipped", "teacher": {"backbone": "nemo"}, "name": "nemo"},
     )
-    parent, _, known = hybrid.load(base_model(params))
+    base, _, base_record = hybrid.load(base_model(params))
     source = restore_model(SHIPPED_MODEL)
-    for name, weight in source.encoder.state_dict().items():  # frozen while the decoder learns
-        assert torch.equal(weight, parent.encoder.encoder.state_dict()[name]), name
-    assert torch.equal(parent.ctc_head.weight[5], source.decoder.decoder_layers[0].weight[5, :, 0])
-    assert known["backbone"] == "nemo"
-    teacher, _, known = hybrid.load(speaker_teacher(params, "M04"))
-    assert not torch.equal(teacher.ctc_head.weight, parent.ctc_head.weight)
-    assert set(known["train_speakers"]) == {"M04", *record(base_model(params))["train_speakers"]}
-    assert set(known["train_speakers"]) >= set(training_record(params)["speakers"])
+    for name, weight in source.encoder.state_dict().items():  # frozen while the decoder is trained
+        assert torch.equal(weight, base.encoder.encoder.state_dict()[name]), name
+    assert torch.equal(base.ctc_head.weight[5], source.decoder.decoder_layers[0].weight[5, :, 0])
+    assert base_record["backbone"] == "nemo"
+    teacher, _, teacher_record = hybrid.load(speaker_teacher(params, "M04"))
+    assert not torch.equal(teacher.ctc_head.weight, base.ctc_head.weight)
+    assert set(teacher_record["train_speakers"]) == {"M04", *base_record["train_speakers"]}
+    assert set(teacher_record["train_speakers"]) >= set(training_record(params)["speakers"])
 
 
-def test_from_scratch_nobody_else_was_heard(outputs):
+def test_a_teacher_from_scratch_is_trained_on_its_speaker_alone(outputs):
     params = load("params/smoke.yaml", "M08", overrides={"outputs": str(outputs), "teacher": {"parent": "none"}})
     assert base_model(params) is None
     folder = speaker_teacher(params, "M04")
@@ -131,7 +130,7 @@ def test_from_scratch_nobody_else_was_heard(outputs):
     assert record(folder)["train_speakers"] == ["M04"]
 
 
-def test_a_parent_made_of_the_folds_speakers_belongs_to_the_fold(outputs, corpus):
+def test_a_base_model_of_the_folds_speakers_belongs_to_the_fold(outputs, corpus):
     params = load("params/smoke.yaml", "M08", overrides={"outputs": str(outputs), "teacher": {"parent": "from_corpus"}})
     folder = base_model(params)
     assert folder == params.fold_folder / "parents" / "speechbrain"
@@ -139,24 +138,24 @@ def test_a_parent_made_of_the_folds_speakers_belongs_to_the_fold(outputs, corpus
     assert not {params.held_out, params.fold.dev} & set(record(folder)["train_speakers"])
 
 
-def test_without_controls_there_is_a_way_out(monkeypatch, outputs, tmp_path):
+def test_without_controls_the_error_names_other_settings(monkeypatch, outputs, tmp_path):
     params = load("params/smoke.yaml", "M08", overrides={"outputs": str(outputs), "name": "uncontrolled"})
     monkeypatch.setattr(type(prepare.load(params)), "is_control", lambda self, name: False)
-    with pytest.raises(UserError, match="no control speakers to train the teachers' parent on; write in the recipe"):
+    with pytest.raises(UserError, match="no control speakers to train the base model of the teachers on;"):
         _build(tmp_path, params)
 
 
-def test_the_shipped_parent_fits_the_demo_and_no_other_shape(tmp_path):
+def test_the_shipped_base_model_fits_the_demo_and_no_other_shape(tmp_path):
     tokens = Tokens.for_teachers(SHIPPED / "tokenizer.model")
     assert tokens.model == read_tokenizer(SHIPPED_MODEL)
     assert sum(file.stat().st_size for file in SHIPPED.iterdir()) < 5e6
     settings = {"outputs": str(tmp_path), "pretrained": "shipped", "teacher": {"parent": "shipped"}}
-    with pytest.raises(UserError, match="the shipped parent has other tokens or another shape"):
+    with pytest.raises(UserError, match="the shipped base model has other tokens or another shape"):
         base_model(load("params/smoke.yaml", "M08", overrides=settings))
 
 
 @pytest.mark.parametrize(
-    ("asked", "names"),
+    ("speakers", "names"),
     [
         ((), ["M04"]),  # the fold's: M08 is held out, M10 its dev speaker
         (["M10"], ["M10"]),
@@ -166,18 +165,18 @@ def test_the_shipped_parent_fits_the_demo_and_no_other_shape(tmp_path):
         ("2/2", []),
     ],
 )
-def test_whose_teachers_are_asked_for(smoke, corpus, asked, names):
-    assert teacher_names(smoke, asked) == names
+def test_teachers_are_requested_by_name_or_by_part(smoke, corpus, speakers, names):
+    assert teacher_names(smoke, speakers) == names
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("speakers", "message"),
     [
         ("3/2", 'expected names, "all", "1/2"'),
-        (["M80"], "there can be no teacher of 'M80', .*; expected one of M04, M08, M10"),
+        (["M80"], "there is no teacher for 'M80', .*; expected one of M04, M08, M10"),
         ("half", 'expected names, "all", "1/2"'),
     ],
 )
-def test_who_cannot_be_asked_for(smoke, corpus, asked, message):
+def test_unknown_speakers_and_parts_are_refused(smoke, corpus, speakers, message):
     with pytest.raises(UserError, match=message):
-        teacher_names(smoke, asked)
+        teacher_names(smoke, speakers)

@@ -1,4 +1,4 @@
-"""Aggregation against the naive formulas in float64, and what it refuses."""
+"""Aggregation against the naive formulas in float64, and the teachers that it refuses."""
 
 import gc
 import weakref
@@ -16,40 +16,33 @@ LENGTHS = {"M04_1": 9, "M09_1": 5, "F05_1": 7}
 
 @pytest.fixture(scope="module")
 def teachers(tmp_path_factory):
-    """Three teachers' stores in float32 of what they said of three utterances; F05 has not heard M09_1."""
+    """Three teachers' stores of float32 outputs on three utterances; F05 is missing for M09_1."""
     folder = tmp_path_factory.mktemp("stores")
     torch.manual_seed(0)
-    made, logits = {}, {}
+    stores, logits = {}, {}
     for name, width in WIDTHS.items():
         head = torch.randn(V, width), torch.randn(V)
-        store = Header(
-            **{
-                "teacher": name,
-                "train_speakers": (name,),
-                "output": "ctc",
-                "encoding": "fp16",
-                "size": V,
-                "width": width,
-            },
-            **{"tokens": "t", "blank": 2, "bos": 0, "eos": 1, "stride_ms": 40.0},
+        header = Header(
+            **{"teacher": name, "train_speakers": (name,), "output": "ctc", "encoding": "fp16", "size": V},
+            **{"width": width, "tokens": "t", "blank": 2, "bos": 0, "eos": 1, "stride_ms": 40.0},
         )
-        with Writer(folder / name, store, head) as writer:
+        with Writer(folder / name, header, head) as writer:
             for utt_id, length in LENGTHS.items():
                 if (name, utt_id) != ("F05", "M09_1"):
                     writer.add(utt_id, torch.randn(length, width).half().float())
-        made[name] = LogitStore(folder / name)
-        logits[name] = {utt_id: made[name].logits(utt_id).double() for utt_id in made[name]}
-    return made, logits
+        stores[name] = LogitStore(folder / name)
+        logits[name] = {utt_id: stores[name].logits(utt_id).double() for utt_id in stores[name]}
+    return stores, logits
 
 
-def target(stores, choice, utt_id, temperature=1.0, speaker=""):
-    log_probs, lengths = TeacherEnsemble(stores, choice).log_probs([utt_id], [speaker], temperature=temperature)
+def target(stores, weighting, utt_id, temperature=1.0, speaker=""):
+    log_probs, lengths = TeacherEnsemble(stores, weighting).log_probs([utt_id], [speaker], temperature=temperature)
     assert lengths.tolist() == [LENGTHS[utt_id]]
     return log_probs[0].double()
 
 
 @pytest.mark.parametrize("temperature", [1, 2, 3, 4])
-def test_one_stacked_product_is_the_naive_mean_of_log_softmaxes(teachers, temperature):
+def test_the_stacked_product_equals_the_naive_mean_of_log_softmaxes(teachers, temperature):
     """The original study's: the mean of the teachers' log-probabilities, normalised again."""
     stores, logits = teachers
     naive = (
@@ -70,31 +63,31 @@ def test_probabilities_are_averaged_with_their_weights(teachers, temperature, we
     assert (target(stores, Weighting("prob_mean", weights), "M04_1", temperature).exp() - naive).abs().max() < 1e-6
 
 
-def test_weights_of_log_probabilities(teachers):
+def test_log_probabilities_are_averaged_with_their_weights(teachers):
     stores, logits = teachers
     weights = {"M04": 3.0, "M09": 1.0, "F05": 0.0}
     naive = (0.75 * logits["M04"]["F05_1"] + 0.25 * logits["M09"]["F05_1"]).log_softmax(-1)
     assert (target(stores, Weighting(weights=weights), "F05_1") - naive).abs().max() < 1e-5
 
 
-def test_a_weight_of_nought_is_as_if_the_teacher_were_not_there(teachers):
+def test_a_weight_of_zero_excludes_the_teacher(teachers):
     stores, _ = teachers
-    silent = {name: float(name == "M09") for name in stores}
-    best = target({"M09": stores["M09"]}, Weighting(), "F05_1")
-    assert torch.equal(target(stores, Weighting(weights=silent), "F05_1"), best)
+    weights = {name: float(name == "M09") for name in stores}
+    alone = target({"M09": stores["M09"]}, Weighting(), "F05_1")
+    assert torch.equal(target(stores, Weighting(weights=weights), "F05_1"), alone)
 
 
-def test_the_speakers_own_teacher_speaks_alone_where_there_is_one(teachers):
+def test_own_uses_only_the_speakers_own_teacher_if_there_is_one(teachers):
     stores, logits = teachers
     own = Weighting(own=True)
     alone = logits["M09"]["M09_1"].log_softmax(-1)
     assert (target(stores, own, "M09_1", speaker="M09") - alone).abs().max() < 1e-5
-    everybody = target(stores, Weighting(), "M04_1")
-    assert torch.equal(target(stores, own, "M04_1", speaker="M08"), everybody)
+    mean = target(stores, Weighting(), "M04_1")
+    assert torch.equal(target(stores, own, "M04_1", speaker="M08"), mean)
 
 
-def test_a_batch_is_its_utterances(teachers):
-    """Padding, and a teacher who has not heard one of them, change nothing for the others."""
+def test_a_batch_equals_its_utterances_one_by_one(teachers):
+    """Neither padding nor a teacher missing for one utterance changes the others."""
     stores, _ = teachers
     both, lengths = TeacherEnsemble(stores, Weighting(missing="all")).log_probs(["M09_1", "M04_1"], ["", ""])
     assert lengths.tolist() == [5, 9]
@@ -103,7 +96,7 @@ def test_a_batch_is_its_utterances(teachers):
         assert (row[: LENGTHS[utt_id]].double() - alone).abs().max() < 1e-5
 
 
-def test_who_has_not_heard_an_utterance_does_not_count_in_it(teachers):
+def test_a_missing_teacher_does_not_count(teachers):
     stores, logits = teachers
     naive = (logits["M04"]["M09_1"] + logits["M09"]["M09_1"]).div(2).log_softmax(-1)
     assert (target(stores, Weighting(missing="all"), "M09_1") - naive).abs().max() < 1e-5
@@ -113,16 +106,17 @@ def test_who_has_not_heard_an_utterance_does_not_count_in_it(teachers):
     ("missing", "min_teachers", "usable", "incomplete"),
     [("strict", 10, 2, 0), ("partial", 2, 3, 1), ("partial", 10, 2, 0), ("all", 10, 3, 1)],
 )
-def test_coverage_counts_who_has_what(teachers, missing, min_teachers, usable, incomplete):
+def test_coverage_counts_usable_and_incomplete_utterances(teachers, missing, min_teachers, usable, incomplete):
     stores, _ = teachers
-    found = TeacherEnsemble(stores, Weighting(missing=missing, min_teachers=min_teachers)).coverage([*LENGTHS, "M99_1"])
-    assert (len(found.usable), found.incomplete) == (usable, incomplete)
-    assert found.left_out["M99_1"] == 0
-    assert str(found).startswith(f"{usable} utterances have a target, {incomplete} of them not from every teacher")
+    weighting = Weighting(missing=missing, min_teachers=min_teachers)
+    coverage = TeacherEnsemble(stores, weighting).coverage([*LENGTHS, "M99_1"])
+    assert (len(coverage.usable), coverage.incomplete) == (usable, incomplete)
+    assert coverage.left_out["M99_1"] == 0
+    assert str(coverage).startswith(f"{usable} utterances have a target, {incomplete} of them not from every teacher")
 
 
-def test_nobody_has_it(teachers):
-    with pytest.raises(UserError, match="no teacher has an output on M99_1"):
+def test_an_utterance_that_no_teacher_has_is_refused(teachers):
+    with pytest.raises(UserError, match="no teacher has an output for M99_1"):
         TeacherEnsemble(teachers[0], Weighting()).log_probs(["M99_1"], [""])
 
 
@@ -142,56 +136,56 @@ def test_frames_are_aligned_by_one_at_the_end_and_never_cut_silently(teachers):
     ("changes", "message"),
     [({"tokens": "other"}, "tokens is t and other"), ({"stride_ms": 20.0}, "stride_ms is 40.0 and 20.0")],
 )
-def test_what_means_something_else_is_not_averaged(teachers, tmp_path, changes, message):
+def test_incompatible_teachers_are_not_averaged(teachers, tmp_path, changes, message):
     stores, _ = teachers
-    known = {"teacher": "X", "train_speakers": (), "output": "ctc", "encoding": "dense32", "size": V, "width": V}
-    known |= {"tokens": "t", "blank": 2, "bos": 0, "eos": 1, "stride_ms": 40.0}
-    with Writer(tmp_path, Header(**known | changes), None) as writer:
+    fields = {"teacher": "X", "train_speakers": (), "output": "ctc", "encoding": "dense32", "size": V, "width": V}
+    fields |= {"tokens": "t", "blank": 2, "bos": 0, "eos": 1, "stride_ms": 40.0}
+    with Writer(tmp_path, Header(**fields | changes), None) as writer:
         writer.add("M04_1", torch.randn(9, V))
     with pytest.raises(UserError, match=f"the teachers M04 and X cannot be averaged: {message}"):
         TeacherEnsemble(stores | {"X": LogitStore(tmp_path)}, Weighting())
 
 
-def test_dense_logits_and_heads_are_averaged_together(teachers, tmp_path):
+def test_dense_logits_and_heads_are_averaged(teachers, tmp_path):
     stores, logits = teachers
-    known = {"teacher": "X", "train_speakers": (), "output": "ctc", "encoding": "dense32", "size": V, "width": V}
-    known |= {"tokens": "t", "blank": 2, "bos": 0, "eos": 1, "stride_ms": 40.0}
-    foreign = torch.randn(9, V)
-    with Writer(tmp_path, Header(**known), None) as writer:
-        writer.add("M04_1", foreign)
-    naive = (logits["M04"]["M04_1"] + foreign.double()).div(2).log_softmax(-1)
+    fields = {"teacher": "X", "train_speakers": (), "output": "ctc", "encoding": "dense32", "size": V, "width": V}
+    fields |= {"tokens": "t", "blank": 2, "bos": 0, "eos": 1, "stride_ms": 40.0}
+    imported = torch.randn(9, V)
+    with Writer(tmp_path, Header(**fields), None) as writer:
+        writer.add("M04_1", imported)
+    naive = (logits["M04"]["M04_1"] + imported.double()).div(2).log_softmax(-1)
     both = {"M04": stores["M04"], "X": LogitStore(tmp_path)}
     assert (target(both, Weighting(), "M04_1") - naive).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("weights", [{"M80": 1.0}, {"M04": 0.0, "M09": 0.0, "F05": 0.0}])
-def test_weights_that_cannot_be(teachers, weights):
-    with pytest.raises(UserError, match=r"weights name teachers that have no store|every weight is 0"):
+def test_impossible_weights_are_refused(teachers, weights):
+    with pytest.raises(UserError, match=r"weights name teachers without a store|every weight is 0"):
         TeacherEnsemble(teachers[0], Weighting(weights=weights))
 
 
-def test_never_more_is_held_than_one_batch_of_every_teacher(teachers, monkeypatch):
-    """Activations that are alive at once, counted as they are read: a batch times the teachers, and none afterwards."""
+def test_memory_holds_one_batch_of_every_teacher_at_most(teachers, monkeypatch):
+    """Activations in memory, counted as they are read: a batch times the teachers, and none afterwards."""
     stores, _ = teachers
-    alive, most = weakref.WeakSet(), []
+    alive, counts = weakref.WeakSet(), []
     read = LogitStore.hidden
 
     def hidden(self, utt_id):
-        kept = read(self, utt_id)
-        alive.add(kept)
-        most.append(len(alive))
-        return kept
+        activations = read(self, utt_id)
+        alive.add(activations)
+        counts.append(len(alive))
+        return activations
 
     monkeypatch.setattr(LogitStore, "hidden", hidden)
     ensemble = TeacherEnsemble(stores, Weighting())
     for _ in range(3):
         ensemble.log_probs(["M04_1", "F05_1"], ["M04", "F05"])
     gc.collect()
-    assert max(most) == 2 * len(stores)
+    assert max(counts) == 2 * len(stores)
     assert len(alive) == 0
 
 
-def test_a_loss_on_the_reference_weighs_a_teacher_down(teachers):
+def test_a_larger_loss_on_the_reference_lowers_a_teachers_weight(teachers):
     stores, logits = teachers
     losses = {"M04": {"M04_1": 0.5}, "M09": {"M04_1": 3.0}, "F05": {"M04_1": float("inf")}}
     weights = torch.tensor([-0.5, -3.0, -torch.inf], dtype=torch.float64).softmax(0)
@@ -201,7 +195,7 @@ def test_a_loss_on_the_reference_weighs_a_teacher_down(teachers):
     assert (target(stores, Weighting(losses=losses), "M04_1") - naive).abs().max() < 1e-5
 
 
-def test_speech_that_is_barred_has_no_target(teachers):
+def test_excluded_speech_has_no_target(teachers):
     stores, _ = teachers
     ensemble = TeacherEnsemble(stores, Weighting(), excluded={"M09": "is held out"})
     with pytest.raises(UserError, match="M09_1: M09 is held out: no training target on this speech"):

@@ -37,7 +37,7 @@ def test_resampling_leaves_no_mirror_image_in_the_new_band(tmp_path):
     assert 20 * np.log10(image / voice) < -50
 
 
-def test_the_report_says_once_what_was_converted(tmp_path):
+def test_the_report_notes_a_conversion_once(tmp_path):
     files = [utterance(tone(tmp_path / f"{name}.wav", 8_000, 2), name) for name in "abc"]
     _, report = check_recordings(Corpus((*files, utterance(tone(tmp_path / "d.wav"), "d"))))
     assert report.converted == {"8000 Hz, 2 channels": 3}
@@ -83,16 +83,16 @@ def test_loud_speech_is_not_called_clipped(tmp_path):
     assert len(kept) == 1
 
 
-def test_a_corpus_without_one_good_file_is_refused(tmp_path):
+def test_a_corpus_without_a_usable_file_is_refused(tmp_path):
     with pytest.raises(UserError, match="none of its 1 audio files can be used"):
         check_recordings(Corpus((utterance(tmp_path / "none.wav"),)))
 
 
-def test_batches_hold_everything_once_and_follow_the_seed(tmp_path):
-    many = [Utterance(str(index), "S", tmp_path, 0.1 + index % 7, "ONE") for index in range(50)]
-    first, again, other = (list(audio.batches(many, 8, seed=seed)) for seed in (1, 1, 2))
-    assert first == again != other
-    assert sorted(utt.utt_id for batch in first for utt in batch) == sorted(utt.utt_id for utt in many)
+def test_batches_contain_every_utterance_once_and_follow_the_seed(tmp_path):
+    utterances = [Utterance(str(index), "S", tmp_path, 0.1 + index % 7, "ONE") for index in range(50)]
+    first, again, different = (list(audio.batches(utterances, 8, seed=seed)) for seed in (1, 1, 2))
+    assert first == again != different
+    assert sorted(utt.utt_id for batch in first for utt in batch) == sorted(utt.utt_id for utt in utterances)
 
 
 def test_collate_pads_and_keeps_lengths(tmp_path):
@@ -110,15 +110,15 @@ def test_files_too_short_for_any_word_are_left_out(tmp_path):
     assert report.problems[0].reason == "too short to hold speech"
 
 
-def speech(path, rate=16_000, before=0.5, said=0.6, after=0.7):
+def speech(path, rate=16_000, before=0.5, voiced=0.6, after=0.7):
     """Noise between two stretches of faint noise."""
     rng = np.random.default_rng(0)
-    parts = [(before, 1e-4), (said, 0.2), (after, 1e-4)]
+    parts = [(before, 1e-4), (voiced, 0.2), (after, 1e-4)]
     soundfile.write(path, np.concatenate([rng.normal(0, level, int(seconds * rate)) for seconds, level in parts]), rate)
     return path
 
 
-def test_silence_is_trimmed_where_asked_for_and_a_margin_stays(tmp_path):
+def test_silence_is_trimmed_if_set_and_a_margin_stays(tmp_path):
     corpus = Corpus((utterance(speech(tmp_path / "a.wav"), "a"),))
     whole, _ = check_recordings(corpus)
     assert whole.utterances[0].offset_s is None
@@ -130,7 +130,7 @@ def test_silence_is_trimmed_where_asked_for_and_a_margin_stays(tmp_path):
     assert len(audio.load(only)) == pytest.approx(only.duration_s * 16_000, abs=1)
 
 
-def test_a_part_of_a_file_is_read_and_only_that(tmp_path):
+def test_only_the_given_part_of_a_file_is_read(tmp_path):
     """As in NeMo manifests with an offset; at another rate, so that frames and seconds cannot be mixed up."""
     wave = np.concatenate([np.full(8000, 0.1), np.full(4000, 0.4), np.full(4000, 0.2)])
     soundfile.write(tmp_path / "long.wav", wave, 8000)
@@ -162,7 +162,7 @@ def test_two_channels_that_cancel_each_other_are_silence(tmp_path):
 
 
 def test_a_transcript_longer_than_the_audio_can_hold_is_left_out(tmp_path):
-    """30 letters a second are twice as many as anybody says."""
+    """30 letters per second are twice the highest rate of speech."""
     fits = Utterance("fits", "S", tone(tmp_path / "a.wav", seconds=1.0), 1.0, "A" * 30)
     long = Utterance("long", "S", tone(tmp_path / "b.wav", seconds=1.0), 1.0, "A" * 31)
     kept, report = check_recordings(Corpus((fits, long)))
@@ -171,7 +171,7 @@ def test_a_transcript_longer_than_the_audio_can_hold_is_left_out(tmp_path):
     assert len(check_recordings(Corpus((fits, long)), AudioChecks(max_letters_per_s=40.0))[0]) == 2
 
 
-def test_what_another_version_of_the_check_found_is_not_believed(tmp_path):
+def test_results_of_another_version_of_the_check_are_ignored(tmp_path):
     corpus = Corpus((utterance(tone(tmp_path / "a.wav"), "a"),))
     check_recordings(corpus, folder=tmp_path)
     path = tmp_path / CHECKED_FILES
@@ -198,12 +198,12 @@ def test_rates_and_levels_that_cannot_be_speech_are_named(tmp_path):
     assert reasons == ["a sample rate below 4,000 Hz", "samples far beyond full scale"]
 
 
-def test_every_reason_comes_with_what_to_do():
-    said = {_fault(np.array(samples)) for samples in ([], [np.nan], [0.0], [9.0], [1.0])} | {UNREADABLE}
-    assert said <= set(ADVICE)
+def test_every_reason_comes_with_advice():
+    reasons = {_fault(np.array(samples)) for samples in ([], [np.nan], [0.0], [9.0], [1.0])} | {UNREADABLE}
+    assert reasons <= set(ADVICE)
 
 
-def test_paths_that_nothing_can_be_called_by_are_missing(tmp_path):
+def test_files_with_impossible_paths_are_missing(tmp_path):
     good = utterance(tone(tmp_path / "ok.wav"), "ok")
     _, report = check_recordings(Corpus((good, utterance(tmp_path / ("x" * 300), "long"))))
     assert report.problems[0].reason == "the file is missing"

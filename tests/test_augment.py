@@ -3,17 +3,17 @@ import torch
 from kdlib.models import augment
 
 
-def test_masks_cover_some_bands_and_frames_and_nothing_else():
+def test_masks_change_only_some_bands_and_frames():
     torch.manual_seed(0)
     features = torch.rand(8, 40, 150) + 1
     changed = augment.spec_augment(features)
-    kept = changed != 0
-    assert torch.equal(changed[kept], features[kept])
-    assert 0 < float((~kept).float().mean()) < 0.7
-    assert not torch.equal(kept[0], kept[1])  # each utterance has masks of its own
+    unmasked = changed != 0
+    assert torch.equal(changed[unmasked], features[unmasked])
+    assert 0 < float((~unmasked).float().mean()) < 0.7
+    assert not torch.equal(unmasked[0], unmasked[1])  # each utterance has its own masks
 
 
-def test_the_tempo_changes_lengths_and_samples_alike():
+def test_the_tempo_changes_lengths_and_samples_equally():
     torch.manual_seed(0)
     samples, lengths = torch.rand(2, 16_000), torch.tensor([16_000, 8_000])
     seen = set()

@@ -33,11 +33,11 @@ def model(tmp_path_factory):
     return path
 
 
-def said(tokens, texts, loud=6.0, noise=0.0, twice=False):
-    """Outputs in which the pieces of the texts spike, one frame each or two, with blanks between."""
+def spiking(tokens, texts, loud=6.0, noise=0.0, twice=False):
+    """Outputs in which the pieces of the texts spike, for one or two frames each, with blanks between."""
     rows = []
     for text in texts:
-        ids = [token for one in tokens.encode(text) for token in (*([one] * (1 + twice)), tokens.blank)]
+        ids = [token for piece in tokens.encode(text) for token in (*([piece] * (1 + twice)), tokens.blank)]
         rows.append(torch.nn.functional.one_hot(torch.tensor([tokens.blank, *ids]), tokens.size).float() * loud)
     logits = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     logits += noise * torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
@@ -45,47 +45,48 @@ def said(tokens, texts, loud=6.0, noise=0.0, twice=False):
 
 
 @pytest.mark.parametrize("twice", [False, True])
-def test_it_writes_what_was_said(tokens, model, twice):
+def test_it_decodes_the_text_of_the_outputs(tokens, model, twice):
     """Also where the last token of a word lasts two frames, for which flashlight has no alignment."""
     texts = ["DELETE THE LINE", "GO UP", "THE LINE", "UP UP"]
-    assert BeamSearch(tokens, ["DELETE", "THE", "LINE", "GO", "UP"], model)(said(tokens, texts, twice=twice)) == texts
+    beam = BeamSearch(tokens, ["DELETE", "THE", "LINE", "GO", "UP"], model)
+    assert beam(spiking(tokens, texts, twice=twice)) == texts
 
 
 def by_frames(logprobs, words, blank):
-    """CTC's forward sum over a text, but for alignments in which a word's last token lasts: flashlight has none."""
+    """CTC's forward sum over a text, except for alignments in which a word's last token lasts: flashlight has none."""
     ids = [token for word in words for token in word]
     ends = {sum(map(len, words[: index + 1])) - 1 for index in range(len(words))}
-    written, silent = np.full(len(ids) + 1, -np.inf), np.full(len(ids) + 1, -np.inf)
-    silent[0] = 0.0
+    in_token, in_blank = np.full(len(ids) + 1, -np.inf), np.full(len(ids) + 1, -np.inf)
+    in_blank[0] = 0.0
     for frame in logprobs:
         for place in range(len(ids), 0, -1):
-            entered = silent[place - 1]
+            entered = in_blank[place - 1]
             if place > 1 and ids[place - 2] != ids[place - 1]:
-                entered = np.logaddexp(entered, written[place - 1])
-            stays = -np.inf if place - 1 in ends else written[place]
-            silent[place] = frame[blank] + np.logaddexp(silent[place], written[place])
-            written[place] = frame[ids[place - 1]] + np.logaddexp(entered, stays)
-        silent[0] += frame[blank]
-    return np.logaddexp(written[-1], silent[-1])
+                entered = np.logaddexp(entered, in_token[place - 1])
+            stays = -np.inf if place - 1 in ends else in_token[place]
+            in_blank[place] = frame[blank] + np.logaddexp(in_blank[place], in_token[place])
+            in_token[place] = frame[ids[place - 1]] + np.logaddexp(entered, stays)
+        in_blank[0] += frame[blank]
+    return np.logaddexp(in_token[-1], in_blank[-1])
 
 
 def test_the_score_is_that_of_ctc_and_of_the_language_model(tokens, model):
-    """Against all texts of up to three words: their CTC probability, the model's, and a bonus a word."""
+    """Compared with all texts of up to three words: their CTC probability, the model's, and a bonus per word."""
     words, setting = ["THE", "LINE", "UP"], BeamSettings(lm_weight=0.7, word_bonus=0.4, size=500)
-    outputs = said(tokens, ["THE LINE"], loud=3.0, noise=0.5)
+    outputs = spiking(tokens, ["THE LINE"], loud=3.0, noise=0.5)
     ngrams, logprobs = lm.read(model), outputs.ctc_logits[0].double().log_softmax(-1).numpy()
     expected = {}
-    for some in (some for size in (1, 2, 3) for some in itertools.product(words, repeat=size)):
-        heard = by_frames(logprobs, [tokens.encode(word) for word in some], tokens.blank)
-        expected[" ".join(some)] = heard + 0.7 * LN10 * text_logprob(ngrams, " ".join(some)) + 0.4 * len(some)
+    for text in (text for size in (1, 2, 3) for text in itertools.product(words, repeat=size)):
+        ctc = by_frames(logprobs, [tokens.encode(word) for word in text], tokens.blank)
+        expected[" ".join(text)] = ctc + 0.7 * LN10 * text_logprob(ngrams, " ".join(text)) + 0.4 * len(text)
     beam = BeamSearch(tokens, words, model, setting, tokens_at_once=100, threshold=1e9)
     found = beam._search(beam.emissions(outputs)[0][None])[0][0]
     assert " ".join(found.words) == max(expected, key=expected.get)
     assert found.score == pytest.approx(max(expected.values()), abs=0.01)
 
 
-def test_the_language_model_decides_between_what_sounds_alike(tokens, model):
-    outputs = said(tokens, ["GO UP"])
+def test_the_language_model_decides_between_words_of_equal_probability(tokens, model):
+    outputs = spiking(tokens, ["GO UP"])
     logits = outputs.ctc_logits.clone()
     place = int(logits[0].argmax(-1).eq(tokens.encode("GO")[0]).nonzero()[0])
     logits[0, place] = 0
@@ -96,34 +97,34 @@ def test_the_language_model_decides_between_what_sounds_alike(tokens, model):
         assert weight == 0.0 or text == "GO UP"
 
 
-def test_pieces_are_scored_as_the_pieces_that_they_are(tokens, tmp_path, monkeypatch):
-    """The trap: without a list of names flashlight gives pieces the numbers of other pieces in the language model."""
+def test_the_language_model_scores_the_decoded_pieces(tokens, tmp_path, monkeypatch):
+    """The trap: without a list of names flashlight gives pieces the indices of other pieces in the language model."""
     texts = ["DELETE THE LINE", "COPY THE LINE", "GO UP", "PASTE THE WORD"]
     path = tmp_path / "pieces.arpa"
     lm.write(lm.estimate(search.in_pieces(texts * 3, tokens), 4), path)
-    noisy = said(tokens, texts, loud=4.0, noise=1.6)
+    noisy = spiking(tokens, texts, loud=4.0, noise=1.6)
     mapped = BeamSearch(tokens, None, path, BeamSettings(1.0, 0.0, 50))
-    right = sum(one == other for one, other in zip(mapped(noisy), texts, strict=True))
+    right = sum(hyp == text for hyp, text in zip(mapped(noisy), texts, strict=True))
     pieces, expected = search.in_pieces(["DELETE THE"], tokens)[0].split(), lm.read(path)
-    state, told = mapped._search.lm.start(False), 0.0
+    state, lm_logprob = mapped._search.lm.start(False), 0.0
     for index in tokens.encode("DELETE THE"):
         state, score = mapped._search.lm.score(state, mapped.columns.index(index))
-        told += score
+        lm_logprob += score
     total = sum(expected.logprob(piece, ["<s>", *pieces[:place]]) for place, piece in enumerate(pieces))
-    assert told == pytest.approx(total, abs=1e-4)
+    assert lm_logprob == pytest.approx(total, abs=1e-4)
     original = decoder.ctc_decoder
     unmapped = {"lm_dict": None, "lm": str(path)}
-    monkeypatch.setattr("torchaudio.models.decoder.ctc_decoder", lambda **asked: original(**asked | unmapped))
+    monkeypatch.setattr("torchaudio.models.decoder.ctc_decoder", lambda **settings: original(**settings | unmapped))
     trapped = BeamSearch(tokens, None, path, BeamSettings(1.0, 0.0, 50))
-    wrong = sum(one == other for one, other in zip(trapped(noisy), texts, strict=True))
+    wrong = sum(hyp == text for hyp, text in zip(trapped(noisy), texts, strict=True))
     assert wrong < right
 
 
-def test_a_sweep_finds_the_setting_of_the_lowest_wer(tokens, model):
+def test_tuning_finds_the_setting_of_the_lowest_wer(tokens, model):
     texts = ["DELETE THE LINE", "GO UP", "THE LINE", "COPY THE LINE"]
     words = ["DELETE", "THE", "LINE", "GO", "UP", "COPY", "WORD", "PASTE"]
     beam = BeamSearch(tokens, words, model)
-    outputs = said(tokens, texts, loud=3.0, noise=1.3)
+    outputs = spiking(tokens, texts, loud=3.0, noise=1.3)
     table = search.tune(
         beam,
         beam.emissions(outputs),
@@ -141,15 +142,15 @@ def test_a_sweep_finds_the_setting_of_the_lowest_wer(tokens, model):
     assert np.isfinite(table.wra).all()
 
 
-def test_nothing_said_is_nothing_written(tokens, model):
+def test_an_empty_input_has_an_empty_output(tokens, model):
     empty = Outputs(torch.zeros(1, 4, tokens.size), torch.tensor([0]), torch.zeros(1))
     assert BeamSearch(tokens, ["UP"], model)(empty) == [""]
-    with pytest.raises(UserError, match="needs a word"):
+    with pytest.raises(UserError, match="expected at least one word"):
         BeamSearch(tokens, [], model)
 
 
 def test_a_word_is_found_by_any_of_its_spellings(tokens):
-    """And an entry of several words is taken apart."""
+    """And an entry of several words is split."""
     beam = BeamSearch(tokens, {"FOUR": ["FOUR", "FOR"], "GO UP": ["GO UP"], "ONE": ["ONE"]}, None)
     assert list(beam.words) == ["FOUR", "GO", "ONE", "UP"]
-    assert beam(said(tokens, ["FOR", "FOUR", "UP ONE FOR"])) == ["FOUR", "FOUR", "UP ONE FOUR"]
+    assert beam(spiking(tokens, ["FOR", "FOUR", "UP ONE FOR"])) == ["FOUR", "FOUR", "UP ONE FOUR"]

@@ -1,4 +1,4 @@
-"""Causes by fingerprints: named where they fit and are clearly nearer than what is sound, and not otherwise."""
+"""Causes by fingerprints: named only if they fit, and clearly better than students without a fault."""
 
 import random
 
@@ -16,13 +16,13 @@ MIDDLES = {
     "h": {"wra": 0.0, "empty": 0.0, "wrong_decoding": 1.0, "information": 0.8, "distinct": 0.9},
     "f": {"wra": 0.0, "empty": 0.9, "wrong_decoding": 0.0, "information": 0.1, "distinct": 0.1},
     "i": {"wra": 0.0, "empty": 0.0, "wrong_decoding": 0.0, "information": 0.0, "distinct": 1.0},
-    "b": {"wra": 0.68, "empty": 0.0, "wrong_decoding": 0.0, "information": 0.79, "distinct": 0.9},  # as good as sound
+    "b": {"wra": 0.68, "empty": 0.0, "wrong_decoding": 0.0, "information": 0.79, "distinct": 0.9},  # as good as healthy
 }
 
 
 def near(cause, seed, rng, spread=0.03):
-    made = {name: value + rng.uniform(-spread, spread) for name, value in MIDDLES[cause].items()}
-    return Fingerprint(cause, f"case_{cause}", seed, made, (f"check of {cause}",))
+    signs = {name: value + rng.uniform(-spread, spread) for name, value in MIDDLES[cause].items()}
+    return Fingerprint(cause, f"case_{cause}", seed, signs, (f"check of {cause}",))
 
 
 @pytest.fixture
@@ -37,49 +37,47 @@ def test_a_cause_that_fits_is_named_with_its_evidence_and_its_check(known):
         found = causes.diagnose(near(cause, 9, rng).signs, known)
         assert found.named == (cause,)
         assert found.fits[0].distance < 0.1
-        assert f"The preflight would have said so: check of {cause}." in found.text
-    assert "token ids decoded as they are" in causes.diagnose(near("h", 9, rng).signs, known).text
+        assert f"Preflight checks that detect it: check of {cause}." in found.text
+    assert "recognised by the token ids decoded as they are" in causes.diagnose(near("h", 9, rng).signs, known).text
 
 
-def test_what_is_sound_or_unlike_anything_known_is_given_no_cause(known):
+def test_no_cause_is_named_for_healthy_or_unknown_results(known):
     rng = random.Random(3)
     assert causes.diagnose(near(NO_FAULT, 9, rng).signs, known).named == ()
     weak = MIDDLES[NO_FAULT] | {"wra": 0.6, "information": 0.7}
     assert causes.diagnose(weak, known).named == ()
-    strange = {"wra": 0.5, "empty": 0.5, "wrong_decoding": 0.0, "information": 0.9, "distinct": 0.1}
-    found = causes.diagnose(strange, known)
+    unknown = {"wra": 0.5, "empty": 0.5, "wrong_decoding": 0.0, "information": 0.9, "distinct": 0.1}
+    found = causes.diagnose(unknown, known)
     assert found.named == ()
-    assert "Cannot tell" in found.text
-    assert causes.diagnose({}, known).named == ()  # nothing is known of it
+    assert "Cause unknown" in found.text
+    assert causes.diagnose({}, known).named == ()  # without any sign
 
 
-def test_what_the_second_decoding_shows_needs_no_likeness(known):
-    unlike = {"wra": 0.0, "empty": 0.6, "wrong_decoding": 1.0, "information": 0.3, "distinct": 0.1}
-    found = causes.diagnose(unlike, known)
+def test_a_wrong_decoding_shown_by_the_second_decoding_is_named_at_any_distance(known):
+    distant = {"wra": 0.0, "empty": 0.6, "wrong_decoding": 1.0, "information": 0.3, "distinct": 0.1}
+    found = causes.diagnose(distant, known)
     assert found.fits[0].distance > causes.FITS
     assert found.named == ("h",)
-    assert "shows it by itself" in found.text
-    assert causes.diagnose(unlike | {"wrong_decoding": 0.5}, known).named == ()  # less than ten points
+    assert "alone shows it" in found.text
+    assert causes.diagnose(distant | {"wrong_decoding": 0.5}, known).named == ()  # less than ten points
 
 
-def test_one_answer_for_all_tells_no_cause_unless_there_are_frames(known):
-    silent = MIDDLES["f"] | {"most_frequent": 1.0, "empty": 1.0}
-    found = causes.diagnose(silent, known)
+def test_a_constant_output_has_no_known_cause_without_frames(known):
+    empty = MIDDLES["f"] | {"most_frequent": 1.0, "empty": 1.0}
+    found = causes.diagnose(empty, known)
     assert found.named == ()
-    assert "all answers are the same" in found.text
-    assert causes.diagnose(silent | {"blank_frames": 1.0}, known).named == ("f",)
-    assert causes.diagnose(silent | {"wrong_decoding": 1.0}, known).named == (
-        "h",
-    )  # which ids show, whatever the texts
+    assert "all hypotheses are the same" in found.text
+    assert causes.diagnose(empty | {"blank_frames": 1.0}, known).named == ("f",)
+    assert causes.diagnose(empty | {"wrong_decoding": 1.0}, known).named == ("h",)  # shown by ids, whatever the texts
     right = MIDDLES[NO_FAULT] | {"most_frequent": 1.0, "wra": 1.0}  # one word alone, and always recognised
-    assert "Cannot tell" not in causes.diagnose(right, known).text
+    assert "Cause unknown" not in causes.diagnose(right, known).text
 
 
-def test_a_cause_that_does_no_harm_is_not_told_from_what_is_sound(known):
+def test_a_harmless_cause_is_not_named(known):
     assert causes.diagnose(near("b", 9, random.Random(4)).signs, known).named == ()
 
 
-def test_the_confusion_counts_every_case_once_told_by_other_seeds(known):
+def test_the_confusion_counts_every_case_once_by_the_fingerprints_of_other_seeds(known):
     mixed = [Fingerprint("fh", "both", 1, MIDDLES["f"] | {"wrong_decoding": 1.0})]
     table = causes.confusion(known, mixed)
     assert table.sum(axis=1).to_dict() == pytest.approx({NO_FAULT: 3, "h": 3, "f": 3, "i": 3, "b": 3, "fh": 1})
@@ -87,15 +85,14 @@ def test_the_confusion_counts_every_case_once_told_by_other_seeds(known):
     assert table.loc[NO_FAULT, "-"] == 3
 
 
-def test_every_cause_and_sign_is_said_in_words():
-    assert {one.cause for one in causes.known_fingerprints()} <= set(CAUSES)
-    assert all(set(one.signs) <= set(SIGNS) for one in causes.known_fingerprints())
+def test_every_cause_and_sign_has_a_description():
+    assert {fingerprint.cause for fingerprint in causes.known_fingerprints()} <= set(CAUSES)
+    assert all(set(fingerprint.signs) <= set(SIGNS) for fingerprint in causes.known_fingerprints())
 
 
-def test_training_says_what_answers_alone_do_not():
-    rows = pd.DataFrame([("u", "M08", word, word) for word in WORDS], columns=predictions.COLUMNS).assign(
-        token_ids=None
-    )
+def test_training_curves_add_signs_of_their_own():
+    rows = pd.DataFrame([("u", "M08", word, word) for word in WORDS], columns=predictions.COLUMNS)
+    rows = rows.assign(token_ids=None)
     curves = pd.DataFrame(
         [
             (step, name, value)
@@ -105,8 +102,8 @@ def test_training_says_what_answers_alone_do_not():
         columns=["step", "name", "value"],
     )
     found = causes.signs(examination.examine(rows), curves, dev_wra=0.1)
-    assert found["lost"] == pytest.approx(0.4)  # kept is the look with the best score, 0.5
-    assert found["passed_over"] == pytest.approx(0.3)
-    assert "lost" not in causes.signs(examination.examine(rows), curves)  # without dev scores
+    assert found["lost_after_training"] == pytest.approx(0.4)  # of the selected checkpoint, with the best score, 0.5
+    assert found["better_checkpoint"] == pytest.approx(0.3)
+    assert "lost_after_training" not in causes.signs(examination.examine(rows), curves)  # without dev scores
     assert "wrong_decoding" not in found  # without ids
-    assert "lost" not in causes.signs(examination.examine(rows))
+    assert "lost_after_training" not in causes.signs(examination.examine(rows))

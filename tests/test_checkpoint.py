@@ -1,4 +1,4 @@
-"""`make evaluate`: any saved model, any manifest."""
+"""`make evaluate`: score any saved model on any manifest."""
 
 import subprocess
 import sys
@@ -15,12 +15,12 @@ from kdlib.models.nemo_files import SHIPPED_MODEL, read_tokenizer
 
 
 @pytest.fixture(scope="module")
-def manifest(taught):
-    return prepare.corpus_folder(taught) / "manifest.csv"
+def manifest(with_teachers):
+    return prepare.corpus_folder(with_teachers) / "manifest.csv"
 
 
-def test_a_teacher_is_scored_on_a_manifest_from_the_command_line(taught, manifest, tmp_path):
-    folder = taught.folder / "teachers/speechbrain/M04"
+def test_a_teacher_is_scored_on_a_manifest_from_the_command_line(with_teachers, manifest, tmp_path):
+    folder = with_teachers.folder / "teachers/speechbrain/M04"
     command = [
         sys.executable,
         "-m",
@@ -31,31 +31,31 @@ def test_a_teacher_is_scored_on_a_manifest_from_the_command_line(taught, manifes
         str(tmp_path / "o"),
     ]
     command += ["--tokenizer", str(folder / "tokenizer.model"), "--max-decode-len", "3"]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=repository_root())
-    assert run.returncode == 0, run.stderr
-    assert "attention_lexicon" in run.stdout
+    result = subprocess.run(command, capture_output=True, text=True, cwd=repository_root())
+    assert result.returncode == 0, result.stderr
+    assert "attention_lexicon" in result.stdout
     scores = read_json(tmp_path / "o/scores.json")
     assert scores["n"] == len(pd.read_csv(manifest))
-    spoken = {"attention", "attention_beam", "attention_lexicon", "joint", "joint_lexicon"}
-    assert set(scores["decoders"]) == {"greedy", "lexicon"} | spoken
+    attention = {"attention", "attention_beam", "attention_lexicon", "joint", "joint_lexicon"}
+    assert set(scores["decoders"]) == {"greedy", "lexicon"} | attention
     assert read_json(tmp_path / "o/evaluation_greedy.json")["num_samples"] == scores["n"]
 
 
-def test_a_nemo_file_is_scored_too(taught, manifest, tmp_path):
+def test_a_nemo_file_is_scored(with_teachers, manifest, tmp_path):
     lm.write(lm.estimate(set(pd.read_csv(manifest).wrd), 2), tmp_path / "lm.arpa")
     scores = checkpoint.evaluate(SHIPPED_MODEL, manifest, tmp_path, lm=tmp_path / "lm.arpa", lm_weight=0.5)
     assert set(scores["decoders"]) == {"greedy", "lexicon", "beam"}
     assert scores["settings"]["beam"]["lm_weight"] == 0.5
     assert scores["decoders"]["beam"]["wra"] > 0.3
-    assert scores["decoders"]["lexicon"]["wra"] > 0.3  # the shipped model knows these words
+    assert scores["decoders"]["lexicon"]["wra"] > 0.3  # the shipped model was trained on these words
 
 
-def test_another_tokenizer_is_refused_and_not_used(taught, manifest, tmp_path):
-    """The original study's 0 %: right tokens, read with other pieces."""
-    folder = taught.folder / "teachers/speechbrain/M04"
+def test_a_tokenizer_other_than_the_models_is_refused(with_teachers, manifest, tmp_path):
+    """The WRA of 0 % in the original study: correct tokens, decoded with the wrong tokenizer."""
+    folder = with_teachers.folder / "teachers/speechbrain/M04"
     other = tmp_path / "other.model"
     other.write_bytes(read_tokenizer(SHIPPED_MODEL))
-    with pytest.raises(UserError, match=r"is not the one that .* was trained with: its ids mean other pieces"):
+    with pytest.raises(UserError, match=r"is not the one that .* was trained with: its ids are other pieces"):
         checkpoint.evaluate(folder, manifest, tmp_path / "o", tokenizer=other)
     assert not (tmp_path / "o").exists()
 
@@ -64,6 +64,6 @@ def test_another_tokenizer_is_refused_and_not_used(taught, manifest, tmp_path):
     ("path", "message"),
     [("nowhere", "checkpoint: there is no .*nowhere"), ("none.nemo", "is not a complete .nemo file")],
 )
-def test_no_checkpoint(manifest, tmp_path, path, message):
+def test_a_missing_or_incomplete_checkpoint_is_refused(manifest, tmp_path, path, message):
     with pytest.raises(UserError, match=message):
         checkpoint.evaluate(tmp_path / path, manifest, tmp_path / "o")

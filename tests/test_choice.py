@@ -1,4 +1,4 @@
-"""A fold's targets: who teaches, on whose speech, and how loudly."""
+"""A fold's targets: the teachers, the speech that has a target, and the weights."""
 
 import pytest
 import torch
@@ -11,55 +11,55 @@ from kdlib.pretrained.pieces import load_tokens
 from kdlib.targets.choice import METHODS, _usable_weights, accuracies, load_target, weighting
 
 
-def with_teachers(taught, names, **fold):
+def with_teachers(with_teachers, names, **fold):
     settings = {"dev": None, "exclude": ["M01"], "teachers": names} | fold
-    return load("params/smoke.yaml", "M08", settings, {"outputs": taught.outputs})
+    return load("params/smoke.yaml", "M08", settings, {"outputs": with_teachers.outputs})
 
 
-def test_the_folds_target_is_a_distribution_a_frame(taught, corpus):
-    utt = split(corpus, taught).train[0]
-    log_probs, frames = load_target(taught).log_probs([utt.utt_id], [utt.speaker])
+def test_the_target_is_one_distribution_per_frame(with_teachers, corpus):
+    utt = split(corpus, with_teachers).train[0]
+    log_probs, frames = load_target(with_teachers).log_probs([utt.utt_id], [utt.speaker])
     assert torch.allclose(log_probs.exp().sum(-1), torch.ones(1, int(frames[0])), atol=1e-4)
 
 
 @pytest.mark.parametrize(("speaker", "why"), [("M08", "is held out"), ("M10", "is the dev speaker")])
-def test_there_is_no_target_on_held_out_and_dev_speech(taught, corpus, speaker, why):
-    utt = next(utt for utt in extract.extracted_utterances(taught, corpus, "training") if utt.speaker == speaker)
+def test_there_is_no_target_on_held_out_and_dev_speech(with_teachers, corpus, speaker, why):
+    utt = next(utt for utt in extract.extracted_utterances(with_teachers, corpus, "training") if utt.speaker == speaker)
     with pytest.raises(UserError, match=f"{utt.utt_id}: {speaker} {why}: no training target"):
-        load_target(taught).log_probs([utt.utt_id], [utt.speaker])
+        load_target(with_teachers).log_probs([utt.utt_id], [utt.speaker])
 
 
-def test_a_teacher_that_heard_the_held_out_speaker_is_refused(taught):
-    store = extract.open_store(taught, "M08", "training")
+def test_a_teacher_trained_on_the_held_out_speaker_is_refused(with_teachers):
+    store = extract.open_store(with_teachers, "M08", "training")
     with pytest.raises(UserError, match="its teacher M08 was trained on M08"):
-        store.check(tokens=load_tokens(taught), held_out=["M08"])
+        store.check(tokens=load_tokens(with_teachers), held_out=["M08"])
 
 
-def test_analysis_stores_are_no_training_targets(taught):
-    store = extract.open_store(taught, "M04", "analysis")
+def test_analysis_stores_are_no_training_targets(with_teachers):
+    store = extract.open_store(with_teachers, "M04", "analysis")
     with pytest.raises(UserError, match="made for analysis of a held-out speaker; it is no training target"):
-        store.check(tokens=load_tokens(taught), held_out=["M08"])
-    assert load_target(taught, purpose="analysis").stores.keys() == {"M04"}
+        store.check(tokens=load_tokens(with_teachers), held_out=["M08"])
+    assert load_target(with_teachers, purpose="analysis").stores.keys() == {"M04"}
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_gives_probabilities(taught, corpus, method):
-    params = with_teachers(taught, ["M04", "M10"])
+def test_every_method_gives_probabilities(with_teachers, corpus, method):
+    params = with_teachers(with_teachers, ["M04", "M10"])
     utt = next(utt for utt in extract.extracted_utterances(params, corpus, "training") if utt.speaker == "M04")
     log_probs, _ = load_target(params, method).log_probs([utt.utt_id], [utt.speaker])
     assert float(log_probs.exp().sum(-1).sub(1).abs().max()) < 1e-4
 
 
-def test_own_is_the_speakers_own_teacher(taught, corpus):
-    params = with_teachers(taught, ["M04", "M10"])
+def test_own_uses_the_speakers_own_teacher(with_teachers, corpus):
+    params = with_teachers(with_teachers, ["M04", "M10"])
     utt = next(utt for utt in extract.extracted_utterances(params, corpus, "training") if utt.speaker == "M10")
     log_probs, _ = load_target(params, "own").log_probs([utt.utt_id], [utt.speaker])
     alone = extract.open_store(params, "M10", "training").logits(utt.utt_id).log_softmax(-1)
     assert torch.allclose(log_probs[0], alone, atol=1e-4)
 
 
-def test_weights_by_loss_are_those_of_the_formula(taught, corpus):
-    params = with_teachers(taught, ["M04", "M10"])
+def test_weights_by_loss_match_the_formula(with_teachers, corpus):
+    params = with_teachers(with_teachers, ["M04", "M10"])
     utt = next(utt for utt in extract.extracted_utterances(params, corpus, "training") if utt.speaker == "M10")
     ensemble = load_target(params, "weighted_loss")
     losses = torch.tensor(
@@ -69,17 +69,17 @@ def test_weights_by_loss_are_those_of_the_formula(taught, corpus):
     assert torch.allclose(torch.tensor(ensemble._weights(utt.utt_id, utt.speaker)), expected, atol=1e-4)
 
 
-def test_accuracies_are_read_on_the_dev_speaker(taught):
-    params = with_teachers(taught, ["M04"], dev="M10")
+def test_accuracies_are_those_on_the_dev_speaker(with_teachers):
+    params = with_teachers(with_teachers, ["M04"], dev="M10")
     expected = teacher_scores.accuracy_matrix(params, ["M04"], "greedy").loc["M04", "M10"]
     assert accuracies(params, ["M04"]) == {"M04": expected}
 
 
-def test_without_a_word_recognised_all_weigh_the_same():
-    with pytest.warns(UserWarning, match="no teacher recognises a word of what the choice"):
+def test_all_teachers_weigh_the_same_if_none_recognises_a_word():
+    with pytest.warns(UserWarning, match="no teacher recognises a word of the speech"):
         assert _usable_weights({"A": 0.0, "B": 0.0}) == {"A": 1.0, "B": 1.0}
 
 
-def test_an_unknown_method_is_refused(taught):
+def test_an_unknown_method_is_refused(with_teachers):
     with pytest.raises(UserError, match="unknown method 'median'; expected one of logprob_mean"):
-        weighting(taught, "median", ["M04"])
+        weighting(with_teachers, "median", ["M04"])

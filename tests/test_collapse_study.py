@@ -1,4 +1,4 @@
-"""The study of collapses: which students belong to it, what they are said to have, and what is counted."""
+"""The study of collapses: its students, their causes, and the tables of diagnoses and of the factorial."""
 
 import pandas as pd
 import pytest
@@ -15,22 +15,19 @@ WORDS = ["ONE", "TWO", "SEVEN", "NINE", "COME", "GO", "YALE", "CAN", "THE", "WAT
 
 
 def case(variant, seed, cause, wra):
-    said = [word if place < wra * len(WORDS) * 4 else "THE" for place, word in enumerate(WORDS * 4)]
-    rows = pd.DataFrame(
-        [(f"u{place}", "", told, text) for place, (told, text) in enumerate(zip(WORDS * 4, said, strict=True))],
-        columns=predictions.COLUMNS,
-    ).assign(token_ids=None)
-    found = examination.examine(rows)
-    return Case(variant, seed, cause, found, causes.signs(found) | {"blank": 0.7})  # frames were kept
+    hypotheses = [word if place < wra * len(WORDS) * 4 else "THE" for place, word in enumerate(WORDS * 4)]
+    rows = [(f"u{place}", "", *pair) for place, pair in enumerate(zip(WORDS * 4, hypotheses, strict=True))]
+    found = examination.examine(pd.DataFrame(rows, columns=predictions.COLUMNS).assign(token_ids=None))
+    return Case(variant, seed, cause, found, causes.signs(found) | {"blank_frames": 0.7})  # with frames
 
 
-def test_every_cause_is_made_by_a_variant_of_the_recipe():
+def test_the_recipe_has_a_variant_for_every_cause():
     params = load(RECIPE, "M08")
-    made = {name: collapse_study.causes_of(load(RECIPE, "M08", variant=name)) for name in params.compare}
-    alone = {Case(name, 1, cause, None, {}).fingerprint.cause for name, cause in made.items()}
-    assert set(CAUSES) <= alone
-    assert made["hard"] == made["decoder_hard"] == made["ctc_kd"] == made["few_labels"] == NO_FAULT
-    assert made["sb_decoder_kd+own_recordings+no_references+shifted_tokens"] == "abd"
+    true = {name: collapse_study.causes_of(load(RECIPE, "M08", variant=name)) for name in params.compare}
+    fingerprints = {Case(name, 1, cause, None, {}).fingerprint.cause for name, cause in true.items()}
+    assert set(CAUSES) <= fingerprints
+    assert true["hard"] == true["decoder_hard"] == true["ctc_kd"] == true["few_labels"] == NO_FAULT
+    assert true["sb_decoder_kd+own_recordings+no_references+shifted_tokens"] == "abd"
     assert Case("", 1, "abd", None, {}).mixed
     assert not Case("", 1, "bd", None, {}).mixed
     assert collapse_study.is_factorial(params)
@@ -40,7 +37,7 @@ def test_every_cause_is_made_by_a_variant_of_the_recipe():
 
 def test_every_student_of_the_factorial_has_the_control_of_its_head_and_backbone():
     for base, (student, head) in collapse_study.BASES.items():
-        for name in collapse_study._joined():
+        for name in collapse_study._factorial_variants():
             if name.split("+")[0] != base:
                 continue
             params = load(RECIPE, "M08", variant=name)
@@ -54,63 +51,61 @@ def test_every_student_of_the_factorial_has_the_control_of_its_head_and_backbone
             assert (params.distill.beta == 0) == ("no_references" in name.split("+"))
 
 
-def test_parts_share_the_students_and_miss_none():
+def test_the_parts_cover_every_student_once():
     params = load(RECIPE, "M08")
-    every = collapse_study.listed_students(params)
-    assert sorted(
-        [*collapse_study.listed_students(params, "1/2"), *collapse_study.listed_students(params, "2/2")]
-    ) == sorted(every)
-    assert len(every) == len(set(every))
+    students = collapse_study.listed_students(params)
+    parts = [collapse_study.listed_students(params, part) for part in ("1/2", "2/2")]
+    assert sorted([*parts[0], *parts[1]]) == sorted(students)
+    assert len(students) == len(set(students))
     for wrong in ("3/2", "0/2", "one", "1/"):
         with pytest.raises(UserError, match="part: expected something like 1/2"):
             collapse_study.listed_students(params, wrong)
 
 
-def test_who_is_told_apart_is_counted_with_false_alarms():
+def test_identification_rates_count_correct_causes_and_false_alarms():
     cases = [case("hard", seed, NO_FAULT, 0.8) for seed in (1, 2)]
-    cases += [case("dead", seed, "f", 0.02 * seed) for seed in (1, 2)]
+    cases += [case("collapsed", seed, "f", 0.02 * seed) for seed in (1, 2)]
     known = collapse_study.fingerprints(cases)
     table = collapse_study.identification_rates(known, [case("mixed", 1, "af", 0.03).fingerprint])
     assert table.loc["one cause"].to_dict() == {
-        "n": 2, "the cause named first": 2, "only others named": 0, "none named": 0
+        "n": 2, "correct cause first": 2, "wrong causes only": 0, "none": 0
     }  # fmt: skip
     assert table.loc["no fault"].to_dict() == {
-        "n": 2, "the cause named first": 0, "only others named": 0, "none named": 2
+        "n": 2, "correct cause first": 0, "wrong causes only": 0, "none": 2
     }  # fmt: skip
-    assert table.loc["two or more causes", "the cause named first"] == 1
+    assert table.loc["two or more causes", "correct cause first"] == 1
     alarms = collapse_study.identification_rates(
         [*known, *[Fingerprint("e", "same", seed, known[2].signs) for seed in (1, 2)]]
     )
-    assert alarms.loc["no fault", "the cause named first"] == 0  # whatever letters "none" has
+    assert alarms.loc["no fault", "correct cause first"] == 0  # although "none" has the letter e
     summary = collapse_study.summary(cases, known)
-    assert summary.loc[("dead", 1), "named"] == "f"
+    assert summary.loc[("collapsed", 1), "named"] == "f"
     assert summary.loc[("hard", 2), "named"] == "-"
     assert not collapse_study.is_complete(cases)
     cases += [case(f"like {letter}", seed, letter, 0.5) for letter in "gh" for seed in (1, 2)]
     assert collapse_study.is_complete(cases)
-    assert not collapse_study.is_complete([one for one in cases if one.seed == 1])
+    assert not collapse_study.is_complete([case for case in cases if case.seed == 1])
 
 
-def test_the_factorial_says_what_kills_and_what_hurts(monkeypatch, tmp_path):
-    """Students that are as good as their names say, 96 utterances, two seeds."""
+def test_the_factorial_reports_what_collapses_and_what_hurts(monkeypatch, tmp_path):
+    """Students with the WRA of their variants, 96 utterances, two seeds."""
     right = {"hard": 0.8, "own_recordings": 0.5, "no_references": 0.78, "shifted_tokens": 0.02}
 
-    def scored(params, seed):
+    def fake_scores(params, seed):
         share = min(right.get(part, 0.8) for part in params.variant.split("+"))
         return tmp_path / f"{params.variant}-{share}-{seed}"
 
-    def collected(folders, place):
+    def fake_collect(folders, decoder):
         rows = []
         for seed, folder in enumerate(folders):
             share = float(folder.name.split("-")[1])
-            for place_ in range(96):
-                word = WORDS[place_ % 12]
-                said = word if place_ < 96 * share + seed else "X"
-                rows.append((f"u{place_}", "M08", word, said, seed))
+            for place in range(96):
+                word = WORDS[place % 12]
+                rows.append((f"u{place}", "M08", word, word if place < 96 * share + seed else "X", seed))
         return pd.DataFrame(rows, columns=["utt_id", "speaker", "reference", "hypothesis", "seed"])
 
-    monkeypatch.setattr(collapse_study, "student_scores", scored)
-    monkeypatch.setattr(compare, "collect", collected)
+    monkeypatch.setattr(collapse_study, "student_scores", fake_scores)
+    monkeypatch.setattr(compare, "collect", fake_collect)
     table = collapse_study.factorial(lambda name: load(RECIPE, "M08", variant=name), (1, 2)).set_index("system")
     assert len(table) == 4 * 9
     assert table.loc["ctc_kd+shifted_tokens", "verdict"] == "collapses"

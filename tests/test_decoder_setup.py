@@ -1,4 +1,4 @@
-"""Which decoders a fold's systems are scored with: nothing of them may come from the held-out speaker."""
+"""The decoders of a fold's systems: their lexicon, language model and settings, without the held-out speaker."""
 
 import pandas as pd
 import pytest
@@ -23,49 +23,48 @@ def words(path):
     return {word for word in lm.read(path).words if word not in (lm.END, lm.UNKNOWN)}
 
 
-def test_the_language_model_knows_the_training_texts_alone(smoke, model, corpus):
+def test_the_language_model_has_the_training_words_only(smoke, model, corpus):
     splits = split(corpus, smoke)
     assert words(language_model(smoke, model.tokens)) == {utt.text for utt in splits.train}
     unseen = {utt.text for utt in splits.test} - splits.train_words
     assert unseen  # words of the test block that are never trained on
-    assert not unseen & words(language_model(smoke, model.tokens, everybody=True))
+    assert not unseen & words(language_model(smoke, model.tokens, all_speakers=True))
 
 
-def test_settings_are_chosen_on_the_dev_speaker(smoke):
+def test_beam_settings_are_chosen_on_the_dev_speaker(smoke):
     folder = baseline(smoke)
     scores = read_json(folder / "scores.json")
-    chosen, grid = scores["settings"]["beam"], pd.read_csv(folder / TUNING)
-    assert chosen["chosen_on"] == smoke.fold.dev
+    setting, grid = scores["settings"]["beam"], pd.read_csv(folder / TUNING)
+    assert setting["chosen_on"] == smoke.fold.dev
     assert len(grid) == len(smoke.search.lm_weights) * len(smoke.search.word_bonuses) * len(smoke.search.beam_sizes)
-    used = grid[(grid.lm_weight == chosen["lm_weight"]) & (grid.word_bonus == chosen["word_bonus"])]
-    assert used[used["size"] == chosen["size"]].wer.item() == grid.wer.min()
+    used = grid[(grid.lm_weight == setting["lm_weight"]) & (grid.word_bonus == setting["word_bonus"])]
+    assert used[used["size"] == setting["size"]].wer.item() == grid.wer.min()
     assert set(scores["decoders"]) == {"greedy", "lexicon", "beam"}
 
 
-def test_where_nobody_may_choose_the_recipe_does(smoke):
+def test_without_a_dev_speaker_the_settings_of_the_recipe_are_used(smoke):
     folder = zero_shot(smoke)
-    chosen = read_json(folder / "scores.json")["settings"]["beam"]
-    assert (chosen["chosen_on"], chosen["lm_weight"]) == ("", smoke.search.lm_weight)
+    setting = read_json(folder / "scores.json")["settings"]["beam"]
+    assert (setting["chosen_on"], setting["lm_weight"]) == ("", smoke.search.lm_weight)
     assert not (folder / TUNING).exists()
 
 
-def test_pieces_can_be_searched_without_a_lexicon(smoke, model, outputs):
-    free = load("params/smoke.yaml", "M08", overrides={"outputs": str(outputs), "search": {"units": "pieces"}})
-    decoders = decoder_set(free, model.tokens)
+def test_beam_search_over_pieces_needs_no_lexicon(smoke, model, outputs):
+    params = load("params/smoke.yaml", "M08", overrides={"outputs": str(outputs), "search": {"units": "pieces"}})
+    decoders = decoder_set(params, model.tokens)
     assert decoders.beam.words is None
-    assert language_model(free, model.tokens) != language_model(smoke, model.tokens)
-    known = words(language_model(free, model.tokens))
-    assert known <= set(model.tokens.pieces)
+    assert language_model(params, model.tokens) != language_model(smoke, model.tokens)
+    assert words(language_model(params, model.tokens)) <= set(model.tokens.pieces)
 
 
-def test_a_model_without_a_trained_ctc_head_is_not_scored_by_it(smoke, model):
-    class Silent:
+def test_a_model_without_a_trained_ctc_head_is_not_scored_with_ctc_decoders(smoke, model):
+    class Model:
         pass
 
-    decoders = decoder_set(smoke, model.tokens, model=Silent(), heads=("decoder",))
+    decoders = decoder_set(smoke, model.tokens, model=Model(), heads=("decoder",))
     assert decoders.columns == ("attention", "attention_beam", "attention_lexicon")
     assert decoders.beam is None
-    both = decoder_set(smoke, model.tokens, model=Silent(), heads=("ctc", "decoder"))
+    both = decoder_set(smoke, model.tokens, model=Model(), heads=("ctc", "decoder"))
     assert both.columns == (
         "greedy", "lexicon", "beam", "attention", "attention_beam", "attention_lexicon", "joint", "joint_lexicon",
     )  # fmt: skip

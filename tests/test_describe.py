@@ -8,7 +8,7 @@ from kdlib.corpus.manifest import Corpus, Utterance
 from kdlib.corpus.speakers import published_speakers, split
 
 
-def spoken(path, speaker, seconds, text="ONE"):
+def utterance(path, speaker, seconds, text="ONE"):
     """A burst of noise of known length within a second of faint noise."""
     rng = np.random.default_rng(0)
     wave = rng.normal(0, 1e-4, 24_000)
@@ -17,17 +17,17 @@ def spoken(path, speaker, seconds, text="ONE"):
     return Utterance(path.stem, speaker, path, 1.5, text)
 
 
-def test_spoken_seconds_leave_out_silence(tmp_path):
-    assert describe.spoken_s(spoken(tmp_path / "a.wav", "M08", 0.6)) == pytest.approx(0.6, abs=0.04)
+def test_spoken_seconds_exclude_silence(tmp_path):
+    assert describe.spoken_s(utterance(tmp_path / "a.wav", "M08", 0.6)) == pytest.approx(0.6, abs=0.04)
 
 
 def test_durations_are_relative_to_controls_of_the_same_word(tmp_path):
     corpus = Corpus(
         (
-            spoken(tmp_path / "a.wav", "M08", 0.9),
-            spoken(tmp_path / "b.wav", "CM01", 0.5),
-            spoken(tmp_path / "c.wav", "CM04", 0.4),
-            spoken(tmp_path / "d.wav", "CM05", 0.6),
+            utterance(tmp_path / "a.wav", "M08", 0.9),
+            utterance(tmp_path / "b.wav", "CM01", 0.5),
+            utterance(tmp_path / "c.wav", "CM04", 0.4),
+            utterance(tmp_path / "d.wav", "CM05", 0.6),
         ),
         people=published_speakers(),
     )
@@ -36,7 +36,7 @@ def test_durations_are_relative_to_controls_of_the_same_word(tmp_path):
     assert ratios["CM01"] == pytest.approx(1)
 
 
-def test_one_row_a_speaker_from_least_to_most_intelligible(corpus):
+def test_one_row_per_speaker_from_least_to_most_intelligible(corpus):
     table = describe.speaker_table(corpus)
     assert table.speaker.tolist()[:3] == ["M04", "M08", "M10"]
     assert table.utterances.sum() == len(corpus)
@@ -54,7 +54,7 @@ def test_roles_add_up(corpus, smoke):
     assert roles.loc["test", "words not trained on"] == 2  # the block's two uncommon words
 
 
-def test_four_speakers_are_one_of_each_level():
+def test_example_speakers_are_one_per_level():
     people = pd.DataFrame(
         {"speaker": ["V", "L", "M", "H", "K", "C"], "level": ["VERY_LOW", "LOW", "MID", "HIGH", "HIGH", "CONTROL"]}
     )
@@ -62,7 +62,7 @@ def test_four_speakers_are_one_of_each_level():
     assert describe.example_speakers(people.assign(level="?"))[:2] == ["V", "L"]
 
 
-def test_the_same_word_by_all_that_are_named(corpus):
+def test_the_same_word_by_all_named_speakers(corpus):
     chosen = describe.same_word(corpus, ["M08", "M04"])
     assert [utt.speaker for utt in chosen] == ["M08", "M04"]
     assert len({utt.text for utt in chosen}) == 1

@@ -12,8 +12,9 @@ def traits(intelligibility, seed=0, duration=None):
 
 
 def edits(intelligibility, times=300):
-    one = traits(intelligibility)
-    return np.mean([dysarthria.misarticulate(WORD, one, np.random.default_rng(seed)) != WORD for seed in range(times)])
+    speaker = traits(intelligibility)
+    words = (dysarthria.misarticulate(WORD, speaker, np.random.default_rng(seed)) for seed in range(times))
+    return np.mean([word != WORD for word in words])
 
 
 def test_healthy_speech_is_not_edited():
@@ -27,12 +28,11 @@ def test_edits_grow_with_severity():
     assert shares[-1] > 0.8
 
 
-def test_something_is_always_said():
-    one = traits(0)
-    assert all(
-        any(phone != dysarthria.PAUSE for phone in dysarthria.misarticulate(["p"], one, np.random.default_rng(seed)))
-        for seed in range(200)
-    )
+def test_the_output_is_never_empty():
+    speaker = traits(0)
+    for seed in range(200):
+        phones = dysarthria.misarticulate(["p"], speaker, np.random.default_rng(seed))
+        assert any(phone != dysarthria.PAUSE for phone in phones)
 
 
 def test_mild_speakers_do_not_stop_or_glide():
@@ -46,7 +46,7 @@ def tone_with_phones():
 
 
 @pytest.mark.parametrize("ratio", [0.8, 1.0, 2.0])
-def test_stretching_gives_the_asked_length_and_keeps_the_pitch(ratio):
+def test_stretching_gives_the_requested_length_and_keeps_the_pitch(ratio):
     samples, phones = tone_with_phones()
     slow = dysarthria._stretch(samples, *dysarthria._time_map(phones, ratio))
     assert len(slow) == pytest.approx(ratio * len(samples), rel=0.06)

@@ -1,4 +1,4 @@
-"""A frozen encoder is asked once an utterance, and what is remembered is what it says."""
+"""A frozen encoder encodes every utterance once, and cached encodings equal its outputs."""
 
 import torch
 
@@ -20,15 +20,15 @@ def batch(*lengths):
     return wavs, torch.tensor(lengths)
 
 
-def test_what_is_remembered_is_what_the_encoder_says_and_it_is_asked_once():
-    model, asked = encoder(), []
-    model.register_forward_hook(lambda *_: asked.append(1))
-    remembered, (wavs, lengths) = EncoderCache(model), batch(8000, 12000, 4000)
+def test_cached_encodings_equal_the_encoders_and_are_computed_once():
+    model, calls = encoder(), []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    cache, (wavs, lengths) = EncoderCache(model), batch(8000, 12000, 4000)
     with torch.no_grad():
         encoded, frames, _ = model(wavs, lengths)
-    first, count = remembered(["a", "b", "c"], wavs, lengths)
-    again, _ = remembered(["c", "a"], wavs[[2, 0], :8000], lengths[[2, 0]])
-    assert len(asked) == 2  # ours, and its first
+    first, count = cache(["a", "b", "c"], wavs, lengths)
+    again, _ = cache(["c", "a"], wavs[[2, 0], :8000], lengths[[2, 0]])
+    assert len(calls) == 2  # the test's, and the cache's first
     assert count.tolist() == frames.tolist()
     for row, length in enumerate(frames.tolist()):
         assert torch.allclose(first[row, :length], encoded[row, :length], atol=1e-5)
@@ -36,11 +36,11 @@ def test_what_is_remembered_is_what_the_encoder_says_and_it_is_asked_once():
     assert torch.equal(again[1, : frames[0]], first[0, : frames[0]])
 
 
-def test_no_more_is_remembered_than_is_allowed():
+def test_the_cache_stays_within_its_size():
     model = encoder()
     wavs, lengths = batch(8000, 8000)
-    remembered = EncoderCache(model, most_bytes=1)
-    one, _ = remembered(["a", "b"], wavs, lengths)
-    other, _ = remembered(["a", "b"], wavs, lengths)
-    assert not remembered.known
-    assert torch.equal(one, other)
+    cache = EncoderCache(model, max_bytes=1)
+    first, _ = cache(["a", "b"], wavs, lengths)
+    second, _ = cache(["a", "b"], wavs, lengths)
+    assert not cache.cached
+    assert torch.equal(first, second)

@@ -31,33 +31,33 @@ def test_a_frame_takes_40_ms(model, waves):
     assert sorted(hidden) == [1, 2]
 
 
-def test_neighbours_in_a_batch_change_nothing(model, waves):
-    """SpeechBrain masks padding behind the depthwise convolution: without our mask it leaks into the last frames."""
-    together, _, layers = model(*batch(waves))
+def test_outputs_do_not_depend_on_neighbours_in_the_batch(model, waves):
+    """SpeechBrain masks padding after the depthwise convolution: without our mask it leaks into the last frames."""
+    batched, _, layers = model(*batch(waves))
     for index, wave in enumerate(waves):
         alone, frames, hidden = model(*batch([wave]))
         length = int(frames[0])
-        assert (together[index, :length] - alone[0]).abs().max() < 1e-4
-        for layer, one in hidden.items():
-            assert (layers[layer][index, :length] - one[0]).abs().max() < 1e-4
+        assert (batched[index, :length] - alone[0]).abs().max() < 1e-4
+        for layer, output in hidden.items():
+            assert (layers[layer][index, :length] - output[0]).abs().max() < 1e-4
 
 
-def test_loudness_changes_nothing_that_matters(model, waves):
+def test_outputs_hardly_depend_on_loudness(model, waves):
     quiet, loud = model(*batch(waves[:1]))[0], model(*batch([waves[0] * 4]))[0]
     assert (quiet - loud).abs().max() < 1e-2
 
 
-def test_spec_augment_only_in_training_and_only_where_it_is_asked_for(model, waves):
-    heard = model(*batch(waves))[0]
+def test_spec_augment_only_in_training_and_only_if_it_is_enabled(model, waves):
+    expected = model(*batch(waves))[0]
     model.spec_augment = True
-    assert torch.equal(model(*batch(waves))[0], heard)
+    assert torch.equal(model(*batch(waves))[0], expected)
     model.train()
-    assert not torch.allclose(model(*batch(waves))[0], heard, atol=1e-2)
+    assert not torch.allclose(model(*batch(waves))[0], expected, atol=1e-2)
     model.eval()
     model.spec_augment = False
 
 
-def test_every_weight_learns(waves):
+def test_every_weight_has_a_gradient(waves):
     model = Conformer(TINY)
     (model(*batch(waves))[0] ** 2).mean().backward()
     idle = [name for name, weight in model.named_parameters() if weight.requires_grad and weight.grad is None]

@@ -1,4 +1,4 @@
-"""Ensembles of the smoke recipe's students, and students that teach the next."""
+"""Ensembles of the smoke recipe's students, and students as teachers of the next."""
 
 import json
 
@@ -18,18 +18,18 @@ from kdlib.teachers.adapt import speaker_teacher
 
 
 @pytest.fixture(scope="module")
-def variant(taught, outputs):
-    def named(which, **overrides):
-        always = {"outputs": str(outputs), "student": {"keep_checkpoints": 2, "validations_per_epoch": 2}}
-        always["ensembles"] = {
+def variant(with_teachers, outputs):
+    def load_variant(name, **overrides):
+        defaults = {"outputs": str(outputs), "student": {"keep_checkpoints": 2, "validations_per_epoch": 2}}
+        defaults["ensembles"] = {
             "two": {"variants": ["hard"], "seeds": [1, 2]},
             "soup": {"variants": ["hard"], "seeds": [1, 2], "average": "weights"},
-            "looks": {"variants": ["hard"], "seeds": [1], "average": "weights", "checkpoints": 2},
+            "checkpoints": {"variants": ["hard"], "seeds": [1], "average": "weights", "checkpoints": 2},
             "three": {"variants": ["hard"], "seeds": [1, 2, 7]},
         }
-        return load("params/smoke.yaml", "M08", overrides=always | overrides, variant=which)
+        return load("params/smoke.yaml", "M08", overrides=defaults | overrides, variant=name)
 
-    return named
+    return load_variant
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +39,10 @@ def hard(variant):
     return variant("hard")
 
 
-def test_the_best_looks_are_kept(hard):
+def test_the_best_checkpoints_are_kept(hard):
     folder = student_folder(hard, 1)
-    record = read_json(folder / "model.json")
-    assert [one["dev_score"] for one in record["checkpoints"]] == sorted(
-        (o["dev_score"] for o in record["checkpoints"]), reverse=True
-    )
+    scores = [checkpoint["dev_score"] for checkpoint in read_json(folder / "model.json")["checkpoints"]]
+    assert scores == sorted(scores, reverse=True)
     best, first, second = (
         load_file(folder / name) for name in ("model.safetensors", "best1.safetensors", "best2.safetensors")
     )
@@ -52,23 +50,22 @@ def test_the_best_looks_are_kept(hard):
     assert any((second[name] != weight).any() for name, weight in best.items())
 
 
-def test_an_ensemble_is_one_more_system_with_the_same_files(hard):
-    for name in ("two", "soup", "looks"):
+def test_an_ensemble_is_scored_like_a_student(hard):
+    for name in ("two", "soup", "checkpoints"):
         folder = ensembles.ensemble_scores(hard, name)
         scores = read_json(folder / "scores.json")
         assert scores["system"] == f"ensemble {name}"
         assert set(scores["decoders"]) == {"greedy", "lexicon", "beam"}
-        heard = pd.read_csv(folder / "hypotheses.csv")
-        assert len(heard) == scores["n"] > 0
-    there = comparison.score_folders(hard, ["hard"], [1, 2], ["two", "soup"])
-    table = comparison.fold_table(there)
+        assert len(pd.read_csv(folder / "hypotheses.csv")) == scores["n"] > 0
+    folders = comparison.score_folders(hard, ["hard"], [1, 2], ["two", "soup"])
+    table = comparison.fold_table(folders)
     assert ("two", "ensemble") in table.index
     assert ("hard", "mean") in table.index
-    verdicts = comparison.verdicts([there], {"hard": "baseline", "two": "hard"}, "lexicon", hard.scoring)
-    assert [(one.a, one.b) for one in verdicts] == [("hard", "baseline"), ("two", "hard")]
+    verdicts = comparison.verdicts([folders], {"hard": "baseline", "two": "hard"}, "lexicon", hard.scoring)
+    assert [(verdict.a, verdict.b) for verdict in verdicts] == [("hard", "baseline"), ("two", "hard")]
 
 
-def test_what_an_ensemble_lacks_is_said(hard, variant):
+def test_an_incomplete_ensemble_is_refused(hard, variant):
     with pytest.raises(UserError, match=r"no student 'hard' of seed 7 .*train it first"):
         ensembles.ensemble_scores(hard, "three")
     with pytest.raises(UserError, match="unknown ensemble 'thre'; did you mean 'three'"):
@@ -79,7 +76,7 @@ def test_what_an_ensemble_lacks_is_said(hard, variant):
         variant("hard", ensembles={"x": {"variants": ["hrad"]}})
 
 
-def test_students_teach_the_next(hard, variant):
+def test_students_are_teachers_of_the_next(hard, variant):
     params = variant("born_again", teacher={"student_seeds": [1, 2]})
     assert target_teachers(params) == ["hard/seed1", "hard/seed2"]
     ensemble = load_target(params)
@@ -92,27 +89,23 @@ def test_students_teach_the_next(hard, variant):
         speaker_teacher(variant("born_again", teacher={"student_seeds": [9]}), "hard/seed9")
 
 
-def test_a_student_that_heard_the_held_out_speaker_is_no_member(hard, variant, monkeypatch):
+def test_a_student_trained_on_the_dev_speaker_is_no_member(hard, variant, monkeypatch):
     monkeypatch.setattr(
-        "kdlib.models.averaging.EnsembleSystem", lambda *_: type("One", (), {"record": {"train_speakers": ["M10"]}})
+        ensembles, "EnsembleSystem", lambda *_: type("System", (), {"record": {"train_speakers": ["M10"]}})
     )
-    with pytest.raises(UserError, match="a member has heard M10"):
+    with pytest.raises(UserError, match="a member was trained on M10"):
         ensembles.ensemble_scores(variant("hard", scoring={"bootstrap": 201}), "two")
 
 
 def test_the_command_prints_tables_and_verdicts_and_draws_them(hard, outputs, tmp_path, capsys):
     recipe = tmp_path / "smoke.yaml"
-    group = {"two": {"variants": ["hard"], "seeds": [1, 2]}}
-    known = {
-        "outputs": str(outputs),
-        "student": {"keep_checkpoints": 2, "validations_per_epoch": 2},
-        "ensembles": group,
-    }
-    recipe.write_text(json.dumps({"extends": str(repository_root() / "params/smoke.yaml")} | known))
+    settings = {"extends": str(repository_root() / "params/smoke.yaml"), "outputs": str(outputs)}
+    settings |= {"student": {"keep_checkpoints": 2, "validations_per_epoch": 2}}
+    recipe.write_text(json.dumps(settings | {"ensembles": {"two": {"variants": ["hard"], "seeds": [1, 2]}}}))
     comparison.main(str(recipe), ["M08"], ["hard"], [1, 2], ["two"])
-    said = capsys.readouterr().out
-    assert "greedy: two and hard: no difference shown" in said
-    assert "One speaker says nothing of new ones" in said
+    printed = capsys.readouterr().out
+    assert "greedy: two and hard: no difference shown" in printed
+    assert "One speaker allows no inference to new speakers" in printed
     out = outputs / "smoke" / "compare"
     assert {"table.csv", "verdicts.csv", "differences.png", "differences.pdf"} <= {path.name for path in out.iterdir()}
     table = pd.read_csv(out / "table.csv")

@@ -1,4 +1,4 @@
-"""The command: any predictions, the verdict first; what it needs, what it finds, what it refuses."""
+"""The command `make examine`: output, written files, and refused input."""
 
 import json
 import random
@@ -18,70 +18,69 @@ WORDS = WORDS.split(" ")
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
-    """Files of the original study's kind: read one off, and an untrained head's."""
+    """Files in the format of the original study: decoded with ids off by one, and of an untrained head."""
     folder, rng = tmp_path_factory.mktemp("original"), random.Random(5)
     path = train_tokenizer(WORDS, 60, folder)
     tokens = Tokens.for_teachers(path)
-    for name, hear in (
+    for name, transcribe in (
         ("decoder", lambda word: tokens.encode(word if rng.random() < 0.3 else rng.choice(WORDS[:4]))),
         ("ctc", lambda word: [rng.randrange(3, 60) for _ in range(rng.randrange(20, 30))]),
     ):
         rows = []
         for word in WORDS:
             for microphone in range(2, 9):
-                ids = hear(word)
+                ids = transcribe(word)
                 rows.append(
                     {
                         "utterance_id": f"M08_B3_{word}_M{microphone}",
                         "target": word,
                         "prediction_tokens": ids,
-                        "prediction_text": tokens.decode(one - 1 for one in ids),
+                        "prediction_text": tokens.decode(index - 1 for index in ids),
                     }
                 )
         (folder / f"evaluation_{name}.json").write_text(json.dumps({"predictions": rows}), encoding="utf-8")
     return folder
 
 
-def test_the_command_prints_the_verdict_first_and_writes_a_page(original, tmp_path, capsys):
-    examination_page.main(
-        [str(original / "evaluation_decoder.json"), "--out", str(tmp_path)]
-    )  # the model lies beside it
-    said = capsys.readouterr().out.splitlines()
-    assert "READ WRONGLY" in said[2]
-    assert {one.name for one in tmp_path.iterdir()} == {
+def test_command_prints_the_verdict_first_and_writes_a_page(original, tmp_path, capsys):
+    examination_page.main([str(original / "evaluation_decoder.json"), "--out", str(tmp_path)])  # finds its tokenizer
+    lines = capsys.readouterr().out.splitlines()
+    assert {path.name for path in tmp_path.iterdir()} == {
         "page.txt", "answers.csv", "examination.json", "examination.png", "examination.pdf"
     }  # fmt: skip
-    found = json.loads((tmp_path / "examination.json").read_text(encoding="utf-8"))
-    assert found["severity"] == "wrong_decoding"
-    assert "offset -1" in found["verdict"]
-    assert found["causes"] == ["h"]
+    record = json.loads((tmp_path / "examination.json").read_text(encoding="utf-8"))
+    assert record["severity"] == "wrong_decoding"
+    assert lines[2] == record["verdict"]
+    assert "offset -1" in record["verdict"]
+    assert record["causes"] == ["h"]
 
 
-def test_an_untrained_head_is_deaf_whatever_way_it_is_read(original, tmp_path, capsys):
+def test_untrained_head_is_input_independent_in_every_decoding(original, tmp_path, capsys):
     model = original / "tokenizer.model"
     examination_page.main([str(original / "evaluation_ctc.json"), "--tokenizer", str(model), "--out", str(tmp_path)])
-    said = capsys.readouterr().out
-    assert "DEAF" in said.splitlines()[2]
-    assert "No other reading" in said
-    assert json.loads((tmp_path / "examination.json").read_text(encoding="utf-8"))["causes"] == ["i"]
+    record = json.loads((tmp_path / "examination.json").read_text(encoding="utf-8"))
+    assert record["severity"] == "input_independent"
+    assert capsys.readouterr().out.splitlines()[2] == record["verdict"]
+    assert "No other " in record["verdict"]
+    assert record["causes"] == ["i"]
 
 
-def test_what_cannot_be_examined_is_refused_in_a_line(original, tmp_path):
+def test_invalid_input_is_refused_in_one_line(original, tmp_path):
     (tmp_path / "bad.json").write_text("{}", encoding="utf-8")
     (tmp_path / "bad.model").write_text("no model", encoding="utf-8")
     evaluation = str(original / "evaluation_ctc.json")
     rows = [{"utterance_id": "u", "target": "ONE", "prediction_tokens": [5]}]
-    ids_only = tmp_path / "apart" / "ids.json"
+    ids_only = tmp_path / "ids" / "ids.json"
     ids_only.parent.mkdir()
     ids_only.write_text(json.dumps({"predictions": rows}), encoding="utf-8")
-    for arguments, told in (
-        ([str(tmp_path / "none.json")], "no answers there"),
+    for arguments, message in (
+        ([str(tmp_path / "none.json")], r"none\.json: .*expected"),
         ([str(tmp_path / "bad.json")], "no pred_text"),
         ([evaluation, "--tokenizer", str(tmp_path / "none.model")], "no such file"),
-        ([evaluation, "--tokenizer", str(tmp_path / "bad.model")], "no sentencepiece model"),
-        ([str(ids_only)], "name the sentencepiece model"),
+        ([evaluation, "--tokenizer", str(tmp_path / "bad.model")], "not a sentencepiece model"),
+        ([str(ids_only)], "sentencepiece model"),
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             examination_page.main(arguments)
 
 
@@ -90,17 +89,19 @@ def test_torch_is_not_needed():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_pages_of_several_students_lie_side_by_side():
+def test_pages_of_several_students_have_different_folders():
     assert (
-        examination_page._place(Path("outputs/demo/M08/students/hard/seed1/scores"))
+        examination_page._page_folder(Path("outputs/demo/M08/students/hard/seed1/scores"))
         == "demo-M08-students-hard-seed1-scores"
     )
-    assert examination_page._place(Path("/x/results/evaluation_M08.json")) == "results-evaluation_M08"
+    assert examination_page._page_folder(Path("/x/results/evaluation_M08.json")) == "results-evaluation_M08"
 
 
-def test_a_file_with_a_byte_order_mark_is_read(original, tmp_path, capsys):
+def test_byte_order_mark_is_accepted(original, tmp_path, capsys):
     text = (original / "evaluation_decoder.json").read_text(encoding="utf-8")
     (tmp_path / "marked.json").write_text(text, encoding="utf-8-sig")
     model = str(original / "tokenizer.model")
     examination_page.main([str(tmp_path / "marked.json"), "--tokenizer", model, "--out", str(tmp_path)])
-    assert "READ WRONGLY" in capsys.readouterr().out
+    record = json.loads((tmp_path / "examination.json").read_text(encoding="utf-8"))
+    assert record["severity"] == "wrong_decoding"
+    assert record["verdict"] in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Extraction: the same recordings for every teacher, killed and resumed to the same bytes, and what is announced."""
+"""Extraction: the same recordings for every teacher, the same bytes after a kill, and the printed estimate."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ from kdlib.tokens import BLANK
 RUN = """
 import os, sys
 from kdlib.params import load
-from kdlib.teachers import extract, store
+from kdlib.logits import extract, store
 
 extract.BATCH = 4
 calls = []
@@ -43,23 +43,23 @@ def run(folder, die_at):
 
 
 @pytest.fixture(scope="module")
-def teacher(taught):
-    return hybrid.TrainedModel(speaker_teacher(taught, "M04"))
+def teacher(with_teachers):
+    return hybrid.TrainedModel(speaker_teacher(with_teachers, "M04"))
 
 
-def test_every_teacher_is_asked_about_the_same_recordings(taught, corpus):
-    asked = [utt.utt_id for utt in extract.extracted_utterances(taught, corpus, "training")]
+def test_every_teacher_is_extracted_on_the_same_recordings(with_teachers, corpus):
+    utt_ids = [utt.utt_id for utt in extract.extracted_utterances(with_teachers, corpus, "training")]
     for name in ("M04", "M08", "M10"):
         for output in ("ctc", "decoder"):
-            assert sorted(extract.open_store(taught, name, "training", output)) == sorted(asked)
-    assert {utt.block for utt in extract.extracted_utterances(taught, corpus, "training")} == {"B1", "B3"}
-    assert {utt.block for utt in extract.extracted_utterances(taught, corpus, "analysis")} == {"B2"}
+            assert sorted(extract.open_store(with_teachers, name, "training", output)) == sorted(utt_ids)
+    assert {utt.block for utt in extract.extracted_utterances(with_teachers, corpus, "training")} == {"B1", "B3"}
+    assert {utt.block for utt in extract.extracted_utterances(with_teachers, corpus, "analysis")} == {"B2"}
 
 
-def test_what_is_stored_is_what_the_teacher_says(taught, corpus, teacher):
-    stores = {output: extract.open_store(taught, "M04", "training", output) for output in ("ctc", "decoder")}
-    said = extract.teacher_outputs(taught, "M04", "training")
-    for utt in extract.extracted_utterances(taught, corpus, "training")[::5]:
+def test_stored_outputs_are_those_of_the_teacher(with_teachers, corpus, teacher):
+    stores = {output: extract.open_store(with_teachers, "M04", "training", output) for output in ("ctc", "decoder")}
+    rows = extract.teacher_outputs(with_teachers, "M04", "training")
+    for utt in extract.extracted_utterances(with_teachers, corpus, "training")[::5]:
         ids = teacher.tokens.encode(utt.text)
         inputs, _, _ = teacher_forced([ids])
         samples, lengths = audio.collate([utt])
@@ -71,32 +71,34 @@ def test_what_is_stored_is_what_the_teacher_says(taught, corpus, teacher):
         loss = torch.nn.functional.ctc_loss(
             outputs.ctc_logits[0].log_softmax(-1), torch.tensor(ids), outputs.lengths, torch.tensor([len(ids)]), BLANK
         )
-        assert said[utt.utt_id].ctc_loss == pytest.approx(float(loss), rel=1e-3)
+        assert rows[utt.utt_id].ctc_loss == pytest.approx(float(loss), rel=1e-3)
 
 
-def test_the_decoder_runs_free_on_analysis_speech(taught, corpus, teacher):
-    said = extract.teacher_outputs(taught, "M04", "analysis")
-    for utt in extract.extracted_utterances(taught, corpus, "analysis")[::5]:
+def test_the_decoder_runs_free_on_analysis_speech(with_teachers, corpus, teacher):
+    rows = extract.teacher_outputs(with_teachers, "M04", "analysis")
+    for utt in extract.extracted_utterances(with_teachers, corpus, "analysis")[::5]:
         with torch.inference_mode():
             outputs = teacher(*audio.collate([utt]))
         free = teacher.model.decode_greedy(outputs.encoded, 40, outputs.lengths)[0]
-        kept = list(said[utt.utt_id].free_running)
-        assert kept == free[: len(kept)]
-        assert kept == free or len(kept) >= 4
-    assert not any(row.free_running for row in extract.teacher_outputs(taught, "M04", "training").values())
+        hypothesis = list(rows[utt.utt_id].free_running)
+        assert hypothesis == free[: len(hypothesis)]
+        assert hypothesis == free or len(hypothesis) >= 4
+    assert not any(row.free_running for row in extract.teacher_outputs(with_teachers, "M04", "training").values())
 
 
-def test_headers_say_what_a_store_may_be_used_for(taught):
-    training, analysis = (extract.open_store(taught, "M04", purpose).header for purpose in ("training", "analysis"))
+def test_headers_state_the_permitted_use(with_teachers):
+    training, analysis = (
+        extract.open_store(with_teachers, "M04", purpose).header for purpose in ("training", "analysis")
+    )
     assert (training.purpose, analysis.purpose) == ("training", "analysis")
     assert "M04" in training.train_speakers
     assert training.stride_ms == 40
-    assert extract.open_store(taught, "M04", "training", "decoder").header.stride_ms == 0
+    assert extract.open_store(with_teachers, "M04", "training", "decoder").header.stride_ms == 0
 
 
-def test_killed_and_resumed_every_byte_is_the_same(taught, tmp_path):
+def test_a_killed_and_resumed_extraction_has_the_same_bytes(with_teachers, tmp_path):
     for name in ("corpus", "pretrained", "tokens", "parents", "teachers"):
-        shutil.copytree(taught.folder / name, tmp_path / "smoke" / name)
+        shutil.copytree(with_teachers.folder / name, tmp_path / "smoke" / name)
     shutil.copytree(tmp_path, tmp_path / "whole")
     assert run(tmp_path / "whole", 0).returncode == 0
     for die_at in (6, 5, 30):  # in a batch of four, twice; then in the analysis
@@ -110,19 +112,19 @@ def test_killed_and_resumed_every_byte_is_the_same(taught, tmp_path):
             assert (places[0] / name).read_bytes() == (places[1] / name).read_bytes(), name
 
 
-def test_time_and_bytes_are_said_beforehand(taught, corpus, teacher, capsys):
-    asked = extract.extracted_utterances(taught, corpus, "training")
-    headers = [extract._header(teacher, "M04", output, taught, "training")[0] for output in ("ctc", "decoder")]
-    extract._announce("M04", teacher, asked, headers)
-    said = capsys.readouterr().out
-    assert f"outputs of M04 for training: {len(asked)} utterances" in said
-    assert "MB (as float32 logits" in said
+def test_time_and_size_are_estimated_beforehand(with_teachers, corpus, teacher, capsys):
+    utts = extract.extracted_utterances(with_teachers, corpus, "training")
+    headers = [extract._header(teacher, "M04", output, with_teachers, "training")[0] for output in ("ctc", "decoder")]
+    extract._announce("M04", teacher, utts, headers)
+    printed = capsys.readouterr().out
+    assert f"outputs of M04 for training: {len(utts)} utterances" in printed
+    assert "MB (as float32 logits" in printed
 
 
-def test_sizes_are_those_of_the_files(taught):
-    folder = extract.extract(taught, "M04", "training")
+def test_sizes_are_those_of_the_files(with_teachers):
+    folder = extract.extract(with_teachers, "M04", "training")
     row = extract.store_sizes({"M04": folder}).loc["M04"]
-    stores = [extract.open_store(taught, "M04", "training", output) for output in ("ctc", "decoder")]
+    stores = [extract.open_store(with_teachers, "M04", "training", output) for output in ("ctc", "decoder")]
     assert row["CTC frames"] == sum(map(stores[0].frames, stores[0]))
     dense = sum(4 * store.header.size * sum(map(store.frames, store)) for store in stores)
     assert row["MB as float32 logits"] == round(dense / 1e6, 1)

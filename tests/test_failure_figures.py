@@ -1,4 +1,4 @@
-"""Figures of failures: what they show, and that nothing of it is cut off."""
+"""Figures of failures: what they show, and that no text is cut off."""
 
 import itertools
 import random
@@ -22,7 +22,7 @@ def _close():
     plt.close("all")
 
 
-def whole(figure):
+def assert_no_text_cut_off(figure):
     """All text lies within the figure."""
     figure.canvas.draw()
     box = figure.get_tightbbox()
@@ -31,7 +31,7 @@ def whole(figure):
     assert box.y1 <= figure.get_figheight() + 0.05
 
 
-def prints(causes, seeds=(1, 2)):
+def random_fingerprints(causes, seeds=(1, 2)):
     rng = random.Random(1)
     return [
         Fingerprint(
@@ -42,79 +42,77 @@ def prints(causes, seeds=(1, 2)):
     ]
 
 
-def test_an_examination_on_a_page(tmp_path):
+def test_examination_is_drawn_on_one_page(tmp_path):
     tokens = Tokens.for_teachers(train_tokenizer(WORDS, 50, tmp_path))
     ids = [tuple(tokens.encode(word)) for word in WORDS * 3]
-    rows = pd.DataFrame(
-        [(f"u{place}", "", word, tokens.decode(one - 1 for one in ids[place])) for place, word in enumerate(WORDS * 3)],
-        columns=predictions.COLUMNS,
-    ).assign(token_ids=ids)
-    found = examination.examine(rows, {"a name of a tokenizer that is long/tokenizer.model": tokens})
-    told = Diagnosis(("h",), "", [Fit("h", "x", 1.0, ""), Fit(NO_FAULT, "y", 9.0, "")])
-    figure = failure_figures.examination(found, told)
-    whole(figure)
+    texts = [tokens.decode(index - 1 for index in row) for row in ids]
+    rows = [(f"u{place}", "", word, text) for place, (word, text) in enumerate(zip(WORDS * 3, texts, strict=True))]
+    rows = pd.DataFrame(rows, columns=predictions.COLUMNS).assign(token_ids=ids)
+    result = examination.examine(rows, {"a long name of a tokenizer file/tokenizer.model": tokens})
+    diagnosis = Diagnosis(("h",), "", [Fit("h", "x", 1.0, ""), Fit(NO_FAULT, "y", 9.0, "")])
+    figure = failure_figures.examination(result, diagnosis)
+    assert_no_text_cut_off(figure)
     heights = {bar.get_height() for bar in figure.axes[0].patches}
     assert max(heights) == pytest.approx(100)
     assert "-1: as in the file" in figure.axes[0].get_xlabel()
 
 
-def test_a_cure_without_special_ids_is_the_one_that_is_drawn(tmp_path):
+def test_better_decoding_without_special_ids_is_drawn(tmp_path):
     tokens = Tokens.for_teachers(train_tokenizer(WORDS, 50, tmp_path))
     words = WORDS * 3
-    ids = [(2, *(one - 3 for one in tokens.encode(word))) for word in words]  # special before ids that are three short
+    ids = [(2, *(index - 3 for index in tokens.encode(word))) for word in words]  # a special id, then ids off by -3
     rows = [(f"u{place}", "", word, "X") for place, word in enumerate(words)]
     table = pd.DataFrame(rows, columns=predictions.COLUMNS).assign(token_ids=ids)
-    found = examination.examine(table, {"own": tokens})
-    assert (found.severity, found.better_decoding.specials) == ("wrong_decoding", False)
-    figure = failure_figures.examination(found, Diagnosis((), "", []))
-    whole(figure)
-    assert "special ids left out" in figure.axes[0].get_xlabel()
-    assert max(bar.get_height() for bar in figure.axes[0].patches) == pytest.approx(100 * found.better_decoding.wra)
+    result = examination.examine(table, {"own": tokens})
+    assert (result.severity, result.better_decoding.specials) == ("wrong_decoding", False)
+    figure = failure_figures.examination(result, Diagnosis((), "", []))
+    assert_no_text_cut_off(figure)
+    assert "without special ids" in figure.axes[0].get_xlabel()
+    assert max(bar.get_height() for bar in figure.axes[0].patches) == pytest.approx(100 * result.better_decoding.wra)
 
 
-def test_an_examination_without_ids_and_without_fingerprints():
+def test_examination_without_ids_or_fingerprints_is_drawn():
     rows = pd.DataFrame([("u", "", word, "") for word in WORDS], columns=predictions.COLUMNS).assign(token_ids=None)
     figure = failure_figures.examination(examination.examine(rows), Diagnosis((), "", []))
-    whole(figure)
+    assert_no_text_cut_off(figure)
     assert "no token ids" in figure.axes[0].texts[0].get_text()
 
 
-def test_fingerprints_and_who_is_taken_for_whom():
-    known = prints([*CAUSES])
-    whole(failure_figures.fingerprints(known))
-    figure = failure_figures.confusion(causes.confusion(known, prints(["ad"], (1,))))
-    whole(figure)
+def test_fingerprints_and_confusion_of_causes_are_drawn():
+    known = random_fingerprints([*CAUSES])
+    assert_no_text_cut_off(failure_figures.fingerprints(known))
+    figure = failure_figures.confusion(causes.confusion(known, random_fingerprints(["ad"], (1,))))
+    assert_no_text_cut_off(figure)
     assert {tick.get_text() for tick in figure.axes[0].get_yticklabels()} == {*CAUSES, "ad"}
 
 
-def test_the_factorial_has_a_panel_a_student_and_head():
+def test_factorial_has_one_panel_per_student_and_head():
     rows = []
     for base, (student, head) in collapse_study.BASES.items():
         rows.append({"student": student, "head": head, "system": "hard", "verdict": "control", "WRA": 0.8})
-        for some in itertools.chain.from_iterable(itertools.combinations(collapse_study.FACTORS, n) for n in range(4)):
-            verdict = "collapses" if "shifted_tokens" in some else "no difference shown"
-            wra = 0.0 if "shifted_tokens" in some else 0.7
+        crossed = [itertools.combinations(collapse_study.FACTORS, count) for count in range(4)]
+        for factors in itertools.chain.from_iterable(crossed):
+            verdict = "collapses" if "shifted_tokens" in factors else "no difference shown"
+            wra = 0.0 if "shifted_tokens" in factors else 0.7
             rows.append(
                 {
-                    **{
-                        "student": student,
-                        "head": head,
-                        "system": "+".join([base, *some]),
-                        "verdict": verdict,
-                        "WRA": wra,
-                    },
-                    "recording": "own" if "own_recordings" in some else "same",
-                    "ground truth": "no" if "no_references" in some else "yes",
-                    "ids": "shifted" if "shifted_tokens" in some else "aligned",
+                    "student": student,
+                    "head": head,
+                    "system": "+".join([base, *factors]),
+                    "verdict": verdict,
+                    "WRA": wra,
+                    "recording": "own" if "own_recordings" in factors else "same",
+                    "ground truth": "no" if "no_references" in factors else "yes",
+                    "ids": "shifted" if "shifted_tokens" in factors else "aligned",
                 }
             )
     table = pd.DataFrame(rows)
     table["low"], table["high"] = (table.WRA - 0.05).clip(lower=0), table.WRA + 0.05
     figure = failure_figures.factorial(table)
-    whole(figure)
+    assert_no_text_cut_off(figure)
     assert len(figure.axes) == 4
     assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()][-1] == "(none)"
-    found = collapse_study.effects(table)
-    ids = found.loc["ids: shifted instead of aligned"]
+    effects = collapse_study.effects(table)
+    ids = effects.loc["ids: shifted instead of aligned"]
     assert (ids["mean"] == -70).all()
-    assert (found.loc["recording: own instead of same", "mean"] == 0).all()
+    assert (effects.loc["recording: own instead of same", "mean"] == 0).all()

@@ -1,4 +1,4 @@
-"""Faults on purpose: each does what it says, the preflight sees it, and what is trained with it says so."""
+"""Injected faults: each has its effect, the preflight detects it, and students trained with it are marked."""
 
 import json
 
@@ -29,7 +29,7 @@ LENGTHS = {"A_1": 6, "A_2": 9, "B_1": 4, "B_2": 7}  # of two speakers and two wo
 def stores(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stores")
     torch.manual_seed(0)
-    made = {}
+    stores = {}
     for name in ("A", "B"):
         head = torch.randn(V, 5), torch.randn(V)
         header = Header(
@@ -39,16 +39,16 @@ def stores(tmp_path_factory):
         with Writer(folder / name, header, head) as writer:
             for utt_id, length in LENGTHS.items():
                 writer.add(utt_id, torch.randn(length, 5).half().float())
-        made[name] = LogitStore(folder / name)
-    return made
+        stores[name] = LogitStore(folder / name)
+    return stores
 
 
-def said():
+def utterances():
     words = {"A_1": "ONE", "A_2": "TWO", "B_1": "ONE", "B_2": "TWO"}
     return [Utterance(name, name[0], "", 1.0, word, block="B1", repetition="1") for name, word in words.items()]
 
 
-def test_shifted_ids_are_the_same_logits_one_id_later_and_special_ids_stay(stores):
+def test_a_token_shift_moves_logits_by_one_id_and_keeps_special_ids(stores):
     store = FaultyStore(stores["A"], None, shift=1)
     plain, shifted = stores["A"].logits("A_1"), store.logits("A_1")
     assert torch.allclose(shifted[:, 4:], plain[:, 3:-1])
@@ -60,45 +60,45 @@ def test_shifted_ids_are_the_same_logits_one_id_later_and_special_ids_stay(store
     assert torch.allclose(mean[0], naive, atol=1e-5)
 
 
-def test_a_moved_teacher_is_the_same_some_frames_later(stores):
-    later, sooner = FaultyStore(stores["A"], None, later=2), FaultyStore(stores["A"], None, later=-2)
+def test_a_delayed_teacher_is_shifted_by_frames(stores):
+    delayed, advanced = FaultyStore(stores["A"], None, delay=2), FaultyStore(stores["A"], None, delay=-2)
     plain = stores["A"].hidden("A_2")
-    assert torch.equal(later.hidden("A_2")[2:], plain[:-2])
-    assert torch.equal(later.hidden("A_2")[:2], plain[:1].expand(2, -1))
-    assert torch.equal(sooner.hidden("A_2")[:-2], plain[2:])
+    assert torch.equal(delayed.hidden("A_2")[2:], plain[:-2])
+    assert torch.equal(delayed.hidden("A_2")[:2], plain[:1].expand(2, -1))
+    assert torch.equal(advanced.hidden("A_2")[:-2], plain[2:])
 
 
-def test_own_recordings_are_each_teachers_speakers_of_the_word_cut_to_the_shortest(stores):
-    mine = {name: FaultyStore(store, faults._own(said(), name)) for name, store in stores.items()}
-    mean, frames = TeacherEnsemble(mine, Weighting(cut=True)).logits(["A_2"], ["A"], [9])
+def test_own_recordings_are_of_each_teachers_speaker_and_cut_to_the_shortest(stores):
+    own = {name: FaultyStore(store, faults._own_recordings(utterances(), name)) for name, store in stores.items()}
+    mean, frames = TeacherEnsemble(own, Weighting(cut=True)).logits(["A_2"], ["A"], [9])
     naive = (stores["A"].logits("A_2")[:7] + stores["B"].logits("B_2")[:7]) / 2
     assert frames.tolist() == [7]
     assert torch.allclose(mean[0], naive, atol=1e-5)
-    with pytest.raises(UserError, match="another recording"):  # without that, it is refused
-        TeacherEnsemble(mine, Weighting()).logits(["A_2"], ["A"], [9])
+    with pytest.raises(UserError, match="another recording"):  # refused without `cut`
+        TeacherEnsemble(own, Weighting()).logits(["A_2"], ["A"], [9])
 
 
-def test_mispaired_targets_are_of_one_other_utterance_each():
-    source = faults._others(said(), 1)
+def test_mispaired_targets_use_every_other_utterance_once():
+    source = faults._mispaired(utterances(), 1)
     pairs = {name: source(name) for name in LENGTHS}
     assert sorted(pairs.values()) == sorted(LENGTHS)
-    assert all(name != other for name, other in pairs.items())
+    assert all(name != source_id for name, source_id in pairs.items())
     assert source("unknown") is None
 
 
 @pytest.fixture(scope="module")
-def faulty(taught, outputs):
-    """The smoke recipe's distilled student with a fault joined to it."""
+def faulty(with_teachers, outputs):
+    """The smoke recipe's distilled student with a fault added."""
 
-    def made(of="ctc_kd", **setting):
+    def load_faulty(of="ctc_kd", **setting):
         overrides = {"outputs": str(outputs), "variants": {"broken": setting}}
         return load("params/smoke.yaml", "M08", overrides=overrides, variant=f"{of}+broken")
 
-    return made
+    return load_faulty
 
 
-def found(params):
-    return {one.name: one for one in preflight.preflight(params)}
+def checks(params):
+    return {check.name: check for check in preflight.preflight(params)}
 
 
 DECODER = {"student": {"decoder_layers": 1}, "distill": {"heads": "decoder", "allow_decoder_kd": True}}
@@ -117,29 +117,29 @@ DECODER = {"student": {"decoder_layers": 1}, "distill": {"heads": "decoder", "al
         ({"distill": {"beta": 0.0}}, "gradients", WARN),
     ],
 )
-def test_the_preflight_sees_every_fault(faulty, setting, check, verdict):
-    broken = found(faulty(**setting))
+def test_the_preflight_detects_every_fault(faulty, setting, check, verdict):
+    broken = checks(faulty(**setting))
     assert broken[check].verdict == verdict
-    sound = found(faulty())
-    assert check not in sound or sound[check].reason != broken[check].reason
+    healthy = checks(faulty())
+    assert check not in healthy or healthy[check].reason != broken[check].reason
 
 
-def test_what_is_trained_with_a_fault_says_so_and_is_examined(faulty):
+def test_a_student_with_a_fault_is_marked_and_examined(faulty):
     params = faulty(faults={"decode_offset": 1}, distill={"allow": ["target", "decoding"]})
     folder = student_scores(params)
     assert "with faults on purpose: decode_offset 1" in json.loads((folder / "scores.json").read_text())["remark"]
     tokens = load_tokens(params)
     rows = read_hypotheses(folder / "hypotheses.csv")
     for row in rows:
-        ids = [int(one) for one in row.token_ids.split()]
-        assert row.greedy == tokens.decode(one + 1 for one in ids)
+        ids = [int(token) for token in row.token_ids.split()]
+        assert row.greedy == tokens.decode(token + 1 for token in ids)
     case = collapse_study.examined(params, 1)
     assert case.cause == "h"
-    assert case.found.figures["n"] == len(rows)
-    assert {"lost", "passed_over", "wra", "blank"} <= set(case.signs)
+    assert case.examination.figures["n"] == len(rows)
+    assert {"lost_after_training", "better_checkpoint", "wra", "blank_frames"} <= set(case.signs)
 
 
-def test_the_look_nearest_to_the_teachers_is_kept_where_kl_chooses(faulty):
+def test_choosing_by_kl_keeps_the_checkpoint_nearest_to_the_teachers(faulty):
     params = faulty(
         faults={"choose_by": "kl"}, student={"validations_per_epoch": 3, "phases": [{"steps": 6, "lr": 1e-3}]}
     )
@@ -151,15 +151,15 @@ def test_the_look_nearest_to_the_teachers_is_kept_where_kl_chooses(faulty):
     assert collapse_study.causes_of(params) == "c"
 
 
-def test_few_words_are_trained_on_and_the_others_are_not(faulty):
+def test_only_the_limited_words_are_trained_on(faulty):
     params = faulty("hard", faults={"max_words": 3})
-    chosen = student_data(params, load_tokens(params))
-    assert len({utt.text for utt in chosen.train}) == 3
-    assert len({utt.text for utt in chosen.dev}) > 3
+    data = student_data(params, load_tokens(params))
+    assert len({utt.text for utt in data.train}) == 3
+    assert len({utt.text for utt in data.dev}) > 3
     assert collapse_study.causes_of(params) == "g"
 
 
-def test_an_untrained_head_is_new_and_stays_so(faulty):
+def test_an_untrained_head_stays_at_its_initial_weights(faulty):
     params = faulty(
         faults={"untrained_head": True}, **DECODER | {"distill": DECODER["distill"] | {"allow": ["heads", "target"]}}
     )
@@ -176,14 +176,14 @@ def test_an_untrained_head_is_new_and_stays_so(faulty):
     assert collapse_study.decoder(params) == "greedy"
 
 
-def test_joined_variants_stand_one_over_the_other(faulty):
+def test_of_joined_variants_the_later_overrides_the_earlier(faulty):
     params = faulty(distill={"beta": 0.0})
     assert (params.variant, params.distill.beta, params.distill.control) == ("ctc_kd+broken", 0.0, "hard")
     with pytest.raises(UserError, match=r"unknown variant 'brokn'.*broken"):
         load("params/smoke.yaml", "M08", overrides={"variants": {"broken": {}}}, variant="hard+brokn")
 
 
-def test_a_sound_recipe_has_no_fault(faulty):
+def test_a_healthy_recipe_has_no_fault(faulty):
     params = faulty()
     assert not params.faults.named
     assert "faults" not in student_settings(params)
@@ -193,10 +193,10 @@ def test_a_sound_recipe_has_no_fault(faulty):
     assert not faults.changes_decoding(params)
 
 
-def test_another_tokenizer_of_the_lexicons_own_pieces_reads_otherwise(faulty):
+def test_a_tokenizer_of_the_lexicons_own_pieces_decodes_differently(faulty):
     tokens = load_tokens(faulty())
-    read = faults.text_decoder(faulty(faults={"decode_tokenizer": "lexicon"}), tokens)
+    decode = faults.text_decoder(faulty(faults={"decode_tokenizer": "lexicon"}), tokens)
     words = ["ONE", "TWO", "THREE"]
-    assert any(read(tokens.encode(word)) != word for word in words)
-    assert isinstance(read(np.array([5, 6])), str)
+    assert any(decode(tokens.encode(word)) != word for word in words)
+    assert isinstance(decode(np.array([5, 6])), str)
     assert isinstance(tokens, Tokens)

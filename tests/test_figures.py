@@ -19,14 +19,14 @@ def _close():
     plt.close("all")
 
 
-def test_saved_as_pdf_with_embedded_fonts_and_as_png(tmp_path):
-    picture = figures.save(figures.wra_by_speaker(SCORES, "M08"), tmp_path / "new", "wra")
-    assert picture == tmp_path / "new/wra.png"
-    assert picture.stat().st_size > 5_000
+def test_figures_are_saved_as_pdf_and_png(tmp_path):
+    path = figures.save(figures.wra_by_speaker(SCORES, "M08"), tmp_path / "new", "wra")
+    assert path == tmp_path / "new/wra.png"
+    assert path.stat().st_size > 5_000
     assert (tmp_path / "new/wra.pdf").read_bytes().startswith(b"%PDF")
 
 
-def test_nothing_is_cut_off():
+def test_no_text_is_cut_off():
     """All text lies within the figure."""
     figure = figures.wra_by_speaker(SCORES, "M08")
     figure.canvas.draw()
@@ -43,16 +43,16 @@ def test_the_held_out_speaker_is_marked():
     assert weights == {"M04": "normal", "M08": "bold"}
 
 
-def test_bars_show_per_cent():
+def test_bars_are_in_per_cent():
     heights = [bar.get_height() for bar in figures.wra_by_speaker(SCORES, "M08").axes[0].patches]
     assert sorted(heights) == pytest.approx([10, 10, 70, 70])
 
 
-def test_levels_that_are_not_known_are_drawn_too():
+def test_speakers_of_unknown_level_are_drawn():
     assert figures.wra_by_speaker(SCORES.assign(level="?"), "M08").axes[0].patches
 
 
-def test_the_curves_of_a_training_say_the_best_look():
+def test_training_curves_mark_the_best_validation():
     curves = pd.DataFrame(
         [(10, "loss", 2.0), (20, "loss", 1.0), (10, "ctc", 1.5), (10, "dev_wra", 0.25), (20, "dev_wra", 0.75)],
         columns=["step", "name", "value"],
@@ -61,4 +61,4 @@ def test_the_curves_of_a_training_say_the_best_look():
     left, right = figure.axes
     assert [text.get_text() for text in left.get_legend().get_texts()] == ["loss", "ctc"]
     assert [text.get_text() for text in right.texts] == ["75.0"]
-    figures.training(curves[curves.name == "dev_wra"])  # before the first losses are written
+    figures.training(curves[curves.name == "dev_wra"])  # before the first loss is logged

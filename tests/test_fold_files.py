@@ -1,4 +1,4 @@
-"""Fold files for a corpus of one's own."""
+"""Fold files for a user's own corpus."""
 
 import pytest
 import yaml
@@ -12,7 +12,7 @@ from kdlib.io import repository_root
 
 @pytest.fixture
 def recipe(tmp_path, monkeypatch):
-    """A recipe for a corpus of our own, in a repository of its own."""
+    """A recipe for a user's own corpus, in a separate repository."""
     (tmp_path / "params").mkdir()
     (tmp_path / "params/base.yaml").write_text("seed: 1\n")
     (tmp_path / "data").mkdir()
@@ -22,7 +22,7 @@ def recipe(tmp_path, monkeypatch):
     return "params/mine.yaml"
 
 
-def test_a_file_for_each_speaker_that_says_its_rule(recipe, capsys):
+def test_one_file_per_speaker_with_its_rule(recipe, capsys):
     folder = write_fold_files(recipe)
     assert sorted(path.stem for path in folder.iterdir()) == sorted(SPEAKERS)
     assert "next: make folds RECIPE=params/mine.yaml FOLDS=07,Alma" in capsys.readouterr().out
@@ -32,44 +32,44 @@ def test_a_file_for_each_speaker_that_says_its_rule(recipe, capsys):
 
 
 @pytest.mark.parametrize("name", ["07", "NO", "Žofie"])
-def test_names_that_yaml_would_read_as_something_else_stay_names(recipe, name):
+def test_names_that_yaml_would_convert_stay_names(recipe, name):
     folder = write_fold_files(recipe)
     assert yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8"))["held_out"] == name
 
 
 def test_controls_get_no_fold_and_levels_choose_the_dev_speaker(recipe):
     path = repository_root() / recipe
-    told = {"07": {"level": "CONTROL"}, "NO": {"level": "LOW"}, "Alma": {"level": "LOW"}, "Boris": {"level": "HIGH"}}
-    path.write_text(path.read_text() + yaml.safe_dump({"speakers": told}))
+    info = {"07": {"level": "CONTROL"}, "NO": {"level": "LOW"}, "Alma": {"level": "LOW"}, "Boris": {"level": "HIGH"}}
+    path.write_text(path.read_text() + yaml.safe_dump({"speakers": info}))
     folder = write_fold_files(recipe)
     assert not (folder / "07.yaml").exists()
     assert params.load(recipe, "NO").fold.dev == "Alma"
     assert "Dev speaker: the nearest in level" in (folder / "NO.yaml").read_text()
 
 
-def test_a_file_that_was_edited_is_left_as_it_is(recipe, capsys):
+def test_an_edited_file_is_not_overwritten(recipe, capsys):
     folder = write_fold_files(recipe)
     edited = (folder / "Alma.yaml").read_text().replace("exclude: []", "exclude: [Boris]")
     (folder / "Alma.yaml").write_text(edited)
     write_fold_files(recipe)
     assert (folder / "Alma.yaml").read_text() == edited
-    assert "left as they are, because they differ from what would be written: Alma" in capsys.readouterr().out
+    assert "edited, and not overwritten: Alma" in capsys.readouterr().out
 
 
-def test_two_speakers_leave_nobody_for_dev():
+def test_two_speakers_are_too_few_for_a_dev_speaker():
     text = fold_file("A", ["A", "B"], {"A": Speaker("A"), "B": Speaker("B")})
     assert yaml.safe_load(text)["fold"]["dev"] is None
-    assert "nobody, since there are too few speakers" in text
+    assert "none, since there are too few speakers" in text
 
 
-def test_a_missing_fold_file_says_how_to_write_it(recipe):
+def test_the_error_for_a_missing_fold_file_has_the_command(recipe):
     with pytest.raises(params.UserError, match="write its fold files with: make folds-for"):
         params.load(recipe, "Alma")
 
 
-def test_files_of_speakers_who_are_gone_are_named(recipe, capsys):
+def test_files_of_speakers_outside_the_corpus_are_named(recipe, capsys):
     folder = write_fold_files(recipe)
     (folder / "Gone.yaml").write_text("held_out: Gone\n")
     capsys.readouterr()
     write_fold_files(recipe)
-    assert "of speakers who are not in the corpus, or are controls, and can go: Gone" in capsys.readouterr().out
+    assert "not needed, since their speakers are controls or not in the corpus: Gone" in capsys.readouterr().out

@@ -24,5 +24,5 @@ def test_padding_frames_are_not_decoded():
     assert greedy(outputs([[0, 3, 1, 2], [2, 2, 0, 1]], [4, 2]), BLANK) == [[0, 1, 2], [2]]
 
 
-def test_blank_share_counts_only_frames_inside():
+def test_the_blank_share_leaves_padding_out():
     assert blank_share(outputs([[0, 3, 1, 3], [3, 1, 3, 3]], [4, 2]), BLANK).tolist() == [0.5, 0.5]

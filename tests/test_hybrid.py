@@ -1,4 +1,4 @@
-"""Encoder, CTC head and decoder together: sizes, saving, and both encoders behind one interface."""
+"""Encoder, CTC head and decoder: sizes, saving, and one interface for both encoders."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def batch():
     return torch.nn.utils.rnn.pad_sequence(waves, batch_first=True), torch.tensor([16_000, 9_123])
 
 
-def test_outputs_have_the_shapes_that_they_say(model, batch):
+def test_outputs_have_their_documented_shapes(model, batch):
     outputs = model(*batch, torch.tensor([[0, 5, 6], [0, 7, 1]]))
     assert tuple(outputs.ctc_logits.shape) == (2, 26, 80)
     assert tuple(outputs.decoder_logits.shape) == (2, 3, 80)
@@ -59,16 +59,16 @@ def test_ctc_only_has_no_decoder():
     assert hybrid.Hybrid(Conformer(TINY), hybrid.Heads(80, layers=0)).decoder is None
 
 
-def test_saved_and_loaded_it_says_the_same(model, tokens, batch, tmp_path):
+def test_a_loaded_model_has_the_same_outputs(model, tokens, batch, tmp_path):
     hybrid.save(model, tokens, tmp_path, train_speakers=["M08"])
-    again = hybrid.TrainedModel(tmp_path)
-    assert again.record["train_speakers"] == ["M08"]
-    assert again.tokens.fingerprint == tokens.fingerprint
-    assert torch.equal(again(*batch).ctc_logits, model(*batch).ctc_logits)
+    loaded = hybrid.TrainedModel(tmp_path)
+    assert loaded.record["train_speakers"] == ["M08"]
+    assert loaded.tokens.fingerprint == tokens.fingerprint
+    assert torch.equal(loaded(*batch).ctc_logits, model(*batch).ctc_logits)
 
 
-def test_a_damaged_model_is_one_message(model, tokens, tmp_path):
-    hybrid.save(model, tokens, tmp_path)
+def test_a_damaged_model_has_one_message(model, tokens, tmp_path):
+    hybrid.save(model, tokens, tmp_path, train_speakers=[])
     weights = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(weights[:-100])
     with pytest.raises(UserError, match=r"model.safetensors is damaged"):
@@ -78,50 +78,50 @@ def test_a_damaged_model_is_one_message(model, tokens, tmp_path):
         hybrid.load(tmp_path)
 
 
-def test_a_model_with_another_tokenizer_is_refused(model, tokens, tmp_path):
-    hybrid.save(model, tokens, tmp_path)
+def test_a_model_with_another_tokenizer_is_rejected(model, tokens, tmp_path):
+    hybrid.save(model, tokens, tmp_path, train_speakers=[])
     content = (tmp_path / "model.json").read_text()
     (tmp_path / "model.json").write_text(content.replace(tokens.fingerprint, "0" * 16))
     with pytest.raises(UserError, match="the ids would mean other words"):
         hybrid.load(tmp_path)
 
 
-def test_the_pretrained_head_says_the_same_in_the_teachers_space(pretrained, tokens, batch):
-    """NeMo's blank is last, ours is 2; a piece's id is its id."""
+def test_the_pretrained_head_has_the_same_outputs_over_the_teachers_tokens(pretrained, tokens, batch):
+    """NeMo's blank is last, ours is 2; pieces keep their ids."""
     source, model = pretrained
     head = source.decoder.decoder_layers[0]
     weight, bias = remap_head(head.weight.detach()[:, :, 0], head.bias.detach(), tokens)
     model.ctc_head.load_state_dict({"weight": weight, "bias": bias})
     with torch.inference_mode():
-        ours = model(*batch)
-        theirs = NeMoCTC.__call__(type("Whole", (), {"model": source})(), *batch)
-    ours_probs, theirs_probs = ours.ctc_logits.softmax(-1), theirs.ctc_logits.softmax(-1)
-    for index, length in enumerate(theirs.lengths.tolist()):
-        assert torch.allclose(ours_probs[index, :length, BLANK], theirs_probs[index, :length, 64], atol=1e-3)
-        assert torch.allclose(ours_probs[index, :length, 3:64], theirs_probs[index, :length, 3:64], atol=1e-3)
-        assert ours_probs[index, :length, 64:].max() < 1e-3  # tokens that no piece has
+        outputs = model(*batch)
+        expected = NeMoCTC.__call__(type("Whole", (), {"model": source})(), *batch)
+    probs, nemo_probs = outputs.ctc_logits.softmax(-1), expected.ctc_logits.softmax(-1)
+    for index, length in enumerate(expected.lengths.tolist()):
+        assert torch.allclose(probs[index, :length, BLANK], nemo_probs[index, :length, 64], atol=1e-3)
+        assert torch.allclose(probs[index, :length, 3:64], nemo_probs[index, :length, 3:64], atol=1e-3)
+        assert probs[index, :length, 64:].max() < 1e-3  # tokens that no piece has
 
 
 def test_neighbours_do_not_change_nemos_encoder(pretrained, batch):
     _, model = pretrained
     samples, lengths = batch
     with torch.inference_mode():
-        together = model(samples, lengths)
+        both = model(samples, lengths)
         alone = model(samples[1:, : int(lengths[1])], lengths[1:])
     length = int(alone.lengths[0])
-    assert int(together.lengths[1]) == length
-    assert (together.encoded[1, :length] - alone.encoded[0, :length]).abs().max() < 1e-3
+    assert int(both.lengths[1]) == length
+    assert (both.encoded[1, :length] - alone.encoded[0, :length]).abs().max() < 1e-3
 
 
-def test_nemos_encoder_is_built_again_from_what_was_saved(pretrained, tokens, batch, tmp_path):
+def test_nemos_encoder_is_built_again_from_a_saved_model(pretrained, tokens, batch, tmp_path):
     _, model = pretrained
-    hybrid.save(model, tokens, tmp_path)
+    hybrid.save(model, tokens, tmp_path, train_speakers=[])
     with torch.inference_mode():
         assert torch.allclose(hybrid.TrainedModel(tmp_path)(*batch).encoded, model(*batch).encoded, atol=1e-5)
     assert model.encoder.stride_ms == 40
 
 
-def test_a_frozen_encoder_learns_nothing_in_training(pretrained):
+def test_a_frozen_encoder_is_not_trained(pretrained):
     _, model = pretrained
     model.freeze()
     model.train()
@@ -145,10 +145,10 @@ def full_size():
 
 
 def test_the_full_size_student_has_the_seeds_parameters(full_size):
-    """Encoder 12.97 M, CTC head 0.9 M, decoder 3-4 M beside its own 5,000-way output, 18.3 M in all: within 5 %.
+    """Encoder 12.97 M, CTC head 0.9 M, decoder 3-4 M without its own 5,000-way output, 18.3 M in all: within 5 %.
 
     The CTC head is 176 x 5,000 + 5,000. A decoder layer of width d and FFN f has 8 d^2 + 8 d (two attentions),
-    2 d f + d + f and three norms of 2 d; around the layers stand an embedding, a last norm and an output layer.
+    2 d f + d + f and three norms of 2 d; around the layers are an embedding, a last norm and an output layer.
     """
     d, f = 176, 1024
     layer = 8 * d * d + 8 * d + 2 * d * f + d + f + 6 * d
@@ -161,7 +161,7 @@ def test_the_full_size_student_has_the_seeds_parameters(full_size):
 
 
 def test_the_full_size_students_interface(full_size):
-    """Audio of 2 s at 16 kHz: 100 features a second, a quarter of that in the encoder."""
+    """Audio of 2 s at 16 kHz: 100 features per second, a quarter of that in the encoder."""
     wavs, wav_lens = torch.randn(2, 32_000) / 10, torch.tensor([32_000, 20_000])
     with torch.inference_mode():
         outputs = full_size(wavs, wav_lens)
@@ -172,8 +172,8 @@ def test_the_full_size_students_interface(full_size):
         assert outputs.lengths.tolist() == [frames, round(20_000 / 32_000 * 50) + 1]
         targets = torch.tensor([[0, 7, 8], [0, 9, 1]])
         assert full_size.forward_decoder(outputs.encoded, targets, outputs.lengths).shape == (2, 3, 5000)
-        said = full_size.decode_greedy(outputs.encoded, 4)
-    assert all(len(one) <= 4 for one in said)
+        hypotheses = full_size.decode_greedy(outputs.encoded, 4)
+    assert all(len(ids) <= 4 for ids in hypotheses)
 
 
 @pytest.mark.parametrize("layers", [0, 2, 4, 6])
@@ -182,7 +182,7 @@ def test_the_decoders_depth(layers):
     assert (0 if model.decoder is None else len(model.decoder.decoder.layers)) == layers
 
 
-def test_freezing_and_letting_learn_again(pretrained):
+def test_freezing_and_unfreezing(pretrained):
     _, model = pretrained
     model.freeze()
     assert not any(weight.requires_grad for weight in model.encoder.parameters())

@@ -1,4 +1,4 @@
-"""Logits of other people's code: their rank is found, or they stay as they are."""
+"""Imported logits of other code: stored at their rank, or dense."""
 
 import h5py
 import numpy as np
@@ -18,7 +18,7 @@ HEADER = Header(
 
 @pytest.fixture(scope="module")
 def logits():
-    """What a head of width 12 says of 40 utterances."""
+    """Logits of a head of width 12 on 40 utterances."""
     torch.manual_seed(0)
     weight, bias = torch.randn(V, D), torch.randn(V)
     return {f"M08_B1_UW{index}_M5": torch.randn(6 + index % 5, D) @ weight.T + bias for index in range(40)}
@@ -34,7 +34,7 @@ def write(folder, kind, logits):
         with h5py.File(folder / "logits.h5", "w") as file:
             for name, values in arrays.items():
                 file[name] = values
-    else:  # one file an utterance, with a batch of one in it as the original study wrote them
+    else:  # one file per utterance, a batch of one as in the original study
         (folder / "logits").mkdir()
         for name, values in logits.items():
             path = folder / "logits" / name
@@ -43,13 +43,13 @@ def write(folder, kind, logits):
     return folder / f"logits.{kind}"
 
 
-def kl(told, kept):
-    told, kept = told.double().log_softmax(-1), kept.double().log_softmax(-1)
-    return float((told.exp() * (told - kept)).sum(-1).mean())
+def kl(p, q):
+    p, q = p.double().log_softmax(-1), q.double().log_softmax(-1)
+    return float((p.exp() * (p - q)).sum(-1).mean())
 
 
-@pytest.mark.parametrize("kind", ["pt", "npz", "h5", "npy", "a file each"])
-def test_every_format_is_kept_at_its_rank(tmp_path, logits, kind):
+@pytest.mark.parametrize("kind", ["pt", "npz", "h5", "npy", "pt per utterance"])
+def test_every_format_is_stored_at_its_rank(tmp_path, logits, kind):
     store = import_logits(write(tmp_path, kind, logits), tmp_path / "s", HEADER)
     assert (store.header.encoding, store.header.size, store.header.width) == ("fp16", V, D)
     assert set(store) == set(logits)
@@ -63,7 +63,7 @@ def test_log_probabilities_have_one_dimension_more(tmp_path, logits):
     assert max(kl(values, store.logits(name)) for name, values in logits.items()) < 1e-4
 
 
-def test_logits_without_a_rank_stay_dense(tmp_path):
+def test_logits_without_a_low_rank_stay_dense(tmp_path):
     torch.manual_seed(0)
     full = {f"u{index}": torch.randn(30, V) for index in range(20)}
     store = import_logits(write(tmp_path, "pt", full), tmp_path / "s", HEADER)
@@ -71,7 +71,7 @@ def test_logits_without_a_rank_stay_dense(tmp_path):
     assert max(kl(values, store.logits(name)) for name, values in full.items()) < 1e-5
 
 
-def test_too_few_frames_tell_no_rank(logits):
+def test_too_few_frames_give_no_rank(logits):
     assert factorise(next(iter(logits.values())).numpy()) is None
 
 
@@ -82,39 +82,39 @@ def test_probabilities_are_refused(tmp_path, logits):
     assert not (tmp_path / "s/header.json").exists()
 
 
-def test_an_utterance_of_another_size_is_named(tmp_path, logits):
+def test_the_error_names_an_utterance_of_another_size(tmp_path, logits):
     odd = logits | {"M08_B1_UW3_M5": torch.randn(5, V + 1)}
     with pytest.raises(UserError, match=r"M08_B1_UW3_M5 has the shape \[5, 201\], expected \[frames, 200\]"):
         import_logits(write(tmp_path, "pt", odd), tmp_path / "s", HEADER)
 
 
-class Elsewhere:
-    """A class that a pickle names."""
+class OtherClass:
+    """A class in a pickle."""
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("a.pt", [1, 2], "expected a dictionary of utterance id"),
-        ("b.pt", {"u": Elsewhere()}, "cannot be read as tensors alone"),
-        ("c.pt", {}, "no utterances in it"),
+        ("b.pt", {"u": OtherClass()}, "cannot be read as tensors"),
+        ("c.pt", {}, "it has no utterances"),
         ("d.bin", {}, r"expected \.pt, \.npz"),
     ],
 )
-def test_files_that_hold_something_else_are_refused(tmp_path, name, content, message):
+def test_files_without_logits_are_refused(tmp_path, name, content, message):
     torch.save(content, tmp_path / name)
     with pytest.raises(UserError, match=message):
         import_logits(tmp_path / name, tmp_path / "s", HEADER)
 
 
-def test_an_utterance_by_another_model_is_named(tmp_path):
-    """Enough frames of one head to find its rank, and one utterance by another head among those not looked at."""
+def test_the_error_names_an_utterance_of_another_model(tmp_path):
+    """Enough frames of one head to find its rank, and one utterance of another head outside of the sample."""
     torch.manual_seed(0)
     weight, bias = torch.randn(V, D), torch.randn(V)
     mixed = {f"u{index:03}": torch.randn(20, D) @ weight.T + bias for index in range(80)}
     mixed["u076"] = torch.randn(20, D) @ torch.randn(V, D).T + bias
     source = write(tmp_path, "npz", mixed)
-    with pytest.raises(UserError, match="u076 does not lie in the 12 dimensions that the first frames have"):
+    with pytest.raises(UserError, match="u076 does not lie in the 12 dimensions of the sampled frames"):
         import_logits(source, tmp_path / "s", HEADER)
     store = import_logits(source, tmp_path / "d", HEADER, dense=True)
     assert kl(mixed["u076"], store.logits("u076")) < 1e-5

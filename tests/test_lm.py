@@ -11,7 +11,7 @@ from systems import text_logprob
 from kdlib.decode import lm
 from kdlib.errors import UserError
 
-FIXTURE = Path(__file__).parent / "lmplz.json"  # what lmplz made of the same texts
+FIXTURE = Path(__file__).parent / "lmplz.json"  # lmplz's models of the same texts
 
 
 TAILS = [[], [], ["AND", "GO", "UP"], ["AND", "GO", "DOWN"]]
@@ -30,7 +30,7 @@ def sentences(count, seed=1):
 
 
 @pytest.mark.parametrize(("count", "order"), [(400, 1), (400, 2), (400, 3), (400, 4), (3, 3)])
-def test_the_probabilities_of_what_can_follow_sum_to_one(count, order):
+def test_the_probabilities_of_all_next_words_sum_to_one(count, order):
     model = lm.estimate(sentences(count), order)
     contexts = {gram[:size] for gram in model.logprobs for size in range(len(gram))} | {("NEVER", "SEEN")}
     for context in contexts:
@@ -59,7 +59,7 @@ def test_bigrams_by_hand():
     assert 10 ** model.logprob("XYLOPHONE", ["A"]) == pytest.approx(31 / 14 / 4 * 3 / 6 / 4)
 
 
-def test_it_is_what_lmplz_estimates():
+def test_the_estimates_equal_those_of_lmplz():
     """To the seven digits that lmplz writes."""
     for case in json.loads(FIXTURE.read_text(encoding="utf-8")):
         model = lm.estimate(sentences(case["sentences"]), case["order"])
@@ -70,7 +70,7 @@ def test_it_is_what_lmplz_estimates():
             assert model.backoffs.get(gram, 0.0) == pytest.approx(backoff, abs=2e-6), gram
 
 
-def test_an_arpa_file_says_the_same(tmp_path):
+def test_an_arpa_file_keeps_the_probabilities(tmp_path):
     model = lm.estimate(sentences(50), 3)
     lm.write(model, tmp_path / "lm.arpa")
     again = lm.read(tmp_path / "lm.arpa")
@@ -79,14 +79,14 @@ def test_an_arpa_file_says_the_same(tmp_path):
         assert text_logprob(again, text) == pytest.approx(text_logprob(model, text), abs=1e-5)
 
 
-def test_seen_sentences_are_likelier_than_shuffled_ones():
+def test_training_sentences_are_more_probable_than_shuffled_ones():
     model = lm.estimate(sentences(200), 3)
     text = sentences(1, seed=5)[0].split()
-    others = [" ".join(words) for words in itertools.permutations(text) if list(words) != text]
-    assert text_logprob(model, " ".join(text)) > max(text_logprob(model, other) for other in others)
+    shuffled = [" ".join(words) for words in itertools.permutations(text) if list(words) != text]
+    assert text_logprob(model, " ".join(text)) > max(text_logprob(model, words) for words in shuffled)
 
 
-def test_kenlm_reads_it_as_we_do(tmp_path):
+def test_kenlm_gives_a_sentence_the_same_score(tmp_path):
     """flashlight's KenLM scores a sentence as the sum of our conditional probabilities."""
     from flashlight.lib.text.decoder.kenlm import KenLM
     from flashlight.lib.text.dictionary import Dictionary
@@ -105,8 +105,8 @@ def test_kenlm_reads_it_as_we_do(tmp_path):
         assert total == pytest.approx(text_logprob(model, text), abs=1e-4)
 
 
-def test_lmplz_is_used_where_it_is(tmp_path, monkeypatch):
-    """A program that writes down what it was asked for stands in for lmplz; without it the file is ours."""
+def test_lmplz_is_used_if_it_is_installed(tmp_path, monkeypatch):
+    """A script that stores its input stands in for lmplz; without it kdlib estimates the model."""
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert lm.build(sentences(20), 2, tmp_path / "ours.arpa") == "kdlib"
     program = tmp_path / "lmplz"
@@ -115,29 +115,29 @@ def test_lmplz_is_used_where_it_is(tmp_path, monkeypatch):
     )
     program.chmod(0o755)
     monkeypatch.setattr(shutil, "which", lambda name: str(program))
-    assert lm.build(sentences(20), 2, tmp_path / "theirs.arpa") == "lmplz"
+    assert lm.build(sentences(20), 2, tmp_path / "lmplz.arpa") == "lmplz"
     assert (tmp_path / "text").read_text().split("\n")[:-1] == sentences(20)
-    assert (tmp_path / "theirs.arpa").read_text() == (tmp_path / "ours.arpa").read_text()
+    assert (tmp_path / "lmplz.arpa").read_text() == (tmp_path / "ours.arpa").read_text()
 
 
 def test_no_text_and_no_arpa_file_are_refused(tmp_path):
     with pytest.raises(UserError, match="no text"):
         lm.build(["", " "], 3, tmp_path / "lm.arpa")
-    with pytest.raises(UserError, match="holds the mark"):
+    with pytest.raises(UserError, match="contains the mark"):
         lm.estimate(["A <s> B"], 2)
     (tmp_path / "x.arpa").write_text("nothing\n")
     with pytest.raises(UserError, match="not an ARPA file"):
         lm.read(tmp_path / "x.arpa")
 
 
-def test_an_unknown_word_is_as_likely_as_one_that_was_never_seen():
+def test_a_word_that_was_never_seen_has_the_probability_of_the_unknown_word():
     model = lm.estimate(sentences(100), 3)
     assert model.logprob("XYLOPHONE", ["DELETE"]) == model.logprob(lm.UNKNOWN, ["DELETE"])
     assert math.isfinite(text_logprob(model, "XYLOPHONE"))
 
 
-def test_white_space_other_than_a_blank_is_part_of_a_word(tmp_path):
-    """NeMo writes a piece as the character of its id + 100, and two of these are a new line and a blank to Python."""
+def test_white_space_other_than_a_space_is_part_of_a_word(tmp_path):
+    """NeMo writes a piece as the character of its id + 100, and two of these are a new line and a space to Python."""
     model = lm.estimate(["\x85 \xa0", "\x85 A"], 2)
     assert ("\x85", "\xa0") in model.logprobs
     lm.write(model, tmp_path / "lm.arpa")

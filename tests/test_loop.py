@@ -22,7 +22,7 @@ def test_the_schedule_warms_up_and_falls_to_zero():
     assert scales[10] == pytest.approx(0)
 
 
-def test_training_lowers_the_loss_and_draws_each_epochs_batches(tmp_path):
+def test_training_lowers_the_loss_and_shuffles_each_epoch(tmp_path):
     model, drawn = torch.nn.Linear(1, 1), []
 
     def batches(epoch):
@@ -38,7 +38,7 @@ def test_training_lowers_the_loss_and_draws_each_epochs_batches(tmp_path):
     assert drawn == [0, 1]
 
 
-def test_a_loss_that_is_not_finite_is_one_message(tmp_path):
+def test_a_loss_that_is_not_finite_is_an_error(tmp_path):
     model = torch.nn.Linear(1, 1)
     epochs = EpochData(lambda epoch: [torch.ones(1, 1)], torch.clone)
     with pytest.raises(UserError, match=r"training: loss is nan at step 0; lower the learning rate"):
@@ -52,14 +52,14 @@ def test_a_loss_that_is_not_finite_is_one_message(tmp_path):
         )
 
 
-def test_frozen_weights_are_not_given_to_the_optimiser():
+def test_frozen_weights_are_not_optimised():
     model = torch.nn.Linear(2, 1)
     model.weight.requires_grad = False
     optimizer = task(dict, model).configure_optimizers()["optimizer"]
     assert [len(group["params"]) for group in optimizer.param_groups] == [1]
 
 
-LEARNS = """
+TRAINING = """
 import os, sys
 import torch
 from pathlib import Path
@@ -67,11 +67,11 @@ from kdlib.training import callbacks, loop, schedules
 
 model = torch.nn.Linear(1, 1, bias=False)
 torch.nn.init.zeros_(model.weight)
-looks = []
+weights = []
 
-def check():  # best in the middle: from then on the weight overshoots
-    looks.append(float(model.weight))
-    print("looked", len(looks), round(looks[-1], 6), flush=True)
+def validate():  # best in the middle: from then on the weight overshoots
+    weights.append(float(model.weight))
+    print("validated", len(weights), round(weights[-1], 6), flush=True)
     return {"dev_score": -abs(float(model.weight) - 0.5)}
 
 def step(batch):
@@ -85,24 +85,24 @@ def die(self, trainer, *rest, end=callbacks._Progress.on_train_batch_end):
 callbacks._Progress.on_train_batch_end = die
 task = loop.Task(model, step, lr=0.05, scale=schedules.cosine(0, 100))
 epochs = loop.EpochData(lambda epoch: [torch.ones(1, 1)] * 3, torch.clone)
-record = loop.fit(task, epochs, folder=Path(sys.argv[1]), what="test", steps=100, seed=1, check=check,
+record = loop.fit(task, epochs, folder=Path(sys.argv[1]), what="test", steps=100, seed=1, validate=validate,
                    validate_every=2, patience=3)
 print("END", record, float(model.weight))
 """
 
 
-def learn(folder, die_at):
-    return subprocess.run([sys.executable, "-c", LEARNS, str(folder), str(die_at)], capture_output=True, text=True)
+def train(folder, die_at):
+    return subprocess.run([sys.executable, "-c", TRAINING, str(folder), str(die_at)], capture_output=True, text=True)
 
 
-def test_the_best_weights_are_kept_training_stops_and_a_killed_run_stops_at_the_same_place(tmp_path):
-    whole = learn(tmp_path / "whole", 0)
+def test_the_best_weights_are_kept_and_a_killed_run_stops_at_the_same_step(tmp_path):
+    whole = train(tmp_path / "whole", 0)
     assert whole.returncode == 0, whole.stderr
     end = next(line for line in whole.stdout.splitlines() if line.startswith("END"))
-    assert "'steps': 30, 'best_step': 12" in end  # looks each 6 steps of 0.05: 0.6 is nearest to 0.5, then 3 in vain
+    assert "'steps': 30, 'best_step': 12" in end  # every 6 steps of 0.05: 0.6 is nearest to 0.5, then 3 in vain
     assert float(end.split()[-1]) == pytest.approx(0.6, abs=0.02)
     assert any((tmp_path / "whole" / "tensorboard").iterdir())
-    assert learn(tmp_path / "killed", 17).returncode == -signal.SIGKILL
-    again = learn(tmp_path / "killed", 0)
-    assert next(line for line in again.stdout.splitlines() if line.startswith("END")) == end
-    assert again.stdout.count("looked") < whole.stdout.count("looked")
+    assert train(tmp_path / "killed", 17).returncode == -signal.SIGKILL
+    resumed = train(tmp_path / "killed", 0)
+    assert next(line for line in resumed.stdout.splitlines() if line.startswith("END")) == end
+    assert resumed.stdout.count("validated") < whole.stdout.count("validated")

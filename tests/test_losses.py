@@ -1,4 +1,4 @@
-"""Every loss against a naive version in float64, and what each must not do."""
+"""Every loss against a naive version in float64, and known traps."""
 
 import math
 
@@ -13,7 +13,7 @@ B, T, V, BLANK = 3, 7, 11, 2
 
 @pytest.fixture
 def batch():
-    """Student's logits, teacher's logits, lengths; what lies behind the lengths is rubbish."""
+    """Student's logits, teacher's logits, lengths; the padding is arbitrary."""
     generator = torch.Generator().manual_seed(0)
     logits, target = (3 * torch.randn(B, T, V, generator=generator) for _ in range(2))
     lengths = torch.tensor([7, 4, 1])
@@ -22,7 +22,7 @@ def batch():
 
 
 def naive(logits, target, weights, divide_q, divide_p, scale):
-    """The definition, one row at a time."""
+    """The definition, row by row."""
     total = norm = torch.zeros((), dtype=torch.float64)
     for b in range(B):
         for t in range(T):
@@ -37,70 +37,70 @@ def naive(logits, target, weights, divide_q, divide_p, scale):
 @pytest.mark.parametrize(
     ("temperature_on", "q", "p", "scaled"), [("both", 1, 1, 2), ("student", 1, 0, 0), ("teacher", 0, 1, 0)]
 )
-def test_soft_kl_and_its_gradient_are_those_of_the_definition(batch, temperature, temperature_on, q, p, scaled):
+def test_soft_kl_and_its_gradient_match_the_definition(batch, temperature, temperature_on, q, p, scaled):
     logits, target, lengths = batch
     weights = length_mask(lengths, T).float() * torch.tensor([0.3, 1.0, 2.0])[:, None]
-    mine, exact = logits.clone().requires_grad_(), logits.double().requires_grad_()
-    loss = losses.soft_kl(mine, target, weights, temperature, temperature_on=temperature_on)
-    wanted = naive(exact, target, weights, temperature**q, temperature**p, temperature**scaled)
+    tested, exact = logits.clone().requires_grad_(), logits.double().requires_grad_()
+    loss = losses.soft_kl(tested, target, weights, temperature, temperature_on=temperature_on)
+    expected = naive(exact, target, weights, temperature**q, temperature**p, temperature**scaled)
     (3 * loss).backward()
-    (3 * wanted).backward()
-    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
-    assert (mine.grad - exact.grad).abs().max() < 1e-5
-    assert mine.grad[~length_mask(lengths, T)].abs().max() == 0
+    (3 * expected).backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert (tested.grad - exact.grad).abs().max() < 1e-5
+    assert tested.grad[~length_mask(lengths, T)].abs().max() == 0
 
 
-def test_soft_kl_in_parts_is_soft_kl_as_a_whole(batch, monkeypatch):
+def test_soft_kl_in_chunks_equals_soft_kl_as_a_whole(batch, monkeypatch):
     logits, target, lengths = batch
     weights = length_mask(lengths, T).float()
     whole = losses.soft_kl(logits, target, weights, 2.0)
-    monkeypatch.setitem(losses.CHUNK, "cpu", V)  # a row at a time
+    monkeypatch.setitem(losses.CHUNK, "cpu", V)  # one row per chunk
     assert losses.soft_kl(logits, target, weights, 2.0) == pytest.approx(whole.item(), rel=1e-6)
     full = torch.ones(B, T)
     target = target.clamp_max(10)
-    mine, other = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    losses.soft_kl(mine, target, full, 2.0).backward()
+    by_row, at_once = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    losses.soft_kl(by_row, target, full, 2.0).backward()
     monkeypatch.setitem(losses.CHUNK, "cpu", 2**18)
-    losses.soft_kl(other, target, full, 2.0).backward()
-    assert torch.allclose(mine.grad, other.grad, atol=1e-7)
+    losses.soft_kl(at_once, target, full, 2.0).backward()
+    assert torch.allclose(by_row.grad, at_once.grad, atol=1e-7)
 
 
 def test_soft_kl_at_the_original_studys_size_is_exact_to_a_ten_thousandth():
     generator = torch.Generator().manual_seed(1)
     logits, target = (5 * torch.randn(2, 30, 5000, generator=generator) for _ in range(2))
-    mine, exact = logits.clone().requires_grad_(), logits.double().requires_grad_()
-    losses.soft_kl(mine, target, torch.ones(2, 30), 2.0).backward()
+    tested, exact = logits.clone().requires_grad_(), logits.double().requires_grad_()
+    losses.soft_kl(tested, target, torch.ones(2, 30), 2.0).backward()
     q, p = exact / 2, (target.double() / 2).log_softmax(-1)
     (4 * (p.exp() * (p - q.log_softmax(-1))).sum(-1).mean()).backward()
-    assert (mine.grad - exact.grad).abs().max() < 1e-4 * exact.grad.abs().max()
+    assert (tested.grad - exact.grad).abs().max() < 1e-4 * exact.grad.abs().max()
 
 
-def test_targets_are_logits_or_log_probabilities_alike(batch):
+def test_logits_and_log_probabilities_are_equivalent_targets(batch):
     logits, target, lengths = batch
     weights = length_mask(lengths, T).float()
-    one = losses.soft_kl(logits, target, weights, 3.0)
-    other = losses.soft_kl(logits, target.log_softmax(-1), weights, 3.0)
-    assert one.item() == pytest.approx(other.item(), rel=1e-5)
+    from_logits = losses.soft_kl(logits, target, weights, 3.0)
+    from_log_probs = losses.soft_kl(logits, target.log_softmax(-1), weights, 3.0)
+    assert from_logits.item() == pytest.approx(from_log_probs.item(), rel=1e-5)
 
 
-def test_a_target_that_was_softened_is_not_softened_again(batch):
+def test_a_target_at_a_fixed_temperature_is_not_softened_again(batch):
     logits, target, lengths = batch
     weights = length_mask(lengths, T).float()
     once = losses.soft_kl(logits, target, weights, 2.0)
-    ready = losses.soft_kl(logits, (target / 2).log_softmax(-1), weights, 2.0, fixed_temperature=True)
-    assert once.item() == pytest.approx(ready.item(), rel=1e-5)
+    fixed = losses.soft_kl(logits, (target / 2).log_softmax(-1), weights, 2.0, fixed_temperature=True)
+    assert once.item() == pytest.approx(fixed.item(), rel=1e-5)
 
 
-def test_the_gradient_is_given_away_once(batch):
+def test_a_second_backward_is_an_error(batch):
     logits, target, lengths = batch
     logits.requires_grad_()
     loss = losses.soft_kl(logits, target, length_mask(lengths, T).float(), 2.0)
     loss.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="backward a second time"):
+    with pytest.raises(RuntimeError, match="second backward through the same loss"):
         loss.backward()
 
 
-def test_where_nothing_counts_the_loss_and_its_gradient_are_zero(batch):
+def test_with_zero_weights_the_loss_and_its_gradient_are_zero(batch):
     logits, target, _ = batch
     logits.requires_grad_()
     loss = losses.soft_kl(logits, target, torch.zeros(B, T), 2.0)
@@ -126,7 +126,7 @@ def test_half_precision_gets_half_precision_gradients(batch):
 
 
 def spiking(places, length=T):
-    """A target [1, length, V] that writes token 5 at places, and else the blank."""
+    """A target [1, length, V] with token 5 at places, and the blank elsewhere."""
     target = torch.zeros(1, length, V)
     target[..., BLANK] = 4.0
     target[0, places, 5] = 8.0
@@ -142,31 +142,31 @@ def spiking(places, length=T):
         ("symmetric", 0, [0, 0, 1, 0, 0, 1, 0]),
     ],
 )
-def test_which_frames_are_taught(blanks, context_frames, expected):
+def test_frame_weights(blanks, context_frames, expected):
     weights = losses.frame_weights(spiking([2, 5, 6]), torch.tensor([6]), blanks, BLANK, context_frames)
     assert weights[0].tolist() == expected
 
 
-@pytest.mark.parametrize(("mine", "theirs", "shift"), [([4], [2], 2), ([1], [3], -2), ([3], [3], 0), ([6], [0], 0)])
-def test_the_best_shift_brings_the_targets_spikes_to_the_students(mine, theirs, shift):
-    """The last pair is six frames apart, more than may be moved: it stays where it is."""
-    logits, target, lengths = spiking(mine), spiking(theirs), torch.tensor([7])
+@pytest.mark.parametrize(("student", "teacher", "shift"), [([4], [2], 2), ([1], [3], -2), ([3], [3], 0), ([6], [0], 0)])
+def test_the_best_shift_aligns_the_spikes_of_target_and_student(student, teacher, shift):
+    """The last pair is six frames apart, more than the largest shift: it is not shifted."""
+    logits, target, lengths = spiking(student), spiking(teacher), torch.tensor([7])
     shifts, fit = losses.best_shift(logits, target, lengths, 3, BLANK)
     assert shifts.tolist() == [shift]
     moved = losses.shift_frames(target, shifts, lengths)
-    if (mine, theirs) != ([6], [0]):
-        assert fit.item() > 0.95  # what comes in at the end is silence, where the other side is not quite silent
+    if (student, teacher) != ([6], [0]):
+        assert fit.item() > 0.95  # zeros fill the gap, where the other side is not exactly zero
         assert torch.equal(moved, logits)
 
 
-def test_shifting_does_not_take_padding_in():
+def test_shifting_does_not_bring_in_padding():
     target = spiking([3], length=6)
     target[0, 4:] = 99.0
     moved = losses.shift_frames(target, torch.tensor([-2]), torch.tensor([4]))
-    assert moved[0, :4].argmax(-1).tolist() == [BLANK, 5, 5, 5]  # the last frame that there is, again and again
+    assert moved[0, :4].argmax(-1).tolist() == [BLANK, 5, 5, 5]  # the last frame is repeated
 
 
-def test_the_first_step_does_not_speak_of_specials(batch):
+def test_masked_specials_have_no_probability_in_the_first_step(batch):
     _, target, _ = batch
     changed = losses.mask_specials(target, (0, 1, 2))
     assert changed[:, 0].softmax(-1)[:, :3].max() == 0
@@ -177,7 +177,7 @@ def test_the_first_step_does_not_speak_of_specials(batch):
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_pseudo_labels_are_learnt_where_the_teacher_is_sure(batch, smoothing):
+def test_pseudo_labels_count_where_the_teacher_is_confident(batch, smoothing):
     logits, target, lengths = batch
     inside, confidence, nonblank = length_mask(lengths, T), 0.5, 0.6
     total, counted = 0.0, 0
@@ -185,16 +185,16 @@ def test_pseudo_labels_are_learnt_where_the_teacher_is_sure(batch, smoothing):
         for t in range(T):
             p = target[b, t].double().softmax(0)
             if inside[b, t] and p.max() >= confidence and 1 - p[BLANK] >= nonblank:
-                wanted = torch.full((V,), smoothing / V, dtype=torch.float64)
-                wanted[p.argmax()] += 1 - smoothing
-                total, counted = total - (wanted * logits[b, t].double().log_softmax(0)).sum(), counted + 1
+                expected = torch.full((V,), smoothing / V, dtype=torch.float64)
+                expected[p.argmax()] += 1 - smoothing
+                total, counted = total - (expected * logits[b, t].double().log_softmax(0)).sum(), counted + 1
     options = {"confidence": confidence, "min_nonblank": nonblank, "smoothing": smoothing, "blank": BLANK}
     loss = losses.pseudo_label(logits, target, inside.float(), **options)
     assert 0 < counted < inside.sum()
     assert loss.item() == pytest.approx(total.item() / counted, rel=1e-5)
 
 
-def test_no_sure_teacher_no_pseudo_label(batch):
+def test_without_a_confident_teacher_there_is_no_pseudo_label(batch):
     logits, target, lengths = batch
     loss = losses.pseudo_label(logits, target, length_mask(lengths, T).float(), confidence=1.0 + 1e-9)
     assert loss.item() == 0
@@ -203,13 +203,13 @@ def test_no_sure_teacher_no_pseudo_label(batch):
 def test_features_are_compared_after_projection_and_without_padding(batch):
     _, _, lengths = batch
     generator = torch.Generator().manual_seed(3)
-    encoded, wanted = torch.randn(B, T, 4, generator=generator), torch.randn(B, T, 6, generator=generator)
+    encoded, target = torch.randn(B, T, 4, generator=generator), torch.randn(B, T, 6, generator=generator)
     project = torch.nn.Linear(4, 6)
     inside = length_mask(lengths, T)
     rows = [(b, t) for b in range(B) for t in range(T) if inside[b, t]]
     weight, bias = project.weight.double(), project.bias.double()
-    exact = sum(((weight @ encoded[b, t].double() + bias - wanted[b, t].double()) ** 2).mean() for b, t in rows)
-    found = losses.feature_mse(encoded, wanted, inside.float(), project)
-    assert found.item() == pytest.approx(exact.item() / len(rows), rel=1e-5)
-    found.backward()
+    exact = sum(((weight @ encoded[b, t].double() + bias - target[b, t].double()) ** 2).mean() for b, t in rows)
+    loss = losses.feature_mse(encoded, target, inside.float(), project)
+    assert loss.item() == pytest.approx(exact.item() / len(rows), rel=1e-5)
+    loss.backward()
     assert project.weight.grad.abs().max() > 0

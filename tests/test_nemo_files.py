@@ -26,60 +26,60 @@ def test_the_shipped_model_is_small_and_real(shipped):
 
 def test_outputs_have_their_shapes(shipped):
     outputs = shipped(torch.randn(2, 16_000), torch.tensor([16_000, 8_000]))
-    assert outputs.ctc_logits.shape == (2, 25, shipped.tokens.size)  # 40 ms a frame
+    assert outputs.ctc_logits.shape == (2, 25, shipped.tokens.size)  # 40 ms per frame
     assert outputs.lengths.tolist() == [25, 13]
     assert outputs.encoded.shape == (2, 25, 96)
 
 
-def test_padding_changes_nothing(shipped, corpus):
+def test_padding_changes_no_output(shipped, corpus):
     pair = sorted(corpus, key=lambda utt: utt.duration_s)[:: len(corpus) - 1]
-    together = shipped(*audio.collate(pair))
+    both = shipped(*audio.collate(pair))
     alone = shipped(*audio.collate(pair[:1]))
     frames = int(alone.lengths[0])
-    assert together.lengths[0] == frames
-    assert torch.allclose(together.ctc_logits[0, :frames], alone.ctc_logits[0], atol=1e-3)
+    assert both.lengths[0] == frames
+    assert torch.allclose(both.ctc_logits[0, :frames], alone.ctc_logits[0], atol=1e-3)
 
 
 def test_a_saved_model_restores_to_the_same_outputs(shipped, tmp_path):
     shipped.model.save_to(str(tmp_path / "again.nemo"))
-    again = NeMoCTC(tmp_path / "again.nemo")
+    restored = NeMoCTC(tmp_path / "again.nemo")
     samples, lengths = torch.randn(1, 16_000), torch.tensor([16_000])
-    assert torch.equal(again(samples, lengths).ctc_logits, shipped(samples, lengths).ctc_logits)
-    assert again.tokens.fingerprint == shipped.tokens.fingerprint
+    assert torch.equal(restored(samples, lengths).ctc_logits, shipped(samples, lengths).ctc_logits)
+    assert restored.tokens.fingerprint == shipped.tokens.fingerprint
 
 
-@pytest.mark.parametrize("kept", [0, 1000, 200_000, 0.99])
-def test_a_truncated_file_is_one_message(tmp_path, kept):
+@pytest.mark.parametrize("size", [0, 1000, 200_000, 0.99])
+def test_a_truncated_file_has_one_message(tmp_path, size):
     content = SHIPPED_MODEL.read_bytes()
     short = tmp_path / "short.nemo"
-    short.write_bytes(content[: int(kept * len(content)) if isinstance(kept, float) else kept])
+    short.write_bytes(content[: int(size * len(content)) if isinstance(size, float) else size])
     with pytest.raises(UserError, match=r"short\.nemo") as caught:
         restore_model(short)
     assert "\n" not in str(caught.value)
     assert "make it again" in str(caught.value)
 
 
-def test_another_file_is_not_a_model(tmp_path):
+def test_another_file_is_rejected(tmp_path):
     (tmp_path / "text.nemo").write_text("not a model")
     with pytest.raises(UserError, match=r"not a complete \.nemo file"):
         restore_model(tmp_path / "text.nemo")
 
 
-def test_a_path_that_does_not_exist_names_the_ways_out():
+def test_a_missing_path_has_a_message_with_the_alternatives():
     params = load("params/demo.yaml", "M08", overrides={"pretrained": "nemo", "nemo_model": "models/none.nemo"})
     with pytest.raises(UserError, match=r"there is no file .*models/none\.nemo; correct the path"):
         find_model(params)
 
 
-def test_a_local_file_is_taken_as_it_is():
+def test_a_local_file_is_used_directly():
     overrides = {"pretrained": "nemo", "nemo_model": str(SHIPPED_MODEL)}
     assert find_model(load("params/demo.yaml", "M08", overrides=overrides)) == SHIPPED_MODEL
 
 
-def test_without_a_network_both_ways_out_are_named(monkeypatch, tmp_path):
+def test_without_a_network_the_message_has_both_alternatives(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # no server there
     params = load("params/demo.yaml", "M08", overrides={"pretrained": "nemo"})
     with pytest.raises(UserError) as caught:
         find_model(params)
@@ -93,7 +93,7 @@ def test_importing_kdlib_loads_no_heavy_library():
     assert run.stdout.strip() == "[]"
 
 
-def test_nemo_says_nothing_when_it_is_imported():
+def test_nemo_prints_nothing_on_import():
     program = "from kdlib.models.nemo_files import SHIPPED_MODEL, NeMoCTC; NeMoCTC(SHIPPED_MODEL); print('quiet')"
     run = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, env={**os.environ}
@@ -104,7 +104,7 @@ def test_nemo_says_nothing_when_it_is_imported():
     assert Path(SHIPPED_MODEL).is_file()
 
 
-def test_a_saved_model_holds_no_path_of_the_machine_that_made_it(small_model):
+def test_a_saved_model_contains_no_local_path(small_model):
     import tarfile
 
     for path in (SHIPPED_MODEL, small_model):

@@ -1,4 +1,4 @@
-"""The notebooks, as a person would run them: headless by papermill and Snakemake on the smoke recipe."""
+"""The notebooks, run headless by papermill and Snakemake on the smoke recipe."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def snakemake(recipe, *arguments, **options):
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
-    """The smoke recipe with the shipped model, writing into a folder of its own."""
+    """The smoke recipe with the shipped model and an output folder of its own."""
     folder = tmp_path_factory.mktemp("notebooks")
     settings = yaml.safe_load((repository_root() / "params/smoke.yaml").read_text()) | {
         "pretrained": "shipped",
@@ -62,7 +62,7 @@ def demo(recipe):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebooks_keep_the_house_rules(path):
+def test_notebooks_follow_the_rules_of_the_repository(path):
     notebook = nbformat.read(path, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert notebook.cells[0].cell_type == "markdown"
@@ -72,7 +72,7 @@ def test_notebooks_keep_the_house_rules(path):
     assert max(len(cell.source.splitlines()) for cell in code) <= 15
 
 
-def test_the_graph_leaves_what_the_contract_says(demo):
+def test_graph_writes_the_documented_files(demo):
     out, _ = demo
     for name in ("corpus/manifest.csv", "corpus/lexicon.txt", "corpus/run.json", "corpus/00_corpus.ipynb"):
         assert (out / name).is_file()
@@ -113,14 +113,14 @@ def test_the_graph_leaves_what_the_contract_says(demo):
     assert scores["decoders"]["lexicon"]["wra"] >= scores["decoders"]["greedy"]["wra"]
 
 
-def test_the_log_is_for_people(demo):
+def test_log_is_readable(demo):
     _, log = demo
     assert "01_baseline | baseline: made in" in log
     for noise in ("Executing Cell", "IPKernelApp", "OneLogger", "Traceback"):
         assert noise not in log
 
 
-def test_executed_notebooks_hold_pictures_and_no_errors(demo):
+def test_executed_notebooks_have_figures_and_no_errors(demo):
     out, _ = demo
     for name in (
         "corpus/00_corpus",
@@ -131,14 +131,16 @@ def test_executed_notebooks_hold_pictures_and_no_errors(demo):
         "M08/collapse/05_collapse",
     ):
         outputs = [
-            one for cell in nbformat.read(out / f"{name}.ipynb", as_version=4).cells for one in cell.get("outputs", [])
+            output
+            for cell in nbformat.read(out / f"{name}.ipynb", as_version=4).cells
+            for output in cell.get("outputs", [])
         ]
-        assert any("image/png" in one.get("data", {}) for one in outputs)
-        assert not any(one.output_type == "error" for one in outputs)
+        assert any("image/png" in output.get("data", {}) for output in outputs)
+        assert not any(output.output_type == "error" for output in outputs)
 
 
-def test_nothing_is_to_be_done_again_even_after_saving_with_outputs(demo, recipe):
-    """Saving an executed notebook over its source must not run anything anew."""
+def test_nothing_is_run_again_even_after_saving_with_outputs(demo, recipe):
+    """Saving an executed notebook over its source must not trigger a new run."""
     path = repository_root() / "notebooks" / "00_corpus.ipynb"
     before = path.read_text()
     try:
@@ -153,34 +155,34 @@ def test_nothing_is_to_be_done_again_even_after_saving_with_outputs(demo, recipe
     assert "Nothing to be done" in run.stdout + run.stderr
 
 
-def test_a_study_is_made_in_parts_by_one_notebook(demo, recipe):
-    """What `make collapse` does: students of joined variants, in jobs that share the work, then one examination."""
+def test_a_study_is_split_into_jobs_of_one_notebook(demo, recipe):
+    """As `make collapse`: students of joined variants, split between jobs, then one examination."""
     out, _ = demo
     study = recipe.parent / "study.yaml"
-    wanted = {
+    settings = {
         "compare": ["hard", "ctc_kd+no_references"],
         "variants": {"no_references": {"distill": {"alpha": 1.0, "beta": 0.0}}},
     }
-    study.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | wanted | {"name": "mine"}))
-    options = ("--rerun-triggers", "mtime", "--forcerun", "some_students")  # what the demo made serves
+    study.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | settings | {"name": "mine"}))
+    options = ("--rerun-triggers", "mtime", "--forcerun", "some_students")  # reuses the results of the demo
     run = snakemake(study, "folds=M08,", "study=1", "parts=2", *options, "--until", "collapse", "--", "study")
     assert run.returncode == 0, run.stdout + run.stderr
     assert (out / "M08/collapse/jobs/05_2.ipynb").is_file()
-    made = (out / "M08/collapse/summary.csv").read_text()
-    assert "ctc_kd+no_references,1," in made
+    summary = (out / "M08/collapse/summary.csv").read_text()
+    assert "ctc_kd+no_references,1," in summary
     assert not (out / "M08/students/ctc_kd+no_references/seed1/04_distill.ipynb").exists()
 
 
-def test_another_fold_reuses_what_is_shared(demo, recipe):
+def test_another_fold_reuses_the_shared_stages(demo, recipe):
     out, _ = demo
-    made = {name: (out / name / "run.json").read_text() for name in ("corpus", "zero_shot")}
+    records = {name: (out / name / "run.json").read_text() for name in ("corpus", "zero_shot")}
     run = snakemake(recipe, "folds=M10", "--until", "baseline")
     assert run.returncode == 0, run.stdout + run.stderr
-    assert made == {name: (out / name / "run.json").read_text() for name in made}
+    assert records == {name: (out / name / "run.json").read_text() for name in records}
     assert (out / "M10/baseline/scores.json").is_file()
 
 
-def test_a_changed_parameter_is_seen(demo, recipe):
+def test_a_changed_parameter_triggers_its_stages(demo, recipe):
     recipe.write_text(recipe.read_text().replace("bootstrap: 200", "bootstrap: 201"))
     try:
         run = snakemake(recipe, "folds=M08", "--dry-run", "--quiet", "host")
@@ -190,7 +192,7 @@ def test_a_changed_parameter_is_seen(demo, recipe):
     assert "Nothing to be done" not in run.stdout + run.stderr
 
 
-def test_a_bad_recipe_is_refused_before_anything_runs(recipe, tmp_path):
+def test_an_invalid_recipe_is_refused_before_anything_runs(recipe, tmp_path):
     bad = tmp_path / "bad.yaml"
     bad.write_text(recipe.read_text() + "sead: 3\n")
     run = snakemake(bad, "folds=M08")
@@ -201,7 +203,7 @@ def test_a_bad_recipe_is_refused_before_anything_runs(recipe, tmp_path):
 
 
 def test_an_error_in_a_notebook_is_one_sentence(demo, recipe, tmp_path):
-    """With the same name the recipe shares the finished corpus; only the model is missing."""
+    """The recipe has the same name, so it shares the finished corpus; only the model is missing."""
     out, _ = demo
     broken = tmp_path / "broken.yaml"
     settings = yaml.safe_load(recipe.read_text()) | {"name": "mine", "pretrained": "nemo", "nemo_model": "none.nemo"}
@@ -218,10 +220,10 @@ def test_a_notebook_shows_a_user_error_without_a_traceback(tmp_path):
     run = papermill("00_corpus", tmp_path / "out.ipynb", "-p", "recipe", "params/none.yaml")
     assert run.returncode != 0
     errors = [
-        one
+        output
         for cell in nbformat.read(tmp_path / "out.ipynb", as_version=4).cells
-        for one in cell.get("outputs", [])
-        if one.output_type == "error"
+        for output in cell.get("outputs", [])
+        if output.output_type == "error"
     ]
     assert len(errors[0].traceback) == 1
     assert "params/none.yaml: no such file; recipes there:" in errors[0].traceback[0]
@@ -245,9 +247,9 @@ def test_a_fold_file_can_be_given_to_papermill(demo, recipe, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def strangers(tmp_path_factory):
-    """A recipe for six people whom no table knows: 8 kHz stereo FLAC, 12 words, and a model of a few steps."""
-    folder = tmp_path_factory.mktemp("strangers")
+def external(tmp_path_factory):
+    """A recipe for a corpus of six unlisted speakers: 8 kHz stereo FLAC, 12 words, and a model of a few steps."""
+    folder = tmp_path_factory.mktemp("external")
     corpora.own(folder, repetitions=1, spoken=False)
     tiny = {"steps": 2, "d_model": 16, "layers": 1, "heads": 2, "conv_channels": 8, "batch_size": 8, "warmup_steps": 1}
     pace = {"steps": 2, "batch_size": 4, "warmup_steps": 1}
@@ -260,78 +262,78 @@ def strangers(tmp_path_factory):
     shutil.rmtree(repository_root() / "params/folds" / settings["folds"], ignore_errors=True)
 
 
-def test_a_corpus_of_ones_own_goes_from_its_csv_to_two_scored_folds_with_two_commands(strangers):
-    """Speakers 07 and NO, whom YAML would call 7 and false; words with an apostrophe, an accent and a hyphen."""
-    command = [sys.executable, "-m", "kdlib.corpus.fold_files", str(strangers)]
+def test_an_external_corpus_goes_from_its_csv_to_two_scored_folds_with_two_commands(external):
+    """Speakers 07 and NO, which YAML would read as 7 and false; words with an apostrophe, an accent and a hyphen."""
+    command = [sys.executable, "-m", "kdlib.corpus.fold_files", str(external)]
     run = subprocess.run(command, capture_output=True, text=True, cwd=repository_root())
     assert run.returncode == 0, run.stdout + run.stderr
-    assert f"next: make folds RECIPE={strangers} FOLDS=07,Alma" in run.stdout
-    run = snakemake(strangers, "folds=07,NO,", "--until", "baseline")
+    assert f"next: make folds RECIPE={external} FOLDS=07,Alma" in run.stdout
+    run = snakemake(external, "folds=07,NO,", "--until", "baseline")
     assert run.returncode == 0, run.stdout + run.stderr
-    out = strangers.parent / "mine"
+    out = external.parent / "mine"
     assert (out / "corpus/report.txt").read_text().splitlines() == [
-        "72 recordings looked at, 0 left out",
+        "72 recordings checked, 0 left out",
         "  72 files of 8000 Hz, 2 channels are read as 16000 Hz mono",
     ]
-    for held_out, others in (("07", ["Boris", "Chidi", "NO", "Žofie"]), ("NO", ["07", "Alma", "Boris", "Chidi"])):
+    for held_out, names in (("07", ["Boris", "Chidi", "NO", "Žofie"]), ("NO", ["07", "Alma", "Boris", "Chidi"])):
         scores = json.loads((out / held_out / "baseline/scores.json").read_text())
         assert (scores["held_out"], scores["n"], set(scores["decoders"])) == (
             held_out,
             12,
             {"greedy", "lexicon", "beam"},
         )
-        assert json.loads((out / held_out / "pretrained/heard.json").read_text())["speakers"] == others
-        written = (out / held_out / "baseline/hypotheses.csv").read_text(encoding="utf-8")
-        assert all(word in written for word in ("CAN'T", "CAFÉ", "X-RAY"))
-    again = snakemake(strangers, "folds=07,NO,", "--until", "baseline", "--dry-run", "--quiet", "host")
-    assert set(re.findall(r"^total +(\d+)", _said(again), re.MULTILINE)) == {"0"}
+        assert json.loads((out / held_out / "pretrained/train_data.json").read_text())["speakers"] == names
+        hypotheses = (out / held_out / "baseline/hypotheses.csv").read_text(encoding="utf-8")
+        assert all(word in hypotheses for word in ("CAN'T", "CAFÉ", "X-RAY"))
+    again = snakemake(external, "folds=07,NO,", "--until", "baseline", "--dry-run", "--quiet", "host")
+    assert set(re.findall(r"^total +(\d+)", _output(again), re.MULTILINE)) == {"0"}
 
 
-def test_teachers_of_a_corpus_without_controls_belong_to_the_fold(strangers):
-    """They start from the fold's own pretrained model, so nothing of them may lie in the shared folders."""
-    out = strangers.parent / "mine"
-    run = papermill("03_logits", out / "03.ipynb", "-r", "recipe", str(strangers), "-r", "held_out", "07")
+def test_teachers_of_a_corpus_without_controls_belong_to_the_fold(external):
+    """They start from the fold's own pretrained model, so the shared folders must not contain them."""
+    out = external.parent / "mine"
+    run = papermill("03_logits", out / "03.ipynb", "-r", "recipe", str(external), "-r", "held_out", "07")
     assert run.returncode == 0, run.stderr
     assert not (out / "teachers").exists()
     assert not (out / "logits").exists()
-    heard = {
+    train_speakers = {
         path.parent.name: json.loads(path.read_text())["train_speakers"]
         for path in out.glob("07/teachers/nemo/*/model.json")
     }
-    assert sorted(heard) == ["Boris", "Chidi", "NO", "Žofie"]
-    assert all("07" not in names and "Alma" not in names for names in heard.values())
+    assert sorted(train_speakers) == ["Boris", "Chidi", "NO", "Žofie"]
+    assert all("07" not in names and "Alma" not in names for names in train_speakers.values())
     assert (out / "07/figures/aggregates.png").is_file()
 
 
-def test_a_student_of_a_corpus_of_ones_own_stands_beside_its_control(strangers):
-    out = strangers.parent / "mine"
-    run = papermill("04_distill", out / "04.ipynb", "-r", "recipe", str(strangers), "-r", "held_out", "07")
+def test_a_student_of_an_external_corpus_is_compared_with_its_control(external):
+    out = external.parent / "mine"
+    run = papermill("04_distill", out / "04.ipynb", "-r", "recipe", str(external), "-r", "held_out", "07")
     assert run.returncode == 0, run.stderr
     record = json.loads((out / "07/students/ctc_kd/seed1/model.json").read_text())
     assert sorted(record["train_speakers"]) == ["Boris", "Chidi", "NO", "Žofie"]
     assert (out / "07/students/hard/seed1/scores/scores.json").is_file()
 
 
-def test_a_variant_that_there_is_not_is_refused_before_any_work(strangers):
-    run = snakemake(strangers, "folds=07,", "variants=hrad", "--dry-run")
+def test_an_unknown_variant_is_refused_before_any_work(external):
+    run = snakemake(external, "folds=07,", "variants=hrad", "--dry-run")
     assert run.returncode != 0
-    assert "variants: unknown variant 'hrad'; did you mean 'hard'?" in _said(run)
+    assert "variants: unknown variant 'hrad'; did you mean 'hard'?" in _output(run)
 
 
-def test_a_recording_that_changes_is_seen_by_the_graph(strangers):
-    path = next(strangers.parent.glob("wav/Alma/*.flac"))
+def test_a_changed_recording_triggers_the_graph(external):
+    path = next(external.parent.glob("wav/Alma/*.flac"))
     before, dates = path.read_bytes(), path.stat()
     try:
         path.write_bytes(b"none")
-        assert "corpus" in _said(snakemake(strangers, "folds=07,NO,", "--dry-run", "--quiet", "host"))
+        assert "corpus" in _output(snakemake(external, "folds=07,NO,", "--dry-run", "--quiet", "host"))
     finally:
         path.write_bytes(before)
         os.utime(path, ns=(dates.st_atime_ns, dates.st_mtime_ns))
 
 
 @pytest.mark.parametrize("corpus", ["uaspeech", "torgo"])
-def test_the_data_card_of_real_layouts(corpus, tmp_path):
-    """The notebook on trees as the authors give them out, with controls, sentences and exclusions."""
+def test_data_card_of_real_layouts(corpus, tmp_path):
+    """The notebook on the folder layouts of the publishers, with controls, sentences and exclusions."""
     if corpus == "uaspeech":
         held_out = "M08"
         corpora.uaspeech(tmp_path / "data", ("M08", "M10", "F05", "CM01"), old=True, labels="xls", microphones=["M5"])
@@ -349,12 +351,12 @@ def test_the_data_card_of_real_layouts(corpus, tmp_path):
     assert (tmp_path / corpus / "figures/durations.png").is_file()
 
 
-def _said(run):
+def _output(run):
     return run.stdout + run.stderr
 
 
-def test_killed_while_the_graph_runs_the_next_run_goes_on(demo, recipe, tmp_path):
-    """kill -9 of every process in the middle of the corpus; no lock and no half corpus may be in the way."""
+def test_the_next_run_resumes_a_killed_graph(demo, recipe, tmp_path):
+    """kill -9 of every process while the corpus is prepared: no lock or half a corpus blocks the next run."""
     out, _ = demo
     other = tmp_path / "other.yaml"
     other.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | {"outputs": str(tmp_path)}))
@@ -373,9 +375,9 @@ def test_killed_while_the_graph_runs_the_next_run_goes_on(demo, recipe, tmp_path
     for process in [psutil.Process(running.pid), *psutil.Process(running.pid).children(recursive=True)]:
         process.kill()  # the kernel has a session of its own: killing the group would leave it alive
     running.wait()
-    assert not (tmp_path / "other" / "corpus" / "run.json").exists()  # Snakemake makes the empty folder
+    assert not (tmp_path / "other" / "corpus" / "run.json").exists()  # Snakemake creates the empty folder
 
     again = snakemake(other, "folds=M08", "--until", "corpus")
     assert again.returncode == 0, again.stdout + again.stderr
-    made = [(folder / "corpus/manifest.csv").read_bytes() for folder in (out, tmp_path / "other")]
-    assert made[0] == made[1]
+    manifests = [(folder / "corpus/manifest.csv").read_bytes() for folder in (out, tmp_path / "other")]
+    assert manifests[0] == manifests[1]

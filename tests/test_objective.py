@@ -1,4 +1,4 @@
-"""What is minimised: weights, heads, annealing, utterances without a target."""
+"""The training objective: weights, heads, annealing, utterances without a target."""
 
 import numpy as np
 import pytest
@@ -18,17 +18,17 @@ from kdlib.targets.aggregation import Coverage
 SIZE, WIDTH = 12, 6
 
 
-class Told:
-    """An ensemble that says the same of every utterance, and knows only some."""
+class FakeEnsemble:
+    """An ensemble with the same target for every utterance, except for those `without` one."""
 
     def __init__(self, fixed_temperature=False, without=()):
-        self.fixed_temperature, self.without, self.asked = fixed_temperature, without, []
+        self.fixed_temperature, self.without, self.calls = fixed_temperature, without, []
 
     def coverage(self, utt_ids):
-        return Coverage([one for one in utt_ids if one not in self.without], 0, {})
+        return Coverage([utt_id for utt_id in utt_ids if utt_id not in self.without], 0, {})
 
     def logits(self, utt_ids, speakers, lengths, temperature):
-        self.asked.append((list(utt_ids), temperature))
+        self.calls.append((list(utt_ids), temperature))
         generator = torch.Generator().manual_seed(0)
         return torch.randn(len(utt_ids), max(lengths) + 1, SIZE, generator=generator), torch.tensor(lengths)
 
@@ -52,114 +52,111 @@ def batch():
     return Batch(torch.randn(2, 8000) / 10, torch.tensor([8000, 5000]), [[5, 6, 7], [8, 9]], ["a", "b"], ["S", "S"])
 
 
-def objective(student, told=None, features=0, **settings):
-    told = told or Told()
-    return Objective(TrainableStudent(student, features), Distill(**settings), {"ctc": told, "decoder": told})
+def objective(student, ensemble=None, features=0, **settings):
+    ensemble = ensemble or FakeEnsemble()
+    return Objective(TrainableStudent(student, features), Distill(**settings), {"ctc": ensemble, "decoder": ensemble})
 
 
-def test_hard_labels_ask_no_teacher(student, batch):
-    told = Told()
-    found = objective(student, told, alpha=0.0, beta=1.0)(batch)
+def test_hard_labels_need_no_teacher(student, batch):
+    ensemble = FakeEnsemble()
+    terms = objective(student, ensemble, alpha=0.0, beta=1.0)(batch)
     outputs = student(batch.wavs, batch.wav_lens)
-    assert set(found) == {"loss", "ctc"}
-    assert found["loss"].item() == pytest.approx(ctc_loss(outputs, batch.ids).item(), rel=1e-6)
-    assert told.asked == []
+    assert set(terms) == {"loss", "ctc"}
+    assert terms["loss"].item() == pytest.approx(ctc_loss(outputs, batch.ids).item(), rel=1e-6)
+    assert ensemble.calls == []
 
 
 def test_the_loss_is_the_weighted_sum_of_its_parts(student, batch):
-    found = objective(student, alpha=0.3, beta=0.6, heads="both", ctc_weight=0.75, temperature=2.0)(batch)
-    assert set(found) == {"loss", "ctc", "decoder", "kd_ctc", "kd_decoder"}
+    terms = objective(student, alpha=0.3, beta=0.6, heads="both", ctc_weight=0.75, temperature=2.0)(batch)
+    assert set(terms) == {"loss", "ctc", "decoder", "kd_ctc", "kd_decoder"}
     weights = {"ctc": 0.6 * 0.75, "decoder": 0.6 * 0.25, "kd_ctc": 0.3 * 0.75, "kd_decoder": 0.3 * 0.25}
-    assert found["loss"].item() == pytest.approx(
-        sum(one * found[name].item() for name, one in weights.items()), rel=1e-5
-    )
+    expected = sum(weight * terms[name].item() for name, weight in weights.items())
+    assert terms["loss"].item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_ctc_part_is_the_kl_of_the_students_frames(student, batch):
-    told = Told()
-    found = objective(student, told, alpha=1.0, beta=0.0, temperature=3.0)(batch)
+    ensemble = FakeEnsemble()
+    terms = objective(student, ensemble, alpha=1.0, beta=0.0, temperature=3.0)(batch)
     outputs = student(batch.wavs, batch.wav_lens)
     lengths = outputs.lengths
-    target = told.logits(["a", "b"], [], lengths.tolist(), 1.0)[0][:, : outputs.ctc_logits.shape[1]]
+    target = ensemble.logits(["a", "b"], [], lengths.tolist(), 1.0)[0][:, : outputs.ctc_logits.shape[1]]
     weights = losses.frame_weights(target, lengths, "all", 2)
-    assert found["kd_ctc"].item() == pytest.approx(losses.soft_kl(outputs.ctc_logits, target, weights, 3.0).item())
-    assert found["loss"] == found["kd_ctc"]
+    assert terms["kd_ctc"].item() == pytest.approx(losses.soft_kl(outputs.ctc_logits, target, weights, 3.0).item())
+    assert terms["loss"] == terms["kd_ctc"]
 
 
-def test_weights_and_temperature_go_in_a_straight_line(student, batch):
-    one = objective(student, alpha=1.0, alpha_end=0.0, beta=1.0, temperature=4.0, temperature_end=2.0)
-    assert [one.parts(batch, done)["kd_ctc"][0] for done in (0.0, 0.25)] == [1.0, 0.75]
-    assert "kd_ctc" not in one.parts(batch, 1.0)  # nobody is asked any more
-    told = Told(fixed_temperature=True)
-    objective(student, told, temperature=4.0, temperature_end=2.0)(batch, 0.5)
-    assert told.asked == [(["a", "b"], 3.0)]
+def test_weights_and_temperature_are_annealed_linearly(student, batch):
+    annealed = objective(student, alpha=1.0, alpha_end=0.0, beta=1.0, temperature=4.0, temperature_end=2.0)
+    assert [annealed.parts(batch, done)["kd_ctc"][0] for done in (0.0, 0.25)] == [1.0, 0.75]
+    assert "kd_ctc" not in annealed.parts(batch, 1.0)  # with weight 0 no target is computed
+    ensemble = FakeEnsemble(fixed_temperature=True)
+    objective(student, ensemble, temperature=4.0, temperature_end=2.0)(batch, 0.5)
+    assert ensemble.calls == [(["a", "b"], 3.0)]
 
 
-def test_an_utterance_without_a_target_is_learnt_from_its_reference_alone(student, batch):
-    some, told = objective(student, whole := Told(without=("b",)), heads="both"), None
-    found = some(batch)
-    assert [asked for asked, _ in whole.asked] == [["a"], ["a"]]
-    assert found["ctc"].item() == pytest.approx(objective(student, told, alpha=0.0)(batch)["ctc"].item(), rel=1e-6)
-    alone = Batch(batch.wavs[:1], batch.wav_lens[:1], batch.ids[:1], ["a"], ["S"])
-    assert found["kd_ctc"].item() == pytest.approx(objective(student)(alone)["kd_ctc"].item(), rel=1e-4)
-    nobody = objective(student, Told(without=("a", "b")), beta=0.0)(batch)
-    assert nobody["loss"].item() == 0
-    assert nobody["loss"].requires_grad
+def test_an_utterance_without_a_target_is_trained_on_its_reference_alone(student, batch):
+    terms = objective(student, ensemble := FakeEnsemble(without=("b",)), heads="both")(batch)
+    assert [utt_ids for utt_ids, _ in ensemble.calls] == [["a"], ["a"]]
+    assert terms["ctc"].item() == pytest.approx(objective(student, alpha=0.0)(batch)["ctc"].item(), rel=1e-6)
+    first = Batch(batch.wavs[:1], batch.wav_lens[:1], batch.ids[:1], ["a"], ["S"])
+    assert terms["kd_ctc"].item() == pytest.approx(objective(student)(first)["kd_ctc"].item(), rel=1e-4)
+    no_target = objective(student, FakeEnsemble(without=("a", "b")), beta=0.0)(batch)
+    assert no_target["loss"].item() == 0
+    assert no_target["loss"].requires_grad
 
 
-@pytest.mark.parametrize("how", ["keep", "suppress_specials", "skip"])
-def test_the_decoders_first_step(student, batch, how):
-    one = objective(student, alpha=1.0, beta=0.0, heads="decoder", first_token=how)
-    logits, target, _, weights = one._soft("decoder", one.answer(batch), batch, [0, 1], 2.0)
-    assert weights.tolist() == [[float(how != "skip"), 1, 1, 1], [float(how != "skip"), 1, 1, 0]]
-    assert (target[:, 0, :3] == losses.MASKED_LOGIT).all() == (how == "suppress_specials")
+@pytest.mark.parametrize("first_token", ["keep", "suppress_specials", "skip"])
+def test_the_decoders_first_step(student, batch, first_token):
+    decoder = objective(student, alpha=1.0, beta=0.0, heads="decoder", first_token=first_token)
+    outputs = decoder.student_outputs(batch)
+    logits, target, _, weights = decoder._teacher_target("decoder", outputs, batch, [0, 1], 2.0)
+    assert weights.tolist() == [[float(first_token != "skip"), 1, 1, 1], [float(first_token != "skip"), 1, 1, 0]]
+    assert (target[:, 0, :3] == losses.MASKED_LOGIT).all() == (first_token == "suppress_specials")
     assert logits.shape == target.shape
 
 
-def test_features_and_pseudo_labels_are_terms_of_their_own(student, batch):
+def test_features_and_pseudo_labels_are_separate_terms(student, batch):
     pseudo = {"weight": 0.5, "confidence": 0.0}
-    one = objective(student, features=WIDTH, alpha=0.0, beta=0.0, gamma=0.2, pseudo_labels=pseudo)
-    parts = one.parts(batch)
+    separate = objective(student, features=WIDTH, alpha=0.0, beta=0.0, gamma=0.2, pseudo_labels=pseudo)
+    parts = separate.parts(batch)
     assert {name: weight for name, (weight, _) in parts.items()} == {"pseudo_ctc": 0.5, "features": 0.2}
     parts["features"][1].backward()
-    assert one.learner.project.weight.grad.abs().max() > 0
+    assert separate.learner.project.weight.grad.abs().max() > 0
 
 
-def test_moved_targets_fit_the_student_better(student, batch):
-    still = objective(student, alpha=1.0, beta=0.0)
-    moved = objective(student, alpha=1.0, beta=0.0, max_shift=3)
-    outputs = still.answer(batch)
-    fit = {}
-    for name, one in (("still", still), ("moved", moved)):
-        logits, target, _, _ = one._soft("ctc", outputs, batch, [0, 1], 1.0)
-        fit[name] = losses.best_shift(logits, target, outputs.lengths, 0, 2)[1]
-    assert (fit["moved"] >= fit["still"] - 0.02).all()  # frames that come in at an end are not silence
+def test_shifted_targets_fit_the_student_better(student, batch):
+    unshifted = objective(student, alpha=1.0, beta=0.0)
+    shifted = objective(student, alpha=1.0, beta=0.0, max_shift=3)
+    outputs = unshifted.student_outputs(batch)
+    fits = []
+    for variant in (unshifted, shifted):
+        logits, target, _, _ = variant._teacher_target("ctc", outputs, batch, [0, 1], 1.0)
+        fits.append(losses.best_shift(logits, target, outputs.lengths, 0, 2)[1])
+    assert (fits[1] >= fits[0] - 0.02).all()  # the frames that are repeated at an end are not blank
 
 
-def test_pseudo_labels_ask_for_the_teachers_at_temperature_1(student, batch):
-    """A mean of probabilities is made at one temperature: what is sure at 1 is not sure at 4."""
-    told = Told(fixed_temperature=True)
-    objective(student, told, temperature=4.0, pseudo_labels={"weight": 0.5, "confidence": 0.0})(batch)
-    assert [temperature for _, temperature in told.asked] == [4.0, 1.0]
+def test_pseudo_labels_use_the_teachers_at_temperature_1(student, batch):
+    """A mean of probabilities has one temperature: a confident token at 1 is not confident at 4."""
+    ensemble = FakeEnsemble(fixed_temperature=True)
+    objective(student, ensemble, temperature=4.0, pseudo_labels={"weight": 0.5, "confidence": 0.0})(batch)
+    assert [temperature for _, temperature in ensemble.calls] == [4.0, 1.0]
 
 
-class Said:
-    """Hypotheses of two utterances: the words are ids 5 6 7 (surely) and 8 (hardly)."""
+class FakeHypotheses:
+    """Hypotheses of two utterances: the words are ids 5 6 7 (high confidence) and 8 (low confidence)."""
 
     def __init__(self):
-        self.lexicon, self.asked = Words(), []
+        self.lexicon = TwoWords()
 
     def posterior(self, utt_ids, speakers, temperature):
-        self.asked.append(temperature)
-        return torch.tensor([{"a": [0.9, 0.1], "b": [0.4, 0.6]}[one] for one in utt_ids])
+        return torch.tensor([{"a": [0.9, 0.1], "b": [0.4, 0.6]}[utt_id] for utt_id in utt_ids])
 
     def texts(self, utt_ids, speakers, count=1, over="lexicon"):
-        self.asked.append(over)
-        known = {"a": [([5, 6, 7], 0.9), ([8], 0.1)], "b": [([8], 0.6), ([5, 6, 7], 0.4)]}
-        return [known[one][:count] for one in utt_ids]
+        nbest = {"a": [([5, 6, 7], 0.9), ([8], 0.1)], "b": [([8], 0.6), ([5, 6, 7], 0.4)]}
+        return [nbest[utt_id][:count] for utt_id in utt_ids]
 
 
-class Words(Lexicon):
+class TwoWords(Lexicon):
     """A lexicon of two words, without a tokenizer."""
 
     def __init__(self):
@@ -167,8 +164,8 @@ class Words(Lexicon):
         self._first, self._trie = np.array([0, 1]), Trie(self.sequences, 2)
 
 
-class Told2(Told):
-    """An ensemble whose two teachers are asked one by one."""
+class FakeTeachers(FakeEnsemble):
+    """An ensemble with the outputs of each of two teachers."""
 
     def each(self, utt_ids, speakers, lengths):
         for seed in (0, 1):
@@ -176,33 +173,33 @@ class Told2(Told):
             yield torch.randn(len(utt_ids), max(lengths), SIZE, generator=generator), torch.full((len(utt_ids),), 0.5)
 
 
-def by_words(student, tap=0, **settings):
-    settings = {"alpha": 0.0, "beta": 0.0} | settings
-    told, said = Told2(), Said()
-    return Objective(TrainableStudent(student, 0, tap), Distill(**settings), {"ctc": told, "decoder": told}, said)
+def by_words(student, **settings):
+    learner, settings = TrainableStudent(student), {"alpha": 0.0, "beta": 0.0} | settings
+    ensemble = FakeTeachers()
+    return Objective(learner, Distill(**settings), {"ctc": ensemble, "decoder": ensemble}, FakeHypotheses())
 
 
-def test_words_are_a_term_of_their_own(student, batch):
-    one = by_words(student, words={"weight": 0.7, "temperature": 2.0})
-    parts = one.parts(batch)
+def test_words_are_a_separate_term(student, batch):
+    words = by_words(student, words={"weight": 0.7, "temperature": 2.0})
+    parts = words.parts(batch)
     assert {name: weight for name, (weight, _) in parts.items()} == {"words_ctc": 0.7}
     outputs = student(batch.wavs, batch.wav_lens)
-    target = one.hypotheses.posterior(["a", "b"], [], 2.0)
-    expected = losses.word_kl(outputs.ctc_logits, outputs.lengths, Words(), target, torch.ones(2), 2.0)
+    target = words.hypotheses.posterior(["a", "b"], [], 2.0)
+    expected = losses.word_kl(outputs.ctc_logits, outputs.lengths, TwoWords(), target, torch.ones(2), 2.0)
     assert parts["words_ctc"][1].item() == pytest.approx(expected.item(), rel=1e-5)
     parts["words_ctc"][1].backward()
     assert student.ctc_head.weight.grad.abs().max() > 0
 
 
-def test_a_shortlist_holds_what_the_teachers_think_of(student, batch):
-    one = by_words(student, words={"weight": 1.0, "shortlist": 1})
-    lexicon, target = one._listed(torch.tensor([[0.9, 0.1], [0.8, 0.2]]))
+def test_a_shortlist_has_the_most_probable_words_of_the_teachers(student, batch):
+    best = by_words(student, words={"weight": 1.0, "shortlist": 1})
+    lexicon, target = best._shortlist(torch.tensor([[0.9, 0.1], [0.8, 0.2]]))
     assert (lexicon.words, target.tolist()) == (["X"], [[1.0], [1.0]])
-    both, target = one._listed(torch.tensor([[0.9, 0.1], [0.4, 0.6]]))  # of each its own
+    both, target = best._shortlist(torch.tensor([[0.9, 0.1], [0.4, 0.6]]))  # each utterance has another best word
     assert both.words == ["X", "Y"]
     assert target.sum(1).tolist() == [1.0, 1.0]
     more = by_words(student, words={"weight": 1.0, "shortlist": 1, "random_words": 2})
-    assert more._listed(torch.tensor([[0.9, 0.1], [0.8, 0.2]]))[0].words == ["X", "Y"]
+    assert more._shortlist(torch.tensor([[0.9, 0.1], [0.8, 0.2]]))[0].words == ["X", "Y"]
 
 
 @pytest.mark.parametrize(
@@ -214,48 +211,46 @@ def test_a_shortlist_holds_what_the_teachers_think_of(student, batch):
         ({"nbest": 2}, [0, 0, 1, 1], [[5, 6, 7], [8], [8], [5, 6, 7]], [0.9, 0.1, 0.6, 0.4]),
     ],
 )
-def test_texts_are_taught_as_far_as_the_teachers_are_sure(student, batch, settings, rows, ids, weights):
-    one = by_words(student, heads="both", sequence={"weight": 1.0} | settings)
-    found = one.parts(batch)
+def test_pseudo_labels_are_weighted_by_the_confidence_of_the_teachers(student, batch, settings, rows, ids, weights):
+    parts = by_words(student, heads="both", sequence={"weight": 1.0} | settings).parts(batch)
     outputs = student(batch.wavs, batch.wav_lens)
     expected = losses.sequence_ctc(outputs.ctc_logits, outputs.lengths, rows, ids, torch.tensor(weights))
-    assert found["sequence_ctc"][1].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert parts["sequence_ctc"][1].item() == pytest.approx(expected.item(), rel=1e-5)
     expected = 0.0
     for row, text, weight in zip(rows, ids, weights, strict=True):
         inputs = torch.tensor([[0, *text]])
-        said = student.forward_decoder(outputs.encoded[[row]], inputs, outputs.lengths[[row]])
-        expected += weight * cross_entropy(said, [text], 0.1) / len(set(rows))
-    assert found["sequence_decoder"][1].item() == pytest.approx(expected.item(), rel=1e-4)
+        logits = student.forward_decoder(outputs.encoded[[row]], inputs, outputs.lengths[[row]])
+        expected += weight * cross_entropy(logits, [text], 0.1) / len(set(rows))
+    assert parts["sequence_decoder"][1].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
-def test_where_nobody_is_sure_nothing_is_taught(student, batch):
+def test_without_confident_teachers_there_is_no_sequence_term(student, batch):
     assert "sequence_ctc" not in by_words(student, sequence={"weight": 1.0, "confidence": 0.95}).parts(batch)
 
 
-def test_occupancies_follow_the_reference_or_a_word_that_teachers_are_sure_of(student, batch):
-    one = by_words(student, occupancy={"weight": 1.0, "confidence": 0.7})
+def test_occupancies_follow_the_reference_or_a_confident_hypothesis(student, batch):
+    occupancy = by_words(student, occupancy={"weight": 1.0, "confidence": 0.7})
     outputs = student(batch.wavs, batch.wav_lens)
-    both = one._occupied(outputs.ctc_logits, outputs.lengths, batch.ids, (["a", "b"], ["S", "S"]))
-    assert one.parts(batch)["occupancy_ctc"][1].item() == pytest.approx(both.item(), rel=1e-5)
-    without = batch._replace(ids=[[], batch.ids[1]])  # "a" is sure of 5 6 7, which is its reference anyway
-    assert one.parts(without)["occupancy_ctc"][1].item() == pytest.approx(both.item(), rel=1e-5)
-    unsure = batch._replace(ids=[batch.ids[0], []])
-    first = one._occupied(outputs.ctc_logits[:1], outputs.lengths[:1], batch.ids[:1], (["a"], ["S"]))
-    assert one.parts(unsure)["occupancy_ctc"][1].item() == pytest.approx(first.item(), rel=1e-5)
+    both = occupancy._occupancy_kl(outputs.ctc_logits, outputs.lengths, batch.ids, (["a", "b"], ["S", "S"]))
+    assert occupancy.parts(batch)["occupancy_ctc"][1].item() == pytest.approx(both.item(), rel=1e-5)
+    confident = batch._replace(ids=[[], batch.ids[1]])  # the hypothesis of "a" is 5 6 7, the same as its reference
+    assert occupancy.parts(confident)["occupancy_ctc"][1].item() == pytest.approx(both.item(), rel=1e-5)
+    uncertain = batch._replace(ids=[batch.ids[0], []])
+    first = occupancy._occupancy_kl(outputs.ctc_logits[:1], outputs.lengths[:1], batch.ids[:1], (["a"], ["S"]))
+    assert occupancy.parts(uncertain)["occupancy_ctc"][1].item() == pytest.approx(first.item(), rel=1e-5)
 
 
-def test_speech_without_a_transcript_has_no_reference_to_learn(student, batch):
-    without = batch._replace(ids=[batch.ids[0], []])
-    found = objective(student, heads="both")(without)
-    alone = Batch(batch.wavs[:1], batch.wav_lens[:1], batch.ids[:1], ["a"], ["S"])
-    expected = objective(student, heads="both")(alone)
+def test_speech_without_a_transcript_has_no_reference_loss(student, batch):
+    terms = objective(student, heads="both")(batch._replace(ids=[batch.ids[0], []]))
+    first = Batch(batch.wavs[:1], batch.wav_lens[:1], batch.ids[:1], ["a"], ["S"])
+    expected = objective(student, heads="both")(first)
     for name in ("ctc", "decoder"):
-        assert found[name].item() == pytest.approx(expected[name].item(), rel=1e-3)
-    nobody = objective(student, alpha=0.0)(batch._replace(ids=[[], []]))
-    assert nobody["loss"].item() == 0
+        assert terms[name].item() == pytest.approx(expected[name].item(), rel=1e-3)
+    unlabelled = objective(student, alpha=0.0)(batch._replace(ids=[[], []]))
+    assert unlabelled["loss"].item() == 0
 
 
-def test_smoothed_references_of_ctc(student, batch):
+def test_label_smoothing_of_ctc(student, batch):
     plain, smoothed = (
         objective(student, alpha=0.0, beta=1.0, ctc_smoothing=share)(batch)["ctc"] for share in (0, 0.25)
     )
@@ -265,17 +260,17 @@ def test_smoothed_references_of_ctc(student, batch):
     assert smoothed.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_a_head_within_the_encoder_learns_from_references_and_from_the_last(batch):
+def test_an_intermediate_head_is_trained_on_references_and_on_the_last_head(batch):
     torch.manual_seed(0)
     encoder = Conformer(ConformerShape(d_model=16, layers=2, heads=2, ffn=16, kernel=7, mels=20, dropout=0.0))
     student = Hybrid(encoder, Heads(SIZE, layers=0)).eval()
-    one = Objective(
-        TrainableStudent(student, 0, 1), Distill(alpha=0.0, beta=1.0, intermediate={"weight": 0.3, "layer": 1}), {}
-    )
-    parts = one.parts(batch)
-    assert {name: weight for name, (weight, _) in parts.items()} == {"ctc": 1.0, "last": 0.3, "within": 0.3}
+    learner = TrainableStudent(student, 0, 1)
+    settings = Distill(alpha=0.0, beta=1.0, intermediate={"weight": 0.3, "layer": 1})
+    parts = Objective(learner, settings, {}).parts(batch)
+    weights = {name: weight for name, (weight, _) in parts.items()}
+    assert weights == {"ctc": 1.0, "intermediate_self": 0.3, "intermediate_ctc": 0.3}
     parts["intermediate_self"][1].backward()
-    assert student.ctc_head.weight.grad is None  # the last head teaches, and does not follow
-    assert one.learner.within.weight.grad.abs().max() > 0
+    assert student.ctc_head.weight.grad is None  # the last head is the target and gets no gradient
+    assert learner.intermediate_head.weight.grad.abs().max() > 0
     with pytest.raises(UserError, match=r"intermediate\.layer is 2: the encoder has 2 layers"):
         TrainableStudent(student, 0, 2)

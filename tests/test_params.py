@@ -24,7 +24,7 @@ def test_a_fold_file_is_read_where_no_fold_is_given():
 
 
 def test_there_is_a_fold_file_for_each_of_the_15_speakers():
-    assert sorted(name for name, one in published_speakers().items() if not one.control) == FOLDS
+    assert sorted(name for name, speaker in published_speakers().items() if not speaker.control) == FOLDS
     assert len(FOLDS) == 15
 
 
@@ -34,12 +34,12 @@ def test_fold_files_follow_their_rule(held_out):
     assert path.read_text() == fold_file(held_out, FOLDS, published_speakers(), exclude=["M01"])
 
 
-def test_torgos_fold_files_follow_the_rule():
+def test_fold_files_of_torgo_follow_the_rule():
     folder = repository_root() / "params/folds/torgo"
     names = sorted(path.stem for path in folder.glob("*.yaml"))
-    known = speaker_info(load("params/torgo.yaml", "nobody", {"exclude": []}), names)
+    info = speaker_info(load("params/torgo.yaml", "nobody", {"exclude": []}), names)
     assert {name: (folder / f"{name}.yaml").read_text() for name in names} == {
-        name: fold_file(name, names, known) for name in names
+        name: fold_file(name, names, info) for name in names
     }
 
 
@@ -85,7 +85,7 @@ BAD_OVERRIDES = {
 
 
 @pytest.mark.parametrize("case", BAD_OVERRIDES)
-def test_bad_overrides_are_refused_in_words(case):
+def test_bad_overrides_are_refused_with_a_clear_error(case):
     overrides, message = BAD_OVERRIDES[case]
     with pytest.raises(UserError) as caught:
         load("params/demo.yaml", "M08", overrides=overrides)
@@ -95,15 +95,18 @@ def test_bad_overrides_are_refused_in_words(case):
 
 BAD_FOLDS = {
     "held-out speaker is dev": ({"dev": "M08"}, "fold.dev is M08, the held-out speaker itself"),
-    "held-out speaker also teaches": (
+    "held-out speaker is a teacher too": (
         {"dev": "M10", "teachers": ["M08"]},
-        "held-out speaker M08 is also named in fold.teachers",
+        "held-out speaker M08 is also in fold.teachers",
     ),
-    "held-out speaker also trains": (
+    "held-out speaker is trained on too": (
         {"dev": "M10", "train": ["M08", "M09"]},
-        "held-out speaker M08 is also named in fold.train",
+        "held-out speaker M08 is also in fold.train",
     ),
-    "dev speaker also trains": ({"dev": "M10", "train": ["M10"]}, "dev speaker M10 is also named in fold.train"),
+    "dev speaker is trained on too": (
+        {"dev": "M10", "train": ["M10"]},
+        "dev speaker M10 is also in fold.train",
+    ),
     "unknown speaker": ({"dev": "M80"}, "fold.dev: unknown speaker 'M80'"),
     "a speaker instead of a list": (
         {"exclude": "M01"},
@@ -113,43 +116,43 @@ BAD_FOLDS = {
 
 
 @pytest.mark.parametrize("case", BAD_FOLDS)
-def test_bad_folds_are_refused_in_words(case):
+def test_bad_folds_are_refused_with_a_clear_error(case):
     fold, message = BAD_FOLDS[case]
     with pytest.raises(UserError) as caught:
         load("params/demo.yaml", "M08", fold=fold)
     assert message in str(caught.value)
 
 
-def test_an_unknown_held_out_speaker_names_the_known_ones():
+def test_the_error_for_an_unknown_held_out_speaker_names_the_valid_ones():
     with pytest.raises(UserError, match=r"unknown speaker 'M99'.*M08"):
         load("params/demo.yaml", "M99")
 
 
-def test_a_missing_recipe_names_those_that_exist():
+def test_the_error_for_a_missing_recipe_names_those_that_exist():
     with pytest.raises(UserError, match=r"demos\.yaml: no such file; recipes there: .*demo\.yaml"):
         load("params/demos.yaml", "M08")
 
 
-def test_an_error_names_the_file_that_it_stands_in(tmp_path):
+def test_an_error_names_its_file(tmp_path):
     (tmp_path / "parent.yaml").write_text("sed: 5\n")
     (tmp_path / "child.yaml").write_text("extends: parent.yaml\n")
     with pytest.raises(UserError, match=r"parent\.yaml: unknown parameter 'sed'"):
         load(tmp_path / "child.yaml", "M08")
 
 
-def test_broken_yaml_is_one_line(tmp_path):
+def test_invalid_yaml_is_a_one_line_error(tmp_path):
     (tmp_path / "bad.yaml").write_text("seed: [1\n")
     with pytest.raises(UserError, match=r"bad\.yaml: not valid YAML") as caught:
         load(tmp_path / "bad.yaml", "M08")
     assert "\n" not in str(caught.value)
 
 
-def test_papermill_passes_a_fold_file_as_it_stands():
+def test_papermill_passes_a_fold_file_unchanged():
     content = yaml.safe_load((repository_root() / "params/folds/uaspeech/M05.yaml").read_text())
     assert load("params/demo.yaml", content["held_out"], content["fold"]) == load("params/demo.yaml", "M05")
 
 
-def test_the_held_out_speaker_is_not_overridden_by_the_way():
+def test_the_held_out_speaker_cannot_be_an_override():
     with pytest.raises(UserError, match="held_out does not belong here"):
         load("params/demo.yaml", "M08", overrides={"held_out": "M05"})
 
@@ -159,7 +162,7 @@ def test_a_name_that_leaves_the_outputs_is_refused():
         load("params/demo.yaml", "M08", overrides={"name": "../x"})
 
 
-def test_words_need_a_ctc_head_that_learns():
+def test_the_word_term_needs_a_trained_ctc_head():
     settings = {"student": {"decoder_layers": 1}, "distill": {"heads": "decoder", "words": {"weight": 0.5}}}
-    with pytest.raises(UserError, match=r"distill\.words is learnt by a CTC head, but distill\.heads is 'decoder'"):
+    with pytest.raises(UserError, match=r"distill\.words is a loss of a CTC head, but distill\.heads is 'decoder'"):
         load("params/smoke.yaml", "M08", overrides=settings)

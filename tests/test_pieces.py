@@ -1,4 +1,4 @@
-"""The piece set of teachers and students: where it comes from, and what cannot serve."""
+"""The sentencepiece pieces of teachers and students: their source, and unsuitable tokenizers."""
 
 import pytest
 import sentencepiece
@@ -16,7 +16,7 @@ def params(outputs, **overrides):
     return load("params/smoke.yaml", "M08", overrides={"outputs": str(outputs), "pretrained": "shipped"} | overrides)
 
 
-def test_the_pretrained_models_pieces_serve(outputs, corpus, tmp_path):
+def test_the_pretrained_models_pieces_are_used(outputs, corpus, tmp_path):
     chosen = params(tmp_path)
     tokens = load_tokens(chosen)
     assert tokens.model == NeMoCTC(SHIPPED_MODEL).tokens.model
@@ -32,7 +32,7 @@ def test_pieces_of_the_corpus_with_more_outputs_than_pieces(tmp_path):
 
 
 def test_a_tokenizer_that_uses_the_special_ids_is_refused(tmp_path):
-    """NVIDIA's have neither <s> nor </s>: their ids 1 and 2 are pieces, which would be written as EOS and blank."""
+    """NVIDIA's have neither <s> nor </s>: their ids 1 and 2 are pieces, which would be taken for EOS and blank."""
     with (tmp_path / "own.model").open("wb") as file:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(sorted(prepare.lexicon(params(tmp_path)) * 3)),
@@ -51,23 +51,23 @@ def test_a_tokenizer_that_uses_the_special_ids_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        ({"source": "params/base.yaml"}, "params/base.yaml is no sentencepiece model; name the .model file"),
+        ({"source": "params/base.yaml"}, "params/base.yaml is not a sentencepiece model; name the .model file"),
         ({"source": "corpus", "pieces": 16}, r"in the recipe \(tokens: {source: corpus, pieces: "),
         ({"source": "none.model"}, "there is no file .*none.model; correct the path"),
         ({"size": 20}, "tokens.size is 20, but the tokenizer has 64 pieces; write 64 or more"),
     ],
 )
-def test_what_cannot_be_is_one_message(tmp_path, tokens, message):
+def test_an_impossible_setting_is_an_error(tmp_path, tokens, message):
     with pytest.raises(UserError, match=message):
         load_tokens(params(tmp_path, tokens=tokens))
 
 
-def test_a_folds_own_model_has_pieces_of_its_own(tmp_path):
+def test_a_folds_own_model_has_its_own_pieces(tmp_path):
     assert tokens_per_fold(params(tmp_path, pretrained="from_corpus"))
     assert not tokens_per_fold(params(tmp_path, pretrained="from_corpus", tokens={"source": "corpus"}))
 
 
-def test_the_blank_moves_and_unused_tokens_are_silent(tmp_path):
+def test_the_blank_moves_and_unused_tokens_are_suppressed(tmp_path):
     tokens = load_tokens(params(tmp_path, tokens={"size": 70}))
     weight, bias = torch.arange(65.0)[:, None], torch.zeros(65)
     moved, low = remap_head(weight, bias, tokens)

@@ -1,4 +1,4 @@
-"""Any manifest goes through the same stage as the embedded corpus, and what is wrong with it is said in words."""
+"""The corpus stage on any manifest, and its error messages."""
 
 import os
 import shutil
@@ -39,11 +39,11 @@ def params(folder, **overrides):
 
 
 def test_a_manifest_is_checked_and_bad_files_are_left_out(folder):
-    made = prepare.make(params(folder))
+    stage_folder = prepare.make(params(folder))
     assert len(prepare.load(params(folder))) == 5
-    assert (made / "left_out.csv").read_text().splitlines()[1].startswith("M08_B1,M08,")
-    report = (made / "report.txt").read_text()
-    assert "6 recordings looked at, 1 left out" in report
+    assert (stage_folder / "left_out.csv").read_text().splitlines()[1].startswith("M08_B1,M08,")
+    report = (stage_folder / "report.txt").read_text()
+    assert "6 recordings checked, 1 left out" in report
     assert "5 files of 8000 Hz, 2 channels are read as 16000 Hz mono" in report
     assert prepare.lexicon(params(folder)) == ["ONE", "TWO"]
 
@@ -66,12 +66,12 @@ def test_a_corpus_of_controls_alone_is_refused(folder):
     for speaker, control in (("M08", "CM01"), ("M10", "CM04"), ("M09", "CM05")):
         text = text.replace(f",{speaker},", f",{control},")
     path.write_text(text)
-    with pytest.raises(UserError, match="all of its speakers are controls"):
+    with pytest.raises(UserError, match="all its speakers are controls"):
         prepare.make(params(folder))
     assert not (folder / "out/demo/corpus").exists()
 
 
-def test_a_missing_folder_of_audio_is_one_message(folder):
+def test_a_missing_audio_folder_is_one_error(folder):
     shutil.move(folder / "data", folder / "elsewhere")
     (folder / "data").mkdir()
     shutil.copy(folder / "elsewhere/corpus.csv", folder / "data/corpus.csv")
@@ -81,19 +81,19 @@ def test_a_missing_folder_of_audio_is_one_message(folder):
         prepare.make(params(folder))
 
 
-def test_transcripts_are_spelt_one_way(folder):
+def test_transcripts_are_normalised(folder):
     path = folder / "data/corpus.csv"
     path.write_text(path.read_text().replace("TWO", "X-ray").replace("ONE", "one"))
     assert prepare.lexicon(params(folder)) == ["ONE", "X-RAY"]
     assert prepare.lexicon(params(folder, hyphens="space")) == ["ONE", "X RAY"]
 
 
-# --- a corpus of one's own, with everything that can be wrong with it ---
+# --- a user's own corpus, with every fault that it may have ---
 
 
 @pytest.fixture
 def own(tmp_path):
-    """Five people whom no table knows, four words twice each, at 8 kHz in stereo."""
+    """Five speakers who are in no table, four words twice each, at 8 kHz in stereo."""
     rng = np.random.default_rng(0)
     lines = ["ID,duration,wav,spk_id,wrd"]
     for name in ("Ann", "Bob", "Cid", "Dee", "Eve"):
@@ -108,8 +108,8 @@ def own(tmp_path):
 
 
 def settings(folder, **overrides):
-    told = {"manifest": str(folder / "data/corpus.csv"), "outputs": str(folder / "out"), "folds": "none"}
-    return load("params/own.yaml", "Ann", fold={"dev": "Bob"}, overrides=told | overrides)
+    paths = {"manifest": str(folder / "data/corpus.csv"), "outputs": str(folder / "out"), "folds": "none"}
+    return load("params/own.yaml", "Ann", fold={"dev": "Bob"}, overrides=paths | overrides)
 
 
 def edit(folder, old, new, times=1):
@@ -123,19 +123,19 @@ def report(folder, **overrides):
     return (prepare.make(settings(folder, **overrides)) / "report.txt").read_text(encoding="utf-8")
 
 
-def test_people_whom_no_table_knows(own):
+def test_speakers_without_metadata(own):
     corpus = prepare.load(settings(own))
     assert corpus.speakers == corpus.dysarthric == ["Ann", "Bob", "Cid", "Dee", "Eve"]
     assert {corpus.level(name) for name in corpus.speakers} == {""}
     assert prepare.lexicon(settings(own)) == ["CAFÉ", "CAN'T", "WATER", "X-RAY"]
     assert {utt.duration_s for utt in corpus} == {0.5}
     assert report(own).splitlines() == [
-        "40 recordings looked at, 0 left out",
+        "40 recordings checked, 0 left out",
         "  40 files of 8000 Hz, 2 channels are read as 16000 Hz mono",
     ]
 
 
-SPOILT = {
+FAULTS = {
     "the file is missing": lambda path: path.unlink(),
     "no samples in it": lambda path: soundfile.write(path, np.zeros((0, 1)), 8000, format="WAV"),
     "NaN or infinite samples": lambda path: soundfile.write(
@@ -148,13 +148,13 @@ SPOILT = {
 }
 
 
-@pytest.mark.parametrize("reason", SPOILT)
-def test_recordings_that_cannot_be_used_are_left_out_with_what_to_do(own, reason):
+@pytest.mark.parametrize("reason", FAULTS)
+def test_unusable_recordings_are_left_out_with_advice(own, reason):
     path = own / "data/Ann/0_1.flac"
-    SPOILT[reason](path)
-    said = report(own)
-    assert "40 recordings looked at, 1 left out (2.5 %; each is named in left_out.csv)" in said
-    assert f"left out, 1 x {reason}\n    speakers: Ann 1\n    first: {path}\n    what to do: " in said
+    FAULTS[reason](path)
+    text = report(own)
+    assert "40 recordings checked, 1 left out (2.5 %; each is named in left_out.csv)" in text
+    assert f"left out, 1 x {reason}\n    speakers: Ann 1\n    first: {path}\n    what to do: " in text
     left_out = (own / "out/own/corpus/left_out.csv").read_text().splitlines()
     assert left_out == ["utt_id,speaker,wav,reason", f"Ann_0_1,Ann,{path},{reason}"]
     assert len(prepare.load(settings(own))) == 39
@@ -162,7 +162,7 @@ def test_recordings_that_cannot_be_used_are_left_out_with_what_to_do(own, reason
 
 REFUSED = {
     "a column is missing": (("spk_id", "who"), "column 'spk_id' is missing; expected one of ID, duration, wav, who"),
-    "a duplicate id": (("Bob_2_1,", "Bob_1_1,"), "utterance id 'Bob_1_1' stands twice; ids must be unique"),
+    "a duplicate id": (("Bob_2_1,", "Bob_1_1,"), "utterance id 'Bob_1_1' occurs twice; ids must be unique"),
     "a path leaves the data folder": (
         ("$data_folder/Bob/1_1.flac", "$data_folder/../../secret.wav"),
         "line 11: the path '$data_folder/../../secret.wav' leaves the data folder",
@@ -175,7 +175,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_manifests_that_cannot_be_right_are_refused_in_one_line(own, case):
+def test_invalid_manifests_are_refused_in_one_line(own, case):
     (old, new), message = REFUSED[case]
     edit(own, old, new)
     with pytest.raises(UserError) as caught:
@@ -185,30 +185,30 @@ def test_manifests_that_cannot_be_right_are_refused_in_one_line(own, case):
     assert not (own / "out/own/corpus").exists()
 
 
-def test_several_bad_lines_are_one_message(own):
+def test_several_bad_lines_are_one_error(own):
     edit(own, ",0.5,$data_folder/Cid", ",half,$data_folder/Cid", times=8)
     with pytest.raises(UserError, match=r"line 18: duration 'half' .*; line 19: .*; line 20: .* \(and 5 more lines\)"):
         prepare.make(settings(own))
 
 
-def test_two_spellings_of_a_word_are_one_word_and_said(own):
+def test_two_spellings_of_a_word_are_merged_and_reported(own):
     edit(own, "Water", "WATER", times=3)
-    said = "transcripts that are spelt in more than one way, and count as one: 1, first WATER ('Water' 7, 'WATER' 3)"
-    assert said in report(own)
+    note = "transcripts with more than one spelling, merged into one: 1, first WATER ('Water' 7, 'WATER' 3)"
+    assert note in report(own)
     assert prepare.lexicon(settings(own)).count("WATER") == 1
 
 
 def test_a_speaker_of_the_fold_file_who_is_not_in_the_corpus_is_named(own):
     corpus = prepare.load(settings(own))
-    stranger = load("params/own.yaml", "Ann", {"dev": "Bobby"}, {"folds": "none"})
+    unknown = load("params/own.yaml", "Ann", {"dev": "Bobby"}, {"folds": "none"})
     with pytest.raises(UserError, match=r"the dev speaker 'Bobby' has no utterances; did you mean 'Bob'\?"):
-        split(corpus, stranger)
+        split(corpus, unknown)
 
 
-def test_a_speaker_without_one_good_file_is_named(own):
+def test_a_speaker_without_a_usable_file_is_named(own):
     for path in (own / "data/Eve").iterdir():
         path.write_bytes(b"none")
-    assert "to know: Eve has no usable recording, and is not in the corpus any more" in report(own)
+    assert "note: Eve has no usable recording, and was removed from the corpus" in report(own)
     assert "Eve" not in prepare.load(settings(own)).speakers
 
 
@@ -222,57 +222,55 @@ def test_one_per_cent_of_unreadable_files_do_not_stop_a_run(tmp_path):
         path.write_bytes(b"none") if number % 100 == 7 else soundfile.write(path, samples, 16_000)
         lines.append(f"{number},0.25,{number}.wav,S{number % 3},one")
     (tmp_path / "data/corpus.csv").write_text("\n".join(lines))
-    said = report(tmp_path)
-    assert "2,000 recordings looked at, 20 left out (1.0 %; each is named in left_out.csv)" in said
-    assert f"speakers: S0 6, S1 7, S2 7\n    first: {tmp_path}/data/7.wav\n    what to do: copy it again" in said
+    text = report(tmp_path)
+    assert "2,000 recordings checked, 20 left out (1.0 %; each is named in left_out.csv)" in text
+    assert f"speakers: S0 6, S1 7, S2 7\n    first: {tmp_path}/data/7.wav\n    what to do: copy it again" in text
     assert len((tmp_path / "out/own/corpus/left_out.csv").read_text().splitlines()) == 21
 
 
-def test_files_that_change_are_looked_at_again_and_only_they(own, monkeypatch):
-    looked = []
-    look = _inspect
-    monkeypatch.setattr(audio_checks, "_inspect", lambda utt: looked.append(utt.utt_id) or look(utt))
+def test_only_changed_files_are_checked_again(own, monkeypatch):
+    checked = []
+    monkeypatch.setattr(audio_checks, "_inspect", lambda utt: checked.append(utt.utt_id) or _inspect(utt))
     prepare.make(settings(own))
-    assert len(looked) == 40
+    assert len(checked) == 40
     prepare.make(settings(own))
-    assert len(looked) == 40
+    assert len(checked) == 40
     soundfile.write(own / "data/Ann/0_1.flac", np.ones((8000, 1)) / 3, 8000)
-    assert "durations in the manifest that are not those of the files, which count: 1, first Ann_0_1 (0.5 s" in report(
-        own
-    )
-    assert looked[40:] == ["Ann_0_1"]
+    note = "durations in the manifest that differ from those of the files, which are used: 1, first Ann_0_1 (0.5 s"
+    assert note in report(own)
+    assert checked[40:] == ["Ann_0_1"]
     prepare.make(settings(own, speakers={"Eve": {"level": "CONTROL"}}))
-    assert looked[40:] == ["Ann_0_1"]
+    assert checked[40:] == ["Ann_0_1"]
 
 
-def test_a_killed_look_goes_on_where_it_was(own, monkeypatch):
-    look, looked = _inspect, []
+def test_a_killed_check_is_resumed(own, monkeypatch):
+    checked = []
 
-    def die_half_way(utt):
-        if len(looked) == 20:
+    def stop_half_way(utt):
+        if len(checked) == 20:
             raise KeyboardInterrupt
-        looked.append(utt.utt_id)
-        return look(utt)
+        checked.append(utt.utt_id)
+        return _inspect(utt)
 
     monkeypatch.setattr(audio_checks, "_PART", 8)
-    monkeypatch.setattr(audio_checks, "_inspect", die_half_way)
+    monkeypatch.setattr(audio_checks, "_inspect", stop_half_way)
     with pytest.raises(KeyboardInterrupt):
         prepare.make(settings(own))
-    monkeypatch.setattr(audio_checks, "_inspect", lambda utt: looked.append(utt.utt_id) or look(utt))
+    monkeypatch.setattr(audio_checks, "_inspect", lambda utt: checked.append(utt.utt_id) or _inspect(utt))
     prepare.make(settings(own))
-    assert len(looked) <= 20 + 24  # two parts of eight were kept
+    assert len(checked) <= 20 + 24  # two parts of eight were kept
     assert len(prepare.load(settings(own))) == 40
 
 
 def test_blocks_by_repetition(own):
-    params = settings(own, blocks={"block_source": "repetition", "train": ["R1"], "test": ["R2"]})
+    params = settings(own, blocks={"source": "repetition", "train": ["R1"], "test": ["R2"]})
     splits = split(prepare.load(params), params)
     assert {utt.utt_id[-1] for utt in splits.train} == {"1"}
     assert {utt.utt_id[-1] for utt in (*splits.test, *splits.dev)} == {"2"}
-    other = settings(own, blocks={"block_source": "repetition"})
-    corpus = prepare.load(other)
+    without_blocks = settings(own, blocks={"source": "repetition"})
+    corpus = prepare.load(without_blocks)
     with pytest.raises(UserError, match="there is no block 'B1' in this corpus; it has R1, R2"):
-        split(corpus, other)
+        split(corpus, without_blocks)
 
 
 def test_utterances_without_a_block_among_others_are_refused(own):
@@ -286,7 +284,7 @@ def test_a_lexicon_from_a_file(own):
     (own / "words.txt").write_text("Can't\ncafé\nx-ray\n\nmore\n", encoding="utf-8")
     params = settings(own, lexicon=str(own / "words.txt"))
     assert (
-        f"not in the lexicon {own}/words.txt, and cannot be right with it: 10, first 'WATER'"
+        f"not in the lexicon {own}/words.txt, and cannot be recognised with it: 10, first 'WATER'"
         in (prepare.make(params) / "report.txt").read_text()
     )
     assert prepare.lexicon(params) == ["CAFÉ", "CAN'T", "MORE", "X-RAY"]
@@ -298,7 +296,7 @@ def test_a_lexicon_from_a_file(own):
 
 
 def test_a_changed_lexicon_is_read_again_whatever_its_name(own):
-    """Even one that is called like the manifest."""
+    """Even one with the name of the manifest."""
     (own / "lists").mkdir()
     (own / "lists/corpus.csv").write_text("water\n")
     params = settings(own, lexicon=str(own / "lists/corpus.csv"))
@@ -309,26 +307,26 @@ def test_a_changed_lexicon_is_read_again_whatever_its_name(own):
     assert "BEAM" in prepare.load(params).lexicon
 
 
-def test_a_data_folder_that_is_not_there_is_named(own):
+def test_a_missing_data_folder_is_named(own):
     with pytest.raises(
         UserError, match=r"data_folder: there is no folder .*/nowhere; correct data_folder in the recipe"
     ):
         prepare.make(settings(own, data_folder=str(own / "nowhere")))
 
 
-def test_named_controls_are_never_held_out_and_out_of_the_lexicon(own):
+def test_controls_of_the_recipe_are_never_held_out_and_not_in_the_lexicon(own):
     edit(own, "Eve,Water", "Eve,fire", times=2)
     params = settings(own, speakers={"Eve": {"level": "CONTROL"}, "Finn": {"level": "LOW"}})
-    said = (prepare.make(params) / "report.txt").read_text()
-    assert "to know: the recipe names speakers who are not in the corpus: Finn" in said
+    text = (prepare.make(params) / "report.txt").read_text()
+    assert "note: the recipe names speakers who are not in the corpus: Finn" in text
     assert prepare.load(params).dysarthric == ["Ann", "Bob", "Cid", "Dee"]
     assert "FIRE" not in prepare.lexicon(params)
     assert {utt.speaker for utt in split(prepare.load(params), params).train} == {"Cid", "Dee"}
 
 
-def test_punctuation_is_said_and_dropped_where_asked_for(own):
+def test_punctuation_is_reported_and_optionally_dropped(own):
     edit(own, "Ann,Water", '"Ann","Well, water!"')
-    assert "the transcripts hold the marks ! ,, which count" in report(own)
+    assert "the transcripts contain the marks ! ,, which count" in report(own)
     assert "WELL WATER" in prepare.lexicon(settings(own, punctuation="drop"))
     edit(own, '"Well, water!"', "?!")
     assert "left out, 1 x the transcript has no letters" in report(own, punctuation="drop")
@@ -339,97 +337,96 @@ def test_transcripts_are_corrected_from_the_recipe(own):
     assert prepare.lexicon(params) == ["CAFÉ", "CANT", "WITER", "X-RAY"]
 
 
-def test_a_recording_of_two_people_is_refused(own):
-    """Held out, one of them would be heard in training all the same."""
+def test_a_recording_of_two_speakers_is_refused(own):
+    """If one of them is held out, the recording would still be in the training set."""
     edit(own, "$data_folder/Cid/1_1.flac", "$data_folder/Ann/1_1.flac")
     with pytest.raises(UserError, match=r"Ann/1_1\.flac is listed for Ann and for Cid"):
         prepare.make(settings(own))
 
 
-def test_a_file_under_two_ids_of_one_person_is_said(own):
+def test_a_file_under_two_ids_of_one_speaker_is_reported(own):
     edit(own, "$data_folder/Ann/1_1.flac", "$data_folder/Ann/1_2.flac")
-    assert "files that stand under more than one id, and count more than once: 1, first" in report(own)
+    assert "files that are listed under more than one id, and count each time: 1, first" in report(own)
 
 
-def test_further_recordings_of_what_was_left_out_are_left_out_and_named(own):
-    """Ann_1_1 is damaged; Ann_2_1 is another recording of it, Ann_3_1 one of an utterance that is nowhere."""
+def test_copies_of_excluded_utterances_are_left_out_and_named(own):
+    """Ann_1_1 is damaged; Ann_2_1 is another recording of it, Ann_3_1 one of an utterance that does not exist."""
     edit(own, ",wrd\n", ",wrd,copy_of\n")
     edit(own, ",Ann,x-ray\n", ",Ann,café,Ann_1_1\n")
     edit(own, ",Ann,Water\n", ",Ann,Water,Ann_9_9\n")
     (own / "data/Ann/1_1.flac").write_bytes(b"none")
-    assert "40 recordings looked at, 3 left out" in report(own)
+    assert "40 recordings checked, 3 left out" in report(own)
     left_out = (own / "out/own/corpus/left_out.csv").read_text()
     for utt_id in ("Ann_2_1", "Ann_3_1"):
         assert f"{utt_id},Ann," in left_out
     assert left_out.count("another recording of an utterance that was left out") == 2
-    repeated = settings(own, blocks={"block_source": "repetition"})
+    repeated = settings(own, blocks={"source": "repetition"})
     assert len(prepare.load(repeated)) == 37
 
 
-def test_copies_are_no_repetitions_and_share_their_block(own):
+def test_copies_do_not_count_as_repetitions_and_share_their_block(own):
     edit(own, ",wrd\n", ",wrd,copy_of\n")
     edit(own, ",Ann,can't\n", ",Ann,can't\n", times=1)
     edit(own, ",Ann,x-ray\n", ",Ann,can't,Ann_0_1\n")
-    corpus = prepare.load(settings(own, blocks={"block_source": "repetition"}))
+    corpus = prepare.load(settings(own, blocks={"source": "repetition"}))
     blocks = {utt.utt_id: utt.block for utt in corpus}
     assert (blocks["Ann_0_1"], blocks["Ann_2_1"], blocks["Ann_0_2"]) == ("R1", "R1", "R2")
 
 
-def test_a_repetition_column_counts_where_there_is_one(own):
+def test_a_repetition_column_is_used_where_present(own):
     edit(own, ",wrd\n", ",wrd,repetition\n")
     edit(own, ",Ann,can't\n", ",Ann,can't,7\n")
-    corpus = prepare.load(settings(own, blocks={"block_source": "repetition"}))
+    corpus = prepare.load(settings(own, blocks={"source": "repetition"}))
     assert next(utt.block for utt in corpus if utt.utt_id == "Ann_0_1") == "R7"
 
 
-def test_blocks_are_made_anew_when_the_recipe_asks_for_others(own):
+def test_blocks_are_rebuilt_when_their_source_changes(own):
     assert {utt.block for utt in prepare.load(settings(own))} == {""}
-    assert {utt.block for utt in prepare.load(settings(own, blocks={"block_source": "repetition"}))} == {"R1", "R2"}
+    assert {utt.block for utt in prepare.load(settings(own, blocks={"source": "repetition"}))} == {"R1", "R2"}
 
 
-def test_what_is_over_when_somebody_looks_again_is_not_remembered(own, monkeypatch):
-    """Rights that were missing, a disc that hiccuped: not a fault of the file."""
-    look = _inspect
+def test_temporary_faults_are_not_saved(own, monkeypatch):
+    """Missing permissions, a disk error: not a fault of the file."""
     fault = FileInfo(UNREADABLE, "", 0.0, (0.0, 0.0))
-    monkeypatch.setattr(audio_checks, "_inspect", lambda utt: fault if utt.utt_id == "Ann_0_1" else look(utt))
-    assert "left out, 1 x the file may not be read" in report(own)
-    monkeypatch.setattr(audio_checks, "_inspect", look)
+    monkeypatch.setattr(audio_checks, "_inspect", lambda utt: fault if utt.utt_id == "Ann_0_1" else _inspect(utt))
+    assert "left out, 1 x no permission to read the file" in report(own)
+    monkeypatch.setattr(audio_checks, "_inspect", _inspect)
     assert "0 left out" in report(own, hyphens="space")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_rights_that_are_given_later_are_seen(own):
+def test_later_permissions_are_noticed(own):
     path = own / "data/Ann/0_1.flac"
     path.chmod(0)
-    assert "left out, 1 x the file may not be read" in report(own)
+    assert "left out, 1 x no permission to read the file" in report(own)
     path.chmod(0o644)
     assert "0 left out" in report(own)
 
 
-def test_what_spoils_a_file_after_the_look_is_named_when_it_is_read(own):
+def test_a_file_damaged_after_the_check_is_named_when_it_is_read(own):
     corpus = prepare.load(settings(own))
     (own / "data/Ann/0_1.flac").write_bytes(b"none")
-    with pytest.raises(UserError, match=r"Ann_0_1: .* could be read before, and cannot now .* run 00_corpus again"):
+    with pytest.raises(UserError, match=r"Ann_0_1: .* was readable before, but is not any more .* run 00_corpus again"):
         audio.load(corpus.utterances[0])
 
 
-def test_paths_that_are_no_text_are_left_out(own):
+def test_paths_that_are_not_utf_8_are_left_out(own):
     odd = own / "data" / os.fsdecode(b"caf\xe9.wav")
     soundfile.write(own / "data/odd.wav", np.ones(4000) / 3, 8000)
     (own / "data/odd.wav").rename(odd)
     corpus = prepare.load(settings(own))
-    strange = replace(corpus, utterances=(*corpus.utterances, replace(corpus.utterances[0], utt_id="odd", wav=odd)))
-    kept, problems = prepare._on_disk(strange, settings(own))
-    assert (len(kept), [one.reason for one in problems]) == (40, ["its path is not UTF-8"])
+    odd_corpus = replace(corpus, utterances=(*corpus.utterances, replace(corpus.utterances[0], utt_id="odd", wav=odd)))
+    kept, problems = prepare._check_paths(odd_corpus, settings(own))
+    assert (len(kept), [problem.reason for problem in problems]) == (40, ["its path is not UTF-8"])
 
 
-def test_transcripts_in_one_script_are_one_word_however_they_were_typed(own):
-    """A byte order mark and a soft hyphen, which nobody sees."""
+def test_invisible_characters_in_transcripts_are_removed(own):
+    """A byte order mark and a soft hyphen."""
     edit(own, "Ann,Water", "Ann,\ufeffWa\u00adter")
     assert prepare.lexicon(settings(own)) == ["CAFÉ", "CAN'T", "WATER", "X-RAY"]
 
 
-def test_a_lexicon_may_say_how_its_words_are_spelt(tmp_path, own):
+def test_a_lexicon_may_have_several_spellings_of_a_word(tmp_path, own):
     (tmp_path / "words.txt").write_text("water\nX-RAY\nx-ray\tx ray\nX-RAY\txray\n")
     params = settings(own, lexicon=str(tmp_path / "words.txt"))
     assert prepare.spellings(params) == {"WATER": ["WATER"], "X-RAY": ["X-RAY", "X RAY", "XRAY"]}

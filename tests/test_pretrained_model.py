@@ -43,7 +43,7 @@ def weights(path):
     return restore_model(path).state_dict()
 
 
-def test_only_controls_are_heard_and_some_voices_and_words_are_not(smoke, corpus):
+def test_only_controls_are_trained_on_and_some_speakers_and_words_are_held_out(smoke, corpus):
     controls = split_controls(corpus, smoke)
     trained, tested = {utt.speaker for utt in controls.train}, set(controls.test_speakers)
     assert all(map(corpus.is_control, trained | tested))
@@ -52,28 +52,28 @@ def test_only_controls_are_heard_and_some_voices_and_words_are_not(smoke, corpus
     assert not {utt.text for utt in controls.train} & controls.unseen_words
 
 
-def test_the_record_says_who_was_heard(smoke, small_model, corpus):
+def test_the_record_names_the_training_speakers(smoke, small_model, corpus):
     record = training_record(smoke)
     assert set(record["speakers"]) == {utt.speaker for utt in split_controls(corpus, smoke).train}
     assert record["tokens"] == NeMoCTC(small_model).tokens.fingerprint
 
 
-def test_the_shipped_model_heard_no_speaker_of_any_fold():
+def test_the_shipped_model_was_trained_on_no_speaker_of_any_fold():
     record = training_record(load("params/demo.yaml", "M08"))
     assert all(published_speakers()[name].control for name in record["speakers"])
     assert record["tokens"] == NeMoCTC(SHIPPED_MODEL).tokens.fingerprint
 
 
-def test_killed_in_the_middle_and_resumed_the_weights_are_the_same(smoke, small_model, corpus, tmp_path):
-    """kill -9 in the middle of the second epoch; the run that goes on must end where the undisturbed one ended."""
+def test_a_killed_and_resumed_run_has_the_same_weights(smoke, small_model, corpus, tmp_path):
+    """kill -9 in the middle of the second epoch; the resumed run must end with the weights of the undisturbed one."""
     shutil.copytree(smoke.folder / "corpus", tmp_path / "smoke" / "corpus")
     assert run(tmp_path, die_at_step=9).returncode == -signal.SIGKILL
     assert not (tmp_path / "smoke" / "pretrained").exists()
     assert (tmp_path / "smoke" / ".pretrained.partial" / "latest.ckpt").exists()
 
-    again = run(tmp_path, die_at_step=0)
-    assert again.returncode == 0
-    assert "goes on from step" in again.stdout + again.stderr
+    second = run(tmp_path, die_at_step=0)
+    assert second.returncode == 0
+    assert "resumes from step" in second.stdout + second.stderr
     resumed, undisturbed = weights(tmp_path / "smoke/pretrained/pretrained.nemo"), weights(small_model)
     assert resumed.keys() == undisturbed.keys()
     assert all(torch.equal(resumed[name], undisturbed[name]) for name in undisturbed)
@@ -86,7 +86,7 @@ def test_nothing_is_trained_twice(smoke, small_model, capsys):
     assert "step" not in capsys.readouterr().err
 
 
-def test_too_few_controls_are_one_message(smoke, corpus):
+def test_too_few_controls_are_an_error(smoke, corpus):
     few = Corpus(
         tuple(utt for utt in corpus if not corpus.is_control(utt.speaker) or utt.speaker == "CM13"),
         "few",
@@ -101,7 +101,7 @@ TINY = {"steps": 2, "d_model": 16, "layers": 1, "heads": 2, "conv_channels": 8, 
 
 @pytest.fixture(scope="module")
 def people(tmp_path_factory):
-    """Noise by five people whom no table knows; one of them says a letter that the others do not."""
+    """Noise of five speakers outside every table; only Ann has a word with a letter that the others lack."""
     folder = tmp_path_factory.mktemp("people")
     own(folder, ("Ann", "Bob", "Cid", "Dee", "Eve"), ("can't", "x-ray"), repetitions=2, spoken=False)
     (folder / "corpus.csv").write_text((folder / "corpus.csv").read_text().replace("Ann,can't", "Ann,café"))
@@ -114,18 +114,18 @@ def own_params(folder, name="own", fold=None, **pretraining):
     return load("params/own.yaml", "Ann", {"dev": "Bob"} | (fold or {}), settings)
 
 
-def test_a_model_of_the_folds_own_hears_its_training_speakers_alone(people):
+def test_a_folds_own_model_is_trained_on_its_training_speakers_only(people):
     params = own_params(people)
-    made = pretrained_model(params)
-    assert made == people / "out/own/Ann/pretrained/pretrained.nemo"
+    path = pretrained_model(params)
+    assert path == people / "out/own/Ann/pretrained/pretrained.nemo"
     record = training_record(params)
     assert record["speakers"] == ["Cid", "Dee"]
     assert record["words"] == ["CAN'T", "X-RAY"]
-    tokens = NeMoCTC(made).tokens
-    assert tokens.decode(tokens.encode("café")) == "CAFÉ"  # a word that only the held-out speaker says
+    tokens = NeMoCTC(path).tokens
+    assert tokens.decode(tokens.encode("café")) == "CAFÉ"  # a word that only the held-out speaker has
 
 
-def test_its_zero_shot_scores_are_of_those_whom_it_has_not_heard(people):
+def test_its_zero_shot_scores_are_of_speakers_that_it_was_not_trained_on(people):
     folder = baseline.zero_shot(own_params(people))
     assert folder == people / "out/own/Ann/zero_shot"
     rows = score.read_hypotheses(folder / "hypotheses.csv")
@@ -134,7 +134,7 @@ def test_its_zero_shot_scores_are_of_those_whom_it_has_not_heard(people):
     assert {row.reference for row in rows if row.seen == "no"} == {"CAFÉ"}
 
 
-def test_it_hears_named_controls_where_the_recipe_names_them(people):
+def test_a_recipe_can_name_controls_to_train_on(people):
     corpus = prepare.load(own_params(people))
     assert {utt.speaker for utt in split_fold(corpus, own_params(people, speakers=["Eve"])).train} == {"Eve"}
     with pytest.raises(
@@ -145,52 +145,51 @@ def test_it_hears_named_controls_where_the_recipe_names_them(people):
         own_params(people, speakers=["Bob"])
 
 
-def test_voices_set_aside_are_of_both_sexes_where_sexes_are_known_and_of_any_where_not(smoke, corpus):
+def test_test_controls_are_of_both_sexes_if_sexes_are_known(smoke, corpus):
     two = smoke.model_copy(update={"pretraining": smoke.pretraining.model_copy(update={"test_controls": 2})})
-    mixed = {name: replace(one, sex="F" if name in ("CM13", "CM12") else "M") for name, one in corpus.people.items()}
-    apart = split_controls(replace(corpus, people=mixed), two).test_speakers
-    assert len({name in ("CM13", "CM12") for name in apart}) == 2
-    unknown = {name: replace(one, sex="") for name, one in corpus.people.items()}
+    women = ("CM13", "CM12")
+    mixed = {name: replace(person, sex="F" if name in women else "M") for name, person in corpus.people.items()}
+    test_speakers = split_controls(replace(corpus, people=mixed), two).test_speakers
+    assert len({name in women for name in test_speakers}) == 2
+    unknown = {name: replace(person, sex="") for name, person in corpus.people.items()}
     assert len(split_controls(replace(corpus, people=unknown), two).test_speakers) == 2
 
 
-def test_a_fold_that_changed_trains_its_model_anew(people):
-    """A model that heard yesterday's dev speaker must not serve a fold file that was edited today."""
+def test_a_changed_fold_trains_its_model_again(people):
+    """A model that was trained on the previous fold file's speakers must not be used with an edited one."""
     before = training_record(own_params(people))["speakers"]
     after = training_record(own_params(people, fold={"dev": "Cid"}))["speakers"]
     assert (before, after) == (["Cid", "Dee"], ["Bob", "Dee"])
 
 
-def test_who_is_excluded_is_not_heard_even_where_named(people):
+def test_excluded_speakers_are_not_trained_on_even_if_named(people):
     corpus = prepare.load(own_params(people))
     chosen = own_params(people, fold={"exclude": ["Cid"]}, speakers=["Cid", "Dee"])
     assert {utt.speaker for utt in split_fold(corpus, chosen).train} == {"Dee"}
-    with pytest.raises(UserError, match=r"names only speakers whom fold\.exclude keeps out of training"):
+    with pytest.raises(UserError, match=r"names only speakers that fold\.exclude keeps out of training"):
         split_fold(corpus, own_params(people, fold={"exclude": ["Cid"]}, speakers=["Cid"]))
     with pytest.raises(UserError, match=r"pretraining\.speakers names Ann, who is the held-out or the dev speaker"):
         own_params(people, speakers=["Ann"])
 
 
-def test_seen_words_are_those_that_the_model_has_heard(people):
+def test_seen_words_are_those_that_the_model_was_trained_on(people):
     rows = score.read_hypotheses(baseline.baseline(own_params(people)) / "hypotheses.csv")
     assert {row.reference: row.seen for row in rows} == {"CAFÉ": "no", "X-RAY": "yes"}
 
 
 def test_copies_are_not_scored(people, tmp_path):
-    manifest_ = (people / "corpus.csv").read_text().splitlines()
-    copies = [
-        f"{line.replace('Eve_', 'EveM3_', 1)},{line.split(',')[0]}" for line in manifest_ if line.startswith("Eve_")
-    ]
+    lines = (people / "corpus.csv").read_text().splitlines()
+    copies = [f"{line.replace('Eve_', 'EveM3_', 1)},{line.split(',')[0]}" for line in lines if line.startswith("Eve_")]
     copies = [line.replace("/EveM3_", "/Eve_") for line in copies]
     (tmp_path / "wav").symlink_to(people / "wav")
-    (tmp_path / "corpus.csv").write_text("\n".join([manifest_[0] + ",copy_of", *manifest_[1:], *copies]) + "\n")
+    (tmp_path / "corpus.csv").write_text("\n".join([lines[0] + ",copy_of", *lines[1:], *copies]) + "\n")
     folder = baseline.zero_shot(own_params(tmp_path))
     rows = score.read_hypotheses(folder / "controls/hypotheses.csv")
     assert len(copies) == 4
     assert not any(row.utt_id.startswith("EveM3") for row in rows)
 
 
-def test_the_shipped_models_voices_are_nobody_of_another_corpus():
+def test_the_shipped_models_speakers_are_not_in_another_corpus():
     assert training_record(load("params/demo.yaml", "M08"))["speakers"]
     other = load("params/uaspeech.yaml", "M08", overrides={"pretrained": "shipped"})
     assert training_record(other)["speakers"] == []

@@ -1,4 +1,4 @@
-"""Losses against references, one utterance at a time in float64."""
+"""Losses against references, compared with float64 sums utterance by utterance."""
 
 import pytest
 import torch
@@ -9,35 +9,35 @@ from kdlib.tokens import BLANK, EOS
 
 
 def test_ctc_is_the_sum_over_all_alignments():
-    """Three frames, one token: it may stand in any run of frames, blanks around it."""
+    """Three frames, one token: it may take any run of frames, with blanks around it."""
     logits = torch.randn(1, 5, 4, generator=torch.Generator().manual_seed(0))
     p = logits[0, :3].double().softmax(-1)
     paths = [(a, b, c) for a in (2, 3) for b in (2, 3) for c in (2, 3)]
     runs = [path for path in paths if "3" in "".join(map(str, path)) and "".join(map(str, path)) != "323"]
     total = sum(p[0, a] * p[1, b] * p[2, c] for a, b, c in runs)
-    found = ctc_loss(Outputs(logits, torch.tensor([3]), logits), [[3]])
+    loss = ctc_loss(Outputs(logits, torch.tensor([3]), logits), [[3]])
     assert BLANK == 2
-    assert found.item() == pytest.approx(-total.log().item(), rel=1e-5)
+    assert loss.item() == pytest.approx(-total.log().item(), rel=1e-5)
 
 
-def test_ctc_is_a_mean_a_token_and_ignores_padding():
+def test_ctc_is_a_mean_per_token_and_ignores_padding():
     logits = torch.randn(2, 9, 6, generator=torch.Generator().manual_seed(1))
-    one, other = (
+    first, second = (
         ctc_loss(Outputs(logits[i : i + 1, :n], torch.tensor([n]), logits), [ids])
         for i, n, ids in ((0, 9, [3, 4, 5]), (1, 6, [5]))
     )
     both = ctc_loss(Outputs(logits, torch.tensor([9, 6]), logits), [[3, 4, 5], [5]])
-    assert both.item() == pytest.approx((one.item() + other.item()) / 2, rel=1e-5)
+    assert both.item() == pytest.approx((first.item() + second.item()) / 2, rel=1e-5)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_cross_entropy_counts_the_end_and_no_padding(smoothing):
+def test_cross_entropy_includes_eos_and_no_padding(smoothing):
     logits = torch.randn(2, 4, 7, generator=torch.Generator().manual_seed(2))
     rows = [(0, 0, 5), (0, 1, 6), (0, 2, 4), (0, 3, EOS), (1, 0, 3), (1, 1, EOS)]
     total = 0.0
     for b, step, token in rows:
-        wanted = torch.full((7,), smoothing / 7, dtype=torch.float64)
-        wanted[token] += 1 - smoothing
-        total -= (wanted * logits[b, step].double().log_softmax(0)).sum().item()
-    found = cross_entropy(logits, [[5, 6, 4], [3]], smoothing)
-    assert found.item() == pytest.approx(total / len(rows), rel=1e-5)
+        target = torch.full((7,), smoothing / 7, dtype=torch.float64)
+        target[token] += 1 - smoothing
+        total -= (target * logits[b, step].double().log_softmax(0)).sum().item()
+    loss = cross_entropy(logits, [[5, 6, 4], [3]], smoothing)
+    assert loss.item() == pytest.approx(total / len(rows), rel=1e-5)

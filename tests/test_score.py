@@ -15,7 +15,7 @@ ROWS = [
 ]
 
 
-def test_wra_needs_the_whole_hypothesis():
+def test_wra_compares_whole_hypotheses():
     result = score(["ONE", "TWO", "SEE"], ["ONE", "TWO OF", "SEA"])
     assert result.wra == pytest.approx(1 / 3)
     assert result.wra_first_word == pytest.approx(2 / 3)
@@ -38,11 +38,11 @@ def test_case_and_spaces_do_not_count():
 
 @pytest.mark.parametrize(("fold", "expected"), [(False, 1 / 4), (True, 3 / 4)])
 def test_homophones_are_folded_only_on_request(fold, expected):
-    references, heard = ["TWO", "WRITE", "THERE", "ONE"], ["TO", "RIGHT", "WHERE", "ONE"]
-    assert score(references, heard, fold_homophones=fold).wra == pytest.approx(expected)
+    references, hypotheses = ["TWO", "WRITE", "THERE", "ONE"], ["TO", "RIGHT", "WHERE", "ONE"]
+    assert score(references, hypotheses, fold_homophones=fold).wra == pytest.approx(expected)
 
 
-def test_the_interval_holds_the_value_and_narrows_with_more_utterances():
+def test_the_interval_contains_the_value_and_narrows_with_more_utterances():
     few, many = (scoring.interval(np.array([1, 0] * n)) for n in (10, 1000))
     assert few[0] < 0.5 < few[1]
     assert many[1] - many[0] < few[1] - few[0]
@@ -50,34 +50,34 @@ def test_the_interval_holds_the_value_and_narrows_with_more_utterances():
 
 
 @pytest.mark.parametrize(
-    ("references", "heard", "message"),
+    ("references", "hypotheses", "message"),
     [
         (["ONE"], [], "1 references, but 0 hypotheses"),
         ([], [], "nothing to score"),
         (["ONE", " "], ["A", "B"], "reference 2 of 2 is empty"),
     ],
 )
-def test_bad_pairs_are_refused(references, heard, message):
+def test_bad_pairs_are_refused(references, hypotheses, message):
     with pytest.raises(UserError, match=message):
-        score(references, heard)
+        score(references, hypotheses)
 
 
-def test_tables_by_any_column():
+def test_scores_by_any_column():
     by_speaker = scores_by(ROWS, "greedy", "speaker")
-    assert {name: one.wra for name, one in by_speaker.items()} == {"A": 0.5, "B": 0.0}
-    assert {name: one.wra for name, one in scores_by(ROWS, "lexicon", "seen").items()} == {"no": 1.0, "yes": 0.5}
+    assert {name: result.wra for name, result in by_speaker.items()} == {"A": 0.5, "B": 0.0}
+    assert {name: result.wra for name, result in scores_by(ROWS, "lexicon", "seen").items()} == {"no": 1.0, "yes": 0.5}
 
 
-def test_summary_scores_the_decoders_that_were_used():
+def test_the_summary_scores_the_listed_decoders():
     result = summary(ROWS, ["greedy", "lexicon"], system="test", held_out="A")
     assert list(result["decoders"]) == ["greedy", "lexicon"]
     assert result["decoders"]["lexicon"]["wra"] == pytest.approx(3 / 4)
     assert result["n"] == 4
 
 
-def test_a_decoder_that_writes_nothing_at_all_scores_zero_and_is_not_left_out():
+def test_a_decoder_with_empty_output_scores_zero_and_is_not_left_out():
     rows = [Hypothesis("a", "A", "HIGH", "digit", "yes", "ONE", lexicon="ONE")]
-    result = summary(rows, ["greedy", "lexicon"], system="deaf", held_out="A")["decoders"]
+    result = summary(rows, ["greedy", "lexicon"], system="empty", held_out="A")["decoders"]
     assert (result["greedy"]["wra"], result["greedy"]["deletions"], result["lexicon"]["wra"]) == (0, 1, 1)
 
 
@@ -86,7 +86,7 @@ def test_hypotheses_come_back_as_written(tmp_path):
     assert scoring.read_hypotheses(tmp_path / "h.csv") == ROWS
 
 
-def test_written_files_follow_the_contract(tmp_path):
+def test_result_files_have_the_documented_fields(tmp_path):
     scoring.write(
         ROWS, ["greedy", "lexicon"], tmp_path, system="test", held_out="A", tokenizer="abc", checkpoint="x.nemo"
     )

@@ -8,11 +8,11 @@ from kdlib.corpus.speakers import dev_speaker, fold_teachers, published_speakers
 from kdlib.errors import UserError
 from kdlib.params import load
 
-SPEAKERS = sorted(name for name, one in published_speakers().items() if not one.control)
+SPEAKERS = sorted(name for name, speaker in published_speakers().items() if not speaker.control)
 
 
-def everybody(names=("CM01", *SPEAKERS)):
-    """Each speaker says a common word in every block and another word in each block."""
+def all_speakers(names=("CM01", *SPEAKERS)):
+    """A corpus with a common word in every block of a speaker, and another word in each block."""
     return Corpus(
         tuple(
             Utterance(f"{name}_{block}_{word}", name, Path("x.wav"), 1.0, word, block)
@@ -26,8 +26,8 @@ def everybody(names=("CM01", *SPEAKERS)):
 
 
 def fold(held_out="M08", **settings):
-    everybody = {"teacher": {"max_teachers": None}}
-    return load("params/demo.yaml", held_out, {"dev": "M10", "exclude": ["M01"]} | settings, everybody)
+    overrides = {"teacher": {"max_teachers": None}}
+    return load("params/demo.yaml", held_out, {"dev": "M10", "exclude": ["M01"]} | settings, overrides)
 
 
 def test_the_table_holds_15_speakers_and_13_controls():
@@ -35,51 +35,52 @@ def test_the_table_holds_15_speakers_and_13_controls():
     assert len(published_speakers()) == 28
 
 
-def test_nobody_is_on_two_sides():
-    splits = split(everybody(), fold())
-    trained, dev, test = ({utt.speaker for utt in part} for part in (splits.train, splits.dev, splits.test))
+def test_no_speaker_is_in_two_splits():
+    splits = split(all_speakers(), fold())
+    train, dev, test = ({utt.speaker for utt in part} for part in (splits.train, splits.dev, splits.test))
     assert test == {"M08"}
     assert dev == {"M10"}
-    assert trained == set(SPEAKERS) - {"M08", "M10", "M01"}
+    assert train == set(SPEAKERS) - {"M08", "M10", "M01"}
     assert {utt.speaker for utt in splits.controls} == {"CM01"}
 
 
 def test_blocks_of_training_and_test():
-    splits = split(everybody(), fold())
+    splits = split(all_speakers(), fold())
     assert {utt.block for utt in splits.train} == {"B1", "B3"}
     assert {utt.block for utt in splits.test} == {"B2"}
     assert sorted((utt.text, splits.seen(utt)) for utt in splits.test) == [("ONE", True), ("ONLYB2", False)]
 
 
-def test_an_excluded_speaker_still_teaches_and_may_be_held_out():
-    assert "M01" in fold_teachers(fold(), everybody())
+def test_an_excluded_speaker_still_has_a_teacher_and_may_be_held_out():
+    assert "M01" in fold_teachers(fold(), all_speakers())
     params = fold("M01", exclude=["M01"])
-    assert {utt.speaker for utt in split(everybody(), params).test} == {"M01"}
+    assert {utt.speaker for utt in split(all_speakers(), params).test} == {"M01"}
 
 
 def test_teachers_of_all_others_leave_out_held_out_and_dev():
-    assert fold_teachers(fold(), everybody()) == [name for name in SPEAKERS if name not in ("M08", "M10")]
+    assert fold_teachers(fold(), all_speakers()) == [name for name in SPEAKERS if name not in ("M08", "M10")]
 
 
 def test_without_a_dev_speaker_the_seeds_fourteen_teachers():
-    assert len(fold_teachers(fold(dev=None), everybody())) == 14
+    assert len(fold_teachers(fold(dev=None), all_speakers())) == 14
 
 
 @pytest.mark.parametrize(
     ("labels", "expected"), [("seed", ["F03", "M04", "M07", "M12", "M14", "F02"]), ("published", ["F05", "M09", "M14"])]
 )
 def test_same_level_by_either_labels(labels, expected):
-    assert sorted(fold_teachers(fold(teachers="same_level", levels=labels), everybody())) == sorted(expected)
+    assert sorted(fold_teachers(fold(teachers="same_level", levels=labels), all_speakers())) == sorted(expected)
 
 
-def test_same_level_with_nobody_in_it_falls_back_with_a_warning():
+def test_an_empty_same_level_falls_back_to_all_with_a_warning():
     params = fold("M01", teachers="same_level", levels="seed", dev="M12")
-    with pytest.warns(UserWarning, match="no other speaker is VERY_LOW by the seed labels: all 13 others teach M01"):
-        assert len(fold_teachers(params, everybody())) == 13
+    message = "no other speaker is VERY_LOW by the seed labels: the teachers of M01 are all 13 others"
+    with pytest.warns(UserWarning, match=message):
+        assert len(fold_teachers(params, all_speakers())) == 13
 
 
 def test_levels_of_both_labels():
-    corpus = everybody()
+    corpus = all_speakers()
     assert (corpus.level("M04"), corpus.level("M04", "seed"), corpus.level("NOBODY")) == ("VERY_LOW", "HIGH", "")
 
 
@@ -93,13 +94,13 @@ def test_levels_of_both_labels():
 )
 def test_missing_speakers_are_named(names, message):
     with pytest.raises(UserError, match=message):
-        split(everybody(names), fold())
+        split(all_speakers(names), fold())
 
 
 def test_blocks_that_the_corpus_does_not_have_are_named():
     params = load("params/demo.yaml", "M08", overrides={"blocks": {"test": ["B7"]}})
     with pytest.raises(UserError, match=r"there is no block 'B7' in this corpus; it has B1, B2, B3"):
-        split(everybody(), params)
+        split(all_speakers(), params)
 
 
 def test_the_same_name_is_another_person_in_another_corpus():
@@ -111,33 +112,32 @@ def test_the_same_name_is_another_person_in_another_corpus():
     assert not speaker_info(own, ["M05", "CM01"])["CM01"].control
 
 
-def test_a_recipe_says_who_its_speakers_are():
-    told = {"ANNA": {"level": "LOW", "sex": "F"}, "CARL": {"level": "CONTROL"}}
-    known = speaker_info(
-        load("params/own.yaml", "ANNA", {"exclude": []}, {"speakers": told, "folds": "none"}), ["ANNA", "BEN", "CARL"]
-    )
-    assert (known["ANNA"].level, known["ANNA"].sex, known["BEN"].level, known["CARL"].control) == ("LOW", "F", "", True)
-    table_of = load("params/own.yaml", "M08", {"dev": "M10"}, {"speakers": "uaspeech"})
-    assert speaker_info(table_of, ["M08"]) == {"M08": published_speakers()["M08"]}
-    assert table_of.fold_set == "uaspeech"
+def test_a_recipe_may_have_metadata_of_its_speakers():
+    metadata = {"ANNA": {"level": "LOW", "sex": "F"}, "CARL": {"level": "CONTROL"}}
+    params = load("params/own.yaml", "ANNA", {"exclude": []}, {"speakers": metadata, "folds": "none"})
+    info = speaker_info(params, ["ANNA", "BEN", "CARL"])
+    assert (info["ANNA"].level, info["ANNA"].sex, info["BEN"].level, info["CARL"].control) == ("LOW", "F", "", True)
+    published = load("params/own.yaml", "M08", {"dev": "M10"}, {"speakers": "uaspeech"})
+    assert speaker_info(published, ["M08"]) == {"M08": published_speakers()["M08"]}
+    assert published.fold_set == "uaspeech"
 
 
-def test_where_nothing_is_known_everybody_is_somebodys_dev_speaker():
+def test_without_metadata_every_speaker_is_the_dev_speaker_of_a_fold():
     names = ["A", "B", "C", "D"]
     assert [dev_speaker(name, names, {})[0] for name in names] == ["B", "C", "D", "A"]
 
 
 @pytest.mark.parametrize("role", ["train", "teachers"])
 def test_a_speaker_of_the_fold_who_is_not_in_the_corpus_is_named(role):
-    corpus = everybody(["M08", "M10", "M09"])
+    corpus = all_speakers(["M08", "M10", "M09"])
     with pytest.raises(UserError, match=f"fold.{role} names 'M05', who has no utterances"):
         split(corpus, fold(**{role: ["M09", "M05"]}))
 
 
 def test_another_microphones_recordings_are_trained_on_and_never_tested_on():
-    corpus = everybody(["M08", "M10", "M09"])
+    corpus = all_speakers(["M08", "M10", "M09"])
     copies = tuple(replace(utt, utt_id=f"{utt.utt_id}_M3", copy_of=utt.utt_id) for utt in corpus)
-    before, after = (split(one, fold()) for one in (corpus, replace(corpus, utterances=corpus.utterances + copies)))
+    before, after = (split(data, fold()) for data in (corpus, replace(corpus, utterances=corpus.utterances + copies)))
     assert (len(after.train), len(after.dev), len(after.test)) == (
         2 * len(before.train),
         len(before.dev),
@@ -145,13 +145,13 @@ def test_another_microphones_recordings_are_trained_on_and_never_tested_on():
     )
 
 
-def test_per_cents_count_before_levels_and_unknown_speakers_last():
-    known = {
+def test_per_cents_precede_levels_and_unknown_speakers_are_last():
+    info = {
         "A": Speaker("A", intelligibility_pct=50),
         "B": Speaker("B", intelligibility_pct=44),
         "C": Speaker("C"),
         "D": Speaker("D", level="MID"),
     }
-    assert dev_speaker("A", "BCD", known) == ("B", dev_speaker("M08", ["M10"], published_speakers())[1])
-    assert dev_speaker("A", "CD", known)[1] == "the next by name, since nothing else is known of the speakers"
-    assert dev_speaker("D", "ABC", known)[0] == "A"
+    assert dev_speaker("A", "BCD", info) == ("B", dev_speaker("M08", ["M10"], published_speakers())[1])
+    assert dev_speaker("A", "CD", info)[1] == "the next by name, since nothing else is known of the speakers"
+    assert dev_speaker("D", "ABC", info)[0] == "A"

@@ -15,8 +15,8 @@ def tokens(tmp_path):
     return Tokens.for_teachers(tmp_path / "tokenizer.model")
 
 
-def spiking(tmp_path, tokens, name, frames, ids, length=20):
-    """A store with one utterance whose tokens are certain in these frames."""
+def spiking_store(tmp_path, tokens, name, frames, ids, length=20):
+    """A store of one utterance with certain tokens in these frames."""
     logits = torch.full((length, tokens.size), -8.0)
     logits[:, BLANK] = 8.0
     for frame, token in zip(frames, ids, strict=True):
@@ -39,29 +39,29 @@ def spiking(tmp_path, tokens, name, frames, ids, length=20):
     return LogitStore(tmp_path / name)
 
 
-def test_pairs_of_teachers_are_compared_in_time(tmp_path, tokens):
+def test_token_times_of_pairs_of_teachers_are_compared(tmp_path, tokens):
     utt = Utterance("one", "M04", tmp_path / "one.wav", 0.8, "COMMAND")
     ids = tokens.encode(utt.text)
     frames = np.arange(len(ids)) * 2
     stores = {
-        name: spiking(tmp_path, tokens, name, frames + late, ids) for name, late in (("A", 0), ("B", 1), ("C", 4))
+        name: spiking_store(tmp_path, tokens, name, frames + lag, ids) for name, lag in (("A", 0), ("B", 1), ("C", 4))
     }
     pairs = spikes.compare_times(stores, [utt], tokens).set_index(["one", "other"])
     assert pairs.mean_ms.to_dict() == {("A", "B"): 40.0, ("A", "C"): 160.0, ("B", "C"): 120.0}
     assert pairs.within_a_frame.to_dict() == {("A", "B"): 1.0, ("A", "C"): 0.0, ("B", "C"): 0.0}
     assert "3 pairs of teachers: their tokens are 107 ms apart on average, 33 % of them" in spikes.describe_times(pairs)
-    together = spikes.simultaneous(stores, [utt])
-    assert together.sum() == pytest.approx(1)
-    both = len(set(frames) & set(frames + 4))  # A and C write in the same frames here and there, B never with them
-    assert together[2] == pytest.approx(both / (3 * len(ids) - both))
+    shares = spikes.simultaneous(stores, [utt])
+    assert shares.sum() == pytest.approx(1)
+    both = len(set(frames) & set(frames + 4))  # A and C share some frames, B none with them
+    assert shares[2] == pytest.approx(both / (3 * len(ids) - both))
 
 
 def test_tokens_that_do_not_fit_have_no_times():
     assert len(spikes.times_ms(torch.zeros(2, 5), [3, 3], 40.0)) == 0
 
 
-def test_one_teacher_has_nothing_to_be_compared_with(tmp_path, tokens):
+def test_a_single_teacher_is_not_compared(tmp_path, tokens):
     utt = Utterance("one", "M04", tmp_path / "one.wav", 0.8, "COMMAND")
     ids = tokens.encode(utt.text)
-    pairs = spikes.compare_times({"A": spiking(tmp_path, tokens, "A", range(len(ids)), ids)}, [utt], tokens)
-    assert "one teacher alone" in spikes.describe_times(pairs)
+    pairs = spikes.compare_times({"A": spiking_store(tmp_path, tokens, "A", range(len(ids)), ids)}, [utt], tokens)
+    assert "only one teacher" in spikes.describe_times(pairs)

@@ -17,7 +17,7 @@ def writer(text, calls):
     return build
 
 
-def test_made_once_then_found(tmp_path, capsys):
+def test_a_folder_is_built_once(tmp_path, capsys):
     calls = []
     for _ in range(2):
         stage.produce(tmp_path / "a", writer("one", calls), what="a", parameters={"x": 1})
@@ -26,24 +26,24 @@ def test_made_once_then_found(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("change", ["parameters", "input", "seed"])
-def test_made_again_when_what_it_depends_on_changes(tmp_path, change):
-    calls, given = [], tmp_path / "input.txt"
-    given.write_text("1")
-    stage.produce(tmp_path / "a", writer("one", calls), what="a", parameters={"x": 1}, inputs=[given], seed=1)
+def test_a_folder_is_rebuilt_when_its_dependencies_change(tmp_path, change):
+    calls, file = [], tmp_path / "input.txt"
+    file.write_text("1")
+    stage.produce(tmp_path / "a", writer("one", calls), what="a", parameters={"x": 1}, inputs=[file], seed=1)
     if change == "input":
-        given.write_text("2")
+        file.write_text("2")
     stage.produce(
         tmp_path / "a",
         writer("two", calls),
         what="a",
         parameters={"x": 2 if change == "parameters" else 1},
-        inputs=[given],
+        inputs=[file],
         seed=2 if change == "seed" else 1,
     )
     assert (tmp_path / "a" / "result.txt").read_text() == "two"
 
 
-def test_a_failed_build_leaves_nothing_that_looks_finished(tmp_path):
+def test_a_failed_build_leaves_no_complete_folder(tmp_path):
     def build(partial):
         (partial / "half.txt").write_text("half")
         raise RuntimeError("killed")
@@ -60,7 +60,7 @@ def test_a_failed_rebuild_keeps_the_old_result(tmp_path):
     assert (tmp_path / "a" / "result.txt").read_text() == "old"
 
 
-def test_the_next_run_goes_on_from_what_a_killed_one_left(tmp_path):
+def test_the_next_run_resumes_a_killed_one(tmp_path):
     def build(partial):
         steps = partial / "steps.txt"
         done = len(steps.read_text()) if steps.exists() else 0
@@ -74,7 +74,7 @@ def test_the_next_run_goes_on_from_what_a_killed_one_left(tmp_path):
     assert (tmp_path / "a" / "steps.txt").read_text() == "xx"
 
 
-def test_what_a_killed_run_left_is_dropped_when_parameters_changed(tmp_path):
+def test_the_partial_folder_is_removed_when_parameters_change(tmp_path):
     def build(partial):
         assert [path.name for path in partial.iterdir()] == [".key"]
         (partial / "half.txt").write_text("half")
@@ -85,7 +85,7 @@ def test_what_a_killed_run_left_is_dropped_when_parameters_changed(tmp_path):
             stage.produce(tmp_path / "a", build, what="a", parameters=parameters)
 
 
-def test_run_json_says_what_was_run(tmp_path):
+def test_run_json_has_the_provenance(tmp_path):
     stage.produce(tmp_path / "a", writer("one", []), what="a", parameters={"x": 1}, seed=3, code=["tokens.py"])
     record = json.loads((tmp_path / "a" / "run.json").read_text())
     assert record["parameters"] == {"x": 1}
@@ -103,7 +103,7 @@ def test_executed_notebooks_survive_a_rebuild(tmp_path):
     assert (tmp_path / "a" / "00.ipynb").exists()
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path):
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write to .*file"):
         stage.produce(tmp_path / "file" / "a", writer("one", []), what="corpus")
@@ -116,7 +116,7 @@ def test_a_read_only_folder_is_named(tmp_path):
         stage.produce(tmp_path / "locked" / "a", writer("one", []), what="corpus")
 
 
-def test_two_processes_do_not_make_the_same_folder_twice(tmp_path):
+def test_two_processes_do_not_build_the_same_folder_twice(tmp_path):
     program = (
         "import sys, time\nfrom pathlib import Path\nfrom kdlib import stage\n"
         "def build(partial):\n    open(sys.argv[1] + '/log', 'a').write('x')\n    time.sleep(1)\n"
@@ -127,13 +127,13 @@ def test_two_processes_do_not_make_the_same_folder_twice(tmp_path):
     assert (tmp_path / "log").read_text() == "x"
 
 
-def test_code_counts_by_meaning_not_by_comments():
-    before = stage._canonical_code('"""Doc."""\ndef f(x):\n    """Say."""\n    return x + 1\n')
+def test_comments_and_docstrings_do_not_change_the_fingerprint_of_code():
+    before = stage._canonical_code('"""Doc."""\ndef f(x):\n    """Add."""\n    return x + 1\n')
     assert stage._canonical_code("# other\ndef f(x):\n\n    return x + 1  # why\n") == before
     assert stage._canonical_code("def f(x):\n    return x + 2\n") != before
 
 
-def test_a_notebook_counts_by_its_code_not_by_its_outputs(tmp_path):
+def test_outputs_do_not_change_the_fingerprint_of_a_notebook(tmp_path):
     cell = {"cell_type": "code", "source": ["1 + 1"], "outputs": [], "metadata": {}}
     clean, saved, changed = (tmp_path / name for name in ("a.ipynb", "b.ipynb", "c.ipynb"))
     clean.write_text(json.dumps({"cells": [cell]}))
@@ -145,13 +145,13 @@ def test_a_notebook_counts_by_its_code_not_by_its_outputs(tmp_path):
     assert stage.notebook_fingerprint(clean) != stage.notebook_fingerprint(changed)
 
 
-def test_a_run_killed_between_completing_and_renaming_is_only_put_in_place(tmp_path, monkeypatch):
+def test_a_run_killed_before_the_renaming_is_only_renamed(tmp_path, monkeypatch):
     calls, replace = [], stage._replace
 
-    def die(*_):
+    def fail(*_):
         raise RuntimeError("killed")
 
-    monkeypatch.setattr(stage, "_replace", die)
+    monkeypatch.setattr(stage, "_replace", fail)
     with pytest.raises(RuntimeError, match="killed"):
         stage.produce(tmp_path / "a", writer("one", calls), what="a")
     monkeypatch.setattr(stage, "_replace", replace)
@@ -160,7 +160,7 @@ def test_a_run_killed_between_completing_and_renaming_is_only_put_in_place(tmp_p
     assert (tmp_path / "a" / "result.txt").read_text() == "one"
 
 
-def test_every_file_that_stages_name_as_code_exists():
+def test_the_code_files_of_stages_exist():
     from kdlib.corpus import prepare
     from kdlib.evaluate import baseline
     from kdlib.pretrained.model import PRETRAINED_CODE

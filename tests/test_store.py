@@ -1,4 +1,4 @@
-"""The store: exact, small, resumable, and refusing what would mislead."""
+"""The store: exact, small, resumable, and checked against damage and misuse."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ def tokens(tmp_path_factory) -> Tokens:
 
 def header(tokens, encoding="fp16", **changes) -> Header:
     width = V if encoding.startswith("dense") else D
-    known = {
+    fields = {
         "teacher": "M10",
         "train_speakers": ("CM01", "M10"),
         "output": "ctc",
@@ -30,20 +30,20 @@ def header(tokens, encoding="fp16", **changes) -> Header:
         "size": V,
         "width": width,
     }
-    known |= {"tokens": tokens.fingerprint, "blank": 2, "bos": 0, "eos": 1, "stride_ms": 40.0}
-    return Header(**known | changes)
+    fields |= {"tokens": tokens.fingerprint, "blank": 2, "bos": 0, "eos": 1, "stride_ms": 40.0}
+    return Header(**fields | changes)
 
 
 @pytest.fixture(scope="module")
-def spoken():
-    """Utterances of several lengths, one of them empty, and a head."""
+def activations():
+    """Activations of utterances of several lengths, one of them empty, and a head."""
     torch.manual_seed(0)
     hidden = {f"u{index}": torch.randn(length, D) for index, length in enumerate((7, 1, 0, 31, 12))}
     return hidden, (torch.randn(V, D) / 4, torch.randn(V) / 4)
 
 
-def write(folder, tokens, spoken, encoding="fp16", **changes):
-    hidden, head = spoken
+def write(folder, tokens, activations, encoding="fp16", **changes):
+    hidden, head = activations
     dense = encoding.startswith("dense")
     with Writer(folder, header(tokens, encoding, **changes), None if dense else head) as writer:
         for utt_id, values in hidden.items():
@@ -53,51 +53,48 @@ def write(folder, tokens, spoken, encoding="fp16", **changes):
 
 @pytest.mark.parametrize(("encoding", "nats"), [("fp16", 1e-6), ("int8", 1e-3), ("dense16", 1e-5), ("dense32", 1e-12)])
 @pytest.mark.parametrize("temperature", [1, 2, 4])
-def test_what_is_read_says_the_same_at_every_temperature(tmp_path, tokens, spoken, encoding, nats, temperature):
+def test_distributions_hold_at_every_temperature(tmp_path, tokens, activations, encoding, nats, temperature):
     """Mean KL from the teacher's distribution to the stored one, per frame, in float64."""
-    hidden, (weight, bias) = spoken
-    store = write(tmp_path, tokens, spoken, encoding)
+    hidden, (weight, bias) = activations
+    store = write(tmp_path, tokens, activations, encoding)
     for utt_id, values in hidden.items():
-        told = ((values @ weight.T + bias).double() / temperature).log_softmax(-1)
-        kept = (store.logits(utt_id).double() / temperature).log_softmax(-1)
-        assert kept.shape == (len(values), V)
+        expected = ((values @ weight.T + bias).double() / temperature).log_softmax(-1)
+        found = (store.logits(utt_id).double() / temperature).log_softmax(-1)
+        assert found.shape == (len(values), V)
         if len(values):
-            assert (told.exp() * (told - kept)).sum(-1).mean() < nats
+            assert (expected.exp() * (expected - found)).sum(-1).mean() < nats
 
 
 @pytest.mark.parametrize(
-    ("encoding", "bytes_a_row"), [("fp16", 2 * D), ("int8", D + 2), ("dense16", 2 * V), ("dense32", 4 * V)]
+    ("encoding", "bytes_per_row"), [("fp16", 2 * D), ("int8", D + 2), ("dense16", 2 * V), ("dense32", 4 * V)]
 )
-def test_a_row_takes_the_bytes_that_it_should(tmp_path, tokens, spoken, encoding, bytes_a_row):
-    write(tmp_path, tokens, spoken, encoding)
-    rows = sum(map(len, spoken[0].values()))
-    assert (tmp_path / "frames.bin").stat().st_size == rows * bytes_a_row
+def test_rows_have_the_expected_size(tmp_path, tokens, activations, encoding, bytes_per_row):
+    write(tmp_path, tokens, activations, encoding)
+    rows = sum(map(len, activations[0].values()))
+    assert (tmp_path / "frames.bin").stat().st_size == rows * bytes_per_row
 
 
-def test_at_the_seeds_size_fp16_is_69_and_int8_137_times_smaller(tokens):
-    """5,000 tokens and 144 dimensions: 20,000 bytes a frame in float32, 288 and 146 in the store."""
-    wide = [header(tokens, encoding, size=5000, width=144).row.itemsize for encoding in ("fp16", "int8")]
-    assert wide == [288, 146]
+def test_with_5000_tokens_fp16_is_69_and_int8_137_times_smaller(tokens):
+    """5,000 tokens and 144 dimensions: 20,000 bytes per frame in float32, 288 and 146 in the store."""
+    sizes = [header(tokens, encoding, size=5000, width=144).row.itemsize for encoding in ("fp16", "int8")]
+    assert sizes == [288, 146]
 
 
-def test_batches_are_padded_with_their_lengths(tmp_path, tokens, spoken):
-    store = write(tmp_path, tokens, spoken)
+def test_batches_are_padded_with_their_lengths(tmp_path, tokens, activations):
+    store = write(tmp_path, tokens, activations)
     hidden, lengths = store.batch(["u3", "u1"])
     assert (tuple(hidden.shape), lengths.tolist()) == ((2, 31, D), [31, 1])
-    assert torch.equal(hidden[1, :1], spoken[0]["u1"].half().float())
+    assert torch.equal(hidden[1, :1], activations[0]["u1"].half().float())
     assert hidden[1, 1:].abs().max() == 0
-    assert (len(store), list(store), store.frames("u4"), "u9" in store) == (
-        5,
-        ["u0", "u1", "u2", "u3", "u4"],
-        12,
-        False,
-    )
+    assert (len(store), list(store)) == (5, ["u0", "u1", "u2", "u3", "u4"])
+    assert store.frames("u4") == 12
+    assert "u9" not in store
 
 
-def test_killed_while_writing_and_resumed_the_bytes_are_the_same(tmp_path, tokens, spoken):
+def test_a_killed_and_resumed_writer_writes_the_same_bytes(tmp_path, tokens, activations):
     """The kill leaves half a row of frames and half a line of the index behind."""
-    write(tmp_path / "whole", tokens, spoken)
-    hidden, head = spoken
+    write(tmp_path / "whole", tokens, activations)
+    hidden, head = activations
     writer = Writer(tmp_path / "killed", header(tokens), head)
     for utt_id in ("u0", "u1", "u2"):
         writer.add(utt_id, hidden[utt_id])
@@ -106,87 +103,87 @@ def test_killed_while_writing_and_resumed_the_bytes_are_the_same(tmp_path, token
         file.write(b"12345")
     with (tmp_path / "killed/index.csv").open("a") as file:
         file.write("u3,8,3")
-    with pytest.raises(UserError, match="no finished store there"):
+    with pytest.raises(UserError, match="no complete store"):
         LogitStore(tmp_path / "killed")
-    with Writer(tmp_path / "killed", header(tokens), head) as again:
-        done = [utt_id for utt_id in hidden if utt_id in again]
+    with Writer(tmp_path / "killed", header(tokens), head) as resumed:
+        done = [utt_id for utt_id in hidden if utt_id in resumed]
         for utt_id in hidden:
-            if utt_id not in again:
-                again.add(utt_id, hidden[utt_id])
+            if utt_id not in resumed:
+                resumed.add(utt_id, hidden[utt_id])
     assert done == ["u0", "u1", "u2"]
     for name in ("frames.bin", "index.csv", "header.json", "head.safetensors"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_an_error_while_writing_leaves_nothing_that_looks_finished(tmp_path, tokens, spoken):
-    with pytest.raises(RuntimeError), Writer(tmp_path, header(tokens), spoken[1]) as writer:  # noqa: PT012
-        writer.add("u0", spoken[0]["u0"])
+def test_an_error_while_writing_leaves_no_header(tmp_path, tokens, activations):
+    with pytest.raises(RuntimeError), Writer(tmp_path, header(tokens), activations[1]) as writer:  # noqa: PT012
+        writer.add("u0", activations[0]["u0"])
         raise RuntimeError
     assert not (tmp_path / "header.json").exists()
 
 
-def spoil_bytes(name, place):
-    def spoil(folder):
+def flip_bit(name, place):
+    def damage(folder):
         content = bytearray((folder / name).read_bytes())
         content[place] ^= 1
         (folder / name).write_bytes(content)
 
-    return spoil
+    return damage
 
 
 def edit_header(**changes):
-    def spoil(folder):
+    def damage(folder):
         content = json.loads((folder / "header.json").read_text())
         (folder / "header.json").write_text(json.dumps(content | changes))
 
-    return spoil
+    return damage
 
 
-SPOILT = {
-    "cut off": (
+DAMAGE = {
+    "truncated": (
         lambda folder: (folder / "frames.bin").write_bytes((folder / "frames.bin").read_bytes()[:-1]),
-        "cut off",
+        "truncated",
     ),
-    "a bit of a frame": (spoil_bytes("frames.bin", 3), "u0 is damaged"),
-    "a bit of the last frame": (spoil_bytes("frames.bin", -1), "u4 is damaged"),
-    "a bit of the head": (spoil_bytes("head.safetensors", -1), r"head\.safetensors is missing or damaged"),
-    "a bit of the index": (spoil_bytes("index.csv", -4), r"index\.csv has changed"),
-    "another schema": (edit_header(schema=7), "schema 7, this code reads 1"),
-    "no frames": (lambda folder: (folder / "frames.bin").unlink(), "holds 0 bytes"),
+    "a bit of a frame": (flip_bit("frames.bin", 3), "u0 is damaged"),
+    "a bit of the last frame": (flip_bit("frames.bin", -1), "u4 is damaged"),
+    "a bit of the head": (flip_bit("head.safetensors", -1), r"head\.safetensors is missing or damaged"),
+    "a bit of the index": (flip_bit("index.csv", -4), r"index\.csv has changed"),
+    "another schema": (edit_header(schema=7), "schema 7, expected 2"),
+    "no frames": (lambda folder: (folder / "frames.bin").unlink(), "has 0 bytes"),
 }
 
 
-@pytest.mark.parametrize("case", SPOILT)
-def test_damage_is_named(tmp_path, tokens, spoken, case):
-    spoil, message = SPOILT[case]
-    write(tmp_path, tokens, spoken)
-    spoil(tmp_path)
+@pytest.mark.parametrize("case", DAMAGE)
+def test_the_error_names_the_damage(tmp_path, tokens, activations, case):
+    damage, message = DAMAGE[case]
+    write(tmp_path, tokens, activations)
+    damage(tmp_path)
     with pytest.raises(UserError, match=message):  # noqa: PT012
         store = LogitStore(tmp_path)
         for utt_id in store:
             store.hidden(utt_id)
 
 
-def test_a_missing_utterance_is_named(tmp_path, tokens, spoken):
+def test_the_error_names_a_missing_utterance(tmp_path, tokens, activations):
     with pytest.raises(UserError, match="no utterance 'u44' among its 5; did you mean 'u4'"):
-        write(tmp_path, tokens, spoken).hidden("u44")
+        write(tmp_path, tokens, activations).hidden("u44")
 
 
-def test_a_store_is_refused_where_it_would_mislead(tmp_path, tokens, spoken):
-    store = write(tmp_path / "a", tokens, spoken)
+def test_leaks_other_tokens_and_analysis_stores_are_refused(tmp_path, tokens, activations):
+    store = write(tmp_path / "a", tokens, activations)
     store.check(tokens=tokens, held_out=["M08"])
-    with pytest.raises(UserError, match="its teacher M10 was trained on M10, who may not be heard in this fold"):
+    with pytest.raises(UserError, match="its teacher M10 was trained on M10, held out in this fold"):
         store.check(tokens=tokens, held_out=["M08", "M10"])
-    for other in (dataclasses.replace(tokens, size=V + 1), dataclasses.replace(tokens, blank=3)):
+    for other_tokens in (dataclasses.replace(tokens, size=V + 1), dataclasses.replace(tokens, blank=3)):
         with pytest.raises(UserError, match="the same id would mean another token"):
-            store.check(tokens=other)
-    analysis = write(tmp_path / "b", tokens, spoken, purpose="analysis")
+            store.check(tokens=other_tokens)
+    analysis = write(tmp_path / "b", tokens, activations, purpose="analysis")
     analysis.check(tokens=tokens, training=False)
     with pytest.raises(UserError, match="it is no training target"):
         analysis.check(tokens=tokens)
 
 
-def test_probabilities_that_pass_for_logits_are_refused(tmp_path, tokens):
+def test_probabilities_in_place_of_logits_are_refused(tmp_path, tokens):
     with Writer(tmp_path, header(tokens, "dense32"), None) as writer:
         writer.add("logits", torch.randn(4, V))
         writer.add("log-probabilities", torch.randn(4, V).log_softmax(-1))
@@ -194,8 +191,8 @@ def test_probabilities_that_pass_for_logits_are_refused(tmp_path, tokens):
             writer.add("softmaxed", torch.randn(4, V).softmax(-1))
 
 
-def test_broken_outputs_are_refused(tmp_path, tokens, spoken):
-    with Writer(tmp_path, header(tokens), spoken[1]) as writer:
+def test_invalid_outputs_are_refused(tmp_path, tokens, activations):
+    with Writer(tmp_path, header(tokens), activations[1]) as writer:
         with pytest.raises(UserError, match="M10: NaN or infinite outputs on u0"):
             writer.add("u0", torch.full((2, D), torch.nan))
         with pytest.raises(UserError, match="too large for fp16 on u1"):
@@ -211,16 +208,16 @@ def _sum(folder, utt_id):
     return float(LogitStore(folder).hidden(utt_id).sum())
 
 
-def test_several_workers_read_one_store(tmp_path, tokens, spoken):
-    store = write(tmp_path, tokens, spoken)
+def test_several_workers_read_one_store(tmp_path, tokens, activations):
+    store = write(tmp_path, tokens, activations)
     jobs = [(tmp_path, utt_id) for utt_id in ("u0", "u3", "u4")] * 3
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         sums = pool.starmap(_sum, jobs)
     assert sums == [float(store.hidden(utt_id).sum()) for _, utt_id in jobs]
 
 
-def test_the_head_and_the_frames_are_what_was_given(tmp_path, tokens, spoken):
-    store = write(tmp_path, tokens, spoken)
-    assert all(torch.equal(kept, given) for kept, given in zip(store.head, spoken[1], strict=True))
+def test_head_header_and_frames_are_read_as_written(tmp_path, tokens, activations):
+    store = write(tmp_path, tokens, activations)
+    assert all(torch.equal(read, written) for read, written in zip(store.head, activations[1], strict=True))
     assert store.header == header(tokens)
-    assert np.array_equal(store.hidden("u3").numpy(), spoken[0]["u3"].half().float().numpy())
+    assert np.array_equal(store.hidden("u3").numpy(), activations[0]["u3"].half().float().numpy())

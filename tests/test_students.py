@@ -1,4 +1,4 @@
-"""Students of the smoke recipe: trained, killed and resumed, in phases and in runs, by several processes, exported."""
+"""Students of the smoke recipe: trained, killed and resumed, in phases and in runs, in several processes, exported."""
 
 import random
 import shutil
@@ -32,16 +32,16 @@ from kdlib.training.checkpoints import read_curves
 
 
 @pytest.fixture(scope="module")
-def variant(taught, outputs):
+def variant(with_teachers, outputs):
     def named(which, **overrides):
         return load("params/smoke.yaml", "M08", overrides={"outputs": str(outputs)} | overrides, variant=which)
 
     return named
 
 
-def same(one, other, file="model.safetensors"):
-    ours, theirs = load_file(one / file), load_file(other / file)
-    return all(torch.equal(ours[name], theirs[name]) for name in theirs)
+def same(folder, expected_folder, file="model.safetensors"):
+    weights, expected = load_file(folder / file), load_file(expected_folder / file)
+    return all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
 def test_a_student_is_chosen_on_the_dev_speaker_and_scored_on_the_held_out_one(variant):
@@ -50,45 +50,43 @@ def test_a_student_is_chosen_on_the_dev_speaker_and_scored_on_the_held_out_one(v
     record = read_json(folder / "model.json")
     assert not {"M08", "M10"} & set(record["train_speakers"])
     assert (record["variant"], record["seed"], record["heads_trained"], record["steps"]) == ("ctc_kd", 1, ["ctc"], 6)
-    assert {"model.safetensors", "latest.safetensors", "tensorboard", "run.json"} <= {
-        one.name for one in folder.iterdir()
-    }
-    assert not list(folder.glob("**/*.ckpt")) + list(folder.glob("**/*.pt"))  # nothing that has to be unpickled
+    files = {path.name for path in folder.iterdir()}
+    assert {"model.safetensors", "latest.safetensors", "tensorboard", "run.json"} <= files
+    assert not list(folder.glob("**/*.ckpt")) + list(folder.glob("**/*.pt"))  # no file that has to be unpickled
     curves = read_curves(folder / "tensorboard")
     assert {"loss", "ctc", "kd_ctc", "dev_wra"} <= set(curves.name)
     scored = student_scores(params)
     assert read_json(scored / "scores.json")["held_out"] == "M08"
     corpus = prepare.load(params)
-    heard = pd.read_csv(scored / "hypotheses.csv")
-    assert set(heard.utt_id) == {utt.utt_id for utt in split(corpus, params).test}
+    hypotheses = pd.read_csv(scored / "hypotheses.csv")
+    assert set(hypotheses.utt_id) == {utt.utt_id for utt in split(corpus, params).test}
     assert set(pd.read_csv(scored / "dev/hypotheses.csv").speaker) == {"M10"}
 
 
-def test_the_control_sees_the_same_batches_and_no_teacher(variant, monkeypatch):
-    hard, taught = variant("hard"), variant("ctc_kd")
-    seen = {}
-    for params in (hard, taught):
-        chosen = student_data(params, load_tokens(params))
-        plan = students.batch_plan(params, chosen)
-        seen[params.variant] = [
-            [utt.utt_id for batch in plan.part(chosen.train, number, 1) for utt in batch] for number in range(4)
+def test_the_control_is_trained_on_the_same_batches_without_teachers(variant, monkeypatch):
+    hard, distilled = variant("hard"), variant("ctc_kd")
+    parts = {}
+    for params in (hard, distilled):
+        data = student_data(params, load_tokens(params))
+        plan = students.batch_plan(params, data)
+        parts[params.variant] = [
+            [utt.utt_id for batch in plan.part(data.train, number, 1) for utt in batch] for number in range(4)
         ]
-    assert seen["hard"] == seen["ctc_kd"]
-    monkeypatch.setattr(setup, "load_target", lambda *_, **__: pytest.fail("a teacher was asked"))
+    assert parts["hard"] == parts["ctc_kd"]
+    monkeypatch.setattr(setup, "load_target", lambda *_, **__: pytest.fail("a teacher's target was loaded"))
     assert students.student(hard)
 
 
-def test_an_epoch_in_parts_is_the_whole_epoch(variant):
+def test_the_parts_of_an_epoch_are_the_whole_epoch(variant):
     params = variant("hard", student={"validations_per_epoch": 2, "batch_size": 4})
-    chosen = student_data(params, load_tokens(params))
-    plan = students.batch_plan(params, chosen)
+    data = student_data(params, load_tokens(params))
+    plan = students.batch_plan(params, data)
     assert plan.parts == 2
-    once = [utt.utt_id for part in (0, 1) for batch in plan.part(chosen.train, part, 1) for utt in batch]
-    assert sorted(once) == sorted(utt.utt_id for utt in chosen.train)
+    utt_ids = [utt.utt_id for part in (0, 1) for batch in plan.part(data.train, part, 1) for utt in batch]
+    assert sorted(utt_ids) == sorted(utt.utt_id for utt in data.train)
     phases = {"student": {"validations_per_epoch": 2, "accumulate": 2, "phases": [{"epochs": 3}]}}
-    assert students.batch_plan(variant("hard", **phases), chosen).steps == [
-        3 * 2
-    ]  # 3 batches an epoch in parts of 2 and 1
+    plan = students.batch_plan(variant("hard", **phases), data)
+    assert plan.steps == [3 * 2]  # 3 batches per epoch, in parts of 2 and 1
 
 
 PHASES = [
@@ -97,24 +95,24 @@ PHASES = [
 ]
 
 
-def test_two_phases_in_one_run_are_two_runs_with_resume(variant, tmp_path):
+def test_two_phases_in_one_run_equal_two_runs_with_resume(variant, tmp_path):
     """Seed 000's recipe both ways: the encoder frozen, then not, from the latest weights and with a new optimiser."""
 
-    def made(name, **student):
+    def train(name, **student):
         shutil.copytree(students.student(variant("two_stage", student=student), seed=2), tmp_path / name)
         return tmp_path / name
 
-    once, first = made("once", phases=PHASES), made("first", phases=PHASES[:1])
+    whole, first = train("whole", phases=PHASES), train("first", phases=PHASES[:1])
     start, frozen = restore_model(pretrained_model(variant("hard"))), load_file(first / LATEST)
     for name, weight in start.encoder.state_dict().items():
         assert torch.equal(weight, frozen[f"encoder.encoder.{name}"]), name
-    second = made("second", phases=PHASES[1:], resume=str(first))
-    assert [one["steps"] for one in read_json(once / "model.json")["phases"]] == [3, 6]
-    assert same(once, second, LATEST)
+    second = train("second", phases=PHASES[1:], resume=str(first))
+    assert [phase["steps"] for phase in read_json(whole / "model.json")["phases"]] == [3, 6]
+    assert same(whole, second, LATEST)
     assert not same(first, second, LATEST)
 
 
-def test_resuming_from_nowhere_says_where_it_looked(variant):
+def test_resuming_from_a_missing_student_is_refused_with_its_folder(variant):
     with pytest.raises(UserError, match=r"student.resume: there is no student in .*none.*; train it first"):
         students.student(variant("ctc_kd", student={"resume": "none"}))
 
@@ -131,34 +129,31 @@ def die(self, trainer, *rest, end=callbacks._Progress.on_train_batch_end):
         os.kill(os.getpid(), 9)
 
 callbacks._Progress.on_train_batch_end = die
-student = {"phases": [{"steps": 14, "warmup_steps": 2}], "validations_per_epoch": 2, "backbone": "sb"}  # imports faster than NeMo
+student = {"phases": [{"steps": 14, "warmup_steps": 2}], "validations_per_epoch": 2, "backbone": "sb"}  # no NeMo
 params = load("params/smoke.yaml", "M08", overrides={"outputs": sys.argv[1], "student": student}, variant="ctc_kd")
 students.student(params)
 """
 
 
-def test_killed_at_a_random_moment_and_resumed_the_weights_are_the_same(variant, taught, tmp_path):
+def test_a_student_killed_at_a_random_step_and_resumed_has_the_same_weights(variant, with_teachers, tmp_path):
     student = {"phases": [{"steps": 14, "warmup_steps": 2}], "validations_per_epoch": 2, "backbone": "sb"}
-    whole = students.student(variant("ctc_kd", student=student), seed=1)
-    kept = tmp_path / "whole"
-    shutil.copytree(whole, kept)
+    whole = tmp_path / "whole"
+    shutil.copytree(students.student(variant("ctc_kd", student=student), seed=1), whole)
     for name in ("corpus", "pretrained", "tokens", "parents", "teachers", "logits"):
-        shutil.copytree(taught.folder / name, tmp_path / "smoke" / name)
-    moments = [random.randrange(3, 14)]
+        shutil.copytree(with_teachers.folder / name, tmp_path / "smoke" / name)
+    step, folder = random.randrange(3, 14), tmp_path / "smoke/M08/students/ctc_kd/seed1"
 
-    def run(moment):
-        command = [sys.executable, "-c", KILLED, str(tmp_path), str(moment)]
+    def run(step):
+        command = [sys.executable, "-c", KILLED, str(tmp_path), str(step)]
         return subprocess.run(command, capture_output=True, text=True)
 
-    for moment in moments:
-        assert run(moment).returncode == -signal.SIGKILL, moments
-        assert not (tmp_path / "smoke/M08/students/ctc_kd/seed1").exists()
-    ended = run(0)
-    assert ended.returncode == 0, ended.stderr
-    assert "goes on from step" in ended.stdout + ended.stderr
-    folder = tmp_path / "smoke/M08/students/ctc_kd/seed1"
-    assert same(folder, kept), moments
-    assert same(folder, kept, LATEST), moments
+    assert run(step).returncode == -signal.SIGKILL, step
+    assert not folder.exists()
+    resumed = run(0)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resumes from step" in resumed.stdout + resumed.stderr
+    assert same(folder, whole), step
+    assert same(folder, whole, LATEST), step
 
 
 @pytest.mark.parametrize(
@@ -193,21 +188,21 @@ def test_killed_at_a_random_moment_and_resumed_the_weights_are_the_same(variant,
     ],
     ids=[
         *("sb", "sb from scratch", "bf16", "decoder and noam", "features and shifts", "pseudo-labels"),
-        *("within", "words, texts and occupancies"),
+        *("intermediate", "words, texts and occupancies"),
     ],
 )
 def test_every_kind_of_student_trains_and_is_scored(variant, settings):
     params = variant("ctc_kd", **settings)
-    found = read_json(student_scores(params, 3) / "scores.json")["decoders"]
-    assert {"greedy", "lexicon"} <= set(found)
-    assert ("attention_lexicon" in found) == bool(params.student.decoder_layers)
+    decoders = read_json(student_scores(params, 3) / "scores.json")["decoders"]
+    assert {"greedy", "lexicon"} <= set(decoders)
+    assert ("attention_lexicon" in decoders) == bool(params.student.decoder_layers)
     record = read_json(student_folder(params, 3) / "model.json")
     assert record["backbone"] == params.student.backbone
     assert record["steps"] > 0
 
 
 def test_two_processes_train_one_student(variant):
-    """DDP on the CPU: each sees half of the batches, and both end with one student."""
+    """DDP on the CPU: each process gets half of the batches, and both end with one student."""
     phases = [{"steps": 3, "freeze_encoder": True}, {"steps": 3}]
     params = variant("hard", student={"devices": 2, "accelerator": "cpu", "backbone": "sb", "phases": phases})
     folder = students.student(params, 5)
@@ -216,78 +211,78 @@ def test_two_processes_train_one_student(variant):
     assert hybrid.TrainedModel(folder).record["variant"] == "hard"
 
 
-def test_a_ctc_student_becomes_a_nemo_file_that_plain_nemo_transcribes_with(variant, tmp_path):
+def test_plain_nemo_transcribes_with_an_exported_ctc_student(variant, tmp_path):
     folder = students.student(variant("hard"))
     path = export.export(folder, tmp_path / "student.nemo")
-    plain = restore_model(path)
-    assert type(plain).__name__ == "EncDecCTCModelBPE"
-    plain.eval()
-    ours = hybrid.TrainedModel(folder)
+    nemo = restore_model(path)
+    assert type(nemo).__name__ == "EncDecCTCModelBPE"
+    nemo.eval()
+    student = hybrid.TrainedModel(folder)
     utterances = split(prepare.load(variant("hard")), variant("hard")).test
-    said = []
+    hypotheses = []
     for utt in utterances:
-        said += [ours.tokens.decode(ids) for ids in greedy(ours(*audio.collate([utt])), BLANK)]
+        hypotheses += [student.tokens.decode(ids) for ids in greedy(student(*audio.collate([utt])), BLANK)]
     with quiet_nemo():
-        theirs = plain.transcribe([str(utt.wav) for utt in utterances], batch_size=1, verbose=False)
-    assert [one.text.upper() for one in theirs] == said
+        transcripts = nemo.transcribe([str(utt.wav) for utt in utterances], batch_size=1, verbose=False)
+    assert [transcript.text.upper() for transcript in transcripts] == hypotheses
 
 
-def test_what_plain_nemo_hears_is_what_the_student_heard(variant, tmp_path):
-    """The smoke student writes next to nothing: compare probabilities, blank against blank, piece against piece."""
+def test_plain_nemo_has_the_same_posteriors_as_the_student(variant, tmp_path):
+    """The smoke student's output is nearly empty: compare probabilities, blank with blank, piece with piece."""
     folder = students.student(variant("hard"))
-    theirs = NeMoCTC(export.export(folder, tmp_path / "student.nemo"))
-    ours = hybrid.TrainedModel(folder)
+    nemo = NeMoCTC(export.export(folder, tmp_path / "student.nemo"))
+    student = hybrid.TrainedModel(folder)
     batch = audio.collate(split(prepare.load(variant("hard")), variant("hard")).test[:3])
-    one, other = ours(*batch), theirs(*batch)
-    pieces = len(ours.tokens.pieces)
-    free = [index for index in range(pieces) if index > 2]
-    mine, plain = one.ctc_logits[..., [*free, BLANK]].softmax(-1), other.ctc_logits[..., [*free, pieces]].softmax(-1)
-    for row, length in enumerate(one.lengths.tolist()):
-        assert torch.allclose(mine[row, :length], plain[row, :length], atol=1e-4)
+    ours, theirs = student(*batch), nemo(*batch)
+    pieces = len(student.tokens.pieces)
+    plain = [index for index in range(pieces) if index > 2]
+    our_probs = ours.ctc_logits[..., [*plain, BLANK]].softmax(-1)
+    their_probs = theirs.ctc_logits[..., [*plain, pieces]].softmax(-1)
+    for row, length in enumerate(ours.lengths.tolist()):
+        assert torch.allclose(our_probs[row, :length], their_probs[row, :length], atol=1e-4)
 
 
-def test_a_speechbrain_student_cannot_be_a_nemo_file(taught, tmp_path):
+def test_a_speechbrain_student_cannot_be_exported_to_nemo(with_teachers, tmp_path):
     with pytest.raises(UserError, match="holds a SpeechBrain encoder"):
-        export.export(taught.folder / "teachers/speechbrain/M04", tmp_path / "x.nemo")
+        export.export(with_teachers.folder / "teachers/speechbrain/M04", tmp_path / "x.nemo")
 
 
-def test_a_student_stands_beside_baseline_and_control(variant):
+def test_the_comparison_has_student_baseline_and_control(variant):
     table = comparison.student_table(variant("ctc_kd"), variant("hard"), 1)
     assert list(table.index) == ["greedy", "lexicon", "beam"]
     columns = [("held out", name) for name in ("baseline", "hard", "ctc_kd")] + [("dev", "hard"), ("dev", "ctc_kd")]
     assert list(table.columns) == columns
     assert table.loc["greedy", ("held out", "baseline")] == 0  # trained for 15 steps
-    whole = comparison.fold_table(comparison.score_folders(variant("ctc_kd"), ["hard", "ctc_kd"], [1]))
-    assert [name for name, _ in whole.index] == ["baseline", "hard", "ctc_kd", "hard", "ctc_kd"]
-    assert ("hard", "mean") in whole.index
-    with pytest.raises(UserError, match=r"no scores there; train this student with: make compare VARIANTS=two_stage"):
+    folds = comparison.fold_table(comparison.score_folders(variant("ctc_kd"), ["hard", "ctc_kd"], [1]))
+    assert [name for name, _ in folds.index] == ["baseline", "hard", "ctc_kd", "hard", "ctc_kd"]
+    assert ("hard", "mean") in folds.index
+    with pytest.raises(UserError, match=r"no scores here; train this student with: make compare VARIANTS=two_stage"):
         comparison.score_folders(variant("ctc_kd"), ["two_stage"], [9])
 
 
-def test_a_control_of_other_steps_is_none(variant):
+def test_a_control_of_other_steps_is_refused(variant):
     with pytest.raises(UserError, match="'hard' is no control of 'ctc_kd': it must have the same student, steps"):
         comparison.check_control(variant("ctc_kd"), variant("hard", student={"batch_size": 8}))
     with pytest.raises(UserError, match="is no control"):
         comparison.check_control(variant("ctc_kd"), variant("ctc_kd"))
 
 
-def test_a_student_that_has_heard_the_held_out_speaker_is_no_start(variant):
+def test_resuming_from_a_student_trained_on_the_held_out_speaker_is_refused(variant):
     fold, overrides = {"dev": "M10", "exclude": []}, {"outputs": variant("hard").outputs}
-    other = load("params/smoke.yaml", "M04", fold, overrides, "hard")
-    folder = students.student(other)  # trained on M08
+    folder = students.student(load("params/smoke.yaml", "M04", fold, overrides, "hard"))  # trained on M08
     params = variant("hard", student={"resume": str(folder)})
-    with pytest.raises(UserError, match=r"student.resume: .* has heard M08"):
+    with pytest.raises(UserError, match=r"student.resume: .* was trained on M08"):
         students.student(params, 8)
 
 
-def test_a_speechbrain_student_without_a_parent_says_so(variant):
+def test_a_speechbrain_student_without_a_base_model_is_refused(variant):
     params = variant("hard", student={"backbone": "sb"}, teacher={"parent": "none"})
-    with pytest.raises(UserError, match=r"starts from the teachers' parent, but teacher.parent is 'none'"):
+    with pytest.raises(UserError, match=r"starts from the teachers' base model, but teacher.parent is 'none'"):
         students.student(params, 8)
 
 
-def test_what_was_fixed_and_what_was_broken(tmp_path):
-    """Twelve utterances: eight fixed, one broken, three as they were; by chance alone so uneven once in 26 times."""
+def test_fixed_and_broken_utterances_are_counted(tmp_path):
+    """Twelve utterances: eight fixed, one broken, three unchanged; by chance that uneven once in 26 times."""
     for name, right in (("before", range(8, 11)), ("after", range(10))):
         (tmp_path / name).mkdir()
         rows = [
@@ -298,6 +293,6 @@ def test_what_was_fixed_and_what_was_broken(tmp_path):
     table = comparison.changed_utterances(tmp_path / "before", tmp_path / "after")
     assert table.change.value_counts().to_dict() == {"fixed": 8, "broke": 1}
     systems = {name: compare.collect([tmp_path / name]) for name in ("after", "before")}
-    one = compare.compare(systems, against="before")[0]
-    assert (one.fixed, one.broken, one.verdict) == (8, 1, "better")
-    assert one.mcnemar_p == pytest.approx(2 * (1 + 9) / 2**9)
+    verdict = compare.compare(systems, against="before")[0]
+    assert (verdict.fixed, verdict.broken, verdict.verdict) == (8, 1, "better")
+    assert verdict.mcnemar_p == pytest.approx(2 * (1 + 9) / 2**9)

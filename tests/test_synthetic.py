@@ -9,7 +9,7 @@ from kdlib.corpus.embedded import synthetic
 from kdlib.corpus.importers import uaspeech
 from kdlib.corpus.speakers import published_speakers
 from kdlib.errors import UserError
-from kdlib.io import read_json
+from kdlib.io import read_json, sha256
 from kdlib.models.nemo_files import SHIPPED_MODEL
 from kdlib.params import load
 from kdlib.settings import Synthetic
@@ -22,7 +22,7 @@ prepare.make(load("params/smoke.yaml", "M08", overrides={"outputs": sys.argv[1]}
 """
 
 
-def test_the_word_list_is_uaspeechs():
+def test_the_word_list_is_that_of_uaspeech():
     words = uaspeech.word_list()
     assert len(words) == 455
     assert len(set(words.values())) == 449
@@ -35,40 +35,37 @@ def test_the_word_list_is_uaspeechs():
     }
 
 
-@pytest.mark.parametrize(("recipe", "voices"), [("demo", 3), ("shipped", 13)])
-def test_the_demo_speaks_what_its_recipe_says(recipe, voices):
-    plan = synthetic.make_prompts(load(f"params/{recipe}.yaml", "M08").synthetic)
+@pytest.mark.parametrize(("recipe", "control_count"), [("demo", 3), ("shipped", 13)])
+def test_prompts_follow_the_recipe(recipe, control_count):
+    prompts = synthetic.make_prompts(load(f"params/{recipe}.yaml", "M08").synthetic)
     speakers, controls = (
-        [name for name in plan if published_speakers()[name].control == which] for which in (False, True)
+        [name for name in prompts if published_speakers()[name].control == control] for control in (False, True)
     )
-    assert (len(speakers), len(controls)) == (15, voices)
-    assert {len(plan[name]) for name in speakers} == {3 * (10 + 6 + 5 + 21 + 6) * 2} == {288}
-    assert {len(plan[name]) for name in controls} == {449 + 60}
-    words = {block: {prompt.word for prompt in plan["M08"] if prompt.block == block} for block in synthetic.BLOCKS}
+    assert (len(speakers), len(controls)) == (15, control_count)
+    assert {len(prompts[name]) for name in speakers} == {3 * (10 + 6 + 5 + 21 + 6) * 2} == {288}
+    assert {len(prompts[name]) for name in controls} == {449 + 60}
+    words = {block: {prompt.word for prompt in prompts["M08"] if prompt.block == block} for block in synthetic.BLOCKS}
     assert len(set.union(*words.values())) == 60
     assert len(set.intersection(*words.values())) == 42
     assert all(len(words["B2"] - words[block]) == 6 for block in ("B1", "B3"))  # so unseen test words exist
 
 
 def test_ids_are_unique():
-    prompts = [
-        prompt.utt_id
-        for todo in synthetic.make_prompts(load("params/demo.yaml", "M08").synthetic).values()
-        for prompt in todo
-    ]
-    assert len(prompts) == len(set(prompts)) == 15 * 288 + 3 * 509
+    prompts = synthetic.make_prompts(load("params/demo.yaml", "M08").synthetic)
+    ids = [prompt.utt_id for speaker_prompts in prompts.values() for prompt in speaker_prompts]
+    assert len(ids) == len(set(ids)) == 15 * 288 + 3 * 509
 
 
 def test_controls_may_be_named():
-    plan = synthetic.make_prompts(Synthetic(speakers=("M08",), controls=("CM13", "CF05")))
-    assert list(plan) == ["M08", "CF05", "CM13"]
+    prompts = synthetic.make_prompts(Synthetic(speakers=("M08",), controls=("CM13", "CF05")))
+    assert list(prompts) == ["M08", "CF05", "CM13"]
     with pytest.raises(UserError, match="unknown control 'CX05'; did you mean 'CM05'"):
         synthetic.make_prompts(Synthetic(controls=("CX05",)))
 
 
-def test_the_demos_controls_are_those_whom_the_shipped_model_has_not_heard():
-    heard = read_json(SHIPPED_MODEL.with_suffix(".train_data.json"))
-    assert load("params/demo.yaml", "M08").synthetic.controls == tuple(heard["test_speakers"])
+def test_the_demos_controls_are_the_shipped_models_test_speakers():
+    record = read_json(SHIPPED_MODEL.with_suffix(".train_data.json"))
+    assert load("params/demo.yaml", "M08").synthetic.controls == tuple(record["test_speakers"])
 
 
 def test_unknown_speakers_are_refused():
@@ -79,25 +76,23 @@ def test_unknown_speakers_are_refused():
 
 def test_two_fresh_processes_make_the_same_bytes(tmp_path, corpus, smoke):
     subprocess.run([sys.executable, "-c", MAKE, str(tmp_path)], check=True, capture_output=True)
-    other = manifest.read(tmp_path / "smoke" / "corpus" / "manifest.csv")
+    second = manifest.read(tmp_path / "smoke" / "corpus" / "manifest.csv")
     assert (tmp_path / "smoke/corpus/manifest.csv").read_bytes() == (smoke.folder / "corpus/manifest.csv").read_bytes()
-    assert all(mine.wav.read_bytes() == yours.wav.read_bytes() for mine, yours in zip(corpus, other, strict=True))
+    assert all(a.wav.read_bytes() == b.wav.read_bytes() for a, b in zip(corpus, second, strict=True))
 
 
 def test_the_hash_in_the_manifest_is_the_files(corpus):
-    from kdlib.io import sha256
-
     assert all(sha256(utt.wav)[:16] == utt.sha256 for utt in corpus)
 
 
-def test_another_seed_makes_another_corpus(tmp_path, corpus):
+def test_another_seed_gives_another_corpus(tmp_path, corpus):
     params = load("params/smoke.yaml", "M08", overrides={"outputs": str(tmp_path), "synthetic": {"seed": 2}})
-    other = {utt.utt_id: utt.sha256 for utt in prepare.load(params)}
-    assert all(other[utt.utt_id] != utt.sha256 for utt in corpus)
+    hashes = {utt.utt_id: utt.sha256 for utt in prepare.load(params)}
+    assert all(hashes[utt.utt_id] != utt.sha256 for utt in corpus)
 
 
-def test_a_killed_run_keeps_the_speakers_that_were_ready(tmp_path, corpus, smoke):
-    """Kill the making as soon as one speaker is complete; the next run must not speak that one again."""
+def test_a_killed_run_keeps_the_completed_speakers(tmp_path, corpus, smoke):
+    """Kill the synthesis as soon as one speaker is complete; the next run must not synthesise that one again."""
     process = subprocess.Popen(
         [sys.executable, "-c", MAKE, str(tmp_path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -116,20 +111,20 @@ def test_a_killed_run_keeps_the_speakers_that_were_ready(tmp_path, corpus, smoke
     assert (tmp_path / "smoke/corpus/manifest.csv").read_bytes() == (smoke.folder / "corpus/manifest.csv").read_bytes()
 
 
-def test_a_failing_voice_is_one_message(tmp_path):
+def test_a_failed_synthesis_is_one_error(tmp_path):
     params = load("params/smoke.yaml", "M08", overrides={"outputs": str(tmp_path)})
     (tmp_path / "audio").write_text("in the way of the folder")
-    with pytest.raises(UserError, match=r"the voices failed: .*audio") as caught:
-        list(synthetic._speak(synthetic.make_prompts(params.synthetic), params, tmp_path))
+    with pytest.raises(UserError, match=r"the speech synthesis failed: .*audio") as caught:
+        list(synthetic._synthesise(synthetic.make_prompts(params.synthetic), params, tmp_path))
     assert "\n" not in str(caught.value)
 
 
-def test_a_voice_that_is_killed_ends_the_making_with_one_message(tmp_path):
+def test_a_killed_speaker_process_ends_the_synthesis_with_one_error(tmp_path):
     program = (
         "import os\nfrom kdlib.corpus.embedded import synthetic\n"
-        "synthetic._speak_all = lambda job: os.kill(os.getpid(), 9)\n"
-        "list(synthetic._speak_side_by_side([{'speaker': 'M08'}], 1))\n"
+        "synthetic._run_job = lambda job: os.kill(os.getpid(), 9)\n"
+        "list(synthetic._run_jobs([{'speaker': 'M08'}], 1))\n"
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert run.returncode == 1
-    assert run.stderr.strip() == "the voice of M08 was ended by signal 9"
+    assert run.stderr.strip() == "speaker M08 was ended by signal 9"

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from kdlib.corpus.speakers import published_speakers
 from kdlib.evaluate import score, tables
 from kdlib.evaluate.score import Hypothesis
 
-PEOPLE = Corpus(
+CORPUS = Corpus(
     tuple(Utterance(name, name, Path("x"), 1.0, "ONE") for name in ("M08", "M10", "M04", "CM01")),
     people=published_speakers(),
 )
@@ -15,7 +16,7 @@ PEOPLE = Corpus(
 
 @pytest.fixture
 def folder(tmp_path):
-    def rows(speaker, level, right, total):
+    def rows(speaker, level, correct, total):
         return [
             Hypothesis(
                 f"{speaker}{index}",
@@ -24,7 +25,7 @@ def folder(tmp_path):
                 "digit",
                 "yes" if index % 2 else "no",
                 "ONE",
-                greedy="ONE" if index < right else "TWO",
+                greedy="ONE" if index < correct else "TWO",
                 lexicon="ONE",
             )
             for index in range(total)
@@ -43,21 +44,19 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_speakers_stand_from_least_to_most_intelligible_and_controls_last(folder):
-    people = tables.by_speaker(folder, PEOPLE)
-    assert list(dict.fromkeys(people.speaker)) == ["M04", "M08", "M10", "CM01"]
-    assert people[people.decoder == "greedy"].wra.tolist() == [0.1, 0.6, 0.4, 0.9]
+def test_speakers_are_ordered_by_intelligibility_with_controls_last(folder):
+    scores = tables.by_speaker(folder, CORPUS)
+    assert list(dict.fromkeys(scores.speaker)) == ["M04", "M08", "M10", "CM01"]
+    assert scores[scores.decoder == "greedy"].wra.tolist() == [0.1, 0.6, 0.4, 0.9]
 
 
-def test_levels_are_means_over_speakers(folder):
-    levels = tables.by_level(tables.by_speaker(folder, PEOPLE))
+def test_scores_by_level_are_means_over_speakers(folder):
+    levels = tables.by_level(tables.by_speaker(folder, CORPUS))
     assert levels.index.tolist() == ["CONTROL", "HIGH", "VERY_LOW"]
     assert levels.loc["HIGH"].tolist() == [2, 50.0, 100.0]
 
 
 def test_headline_and_breakdown_are_in_per_cent(folder):
-    import json
-
     scores = json.loads((folder / "scores.json").read_text())
     assert tables.headline(scores).loc["greedy", "WRA"] == round(100 * 11 / 30, 1)
-    assert tables.breakdown(scores).loc["among the training words: yes", "n"] == 15
+    assert tables.breakdown(scores).loc["seen in training: yes", "n"] == 15

@@ -9,7 +9,8 @@ from kdlib.corpus import prepare
 from kdlib.corpus.importers import torgo as importer
 from kdlib.corpus.speakers import split
 from kdlib.errors import UserError
-from kdlib.params import Torgo, fold_names, load
+from kdlib.params import fold_names, load
+from kdlib.settings import Torgo
 
 
 @pytest.fixture
@@ -23,10 +24,10 @@ def params(tree, held_out="M01", **overrides):
 
 
 def test_words_and_sentences_of_every_session(tree):
-    found = importer.read(tree, Torgo())
-    assert Counter(utt.speaker for utt in found.corpus) == {"F01": 6, "FC01": 6, "M01": 6}
-    assert [utt.utt_id for utt in found.corpus][:3] == ["F01_Session1_0001", "F01_Session1_0002", "F01_Session1_0011"]
-    assert found.notes == ["TORGO; 12 recordings by wav_headMic, 6 recordings by wav_arrayMic"]
+    result = importer.read(tree, Torgo())
+    assert Counter(utt.speaker for utt in result.corpus) == {"F01": 6, "FC01": 6, "M01": 6}
+    assert [utt.utt_id for utt in result.corpus][:3] == ["F01_Session1_0001", "F01_Session1_0002", "F01_Session1_0011"]
+    assert result.notes == ["TORGO; 12 recordings by wav_headMic, 6 recordings by wav_arrayMic"]
 
 
 def test_every_exclusion_is_counted_by_its_reason(tree):
@@ -35,12 +36,12 @@ def test_every_exclusion_is_counted_by_its_reason(tree):
     assert reasons == {reason: 6 * times for reason, times in expected.items()}  # 3 speakers x 2 sessions
 
 
-def test_the_first_microphone_that_recorded_a_prompt_is_it(tree):
+def test_the_first_microphone_that_recorded_a_prompt_is_used(tree):
     microphones = {utt.utt_id: utt.wav.parent.name for utt in importer.read(tree, Torgo()).corpus}
     assert microphones["M01_Session1_0001"] == "wav_headMic"
     assert microphones["M01_Session1_0011"] == "wav_arrayMic"
-    other = importer.read(tree, Torgo(microphones=("wav_arrayMic",))).corpus
-    assert {utt.wav.parent.name for utt in other} == {"wav_arrayMic"}
+    array = importer.read(tree, Torgo(microphones=("wav_arrayMic",))).corpus
+    assert {utt.wav.parent.name for utt in array} == {"wav_arrayMic"}
 
 
 def test_the_other_microphone_is_for_training_only(tree):
@@ -50,7 +51,7 @@ def test_the_other_microphone_is_for_training_only(tree):
     assert len(copies) == 3 * 2 * 2  # 0001 and 0002
 
 
-def test_the_recipe_knows_controls_and_severities(tree):
+def test_the_recipe_has_controls_and_severities(tree):
     corpus = prepare.load(params(tree))
     assert corpus.dysarthric == ["F01", "M01"]
     assert (corpus.level("M01"), corpus.person("M01").sex) == ("VERY_LOW", "M")
@@ -64,30 +65,30 @@ def test_the_recipe_knows_controls_and_severities(tree):
 
 
 def test_severities_are_configuration(tree):
-    other = params(tree, speakers={"M01": {"level": "LOW"}})
-    assert prepare.load(other).level("M01") == "LOW"
+    changed = params(tree, speakers={"M01": {"level": "LOW"}})
+    assert prepare.load(changed).level("M01") == "LOW"
 
 
-def test_its_fold_files_are_its_own():
+def test_torgo_has_its_own_fold_files():
     assert fold_names("torgo") == ["F01", "F03", "F04", "M01", "M02", "M03", "M04", "M05"]
-    torgos = load("params/torgo.yaml", "M05")
-    assert (torgos.fold_set, torgos.fold.exclude) == ("torgo", ())
+    m05 = load("params/torgo.yaml", "M05")
+    assert (m05.fold_set, m05.fold.exclude) == ("torgo", ())
     assert load("params/uaspeech.yaml", "M05").fold.dev == "M11"  # another M05
-    assert torgos.fold.dev != "M11"
+    assert m05.fold.dev != "M11"
 
 
 @pytest.mark.parametrize(
     ("folder", "message"),
     [("none", "there is no folder"), ("empty", "expected speakers' folders such as F01/Session1")],
 )
-def test_folders_that_hold_no_torgo_are_refused(tmp_path, folder, message):
+def test_folders_without_torgo_are_refused(tmp_path, folder, message):
     (tmp_path / "empty" / "Docs").mkdir(parents=True)
     with pytest.raises(UserError, match=message):
         importer.read(tmp_path / folder, Torgo())
 
 
-def test_a_changed_prompt_makes_the_corpus_anew(tree):
-    """Even with an editor's backup of another ending beside it."""
+def test_a_changed_prompt_rebuilds_the_corpus(tree):
+    """Even with an editor's backup file next to it."""
     prompt = tree / "M01/Session1/prompts/0001.txt"
     (prompt.parent / "0001.txt~").write_text("old")
     assert prompt in importer.source_files(tree, Torgo())
@@ -97,35 +98,35 @@ def test_a_changed_prompt_makes_the_corpus_anew(tree):
     assert "MAYBE" in {utt.text for utt in prepare.load(params(tree))}
 
 
-def test_prompts_in_another_encoding_keep_their_letters_and_it_is_said(tree):
+def test_prompts_in_another_encoding_keep_their_letters_and_are_reported(tree):
     (tree / "M01/Session1/prompts/0001.txt").write_bytes("don\u2019t, caf\u00e9".encode("cp1252"))
     (tree / "M01/Session1/prompts/0002.txt").write_bytes(b"\xef\xbb\xbfyes")
-    found = importer.read(tree, Torgo())
-    assert {"don\u2019t, caf\u00e9", "yes"} <= {utt.text for utt in found.corpus}
-    assert found.notes[0].startswith("1 prompts are not UTF-8, read as Windows-1252; first ")
+    result = importer.read(tree, Torgo())
+    assert {"don\u2019t, caf\u00e9", "yes"} <= {utt.text for utt in result.corpus}
+    assert result.notes[0].startswith("1 prompts are not UTF-8, read as Windows-1252; first ")
 
 
-def test_links_that_lead_nowhere_and_folders_with_a_files_name_end_nothing(tree):
+def test_broken_links_and_folders_with_a_files_name_are_no_errors(tree):
     session = tree / "M01/Session1"
     (session / "wav_headMic/0001.wav").unlink()
     (session / "wav_headMic/0001.wav").symlink_to("gone.wav")
     (session / "prompts/0002.txt").unlink()
     (session / "prompts/0002.txt").mkdir()
-    found = importer.read(tree, Torgo())
-    assert next(utt.wav.parent.name for utt in found.corpus if utt.utt_id == "M01_Session1_0001") == "wav_arrayMic"
-    assert ("M01_Session1_0002", "the recording has no prompt") in {(one.utt_id, one.reason) for one in found.problems}
+    result = importer.read(tree, Torgo())
+    assert next(utt.wav.parent.name for utt in result.corpus if utt.utt_id == "M01_Session1_0001") == "wav_arrayMic"
+    assert ("M01_Session1_0002", "the recording has no prompt") in {(p.utt_id, p.reason) for p in result.problems}
 
 
 def test_xxx_inside_a_prompt_counts(tree):
     (tree / "M01/Session1/prompts/0001.txt").write_text("the xxx house")
-    reasons = {one.utt_id: one.reason for one in importer.read(tree, Torgo()).problems}
-    assert reasons["M01_Session1_0001"] == "the prompt says xxx"
+    reasons = {problem.utt_id: problem.reason for problem in importer.read(tree, Torgo()).problems}
+    assert reasons["M01_Session1_0001"] == "the prompt contains xxx"
 
 
-def test_a_folder_that_may_not_be_looked_into_is_one_message(tree, monkeypatch):
+def test_a_folder_without_permission_is_one_error(tree, monkeypatch):
     def refuse(folder, settings):
         raise PermissionError(13, "Permission denied", str(folder / "M01"))
 
     monkeypatch.setattr(importer, "source_files", refuse)
-    with pytest.raises(UserError, match=r"TORGO/M01: cannot be read \(Permission denied\); look at its rights"):
+    with pytest.raises(UserError, match=r"TORGO/M01: cannot be read \(Permission denied\); check its permissions"):
         prepare.make(params(tree))

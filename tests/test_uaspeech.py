@@ -1,4 +1,4 @@
-"""The importer on trees with the real layouts and the real number of files of some speakers."""
+"""The importer on folders with the real layouts and the real number of files of some speakers."""
 
 import shutil
 from collections import Counter
@@ -8,9 +8,10 @@ from corpora import uaspeech, write_mlf, write_xls
 
 from kdlib.corpus import prepare
 from kdlib.corpus.importers import uaspeech as importer
-from kdlib.corpus.speakers import published_speakers, split
+from kdlib.corpus.speakers import published_speakers, speaker_info, split
 from kdlib.errors import UserError
-from kdlib.params import UASpeech, load
+from kdlib.params import load
+from kdlib.settings import UASpeech
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,7 @@ def tree(tmp_path_factory):
 
 @pytest.fixture
 def small(tmp_path):
-    """The old release with microphone M5 only, for what is done to it."""
+    """The old release with microphone M5 only, to be damaged by tests."""
     return uaspeech(tmp_path / "UASpeech", ("M16", "CM01"), old=True, labels="xls", microphones=["M5"])
 
 
@@ -35,19 +36,19 @@ def test_the_word_list_has_455_codes_and_449_words():
 
 
 def test_seven_microphones_are_one_utterance(tree):
-    """5,355 files a speaker, 765 utterances: 3 blocks x (10 digits, 26 letters, 19 commands, 100 + 100 words)."""
+    """5,355 files per speaker, 765 utterances: 3 blocks x (10 digits, 26 letters, 19 commands, 100 + 100 words)."""
     files = list((tree / "audio/original/F02").iterdir())
     assert len(files) == 5355
-    found = read(tree)
-    assert Counter(utt.speaker for utt in found.corpus) == {"F02": 765, "CF02": 765}
-    assert {utt.wav.stem[-2:] for utt in found.corpus} == {"M5"}
-    kinds = Counter((utt.block, utt.word_type) for utt in found.corpus if utt.speaker == "F02")
+    result = read(tree)
+    assert Counter(utt.speaker for utt in result.corpus) == {"F02": 765, "CF02": 765}
+    assert {utt.wav.stem[-2:] for utt in result.corpus} == {"M5"}
+    kinds = Counter((utt.block, utt.word_type) for utt in result.corpus if utt.speaker == "F02")
     for block in ("B1", "B2", "B3"):
         each = {kind: kinds[block, kind] for kind in ("digit", "letter", "computer", "common", "uncommon")}
         assert list(each.values()) == [10, 26, 19, 100, 100]
-    assert len({utt.text for utt in found.corpus}) == 449
-    assert found.problems == []
-    assert any(note.startswith("9,180 recordings by the microphones M2, M3, M4, M6, M7, M8") for note in found.notes)
+    assert len({utt.text for utt in result.corpus}) == 449
+    assert result.problems == []
+    assert any(note.startswith("9,180 recordings by the microphones M2, M3, M4, M6, M7, M8") for note in result.notes)
 
 
 def test_uncommon_words_differ_by_block_and_others_do_not(tree):
@@ -57,44 +58,44 @@ def test_uncommon_words_differ_by_block_and_others_do_not(tree):
 
 
 @pytest.mark.parametrize("labels", ["mlf", "xls", "list"])
-def test_all_labels_say_the_same(tree, tmp_path, labels):
+def test_all_label_sources_agree(tree, tmp_path, labels):
     if labels == "xls":
         write_xls(tmp_path / "speaker_wordlist.xls")
         (tmp_path / "audio").symlink_to(tree / "audio")
         tree = tmp_path
-    found = read(tree, labels=labels)
+    result = read(tree, labels=labels)
     words = importer.word_list()
-    for utt in found.corpus:
+    for utt in result.corpus:
         code = utt.utt_id.split("_")[2]
         assert utt.text == words[f"{utt.block}_{code}" if code.startswith("UW") else code]
-    assert not any("other words" in note for note in found.notes)
+    assert not any("other words" in note for note in result.notes)
 
 
 def test_further_microphones_are_for_training_only(tree):
-    found = read(tree, augment=("M3",))
-    copies = [utt for utt in found.corpus if utt.copy_of]
-    assert len(found.corpus) == 2 * 2 * 765
+    result = read(tree, augment=("M3",))
+    copies = [utt for utt in result.corpus if utt.copy_of]
+    assert len(result.corpus) == 2 * 2 * 765
     assert {utt.wav.stem[-2:] for utt in copies} == {"M3"}
-    assert {utt.copy_of for utt in copies} == {utt.utt_id for utt in found.corpus if not utt.copy_of}
+    assert {utt.copy_of for utt in copies} == {utt.utt_id for utt in result.corpus if not utt.copy_of}
     assert len(read(tree, augment="all").corpus) == 2 * 5355
 
 
-def test_all_speakers_of_the_table_are_known(tree):
-    assert (len(published_speakers()), sum(one.control for one in published_speakers().values())) == (28, 13)
+def test_all_speakers_of_the_table_have_metadata(tree):
+    assert (len(published_speakers()), sum(speaker.control for speaker in published_speakers().values())) == (28, 13)
     params = load("params/uaspeech.yaml", "M08", overrides={"data_folder": str(tree)})
-    known = prepare.people(params, ["F02", "CF02"])
-    assert (known["F02"].level, known["F02"].seed_level) == ("LOW", "HIGH")
-    assert known["CF02"].control
+    info = speaker_info(params, ["F02", "CF02"])
+    assert (info["F02"].level, info["F02"].seed_level) == ("LOW", "HIGH")
+    assert info["CF02"].control
 
 
 def test_the_old_release_with_its_controls(small):
-    found = read(small)
-    assert Counter(utt.speaker for utt in found.corpus) == {"CM01": 765, "M16": 765}
-    assert found.notes[0] == "UA-Speech, old release (one version of the audio); labels from speaker_wordlist.xls"
+    result = read(small)
+    assert Counter(utt.speaker for utt in result.corpus) == {"CM01": 765, "M16": 765}
+    assert result.notes[0] == "UA-Speech, old release (one version of the audio); labels from speaker_wordlist.xls"
 
 
 def test_every_exclusion_is_counted(small):
-    """15 empty files, one recording without M5, two unknown names, one twice, Mac's ._ files, one folder too deep."""
+    """15 empty files, one recording without M5, two unknown names, one duplicate, a ._ file, one folder too deep."""
     speaker = small / "audio" / "M16"
     for number in range(1, 16):
         (speaker / f"M16_B1_CW{number}_M5.wav").write_bytes(b"" if number % 2 else b"RIFF" + bytes(40))
@@ -106,26 +107,26 @@ def test_every_exclusion_is_counted(small):
     shutil.copy(speaker / "M16_B2_CW7_M5.wav", speaker / "copy")
     (speaker / "data").mkdir()
     shutil.move(speaker / "M16_B3_UW100_M5.wav", speaker / "data")
-    found = read(small)
-    reasons = Counter(problem.reason for problem in found.problems)
+    result = read(small)
+    reasons = Counter(problem.reason for problem in result.problems)
     assert reasons == {"empty file": 15, "the test microphone did not record it": 1}
-    assert len([utt for utt in found.corpus if utt.speaker == "M16"]) == 765 - 16
-    notes = "\n".join(found.notes)
+    assert len([utt for utt in result.corpus if utt.speaker == "M16"]) == 765 - 16
+    notes = "\n".join(result.notes)
     assert "1 '._*' files are no recordings, for example ._M16_B2_CW2_M5.wav" in notes
     assert "2 files have another name than SPK_Bn_CODE_Mn.wav, for example M16_B2_CW300_M9.wav" in notes
-    assert "1 recordings lie in two places, of which the first counts" in notes
-    assert "15 empty files (over all microphones; the old release is known to hold 15)" in notes
+    assert "1 recordings are in two places, of which the first counts" in notes
+    assert "15 empty files (over all microphones; the old release is known to have 15)" in notes
     assert "M16 has 749 of 765 utterances (B1 240, B2 254, B3 255 of 255)" in notes
 
 
-def test_labels_that_differ_from_the_list_are_said(tmp_path):
+def test_labels_that_differ_from_the_list_are_reported(tmp_path):
     tree = uaspeech(tmp_path / "UASpeech", ("F02",), microphones=["M5"])
     path = tree / "mlf/F02/F02_word.mlf"
     path.write_text(path.read_text().replace("\nUPWARD\n", "\n0 3700000 UPWORD -51.2\n"))
-    found = read(tree)
-    assert "UPWORD" in {utt.text for utt in found.corpus}
+    result = read(tree)
+    assert "UPWORD" in {utt.text for utt in result.corpus}
     assert any(
-        "3 codes stand for other words in mlf/" in note and "'UPWORD', not 'UPWARD'" in note for note in found.notes
+        "3 codes denote other words in mlf/" in note and "'UPWORD', not 'UPWARD'" in note for note in result.notes
     )
     assert "UPWORD" not in {utt.text for utt in read(tree, labels="list").corpus}
 
@@ -134,7 +135,7 @@ def test_a_file_without_a_label_is_left_out(tmp_path):
     tree = uaspeech(tmp_path / "UASpeech", ("F02",), microphones=["M5"])
     path = tree / "mlf/F02/F02_word.mlf"
     path.write_text(path.read_text().replace("F02_B1_D3_M5.lab", "F02_B1_D3_M9.lab"))
-    assert [(one.utt_id, one.reason) for one in read(tree).problems] == [("F02_B1_D3_M5", "no label for its code")]
+    assert [(p.utt_id, p.reason) for p in read(tree).problems] == [("F02_B1_D3_M5", "no label for its code")]
 
 
 BAD = {
@@ -145,7 +146,7 @@ BAD = {
         "no version 'normalized' of the audio, but original",
     ),
     "no xls": (lambda tree: None, {"labels": "xls"}, "there is no speaker_wordlist.xls"),
-    "an xls that is none": (
+    "an invalid xls": (
         lambda tree: (tree / "speaker_wordlist.xls").write_bytes(b"PK"),
         {"labels": "xls"},
         "cannot be read as .xls",
@@ -155,18 +156,18 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_trees_are_refused_in_one_line(tmp_path, case):
-    spoil, settings, message = BAD[case]
-    place = tmp_path / "UASpeech" / "audio" / "original" / "F02"
-    place.mkdir(parents=True)
-    (place / "F02_B1_D1_M5.wav").write_bytes(bytes(100))
+    damage, settings, message = BAD[case]
+    folder = tmp_path / "UASpeech" / "audio" / "original" / "F02"
+    folder.mkdir(parents=True)
+    (folder / "F02_B1_D1_M5.wav").write_bytes(bytes(100))
     write_mlf(tmp_path / "UASpeech" / "mlf" / "F02" / "F02_word.mlf", "F02", ["M5"])
-    spoil(tmp_path / "UASpeech")
+    damage(tmp_path / "UASpeech")
     with pytest.raises(UserError, match=message) as caught:
         read(tmp_path / "UASpeech", **settings)
     assert "\n" not in str(caught.value)
 
 
-def test_the_recipe_reads_it_and_keeps_copies_out_of_tests(tmp_path):
+def test_copies_are_never_test_utterances(tmp_path):
     tree = uaspeech(tmp_path / "UASpeech", ("M08", "M10", "F05", "CM01"), microphones=["M3", "M5"])
     settings = {"data_folder": str(tree), "outputs": str(tmp_path / "out"), "uaspeech": {"augment": "all"}}
     params = load("params/uaspeech.yaml", "M08", overrides=settings)
@@ -188,30 +189,30 @@ M08_B3 = {  # as the original study's own result files have them
 }
 
 
-def test_the_word_list_says_what_the_original_study_heard(small):
+def test_the_word_list_agrees_with_the_original_study(small):
     texts = {utt.utt_id: utt.text for utt in read(small, labels="list").corpus}
     assert {code: texts[f"M16_B3_{code}_M5"] for code in M08_B3} == M08_B3
 
 
-def test_an_empty_test_recording_is_one_problem_and_all_recordings_are_accounted_for(tree):
+def test_an_empty_test_recording_is_one_problem_and_all_recordings_are_counted(tree):
     path = tree / "audio/original/F02/F02_B1_D1_M5.wav"
     before = path.read_bytes()
     path.write_bytes(b"")
     try:
-        found, every = read(tree), read(tree, augment="all")
+        result, augmented = read(tree), read(tree, augment="all")
     finally:
         path.write_bytes(before)
-    assert [problem.reason for problem in found.problems] == ["empty file"]
-    assert any(note.startswith("6 recordings are of 1 utterances that have no label, or that") for note in found.notes)
-    assert len(every.corpus) == 2 * 5355 - 7
+    assert [problem.reason for problem in result.problems] == ["empty file"]
+    assert any(note.startswith("6 recordings are of 1 utterances that have no label, or that") for note in result.notes)
+    assert len(augmented.corpus) == 2 * 5355 - 7
 
 
-def test_folders_in_lower_case_are_speakers_too(small):
+def test_speakers_folders_may_be_in_lower_case(small):
     (small / "audio" / "M16").rename(small / "audio" / "m16")
     assert {utt.speaker for utt in read(small).corpus} == {"M16", "CM01"}
 
 
-def test_labels_that_fit_nothing_are_the_reason_that_is_given(tmp_path):
+def test_labels_of_other_files_are_the_reported_reason(tmp_path):
     tree = uaspeech(tmp_path / "UASpeech", ("F02",), microphones=["M5"])
     path = tree / "mlf/F02/F02_word.mlf"
     path.write_text(path.read_text().replace("F02_", "F05_"))
@@ -219,7 +220,7 @@ def test_labels_that_fit_nothing_are_the_reason_that_is_given(tmp_path):
         read(tree)
 
 
-def test_silences_and_macs_files_are_no_labels(tmp_path):
+def test_silences_and_hidden_files_are_no_labels(tmp_path):
     tree = uaspeech(tmp_path / "UASpeech", ("F02",), microphones=["M5"])
     path = tree / "mlf/F02/F02_word.mlf"
     path.write_text(path.read_text().replace("\nUPWARD\n", "\n0 9 sil\n9 20 UPWARD\n20 30 sp\n"))
@@ -229,14 +230,14 @@ def test_silences_and_macs_files_are_no_labels(tmp_path):
     assert not texts & {"sil UPWARD sp", "WRONG"}
 
 
-def test_a_changed_label_file_makes_the_corpus_anew(small):
+def test_label_files_are_source_files(small):
     assert small / "speaker_wordlist.xls" in importer.source_files(small, UASpeech())
     write_mlf(small / "mlf/M16/M16_word.mlf", "M16", ["M5"])
     assert small / "mlf/M16/M16_word.mlf" in importer.source_files(small, UASpeech())
 
 
 @pytest.mark.parametrize("cut", [10, 600, 5000])
-def test_a_damaged_xls_is_one_message(small, cut):
+def test_a_damaged_xls_is_one_error(small, cut):
     path = small / "speaker_wordlist.xls"
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(UserError, match=r"cannot be read as \.xls"):

@@ -1,1 +1,1 @@
-"""The corpus room: a folder, a manifest or nothing at all -> a checked `Corpus` -> batches."""
+"""The corpus package: a folder, a manifest or the embedded synthesiser -> a checked `Corpus` -> batches."""

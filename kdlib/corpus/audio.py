@@ -1,8 +1,8 @@
-"""Audio files -> checked samples at the rate that the models hear -> padded batches.
+"""Audio files -> checked samples at the models' sample rate -> padded batches.
 
-Files of any rate and channel count are mixed down and resampled on reading, and the report says so once a corpus.
-Files that cannot be used are named in the report and left out; they never end a run half-way. What was found in a file
-is kept with its size and date, so that a second look, or one after a kill, only opens files that are new.
+Files of any rate and channel count are mixed down and resampled on reading, which the report notes once per corpus.
+Files that cannot be used are named in the report and left out; they never stop a run half-way. The result for a file
+is kept with its size and date, so that a second check, or one after a kill, opens only files that are new.
 """
 
 import functools
@@ -21,42 +21,42 @@ if TYPE_CHECKING:
     import torch
 
 RATE_HZ = 16_000
-SHARPNESS = 32  # of resampling, in zero crossings: 6, the default, mirrors what is near the upper end into the new band
-QUIET_DB, MARGIN_S = 40, 0.1  # what silence trimming cuts off, and what it leaves around the speech
+SHARPNESS = 32  # of resampling, in zero crossings: the default of 6 mirrors the upper end of the old band into the new
+QUIET_DB, MARGIN_S = 40, 0.1  # silence trimming: level below the loudest frame, margin around the speech
 
 
 def load(utt: Utterance, rate_hz: int = RATE_HZ) -> np.ndarray:
     """Samples of a recording, mono, at `rate_hz`."""
     try:
         with soundfile.SoundFile(utt.wav) as file:
-            samples, found_hz = read_samples(file, utt), file.samplerate
+            samples, file_hz = read_samples(file, utt), file.samplerate
     except (soundfile.LibsndfileError, OSError) as error:
         raise UserError(
-            f"{utt.utt_id}: {utt.wav} could be read before, and cannot now ({error}); run 00_corpus again"
+            f"{utt.utt_id}: {utt.wav} was readable before, but is not any more ({error}); run 00_corpus again"
         ) from None
-    if found_hz == rate_hz:
+    if file_hz == rate_hz:
         return samples
     import torch
 
-    return _resampler(found_hz, rate_hz)(torch.from_numpy(samples)).numpy()
+    return _resampler(file_hz, rate_hz)(torch.from_numpy(samples)).numpy()
 
 
 def batches(utterances: Sequence[Utterance], size: int, *, seed: int | None = None) -> Iterator[list[Utterance]]:
-    """Groups of similar length; shuffled group by group where a seed is given, longest first where not."""
-    chosen = list(utterances)
+    """Batches of similar length: shuffled batch by batch with a seed, longest first without one."""
+    utterances = list(utterances)
     if seed is None:
-        chosen.sort(key=lambda utt: (-utt.duration_s, utt.utt_id))
+        utterances.sort(key=lambda utt: (-utt.duration_s, utt.utt_id))
     else:
         rng = random.Random(seed)
-        chosen.sort(key=lambda utt: (utt.duration_s * rng.uniform(0.8, 1.25), utt.utt_id))
-    groups = [chosen[start : start + size] for start in range(0, len(chosen), size)]
+        utterances.sort(key=lambda utt: (utt.duration_s * rng.uniform(0.8, 1.25), utt.utt_id))
+    groups = [utterances[start : start + size] for start in range(0, len(utterances), size)]
     if seed is not None:
         rng.shuffle(groups)
     yield from groups
 
 
 def collate(utterances: Sequence[Utterance]) -> tuple["torch.Tensor", "torch.Tensor"]:
-    """Read and pad: samples [B, N] and their numbers [B]."""
+    """Read and pad utterances: samples [B, N] and their lengths [B]."""
     import torch
 
     waves = [torch.from_numpy(load(utt)) for utt in utterances]
@@ -65,7 +65,7 @@ def collate(utterances: Sequence[Utterance]) -> tuple["torch.Tensor", "torch.Ten
 
 
 def read_samples(file: soundfile.SoundFile, utt: Utterance) -> np.ndarray:
-    """The samples of an utterance's part of a file, mixed down."""
+    """Read the samples of an utterance's part of a file, mixed down."""
     frames = -1
     if utt.offset_s is not None:
         file.seek(min(round(utt.offset_s * file.samplerate), file.frames))
@@ -78,7 +78,7 @@ def read_samples(file: soundfile.SoundFile, utt: Utterance) -> np.ndarray:
 def _resampler(from_hz: int, to_hz: int):
     import torchaudio
 
-    ratio = Fraction(to_hz, from_hz).limit_denominator(1000)  # 44,101 Hz as it stands would need a filter of gigabytes
+    ratio = Fraction(to_hz, from_hz).limit_denominator(1000)  # the exact ratio of 44,101 Hz needs a filter of gigabytes
     return torchaudio.transforms.Resample(ratio.denominator, ratio.numerator, lowpass_filter_width=SHARPNESS)
 
 

@@ -1,4 +1,4 @@
-"""Which recordings can be used: every file is looked at once, and what is wrong with one is reported with advice."""
+"""Check once which recordings can be used, and report every fault with advice."""
 
 import contextlib
 import csv
@@ -22,64 +22,65 @@ from kdlib.io import atomic_write
 from kdlib.settings import AudioChecks
 from kdlib.stage import code_fingerprint
 
-SILENT = 1e-4  # peak below which a file holds nothing
-CLIPPED = 0.5  # share of samples at full scale above which a file holds nothing but clipping
+SILENT = 1e-4  # peak below which a file is silence
+CLIPPED = 0.5  # share of samples at full scale above which a file is nothing but clipping
 MIN_RATE_HZ = 4_000
-UNREADABLE = "the file may not be read"
+UNREADABLE = "no permission to read the file"
 CHECKED_FILES = "checked_files.csv"
-_PART = 256  # files, after which what was found is written down
+_PART = 256  # files per part; results are saved after each part
+NO_TRANSCRIPT = "nothing: there is no transcript"
 ADVICE = {
-    "empty file": "copy it again, if it is not empty where you have it from",
+    "empty file": "copy it again, if the original is not empty",
     "the test microphone did not record it": "nothing, unless uaspeech.microphone should be another",
-    "no label for its code": "see whether the label files are complete, or write uaspeech: {labels: list}",
-    "the prompt has no recording": "nothing, unless more recordings should be there",
-    "the recording has no prompt": "nothing: what was said is not written down",
-    "the prompt is empty": "nothing: what was said is not written down",
-    "the prompt is an instruction": "nothing: what was said is not written down",
-    "the prompt is a picture": "nothing: what was said is not written down",
-    "the prompt says xxx": "nothing: what was said is not written down",
-    "the transcript has no letters": "write down what is said, or remove the line",
-    "the file may not be read": "look at the rights of the file and its folders, or at the disk",
-    "a sample rate below 4,000 Hz": "see whether its header is right: speech needs 8,000 Hz at least",
+    "no label for its code": "check that the label files are complete, or write uaspeech: {labels: list}",
+    "the prompt has no recording": "nothing, unless recordings are missing",
+    "the recording has no prompt": NO_TRANSCRIPT,
+    "the prompt is empty": NO_TRANSCRIPT,
+    "the prompt is an instruction": NO_TRANSCRIPT,
+    "the prompt is a picture": NO_TRANSCRIPT,
+    "the prompt contains xxx": NO_TRANSCRIPT,
+    "the transcript has no letters": "transcribe the recording, or remove the line",
+    UNREADABLE: "check the permissions of the file and its folders, or the disk",
+    "a sample rate below 4,000 Hz": "check its header: speech needs at least 8,000 Hz",
     "samples far beyond full scale": "divide float samples by their full scale (32768 for 16 bits)",
-    "another recording of an utterance that was left out": "see why that one was left out",
+    "another recording of an utterance that was left out": "see why that utterance was left out",
     "its path is not UTF-8": "rename the file or its folder",
-    "the file is missing": "put the file there, or correct data_folder or the manifest",
-    "the file cannot be read as audio": "copy it again: it is damaged, or no audio file",
+    "the file is missing": "add the file, or correct data_folder or the manifest",
+    "the file cannot be read as audio": "copy it again: it is damaged, or not an audio file",
     "the file ends before the part that the manifest names": "correct offset and duration in the manifest",
     "no samples in it": "record or copy it again",
-    "NaN or infinite samples": "whatever wrote the file divided by zero: write it again",
-    "nothing but silence": "listen to it: a channel may be dead, or two channels cancel each other",
+    "NaN or infinite samples": "write it again: the program that wrote it divided by zero",
+    "nothing but silence": "listen to it: a channel may be empty, or two channels may cancel each other",
     "clipped to nothing": "record it again, or copy it at a lower level",
     "too short to hold speech": "copy it again: it was cut off, or audio.min_duration_s is too high",
-    "far too short for its transcript": "compare the two: one of them is another utterance's, or the file was cut off",
+    "far too short for its transcript": "compare them: one belongs to another utterance, or the file was cut off",
 }
 
 
 @dataclass(frozen=True)
 class AudioReport:
-    """What a look at every file found: something that a person can act on."""
+    """Result of checking every file: counts, faults with advice, and notes."""
 
     checked: int
     problems: list[Excluded]
     converted: dict[str, int] = field(default_factory=dict)  # "44100 Hz, 2 channels" -> files
-    notes: list[str] = field(default_factory=list)  # what was noticed beside
+    notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         share = f" ({100 * len(self.problems) / self.checked:.1f} %; each is named in left_out.csv)"
         lines = [
-            f"{self.checked:,} recordings looked at, {len(self.problems):,} left out{share * bool(self.problems)}",
+            f"{self.checked:,} recordings checked, {len(self.problems):,} left out{share * bool(self.problems)}",
             *(f"  {count:,} files of {what} are read as {RATE_HZ} Hz mono" for what, count in self.converted.items()),
         ]
         for reason, count in Counter(problem.reason for problem in self.problems).most_common():
-            those = [problem for problem in self.problems if problem.reason == reason]
-            who = ", ".join(f"{name} {times}" for name, times in sorted(Counter(p.speaker for p in those).items()))
-            lines += [f"left out, {count:,} x {reason}", f"    speakers: {who or '?'}", f"    first: {those[0].wav}"]
+            same = [problem for problem in self.problems if problem.reason == reason]
+            names = ", ".join(f"{name} {times}" for name, times in sorted(Counter(p.speaker for p in same).items()))
+            lines += [f"left out, {count:,} x {reason}", f"    speakers: {names or '?'}", f"    first: {same[0].wav}"]
             lines += [f"    what to do: {ADVICE[reason]}"] * (reason in ADVICE)
-        return "\n".join(lines + [f"to know: {note}" for note in self.notes])
+        return "\n".join(lines + [f"note: {note}" for note in self.notes])
 
     def write(self, path: Path) -> None:
-        """Write the files that were left out, one a line."""
+        """Write the excluded files, one per line."""
         with (
             atomic_write(path) as hidden,
             hidden.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
@@ -90,27 +91,27 @@ class AudioReport:
 
 
 class FileInfo(NamedTuple):
-    """What one recording holds."""
+    """Check result of one recording."""
 
     reason: str  # why it cannot be used, or empty
     kind: str  # "8000 Hz, 2 channels"
     duration_s: float
-    speech_s: tuple[float, float]  # where silence trimming would cut
+    speech_s: tuple[float, float]  # start and end that silence trimming would leave
 
 
 def check_recordings(
     corpus: Corpus, settings: AudioChecks | None = None, folder: Path | None = None
 ) -> tuple[Corpus, AudioReport]:
-    """Look at every file; return the corpus without those that cannot be used, and the report.
+    """Check every file; return the corpus without the unusable ones, and the report.
 
-    Durations become the measured ones. `folder` keeps what was found for the next look.
+    Durations become the measured ones. `folder` keeps the results for the next check.
     """
     settings = settings or AudioChecks()
     kept, problems, formats, declared = [], [], Counter(), []
-    for utt, found in zip(corpus, _examine(corpus, folder), strict=True):
-        start_s, end_s = found.speech_s if settings.trim_silence else (0.0, found.duration_s)
+    for utt, info in zip(corpus, _check_files(corpus, folder), strict=True):
+        start_s, end_s = info.speech_s if settings.trim_silence else (0.0, info.duration_s)
         letters = sum(map(str.isalnum, utt.text))
-        reason = found.reason
+        reason = info.reason
         if not reason and end_s - start_s < settings.min_duration_s:
             reason = "too short to hold speech"
         elif not reason and letters > settings.max_letters_per_s * (end_s - start_s):
@@ -118,8 +119,8 @@ def check_recordings(
         if reason:
             problems.append(Excluded(utt.utt_id, utt.speaker, str(utt.wav), reason))
             continue
-        formats[found.kind] += 1
-        if utt.duration_s and abs(utt.duration_s - found.duration_s) > max(0.1, 0.05 * found.duration_s):
+        formats[info.kind] += 1
+        if utt.duration_s and abs(utt.duration_s - info.duration_s) > max(0.1, 0.05 * info.duration_s):
             declared.append(utt)
         offset_s = None if utt.offset_s is None and not settings.trim_silence else (utt.offset_s or 0.0) + start_s
         kept.append(replace(utt, duration_s=round(end_s - start_s, 4), offset_s=offset_s))
@@ -130,7 +131,7 @@ def check_recordings(
         )
     formats.pop(f"{RATE_HZ} Hz, 1 channel", None)
     notes = [
-        f"durations in the manifest that are not those of the files, which count: {len(declared):,}, first "
+        f"durations in the manifest that differ from those of the files, which are used: {len(declared):,}, first "
         f"{utt.utt_id} ({utt.duration_s:g} s declared)"
         for utt in declared[:1]
     ]
@@ -138,44 +139,42 @@ def check_recordings(
 
 
 def file_stamps(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
-    """Path, size in bytes and date of change of files; -1 for those that are not there or may not be read."""
-    found = []
+    """Path, size in bytes and date of change of files; -1 for those that are missing or unreadable."""
+    stamps = []
     for path in map(str, paths):
         try:
             status = os.stat(path)
             readable = os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids)
-            found.append((path, status.st_size, status.st_mtime_ns) if readable else (path, -1, status.st_mtime_ns))
+            stamps.append((path, status.st_size if readable else -1, status.st_mtime_ns))
         except (OSError, ValueError):
-            found.append((path, -1, -1))
-    return found
+            stamps.append((path, -1, -1))
+    return stamps
 
 
-def _examine(corpus: Corpus, folder: Path | None) -> Iterator[FileInfo]:
-    """What every recording holds, in order: from what is kept of an earlier look, or by opening the file."""
+def _check_files(corpus: Corpus, folder: Path | None) -> Iterator[FileInfo]:
+    """Check every recording, in order: by the saved result of an earlier check, or by opening the file."""
     files = {path: (size, changed) for path, size, changed in file_stamps({utt.wav: 0 for utt in corpus})}
     keys = [
         (str(utt.wav), *files[str(utt.wav)], "" if utt.offset_s is None else f"{utt.offset_s:.4f}+{utt.duration_s:.4f}")
         for utt in corpus
     ]
-    kept = _known_files(folder) if folder else {}
-    todo = [(key, utt) for key, utt in zip(keys, corpus, strict=True) if key not in kept]
+    results = _read_results(folder) if folder else {}
+    todo = [(key, utt) for key, utt in zip(keys, corpus, strict=True) if key not in results]
     if todo:
-        with (
-            _remember(folder) as keep,
-            progress(len(todo), "checking audio", "file") as bar,
-            ThreadPoolExecutor(8) as pool,
-        ):
+        bar = progress(len(todo), "checking audio", "file")
+        with _result_writer(folder) as save, bar, ThreadPoolExecutor(8) as pool:
             for start in range(0, len(todo), _PART):
                 part = todo[start : start + _PART]
-                for (key, _), found in zip(part, pool.map(_inspect, (utt for _, utt in part)), strict=True):
-                    kept[key] = found
-                    if found.reason != UNREADABLE:  # which may be over when somebody looks again
-                        keep(key, found)
+                for (key, _), info in zip(part, pool.map(_inspect, (utt for _, utt in part)), strict=True):
+                    results[key] = info
+                    if info.reason != UNREADABLE:  # permissions may be right at the next check
+                        save(key, info)
                 bar.update(len(part))
-    yield from (kept[key] for key in keys)
+    yield from (results[key] for key in keys)
 
 
 def _inspect(utt: Utterance) -> FileInfo:
+    """Open a recording and check its samples."""
     nothing = (0.0, 0.0)
     try:
         with soundfile.SoundFile(utt.wav) as file:
@@ -195,7 +194,7 @@ def _inspect(utt: Utterance) -> FileInfo:
 
 
 def _unreadable(path: str) -> str:
-    """Why a file cannot be opened: the file's fault, or another's."""
+    """Why a file cannot be opened: missing, no audio, or no permission."""
     if not os.path.isfile(path):
         try:
             os.stat(path)
@@ -214,7 +213,7 @@ def _unreadable(path: str) -> str:
 def _fault(samples: np.ndarray) -> str:
     if samples.size == 0:
         return "no samples in it"
-    peak = float(max(samples.max(), -samples.min()))  # NaN where one sample is
+    peak = float(max(samples.max(), -samples.min()))  # NaN if one sample is NaN
     if not math.isfinite(peak):
         return "NaN or infinite samples"
     if peak < SILENT:
@@ -226,22 +225,22 @@ def _fault(samples: np.ndarray) -> str:
     return ""
 
 
-def _examination() -> str:
+def _version_line() -> str:
     return f"examined by {code_fingerprint(['corpus/audio.py', 'corpus/audio_checks.py'])}"
 
 
-def _is_own_format(path: Path) -> bool:
-    """Whether this code wrote down what stands there."""
+def _is_current(path: Path) -> bool:
+    """True if this version of the code wrote the file."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
-        return file.readline().strip() == _examination().encode()
+        return file.readline().strip() == _version_line().encode()
 
 
-def _known_files(folder: Path) -> dict[tuple, FileInfo]:
-    """What an earlier look found, where it was this code that looked."""
+def _read_results(folder: Path) -> dict[tuple, FileInfo]:
+    """Read the results of an earlier check by the same version of the code."""
     path = folder / CHECKED_FILES
-    if not _is_own_format(path):
+    if not _is_current(path):
         return {}
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         return {
@@ -249,19 +248,19 @@ def _known_files(folder: Path) -> dict[tuple, FileInfo]:
                 row[4], row[5], float(row[6]), (float(row[7]), float(row[8]))
             )
             for row in csv.reader(file)
-            if len(row) == 10  # the last field says that the row is whole
+            if len(row) == 10  # the last field marks a complete row
         }
 
 
 @contextlib.contextmanager
-def _remember(folder: Path | None) -> Iterator[Callable[[tuple, FileInfo], None]]:
-    """Write down what is found, as it is found."""
+def _result_writer(folder: Path | None) -> Iterator[Callable[[tuple, FileInfo], None]]:
+    """Yield a function that saves the result for a file."""
     if folder is None:
-        yield lambda key, found: None
+        yield lambda key, info: None
         return
     path = folder / CHECKED_FILES
-    start = not _is_own_format(path)
-    with path.open("w" if start else "a", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        file.write(f"{_examination()}\n" if start else "\n")  # ends the line that a killed run may have left
+    new = not _is_current(path)
+    with path.open("w" if new else "a", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(f"{_version_line()}\n" if new else "\n")  # ends the line that a killed run may have left
         writer = csv.writer(file, lineterminator="\n")
-        yield lambda key, found: writer.writerow([*key, *found[:3], *found.speech_s, "."])
+        yield lambda key, info: writer.writerow([*key, *info[:3], *info.speech_s, "."])

@@ -1,4 +1,4 @@
-"""The data card: what is in a corpus, as tables."""
+"""The data card: tables that describe a corpus."""
 
 import statistics
 from collections import defaultdict
@@ -13,46 +13,45 @@ from kdlib.corpus.speakers import Splits
 
 
 def speaker_table(corpus: Corpus, labels: str = "published") -> pd.DataFrame:
-    """One row a speaker: level, utterances, words, hours, and how long a word takes relative to controls.
+    """One row per speaker: level, utterances, words, hours, and word durations relative to controls.
 
-    Columns of which nothing is known are left out, but for those that figures need.
+    Columns without any value are omitted, except those that figures need.
     """
-    spoken = _by_speaker(corpus)
+    by_speaker = _by_speaker(corpus)
     ratios, published = duration_ratios(corpus), published_durations()
     rows = []
     for name in corpus.by_intelligibility:
-        known, utterances = corpus.person(name), spoken[name]
+        person, utterances = corpus.person(name), by_speaker[name]
         rows.append(
             {
                 "speaker": name,
                 "level": corpus.level(name, labels) or "?",
-                "seed_level": known.seed_level,
-                "intelligibility_pct": known.intelligibility_pct,
+                "seed_level": person.seed_level,
+                "intelligibility_pct": person.intelligibility_pct,
                 "utterances": len(utterances),
                 "copies": sum(1 for utt in utterances if utt.copy_of),
                 "words": len({utt.text for utt in utterances}),
                 "hours": round(sum(utt.duration_s for utt in utterances) / 3600, 3),
                 "median_s": round(statistics.median(utt.duration_s for utt in utterances), 2),
                 "duration_ratio": ratios.get(name, np.nan),
-                "published_ratio": published.get(name, (np.nan,))[0] if known.seed_level else np.nan,
+                "published_ratio": published.get(name, (np.nan,))[0] if person.seed_level else np.nan,
             }
         )
     people = pd.DataFrame(rows)
     return people.drop(columns=[name for name in ("seed_level", "copies") if not any(people[name])])
 
 
-def duration_ratios(corpus: Corpus, each: int = 60) -> dict[str, float]:
-    """Median over words of a speaker's spoken duration relative to the controls' median for the same word.
+def duration_ratios(corpus: Corpus, count: int = 60) -> dict[str, float]:
+    """Median over words of a speaker's word duration relative to the controls' median for the same word.
 
-    Measured between the first and the last 20 ms within 30 dB of the loudest, on some `each` utterances a speaker.
+    Measured between the first and the last 20 ms within 30 dB of the loudest, on about `count` utterances per speaker.
     """
-    controls: dict[str, list[float]] = defaultdict(list)
-    spoken = _by_speaker(corpus)
     words = {utt.text for utt in corpus if not corpus.is_control(utt.speaker)}
     measured = {
-        name: [(utt.text, spoken_s(utt)) for utt in _some([u for u in utterances if u.text in words], each)]
-        for name, utterances in spoken.items()
+        name: [(utt.text, spoken_s(utt)) for utt in _sample([u for u in utterances if u.text in words], count)]
+        for name, utterances in _by_speaker(corpus).items()
     }
+    controls: dict[str, list[float]] = defaultdict(list)
     for name in filter(corpus.is_control, measured):
         for text, seconds in measured[name]:
             controls[text].append(seconds)
@@ -71,7 +70,7 @@ def spoken_s(utt: Utterance) -> float:
 
 
 def split_table(splits: Splits) -> pd.DataFrame:
-    """What a fold does with whom: utterances and words by role."""
+    """Speakers, utterances and words of a fold, by role."""
     parts = {"training": splits.train, "dev": splits.dev, "test": splits.test, "controls": splits.controls}
     parts |= {"training, without transcripts": splits.unlabelled} if splits.unlabelled else {}
     return pd.DataFrame(
@@ -89,40 +88,38 @@ def split_table(splits: Splits) -> pd.DataFrame:
 
 
 def example_speakers(people: pd.DataFrame) -> list[str]:
-    """One dysarthric speaker of each level, from high to very low; where levels are not known, four of them."""
-    others = people[people.level != "CONTROL"]
+    """One dysarthric speaker per level, from high to very low; four speakers where levels are unknown."""
+    dysarthric = people[people.level != "CONTROL"]
     middle = [
         part.speaker.iloc[len(part) // 2]
         for name in ("HIGH", "MID", "LOW", "VERY_LOW")
-        if len(part := others[others.level == name])
+        if len(part := dysarthric[dysarthric.level == name])
     ]
-    return middle if len(middle) > 1 else others.speaker.tolist()[:4]
+    return middle if len(middle) > 1 else dysarthric.speaker.tolist()[:4]
 
 
 def same_word(corpus: Corpus, names: list[str]) -> list[Utterance]:
-    """One word that all the named speakers say, an utterance each; a word of middling length."""
-    spoken = {
+    """Utterances of one word, of about seven letters, by all the named speakers."""
+    words = {
         name: {utt.text: utt for utt in reversed(corpus.where(lambda utt, name=name: utt.speaker == name))}
         for name in names
     }
-    common = sorted(
-        set.intersection(*(set(words) for words in spoken.values())), key=lambda word: (abs(len(word) - 7), word)
-    )
-    return [spoken[name][common[0]] for name in names] if common else []
+    common = sorted(set.intersection(*map(set, words.values())), key=lambda word: (abs(len(word) - 7), word))
+    return [words[name][common[0]] for name in names] if common else []
 
 
 def caption(corpus: Corpus, utt: Utterance) -> str:
-    """Who says what, for a caption: speaker, level where it is known, text."""
+    """Caption of an utterance: speaker, level if known, text."""
     level = corpus.level(utt.speaker).replace("_", " ").lower()
     return f"{utt.speaker} ({level}): {utt.text}" if level else f"{utt.speaker}: {utt.text}"
 
 
 def _by_speaker(corpus: Corpus) -> dict[str, list[Utterance]]:
-    spoken: dict[str, list[Utterance]] = defaultdict(list)
+    by_speaker: dict[str, list[Utterance]] = defaultdict(list)
     for utt in corpus:
-        spoken[utt.speaker].append(utt)
-    return dict(sorted(spoken.items()))
+        by_speaker[utt.speaker].append(utt)
+    return dict(sorted(by_speaker.items()))
 
 
-def _some(utterances: list[Utterance], most: int) -> list[Utterance]:
-    return utterances[:: max(1, len(utterances) // most)]
+def _sample(utterances: list[Utterance], count: int) -> list[Utterance]:
+    return utterances[:: max(1, len(utterances) // count)]

@@ -1,6 +1,6 @@
-"""Fold files for any corpus: `make folds-for RECIPE=...` writes one for each of its speakers who is no control.
+"""Fold files for any corpus: `make folds-for RECIPE=...` writes one per speaker, controls excepted.
 
-A file that is there already is never written over: it may have been edited.
+An existing file is never overwritten: it may have been edited.
 """
 
 import sys
@@ -30,19 +30,18 @@ def write_fold_files(recipe: str) -> Path:
             kept.append(held_out)
         else:
             path.write_text(text, encoding="utf-8")
-    shown = folder.relative_to(repository_root())
-    print(f"{shown}: fold files of {', '.join(corpus.dysarthric)}")
-    gone = sorted(path.stem for path in folder.glob("*.yaml") if path.stem not in corpus.dysarthric)
-    if gone:
-        print(f"of speakers who are not in the corpus, or are controls, and can go: {', '.join(gone)}")
+    print(f"{folder.relative_to(repository_root())}: fold files of {', '.join(corpus.dysarthric)}")
+    unused = sorted(path.stem for path in folder.glob("*.yaml") if path.stem not in corpus.dysarthric)
+    if unused:
+        print(f"not needed, since their speakers are controls or not in the corpus: {', '.join(unused)}")
     if kept:
-        print(f"left as they are, because they differ from what would be written: {', '.join(kept)}")
+        print(f"edited, and not overwritten: {', '.join(kept)}")
     print(f"next: make folds RECIPE={recipe} FOLDS={','.join(corpus.dysarthric[:2])}   (or FOLDS=all)")
     return folder
 
 
-def fold_file(held_out: str, speakers: Sequence[str], known: Mapping[str, Speaker], exclude: Sequence[str] = ()) -> str:
-    """The text of a fold file, with the rule that chose its dev speaker.
+def fold_file(held_out: str, speakers: Sequence[str], info: Mapping[str, Speaker], exclude: Sequence[str] = ()) -> str:
+    """Return the text of a fold file, with the rule that chose its dev speaker.
 
     >>> print(fold_file("ANNA", ["ANNA", "BEN", "CLEO"], {}))
     # Held out: ANNA. Dev speaker: the next by name, since nothing else is known of the speakers.
@@ -55,12 +54,12 @@ def fold_file(held_out: str, speakers: Sequence[str], known: Mapping[str, Speake
     <BLANKLINE>
     """
     candidates = [name for name in speakers if name != held_out and name not in exclude]
-    dev, rule = None, "nobody, since there are too few speakers"
+    dev, rule = None, "none, since there are too few speakers"
     if len(candidates) > 1:
-        dev, rule = dev_speaker(held_out, candidates, known)
-    me = known.get(held_out, Speaker(held_out))
-    about = f" ({me.intelligibility_pct:g} % intelligible)" if me.intelligibility_pct is not None else ""
-    labels = "seed     " if me.seed_level else "published"
+        dev, rule = dev_speaker(held_out, candidates, info)
+    speaker = info.get(held_out, Speaker(held_out))
+    about = f" ({speaker.intelligibility_pct:g} % intelligible)" if speaker.intelligibility_pct is not None else ""
+    labels = "seed     " if speaker.seed_level else "published"
     remark = "    # not trained on, but teaching; no effect where held out" if exclude else ""
     return (
         f"# Held out: {held_out}{about}. Dev speaker: {rule}.\n"
@@ -74,7 +73,7 @@ def fold_file(held_out: str, speakers: Sequence[str], known: Mapping[str, Speake
 
 
 def _yaml(value: str | list | None) -> str:
-    """A value as YAML reads it back: names such as 01 and NO in quotes."""
+    """Format a value so that YAML reads it back unchanged: names such as 01 and NO in quotes."""
     return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True).removesuffix("...\n").strip()
 
 

@@ -1,9 +1,9 @@
-"""Few labels: of which training utterances the transcripts are known. The others' are removed where a corpus is read.
+"""Few labels: choose the training utterances with transcripts, and remove the other transcripts on loading.
 
-What nobody is given, nobody can leak: teachers, stores, language models and students all read the corpus through
-`prepare.load`, and of an utterance whose label is denied they get the recording and an empty text. Test blocks keep
-their transcripts, for scoring; the held-out and the dev speaker's other blocks lose theirs. Known to all is the closed
-lexicon, as a list of words without weights; pieces may be made of it.
+A transcript that is never loaded cannot leak: teachers, stores, language models and students all read the corpus
+through `prepare.load`, and get an unlabelled utterance as a recording with an empty text. Test blocks keep their
+transcripts, for scoring; the other blocks of the held-out and the dev speaker lose theirs. The closed lexicon is
+available to all, as a list of words without weights; pieces may be made of it.
 """
 
 import math
@@ -20,75 +20,68 @@ CODE = ("corpus/labels.py", "corpus/speakers.py")
 
 
 def hide_unknown(corpus: Corpus, params: Params) -> Corpus:
-    """The corpus without the transcripts that a recipe denies."""
+    """Return the corpus without the transcripts that a recipe withholds."""
     if not params.labels:
         return corpus
-    told = labelled(corpus, params)
-    denied = {utt.utt_id for utt in corpus if trainable(corpus, utt, params)} - told
+    hidden = {utt.utt_id for utt in corpus if trainable(corpus, utt, params)} - labelled(corpus, params)
     return replace(
-        corpus, utterances=tuple(replace(utt, text="") if utt.utt_id in denied else utt for utt in corpus.utterances)
+        corpus, utterances=tuple(replace(utt, text="") if utt.utt_id in hidden else utt for utt in corpus.utterances)
     )
 
 
 def trainable(corpus: Corpus, utt: Utterance, params: Params) -> bool:
-    """Whether an utterance is of a kind that is trained on: of a training block, and nobody's test speech."""
-    blocks = params.blocks
-    if corpus.is_control(utt.speaker) or not in_blocks(utt, blocks.train):
+    """True if an utterance may be trained on: of a training block, and not test speech."""
+    if corpus.is_control(utt.speaker) or not in_blocks(utt, params.blocks.train):
         return False
-    apart = utt.speaker in (params.held_out, params.fold.dev)
-    return not (apart and in_blocks(utt, blocks.test))
+    return utt.speaker not in (params.held_out, params.fold.dev) or not in_blocks(utt, params.blocks.test)
 
 
 def labelled(corpus: Corpus, params: Params) -> set[str]:
-    """The ids of the training utterances whose transcripts are known.
+    """Return the ids of the training utterances with transcripts.
 
-    `utterance` draws the same share of every speaker's, `word` of the words: everybody's utterances of them. A larger
-    share holds all of a smaller one. Other microphones' recordings go with their utterance.
+    `utterance` draws the same share of each speaker's utterances, `word` a share of the words: all speakers' utterances
+    of them. A larger share includes a smaller one. Other microphones' recordings go with their utterance.
     """
-    speak = [
-        utt
-        for utt in corpus
-        if trainable(corpus, utt, params) and utt.speaker not in (params.held_out, params.fold.dev)
-    ]
+    away = (params.held_out, params.fold.dev)
+    train = [utt for utt in corpus if trainable(corpus, utt, params) and utt.speaker not in away]
     if params.label_by == "word":
-        words = _drawn({utt.text for utt in speak}, params)
-        return {utt.utt_id for utt in speak if utt.text in words}
-    names: dict[str, set[str]] = defaultdict(set)
-    for utt in speak:
-        names[utt.speaker].add(utt.copy_of or utt.utt_id)
-    chosen = set().union(*(_drawn(one, params) for one in names.values()))
-    return {utt.utt_id for utt in speak if (utt.copy_of or utt.utt_id) in chosen}
+        words = _draw({utt.text for utt in train}, params)
+        return {utt.utt_id for utt in train if utt.text in words}
+    speaker_ids: dict[str, set[str]] = defaultdict(set)
+    for utt in train:
+        speaker_ids[utt.speaker].add(utt.copy_of or utt.utt_id)
+    chosen = set().union(*(_draw(ids, params) for ids in speaker_ids.values()))
+    return {utt.utt_id for utt in train if (utt.copy_of or utt.utt_id) in chosen}
 
 
-def record(params: Params, heard: bool = False) -> dict:
-    """Which transcripts were known, as models write it down; whether they `heard` the held-out speaker without."""
-    found = {"fraction": params.label_fraction}
+def record(params: Params, unlabelled_held_out: bool = False) -> dict:
+    """Record the transcripts of a model's training, and whether it used the held-out speaker without transcripts."""
+    labels = {"fraction": params.label_fraction}
     if params.label_fraction < 1:
-        found |= {"by": params.label_by, "seed": params.seed}
-    return found | ({"unlabelled_speakers": [params.held_out]} if heard else {})
+        labels |= {"by": params.label_by, "seed": params.seed}
+    return labels | ({"unlabelled_speakers": [params.held_out]} if unlabelled_held_out else {})
 
 
-def leaks(taught_by: dict | None, params: Params) -> str:
-    """Why a model that was trained with other labels may not teach here, or nothing.
+def leaks(model_labels: dict | None, params: Params) -> str:
+    """Return why a model that was trained with other labels may not be a teacher here, or an empty string.
 
-    Fewer of the same draw are a part of those that the student has.
+    A smaller share of the same draw is part of the student's own labels.
     """
-    theirs, ours = taught_by or {"fraction": 1.0}, record(params, params.use_unlabelled_held_out)
-    if more := set(theirs.get("unlabelled_speakers", ())) - set(ours.get("unlabelled_speakers", ())):
-        return f"has heard {more.pop()} without transcripts, who is held out here (use_unlabelled_held_out)"
-    draws = ("by", "seed")
-    alike = all(theirs.get(name) == ours.get(name) for name in draws) or ours["fraction"] == 1
-    if theirs["fraction"] <= ours["fraction"] and alike:
+    model, student = model_labels or {"fraction": 1.0}, record(params, params.use_unlabelled_held_out)
+    if more := set(model.get("unlabelled_speakers", ())) - set(student.get("unlabelled_speakers", ())):
+        return f"was trained on {more.pop()} without transcripts, who is held out here (use_unlabelled_held_out)"
+    same_draw = all(model.get(name) == student.get(name) for name in ("by", "seed")) or student["fraction"] == 1
+    if model["fraction"] <= student["fraction"] and same_draw:
         return ""
-    return f"was trained with {_said(theirs)} of the labels, the student is given {_said(ours)}"
+    return f"was trained with {_share(model)} of the labels, but the student has {_share(student)}"
 
 
-def _said(one: dict) -> str:
-    if one["fraction"] == 1:
+def _share(labels: dict) -> str:
+    if labels["fraction"] == 1:
         return "all"
-    return f"{100 * one['fraction']:g} % (by {one['by']}, drawn with seed {one['seed']})"
+    return f"{100 * labels['fraction']:g} % (by {labels['by']}, drawn with seed {labels['seed']})"
 
 
-def _drawn(names: Iterable[str], params: Params) -> set[str]:
+def _draw(names: Iterable[str], params: Params) -> set[str]:
     ordered = sorted(names, key=lambda name: (random.Random(f"label {params.seed} {name}").random(), name))
     return set(ordered[: math.ceil(params.label_fraction * len(ordered) - 1e-9)])

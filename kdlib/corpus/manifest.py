@@ -1,7 +1,7 @@
-"""`Utterance`, `Speaker` and `Corpus`: what was said by whom in which file, checked, in the formats that others use.
+"""`Utterance`, `Speaker` and `Corpus`, and the manifests of SpeechBrain and NeMo that they are read from.
 
-Reads and writes SpeechBrain CSV (columns by name, `$data_folder` replaced) and NeMo JSON lines. A corpus of one's own
-needs `ID,duration,wav,spk_id,wrd`; the columns of `OPTIONAL` are used where they are there.
+Reads SpeechBrain CSV (columns by name, `$data_folder` replaced) and NeMo JSON lines; writes SpeechBrain CSV. A user's
+own corpus needs `ID,duration,wav,spk_id,wrd`; the columns of `OPTIONAL` are used where present.
 """
 
 import csv
@@ -20,27 +20,16 @@ from kdlib.io import atomic_write
 COLUMNS = {"ID": "utt_id", "duration": "duration_s", "wav": "wav", "spk_id": "speaker", "wrd": "text"}
 OPTIONAL = ("block", "repetition", "word_type", "sha256", "offset_s", "copy_of")
 NEMO = {"audio_filepath": "wav", "duration": "duration_s", "text": "text"}
-THEIRS = {"utt_id": "ID", "wav": "wav (audio_filepath)", "speaker": "spk_id (speaker)", "text": "wrd (text)"}
-THEIRS |= {"duration_s": "duration"}  # what users call our fields
+USER_NAMES = {"utt_id": "ID", "wav": "wav (audio_filepath)", "speaker": "spk_id (speaker)", "text": "wrd (text)"}
+USER_NAMES |= {"duration_s": "duration"}  # our fields by their names in manifests
 NEMO_SPEAKER = ("speaker", "spk_id", "speaker_id")
 
 CONTROL = "CONTROL"
 CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 LEVELS = ("VERY_LOW", "LOW", "MID", "HIGH", CONTROL)  # of intelligibility
-TAKEN = {
-    "corpus",
-    "zero_shot",
-    "pretrained",
-    "figures",
-    "logs",
-    "teachers",
-    "logits",
-    "parents",
-    "tokens",
-    "compare",
-    "voices",
-}
-TAKEN |= {"ablations", "benchmarks", "con", "nul", "aux", "prn"}  # what a speaker cannot be called: folders of ours
+# Names that a speaker cannot have: our folders, and reserved file names.
+RESERVED = {"corpus", "zero_shot", "pretrained", "figures", "logs", "teachers", "logits", "parents", "tokens"}
+RESERVED |= {"compare", "voices", "ablations", "benchmarks", "con", "nul", "aux", "prn"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,29 +45,29 @@ class Utterance:
     repetition: str = ""
     word_type: str = ""
     sha256: str = ""
-    offset_s: float | None = None  # the speech starts here and lasts `duration_s`; None: the whole file
-    copy_of: str = ""  # id of the utterance of which this is another microphone's recording: for training only
+    offset_s: float | None = None  # start of the speech, which lasts `duration_s`; None: the whole file
+    copy_of: str = ""  # utterance id of which this is another microphone's recording: for training only
 
 
 @dataclass(frozen=True, slots=True)
 class Speaker:
-    """What is known of a speaker; nothing of it has to be."""
+    """Metadata of a speaker, all optional."""
 
     speaker: str
     sex: str = ""  # M or F
     intelligibility_pct: float | None = None
-    level: str = ""  # one of LEVELS: the published one, or what the recipe says
+    level: str = ""  # one of LEVELS: the published one, or the recipe's
     seed_level: str = ""  # the original study's
 
     @property
     def control(self) -> bool:
-        """Whether this is a speaker without dysarthria."""
+        """True if this is a speaker without dysarthria."""
         return self.level == CONTROL
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Checked utterances, in the manifest's order, and what is known of their speakers."""
+    """Checked utterances, in the manifest's order, and the metadata of their speakers."""
 
     utterances: tuple[Utterance, ...]
     source: str = ""
@@ -88,7 +77,7 @@ class Corpus:
         twice = [utt_id for utt_id, times in Counter(utt.utt_id for utt in self.utterances).items() if times > 1]
         if twice:
             more = f" (and {len(twice) - 1} more ids)" if len(twice) > 1 else ""
-            raise UserError(f"{self.source}: utterance id {twice[0]!r} stands twice{more}; ids must be unique")
+            raise UserError(f"{self.source}: utterance id {twice[0]!r} occurs twice{more}; ids must be unique")
         if not self.utterances:
             raise UserError(f"{self.source}: no utterances in it")
 
@@ -105,7 +94,7 @@ class Corpus:
 
     @property
     def dysarthric(self) -> list[str]:
-        """The speakers that are not controls, sorted: who can be held out."""
+        """The speakers that are not controls, sorted: those that can be held out."""
         return [name for name in self.speakers if not self.is_control(name)]
 
     @property
@@ -113,37 +102,37 @@ class Corpus:
         """All distinct transcripts, sorted: the closed vocabulary of an isolated-word corpus."""
         return sorted({utt.text for utt in self if utt.text})
 
-    def where(self, keep: Callable[[Utterance], bool]) -> list[Utterance]:
-        """The utterances that `keep` says yes to."""
-        return [utt for utt in self if keep(utt)]
+    def where(self, condition: Callable[[Utterance], bool]) -> list[Utterance]:
+        """The utterances that satisfy `condition`."""
+        return [utt for utt in self if condition(utt)]
 
     def person(self, speaker: str) -> Speaker:
-        """What is known of a speaker."""
+        """The metadata of a speaker."""
         return self.people.get(speaker, Speaker(speaker))
 
     def level(self, speaker: str, labels: str = "published") -> str:
-        """A speaker's intelligibility level, published (or the recipe's) or the seeds'; empty where it is not known."""
+        """A speaker's intelligibility level: published (or the recipe's), or the seed study's; empty if unknown."""
         return self.person(speaker).seed_level if labels == "seed" else self.person(speaker).level
 
     @property
     def by_intelligibility(self) -> list[str]:
-        """The speakers, the least intelligible first; by level where no per cents are known, then by name."""
+        """The speakers, least intelligible first: by per cent, else by level, then by name."""
 
-        def place(name: str) -> tuple[float, str]:
-            known = self.person(name)
-            by_level = 100 * (LEVELS.index(known.level) + 1) / len(LEVELS) if known.level else 101.0
-            return by_level if known.intelligibility_pct is None else known.intelligibility_pct, name
+        def rank(name: str) -> tuple[float, str]:
+            speaker = self.person(name)
+            by_level = 100 * (LEVELS.index(speaker.level) + 1) / len(LEVELS) if speaker.level else 101.0
+            return by_level if speaker.intelligibility_pct is None else speaker.intelligibility_pct, name
 
-        return sorted(self.speakers, key=place)
+        return sorted(self.speakers, key=rank)
 
     def is_control(self, speaker: str) -> bool:
-        """Whether a speaker is known to be a control."""
+        """True if a speaker is marked as a control."""
         return self.person(speaker).control
 
 
 @dataclass(frozen=True, slots=True)
 class Excluded:
-    """A recording that was left out, and why."""
+    """An excluded recording and the reason."""
 
     utt_id: str
     speaker: str
@@ -155,7 +144,7 @@ EMPTY_BYTES = 44  # a wav header and nothing after it
 
 
 def size(path: str | Path) -> int:
-    """Bytes of a file; of one that is not there, or may not be looked at, none."""
+    """Size of a file in bytes; 0 for a missing or unreadable one."""
     try:
         return os.stat(path).st_size
     except OSError:
@@ -163,13 +152,13 @@ def size(path: str | Path) -> int:
 
 
 def most_common(problems: list[Excluded]) -> str:
-    """The reason that left out most, for the message that nothing is left."""
+    """The most frequent reason, for the error message that no recording is left."""
     reasons = Counter(problem.reason for problem in problems).most_common(1)
     return f": {reasons[0][1]} x {reasons[0][0]}, first {problems[0].wav}" if reasons else ""
 
 
 class ImportResult(NamedTuple):
-    """What an importer found: a corpus, what it left out, and what else a person should know."""
+    """Result of an importer: a corpus, the excluded recordings, and notes for the report."""
 
     corpus: Corpus
     problems: list[Excluded]
@@ -177,9 +166,9 @@ class ImportResult(NamedTuple):
 
 
 def read(path: Path, data_folder: Path | None = None) -> Corpus:
-    """Read a manifest: SpeechBrain CSV, or NeMo JSON lines where the name ends in .json or .jsonl.
+    """Read a manifest: SpeechBrain CSV, or NeMo JSON lines if the name ends in .json or .jsonl.
 
-    Every line that cannot be used is counted; the first ones are named.
+    The error message counts all lines that cannot be used, and names the first ones.
     """
     if not path.is_file():
         raise UserError(f"no manifest {path}: make the corpus first (notebook 00_corpus), or correct `manifest:`")
@@ -200,24 +189,24 @@ def read(path: Path, data_folder: Path | None = None) -> Corpus:
     if faults:
         more = f" (and {len(faults) - 3} more lines)" if len(faults) > 3 else ""
         raise UserError(f"{path}, {'; '.join(faults[:3])}{more}")
-    return Corpus(tuple(_named(utterances, Path(folder))), str(path))
+    return Corpus(tuple(_add_ids(utterances, Path(folder))), str(path))
 
 
 def check_names(corpus: Corpus) -> None:
-    """Speakers name folders and fold files: refuse names that cannot, and two that differ in case only."""
-    seen: dict[str, str] = {}
+    """Refuse speaker names that cannot name folders and fold files, and two names that differ in case only."""
+    names: dict[str, str] = {}
     for name in corpus.speakers:
-        if not re.fullmatch(r"\w[\w.-]*", name) or name.casefold() in TAKEN:
+        if not re.fullmatch(r"\w[\w.-]*", name) or name.casefold() in RESERVED:
             raise UserError(
                 f"{corpus.source}: the speaker name {name!r} cannot name a folder of results; expected letters, "
                 "digits, '_', '-' and '.', a letter or a digit first, and none of kdlib's own folders; rename it"
             )
-        if other := seen.get(name.casefold()):
+        if similar := names.get(name.casefold()):
             raise UserError(
-                f"{corpus.source}: speakers {other!r} and {name!r} differ in case only; if they are one person, "
+                f"{corpus.source}: speakers {similar!r} and {name!r} differ in case only; if they are one person, "
                 "leave-one-speaker-out would train on the held-out speaker: give them one name, or two distinct ones"
             )
-        seen[name.casefold()] = name
+        names[name.casefold()] = name
 
 
 def write_speechbrain(utterances: Iterable[Utterance], path: Path, data_folder: Path) -> None:
@@ -236,19 +225,19 @@ def write_speechbrain(utterances: Iterable[Utterance], path: Path, data_folder: 
 def _read_speechbrain(path: Path) -> Iterator[tuple[int, dict]]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file, skipinitialspace=True)  # as SpeechBrain reads it
-        there = [name.strip() for name in reader.fieldnames or []]
-        reader.fieldnames = there
-        if not there:
-            raise UserError(f"{path}: nothing in it; a SpeechBrain CSV has {','.join(COLUMNS)}")
+        header = [name.strip() for name in reader.fieldnames or []]
+        reader.fieldnames = header
+        if not header:
+            raise UserError(f"{path}: the file is empty; a SpeechBrain CSV has {','.join(COLUMNS)}")
         for name in COLUMNS:
-            if name not in there:
-                other = next((mark for mark in ";\t" if len(there) == 1 and mark in there[0]), "")
-                found = f"; its columns are separated by {other!r}, expected ','" if other else nearest(name, there)
-                raise UserError(f"{path}: column {name!r} is missing{found}; a SpeechBrain CSV has {','.join(COLUMNS)}")
+            if name not in header:
+                mark = next((mark for mark in ";\t" if len(header) == 1 and mark in header[0]), "")
+                hint = f"; its columns are separated by {mark!r}, expected ','" if mark else nearest(name, header)
+                raise UserError(f"{path}: column {name!r} is missing{hint}; a SpeechBrain CSV has {','.join(COLUMNS)}")
         for row in reader:
-            fields = {ours: (row[theirs] or "").strip() for theirs, ours in COLUMNS.items()}
-            if None in row:  # what is beyond the header
-                fields["extra"] = f"{len(there) + len(row[None])} fields, the header names {len(there)}"
+            fields = {field: (row[column] or "").strip() for column, field in COLUMNS.items()}
+            if None in row:  # fields beyond the header
+                fields["extra"] = f"{len(header) + len(row[None])} fields, but {len(header)} in the header"
             yield reader.line_num, fields | _optional(row)
 
 
@@ -259,14 +248,10 @@ def _read_nemo(path: Path) -> Iterator[tuple[int, dict]]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise UserError(
-                f"{path}, line {number}: not JSON ({error.msg}); NeMo manifests hold one JSON object a line"
-            ) from None
+            raise UserError(f"{path}, line {number}: not JSON ({error.msg}); expected a JSON object per line") from None
         if not isinstance(row, dict):
-            raise UserError(
-                f"{path}, line {number}: found {type(row).__name__}; NeMo manifests hold one JSON object a line"
-            )
-        fields = {ours: str("" if row.get(theirs) is None else row[theirs]).strip() for theirs, ours in NEMO.items()}
+            raise UserError(f"{path}, line {number}: found {type(row).__name__}; expected a JSON object per line")
+        fields = {field: str("" if row.get(key) is None else row[key]).strip() for key, field in NEMO.items()}
         fields["speaker"] = next((str(row[name]) for name in NEMO_SPEAKER if row.get(name) is not None), "").strip()
         if row.get("utt_id"):
             fields["utt_id"] = str(row["utt_id"])
@@ -281,14 +266,13 @@ def _optional(row: dict) -> dict:
 
 def _utterance(fields: dict, data_folder: str) -> Utterance:
     if "extra" in fields:
-        raise ValueError(f"{fields['extra']}; put a text that holds a comma in quotation marks")
+        raise ValueError(f"{fields['extra']}; put a text that contains a comma in quotation marks")
     for name, value in fields.items():
+        column = USER_NAMES.get(name, name)
         if not value:
-            raise ValueError(f"{THEIRS.get(name, name)} is empty")
+            raise ValueError(f"{column} is empty")
         if CONTROL_CHARACTERS.search(value):
-            raise ValueError(
-                f"{THEIRS.get(name, name)} holds a line break or a control character; is a quotation mark never closed?"
-            )
+            raise ValueError(f"{column} has a line break or a control character; is a quotation mark never closed?")
     times = {}
     for name, what in (("duration_s", "duration"), ("offset_s", "offset")):
         if name in fields:
@@ -300,19 +284,18 @@ def _utterance(fields: dict, data_folder: str) -> Utterance:
         raise ValueError(f"a duration of {times['duration_s']:g} s is impossible; expected more than 0, below 3600")
     if not times.get("offset_s", 0) >= 0:
         raise ValueError(f"an offset of {times['offset_s']:g} s is impossible; expected 0 or more")
-    named = fields["wav"].replace("$data_folder", data_folder).replace("{data_root}", data_folder)
-    wav = os.path.normpath(os.path.join(data_folder, named))
-    relative = not os.path.isabs(fields["wav"])
-    if relative and not wav.startswith(data_folder.rstrip(os.sep) + os.sep):
+    path = fields["wav"].replace("$data_folder", data_folder).replace("{data_root}", data_folder)
+    wav = os.path.normpath(os.path.join(data_folder, path))
+    if not os.path.isabs(fields["wav"]) and not wav.startswith(data_folder.rstrip(os.sep) + os.sep):
         raise ValueError(
             f"the path {fields['wav']!r} leaves the data folder {data_folder}; correct it or data_folder, "
-            "or write the whole path"
+            "or write an absolute path"
         )
     return Utterance(**{"utt_id": ""} | fields | times | {"wav": Path(wav)})
 
 
-def _named(utterances: list[Utterance], data_folder: Path) -> Iterator[Utterance]:
-    """Ids for those that have none: the file's name, with its folders and offset where names are not unique."""
+def _add_ids(utterances: list[Utterance], data_folder: Path) -> Iterator[Utterance]:
+    """Add missing ids: the file's name, with its folders and offset where names are not unique."""
     stems = Counter(utt.wav.stem for utt in utterances if not utt.utt_id)
     for utt in utterances:
         if utt.utt_id:

@@ -1,8 +1,8 @@
-"""The first stage: whatever a recipe names as its corpus -> outputs/<recipe>/corpus, checked, for everything after it.
+"""The corpus stage: the corpus that a recipe names -> outputs/<recipe>/corpus, checked, for all later stages.
 
 The folder holds manifest.csv (SpeechBrain's columns and ours), lexicon.txt (the closed vocabulary), report.txt and
-left_out.csv (recordings that cannot be used). `make` looks at every file and makes it anew when a recording, a label or
-the recipe has changed; `load` and `lexicon` trust what this process has made or found before.
+left_out.csv (recordings that cannot be used). `make` checks every file and rebuilds the folder when a recording, a
+label or the recipe has changed; `load` and `lexicon` trust a folder that this process has already made or checked.
 """
 
 import contextlib
@@ -38,11 +38,11 @@ CODE = (
     *synthetic.CODE,
 )
 SETTINGS = {"corpus", "data_folder", "speakers", "lexicon", "replace", "hyphens", "punctuation", "audio"}
-_found: dict[tuple[Path, str], str] = {}  # what this process has made or looked at -> the key of its stage
+_checked: dict[tuple[Path, str], str] = {}  # folders that this process has made or checked -> the keys of their stages
 
 
 def make(params: Params) -> Path:
-    """Make the corpus folder, or find it made from the same files."""
+    """Build the corpus folder, unless it was built from the same files."""
     own = {"synthetic"} if params.corpus == "synthetic" else {params.corpus} & {"uaspeech", "torgo"}
     settings = params.model_dump(mode="json", include=SETTINGS | own) | {"block_source": params.blocks.source}
     lists = [resolve_path(name) for name in (params.manifest, params.lexicon) if name and params.corpus != "synthetic"]
@@ -54,19 +54,19 @@ def make(params: Params) -> Path:
         | {"files": files_fingerprint(params), "lists": [stage.fingerprint(path) for path in lists]},
         code=CODE,
     )
-    _found[folder, _identity(params)] = stage.fingerprint(folder)
+    _checked[folder, _identity(params)] = stage.fingerprint(folder)
     return folder
 
 
 def corpus_folder(params: Params) -> Path:
-    """The corpus folder, as this process has found it before, or made now: without looking at every file again."""
+    """The corpus folder: as this process has already checked it, without a second check of every file, or made now."""
     folder = params.folder / "corpus"
-    there = stage.fingerprint(folder)
-    return folder if there != "none" and _found.get((folder, _identity(params))) == there else make(params)
+    key = stage.fingerprint(folder)
+    return folder if key != "none" and _checked.get((folder, _identity(params))) == key else make(params)
 
 
 def load(params: Params) -> Corpus:
-    """The checked corpus, without the transcripts that the recipe denies; made first where it is not there yet."""
+    """Load the checked corpus, without the transcripts that the recipe withholds; build it first if needed."""
     corpus = manifest.read(corpus_folder(params) / "manifest.csv", _data_folder(params, params.folder / "corpus"))
     return labels.hide_unknown(replace(corpus, people=speaker_info(params, corpus.speakers)), params)
 
@@ -77,35 +77,35 @@ def lexicon(params: Params) -> list[str]:
 
 
 def spellings(params: Params) -> dict[str, list[str]]:
-    """The closed vocabulary, each word with its spellings."""
+    """The closed vocabulary: each word with its spellings."""
     return parse_lexicon((corpus_folder(params) / "lexicon.txt").read_text(encoding="utf-8").splitlines())
 
 
 def parse_lexicon(lines: Iterable[str], spell: Callable[[str], str] = normalise) -> dict[str, list[str]]:
-    r"""Words with their spellings, of a lexicon's lines: `WORD`, or `WORD<tab>SPELLING`, one a line.
+    r"""Parse the lines of a lexicon into words and their spellings: `WORD` or `WORD<tab>SPELLING` per line.
 
-    >>> spelt(["one", "seven", "seven\t7"])
+    >>> parse_lexicon(["one", "seven", "seven\t7"])
     {'ONE': ['ONE'], 'SEVEN': ['SEVEN', '7']}
     """
-    found: dict[str, list[str]] = {}
+    words: dict[str, list[str]] = {}
     for line in lines:
         word, _, text = (spell(part) for part in line.partition("\t"))
         if word:
-            texts = found.setdefault(word, [])
+            texts = words.setdefault(word, [])
             texts += [text or word] if (text or word) not in texts else []
-    return dict(sorted(found.items()))
+    return dict(sorted(words.items()))
 
 
 def files_fingerprint(params: Params) -> str:
-    """A fingerprint of the files that a corpus is made of: their paths, sizes and dates; empty for the embedded one."""
+    """Fingerprint the files of a corpus by their paths, sizes and dates; empty for the embedded corpus."""
     if params.corpus == "synthetic":
         return ""
     folder = _data_folder(params, Path())
-    with _said_in_words():
+    with _readable_errors():
         if params.corpus == "manifest":
             paths = [utt.wav for utt in manifest.read(resolve_path(params.manifest), folder)]
         else:
-            paths = IMPORTERS[params.corpus].depends(folder, getattr(params, params.corpus))
+            paths = IMPORTERS[params.corpus].source_files(folder, getattr(params, params.corpus))
     return hashlib.sha256(json.dumps(file_stamps(paths)).encode()).hexdigest()[:16]
 
 
@@ -115,29 +115,29 @@ IMPORTERS = {"uaspeech": uaspeech, "torgo": torgo}
 def _build(partial: Path, params: Params) -> None:
     data_folder = _data_folder(params, partial)
     corpus, problems, notes = _read(params, partial, data_folder)
-    begun = len(corpus) + len(problems)
-    notes += _remarks(corpus, params)
-    for sift in (_spelt, _on_disk, _without_orphans):
-        corpus, left_out = sift(corpus, params)
+    total = len(corpus) + len(problems)
+    notes += _transcript_notes(corpus, params)
+    for clean in (_normalise_transcripts, _check_paths, _remove_orphans):
+        corpus, left_out = clean(corpus, params)
         problems += left_out
-    corpus = _in_blocks(corpus, params)
+    corpus = _assign_blocks(corpus, params)
     manifest.check_names(corpus)
-    before = set(corpus.speakers)
-    corpus, report = check_recordings(corpus, params.audio, _examined(partial, params))
-    corpus, orphans = _without_orphans(replace(corpus, people=speaker_info(params, corpus.speakers)), params)
+    speakers = set(corpus.speakers)
+    corpus, report = check_recordings(corpus, params.audio, _checked_files_folder(partial, params))
+    corpus, orphans = _remove_orphans(replace(corpus, people=speaker_info(params, corpus.speakers)), params)
     problems += [*report.problems, *orphans]
     words = _lexicon(corpus, params)
-    notes += [*report.notes, *_surprises(corpus, params, words, before)]
-    report = replace(report, checked=begun, problems=problems, notes=notes)
+    notes += [*report.notes, *_mismatch_notes(corpus, params, words, speakers)]
+    report = replace(report, checked=total, problems=problems, notes=notes)
     manifest.write_speechbrain(corpus, partial / "manifest.csv", data_folder)
-    lines = [word if text == word else f"{word}\t{text}" for word, spelt in words.items() for text in spelt]
+    lines = [word if text == word else f"{word}\t{text}" for word, texts in words.items() for text in texts]
     (partial / "lexicon.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (partial / "report.txt").write_text(f"{report}\n", encoding="utf-8", errors="backslashreplace")
     report.write(partial / "left_out.csv")
 
 
-def _examined(partial: Path, params: Params) -> Path | None:
-    """Where to keep what was found in each file, with what an earlier making of this corpus has found."""
+def _checked_files_folder(partial: Path, params: Params) -> Path | None:
+    """The folder that keeps the result for each file, with the results of an earlier build copied into it."""
     if params.corpus == "synthetic":
         return None
     earlier = params.folder / "corpus" / CHECKED_FILES
@@ -149,25 +149,25 @@ def _examined(partial: Path, params: Params) -> Path | None:
 def _read(params: Params, partial: Path, data_folder: Path) -> ImportResult:
     if params.corpus == "synthetic":
         return ImportResult(synthetic.generate(params, partial), [], [])
-    with _said_in_words():
+    with _readable_errors():
         if params.corpus == "manifest":
             return ImportResult(manifest.read(resolve_path(params.manifest), data_folder), [], [])
         return IMPORTERS[params.corpus].read(data_folder, getattr(params, params.corpus))
 
 
 @contextlib.contextmanager
-def _said_in_words() -> Iterator[None]:
-    """A folder that may not be looked into, a disc that fails."""
+def _readable_errors() -> Iterator[None]:
+    """Turn an unreadable folder or a failing disk into an error message."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); look at its rights") from None
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); check its permissions") from None
 
 
-def _spelt(corpus: Corpus, params: Params) -> tuple[Corpus, list[Excluded]]:
-    """Every transcript in its one spelling, and said whether it is a word or a sentence where a corpus has both."""
+def _normalise_transcripts(corpus: Corpus, params: Params) -> tuple[Corpus, list[Excluded]]:
+    """Normalise every transcript, and label it as a word or a sentence where a corpus has both."""
     texts = {utt.text: _spell(utt.text, params) for utt in corpus}
-    corpus, problems = _sifted(corpus, lambda utt: texts[utt.text] != "", "the transcript has no letters")
+    corpus, problems = _filter(corpus, lambda utt: texts[utt.text] != "", "the transcript has no letters")
     kept = [replace(utt, text=texts[utt.text]) for utt in corpus]
     if any(" " in utt.text for utt in kept) and any(" " not in utt.text for utt in kept):
         kept = [replace(utt, word_type=utt.word_type or ("sentence" if " " in utt.text else "word")) for utt in kept]
@@ -180,8 +180,8 @@ def _spell(text: str, params: Params) -> str:
     return normalise(text, params.hyphens, params.punctuation)
 
 
-def _in_blocks(corpus: Corpus, params: Params) -> Corpus:
-    """Blocks as the recipe asks for them; all utterances have one, or none."""
+def _assign_blocks(corpus: Corpus, params: Params) -> Corpus:
+    """Assign blocks as the recipe requires; all utterances have a block, or none has."""
     if params.blocks.source == "repetition":
         times: Counter[tuple[str, str]] = Counter()
         blocks = {}
@@ -189,54 +189,55 @@ def _in_blocks(corpus: Corpus, params: Params) -> Corpus:
             if not utt.copy_of:
                 times[utt.speaker, utt.text] += 1
                 blocks[utt.utt_id] = f"R{utt.repetition or times[utt.speaker, utt.text]}"
-        in_blocks = (replace(utt, block=blocks[utt.copy_of or utt.utt_id]) for utt in corpus)
-        return replace(corpus, utterances=tuple(in_blocks))
+        return replace(
+            corpus, utterances=tuple(replace(utt, block=blocks[utt.copy_of or utt.utt_id]) for utt in corpus)
+        )
     without = [utt for utt in corpus if not utt.block]
     if without and len(without) < len(corpus):
         raise UserError(
             f"{corpus.source}: {len(without)} of {len(corpus)} utterances have no block, for example "
-            f"{without[0].utt_id}; give every utterance one, or none, or write blocks: {{source: repetition}}"
+            f"{without[0].utt_id}; give a block to every utterance or to none, or write blocks: {{source: repetition}}"
         )
     return corpus
 
 
-def _on_disk(corpus: Corpus, params: Params) -> tuple[Corpus, list[Excluded]]:
-    """Without files whose names are no text; refused is one recording that two people are said to have made."""
-    spoke: dict[tuple[Path, float | None], str] = {}
+def _check_paths(corpus: Corpus, params: Params) -> tuple[Corpus, list[Excluded]]:
+    """Exclude files whose path is not UTF-8; refuse a recording that is listed for two speakers."""
+    speakers: dict[tuple[Path, float | None], str] = {}
     for utt in corpus:
-        if (other := spoke.setdefault((utt.wav, utt.offset_s), utt.speaker)) != utt.speaker:
+        if (name := speakers.setdefault((utt.wav, utt.offset_s), utt.speaker)) != utt.speaker:
             raise UserError(
-                f"{corpus.source}: {utt.wav} is listed for {other} and for {utt.speaker}; held out, one of them would "
-                "be heard in training all the same: correct the speaker of one"
+                f"{corpus.source}: {utt.wav} is listed for {name} and for {utt.speaker}; if one of them is held out, "
+                "the recording would still be in the training set: correct one of the two speakers"
             )
-    return _sifted(corpus, lambda utt: _is_text(str(utt.wav)), "its path is not UTF-8")
+    return _filter(corpus, lambda utt: _is_utf8(str(utt.wav)), "its path is not UTF-8")
 
 
-def _is_text(name: str) -> bool:
+def _is_utf8(name: str) -> bool:
     try:
         return bool(name.encode())
     except UnicodeEncodeError:
         return False
 
 
-def _without_orphans(corpus: Corpus, params: Params) -> tuple[Corpus, list[Excluded]]:
-    """Without further microphones' recordings of utterances that are not there."""
-    there = {utt.utt_id for utt in corpus}
+def _remove_orphans(corpus: Corpus, params: Params) -> tuple[Corpus, list[Excluded]]:
+    """Exclude other microphones' recordings of utterances that are not in the corpus."""
+    ids = {utt.utt_id for utt in corpus}
     reason = "another recording of an utterance that was left out"
-    return _sifted(corpus, lambda utt: not utt.copy_of or utt.copy_of in there, reason)
+    return _filter(corpus, lambda utt: not utt.copy_of or utt.copy_of in ids, reason)
 
 
-def _sifted(corpus: Corpus, keep: Callable[[Utterance], bool], reason: str) -> tuple[Corpus, list[Excluded]]:
-    problems = [Excluded(utt.utt_id, utt.speaker, str(utt.wav), reason) for utt in corpus if not keep(utt)]
-    return (replace(corpus, utterances=tuple(corpus.where(keep))), problems) if problems else (corpus, [])
+def _filter(corpus: Corpus, usable: Callable[[Utterance], bool], reason: str) -> tuple[Corpus, list[Excluded]]:
+    problems = [Excluded(utt.utt_id, utt.speaker, str(utt.wav), reason) for utt in corpus if not usable(utt)]
+    return (replace(corpus, utterances=tuple(corpus.where(usable))), problems) if problems else (corpus, [])
 
 
 def _lexicon(corpus: Corpus, params: Params) -> dict[str, list[str]]:
-    """The closed vocabulary with its spellings: from a file, or what all speakers say who are no controls."""
+    """The closed vocabulary with its spellings: from a file, or the transcripts of all speakers except controls."""
     if params.lexicon:
         path = resolve_path(params.lexicon)
         if not path.is_file():
-            raise UserError(f"lexicon: there is no file {path}; correct the recipe, or leave `lexicon` out")
+            raise UserError(f"lexicon: there is no file {path}; correct the recipe, or omit `lexicon`")
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
@@ -245,14 +246,14 @@ def _lexicon(corpus: Corpus, params: Params) -> dict[str, list[str]]:
     else:
         words = {text: [text] for text in sorted({utt.text for utt in corpus if not corpus.is_control(utt.speaker)})}
     if not corpus.dysarthric:
-        raise UserError(f"{corpus.source}: all of its speakers are controls; nobody could be held out")
+        raise UserError(f"{corpus.source}: all its speakers are controls; there is no speaker to hold out")
     if not words:
-        raise UserError(f"lexicon: there is no word in {params.lexicon}; write one a line")
+        raise UserError(f"lexicon: there is no word in {params.lexicon}; write one word per line")
     return words
 
 
-def _remarks(corpus: Corpus, params: Params) -> Iterator[str]:
-    """What the transcripts look like before they are spelt in one way."""
+def _transcript_notes(corpus: Corpus, params: Params) -> Iterator[str]:
+    """Notes on the transcripts before normalisation: variant spellings, punctuation marks, files listed twice."""
     spellings: dict[str, Counter[str]] = defaultdict(Counter)
     for utt in corpus:
         spellings[_spell(utt.text, params)][utt.text] += 1
@@ -260,23 +261,21 @@ def _remarks(corpus: Corpus, params: Params) -> Iterator[str]:
     if several:
         word, variants = next(iter(several.items()))
         named = ", ".join(f"{variant!r} {times}" for variant, times in variants.most_common(4))
-        yield (
-            f"transcripts that are spelt in more than one way, and count as one: {len(several)}, first {word} ({named})"
-        )
+        yield f"transcripts with more than one spelling, merged into one: {len(several)}, first {word} ({named})"
     if marks := {char for word in spellings for char in word if is_punctuation(char)}:
         yield (
-            f"the transcripts hold the marks {' '.join(sorted(marks))}, which count as part of the words; "
+            f"the transcripts contain the marks {' '.join(sorted(marks))}, which count as part of the words; "
             "write punctuation: drop if they should not"
         )
-    files_ = Counter(str(utt.wav) for utt in corpus if utt.offset_s is None)
-    if twice := [path for path, times in files_.items() if times > 1]:
-        yield f"files that stand under more than one id, and count more than once: {len(twice)}, first {twice[0]}"
+    files = Counter(str(utt.wav) for utt in corpus if utt.offset_s is None)
+    if twice := [path for path, times in files.items() if times > 1]:
+        yield f"files that are listed under more than one id, and count each time: {len(twice)}, first {twice[0]}"
 
 
-def _surprises(corpus: Corpus, params: Params, words: Iterable[str], before: set[str]) -> Iterator[str]:
-    """What the recipe and the corpus say of each other, once it is known what can be used."""
-    for speaker in sorted(before - set(corpus.speakers)):
-        yield f"{speaker} has no usable recording, and is not in the corpus any more"
+def _mismatch_notes(corpus: Corpus, params: Params, words: Iterable[str], speakers: set[str]) -> Iterator[str]:
+    """Notes on mismatches of the recipe and the usable part of the corpus."""
+    for speaker in sorted(speakers - set(corpus.speakers)):
+        yield f"{speaker} has no usable recording, and was removed from the corpus"
     named = [] if isinstance(params.speakers, str) else sorted(set(params.speakers) - set(corpus.speakers))
     if named:
         yield f"the recipe names speakers who are not in the corpus: {', '.join(named)}"
@@ -284,20 +283,20 @@ def _surprises(corpus: Corpus, params: Params, words: Iterable[str], before: set
     missed = corpus.where(lambda utt: not corpus.is_control(utt.speaker) and utt.text not in closed)
     if missed:
         yield (
-            f"utterances that say what is not in the lexicon {params.lexicon}, and cannot be right with it: "
+            f"utterances whose transcript is not in the lexicon {params.lexicon}, and cannot be recognised with it: "
             f"{len(missed):,}, first {missed[0].text!r} ({missed[0].utt_id})"
         )
 
 
 def _identity(params: Params) -> str:
-    """Everything that a corpus may depend on and that is quickly looked at: the recipe, the manifest, the lexicon."""
+    """All that a corpus depends on and that is quick to check: the recipe, the manifest, the lexicon."""
     unrelated = {"held_out", "fold", "seed", "scoring", "pretraining", "pretrained", "nemo_model"}
     lists = file_stamps(resolve_path(name) for name in (params.manifest, params.lexicon) if name)
     return params.model_dump_json(exclude=unrelated) + json.dumps(lists)
 
 
 def _data_folder(params: Params, folder: Path) -> Path:
-    """What `$data_folder` stands for: the corpus's own folder where it was made here."""
+    """The value of `$data_folder`: the corpus's own folder for the embedded corpus."""
     if params.corpus == "synthetic":
         return folder
     chosen = resolve_path(params.data_folder) if params.data_folder else resolve_path(params.manifest).parent

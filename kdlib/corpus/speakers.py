@@ -1,7 +1,8 @@
-"""Speakers and folds: who they are, who trains, who decides, who is tested.
+"""Speakers and folds: metadata, training speakers, teachers, dev speaker, test speaker.
 
-The dev speaker of a fold is never its test speaker, and is neither trained on nor averaged. Two sets of level labels
-exist for UA-Speech, the published ones and the original study's; both are kept and the fold says which is used.
+The dev speaker of a fold is never its test speaker; its speech is not trained on, and its teacher is not averaged. Two
+sets of level labels exist for UA-Speech, the published ones and the original study's; both are kept and the fold
+selects one.
 """
 
 import csv
@@ -25,42 +26,42 @@ def published_speakers() -> dict[str, Speaker]:
 
 
 def speaker_info(params: Params, names: Iterable[str]) -> dict[str, Speaker]:
-    """What is known of a corpus's speakers: from UA-Speech's table or TORGO's names, then from the recipe."""
+    """Collect the metadata of a corpus's speakers: UA-Speech's table or TORGO's names, then the recipe."""
     if params.corpus in ("synthetic", "uaspeech") or params.speakers == "uaspeech":
-        found = {name: published_speakers().get(name, Speaker(name)) for name in names}
+        speakers = {name: published_speakers().get(name, Speaker(name)) for name in names}
     elif params.corpus == "torgo":  # FC01: a woman of the control group
-        found = {name: Speaker(name, sex=name[0], level="CONTROL" if name[1] == "C" else "") for name in names}
+        speakers = {name: Speaker(name, sex=name[0], level="CONTROL" if name[1] == "C" else "") for name in names}
     else:
-        found = {name: Speaker(name) for name in names}
-    told = {} if isinstance(params.speakers, str) else params.speakers
+        speakers = {name: Speaker(name) for name in names}
+    recipe = {} if isinstance(params.speakers, str) else params.speakers
     return {
-        name: replace(one, **told[name].model_dump(exclude_none=True)) if name in told else one
-        for name, one in found.items()
+        name: replace(speaker, **recipe[name].model_dump(exclude_none=True)) if name in recipe else speaker
+        for name, speaker in speakers.items()
     }
 
 
-def dev_speaker(held_out: str, candidates: Iterable[str], known: Mapping[str, Speaker]) -> tuple[str, str]:
-    """Who is the dev speaker of a fold, and the rule that chose: nearest, then of the same sex, then next by name.
+def dev_speaker(held_out: str, candidates: Iterable[str], info: Mapping[str, Speaker]) -> tuple[str, str]:
+    """Choose the dev speaker of a fold: the nearest, then of the same sex, then the next by name. Returns the rule too.
 
-    Nearness counts in per cent of intelligibility among those of whom it is known, else by level; where neither is
-    known the next name decides (after the last comes the first), so that everybody is somebody's dev speaker.
+    Distance is in per cent of intelligibility where both speakers have it, else in levels; without either, the next
+    name is chosen (the first one after the last), so that every speaker is the dev speaker of a fold.
 
-    >>> dev_speaker("M08", ["M10", "F05", "M09"], table())
+    >>> dev_speaker("M08", ["M10", "F05", "M09"], published_speakers())
     ('M10', 'the nearest in intelligibility, then of the same sex, then the next by name')
     >>> dev_speaker("C", ["A", "B"], {})
     ('A', 'the next by name, since nothing else is known of the speakers')
     """
-    me = known.get(held_out, Speaker(held_out))
+    target = info.get(held_out, Speaker(held_out))
 
     def distance(name: str) -> tuple:
-        you = known.get(name, Speaker(name))
-        if None not in (me.intelligibility_pct, you.intelligibility_pct):
-            near = 0, abs(you.intelligibility_pct - me.intelligibility_pct)
-        elif me.level and you.level:
-            near = 1, abs(LEVELS.index(you.level) - LEVELS.index(me.level))
+        speaker = info.get(name, Speaker(name))
+        if None not in (target.intelligibility_pct, speaker.intelligibility_pct):
+            near = 0, abs(speaker.intelligibility_pct - target.intelligibility_pct)
+        elif target.level and speaker.level:
+            near = 1, abs(LEVELS.index(speaker.level) - LEVELS.index(target.level))
         else:
             near = 2, 0
-        return *near, you.sex != me.sex, name < held_out, name
+        return *near, speaker.sex != target.sex, name < held_out, name
 
     chosen = min((name for name in candidates if name != held_out), key=distance)
     rules = (
@@ -72,56 +73,54 @@ def dev_speaker(held_out: str, candidates: Iterable[str], known: Mapping[str, Sp
 
 
 def fold_teachers(params: Params, corpus: Corpus) -> list[str]:
-    """The speakers whose teachers a fold averages."""
+    """Return the speakers whose teachers a fold averages."""
     fold = params.fold
     others = [name for name in corpus.dysarthric if name not in (params.held_out, fold.dev)]
     if isinstance(fold.teachers, tuple):
         return list(fold.teachers)
     if fold.teachers == "all":
-        return evenly_spaced(
-            [name for name in corpus.by_intelligibility if name in others], params.teacher.max_teachers
-        )
-    mine = corpus.level(params.held_out, fold.levels)
-    same = [name for name in others if mine and corpus.level(name, fold.levels) == mine]
+        ordered = [name for name in corpus.by_intelligibility if name in others]
+        return evenly_spaced(ordered, params.teacher.max_teachers)
+    level = corpus.level(params.held_out, fold.levels)
+    same = [name for name in others if level and corpus.level(name, fold.levels) == level]
     if not same:
-        why = f"no other speaker is {mine}" if mine else f"the level of {params.held_out} is not known"
-        warnings.warn(
-            f"{why} by the {fold.levels} labels: all {len(others)} others teach {params.held_out}", stacklevel=2
-        )
+        why = f"no other speaker is {level}" if level else f"the level of {params.held_out} is not known"
+        text = f"{why} by the {fold.levels} labels: the teachers of {params.held_out} are all {len(others)} others"
+        warnings.warn(text, stacklevel=2)
     return same or others
 
 
-def evenly_spaced(ordered: Sequence[str], at_most: int | None) -> list[str]:
-    """At most so many of them, evenly from the first to the last, by name.
+def evenly_spaced(ordered: Sequence[str], count: int | None) -> list[str]:
+    """Select at most `count` of them, evenly spaced from the first to the last; sorted by name.
 
-    >>> evenly(["C", "E", "A", "D", "B"], 3)
+    >>> evenly_spaced(["C", "E", "A", "D", "B"], 3)
     ['A', 'B', 'C']
     """
-    if at_most is None or at_most >= len(ordered):
+    if count is None or count >= len(ordered):
         return sorted(ordered)
-    if at_most == 1:
+    if count == 1:
         return [ordered[len(ordered) // 2]]
-    return sorted(ordered[round(index * (len(ordered) - 1) / (at_most - 1))] for index in range(at_most))
+    return sorted(ordered[round(index * (len(ordered) - 1) / (count - 1))] for index in range(count))
 
 
 @dataclass(frozen=True)
 class Splits:
-    """A fold's utterances by what they may be used for."""
+    """A fold's utterances by purpose."""
 
-    train: list[Utterance]  # whose transcripts are known
+    train: list[Utterance]  # with transcripts
     dev: list[Utterance]
     test: list[Utterance]
     controls: list[Utterance]
     train_words: frozenset[str]
-    unlabelled: list[Utterance]  # speech to learn from without transcripts: their texts are empty
+    unlabelled: list[Utterance]  # training speech without transcripts: their texts are empty
 
     def seen(self, utt: Utterance) -> bool:
-        """Whether the word of an utterance was heard in training."""
+        """True if the word of an utterance is in the training set."""
         return utt.text in self.train_words
 
 
 def split(corpus: Corpus, params: Params) -> Splits:
-    """Divide a corpus for a fold, and check that nobody is on two sides."""
+    """Split a corpus for a fold, and check that no speaker is in two splits."""
     held_out, fold, blocks = params.held_out, params.fold, params.blocks
     speakers = corpus.dysarthric
     for role, name in (("held-out", held_out), ("dev", fold.dev)):
@@ -133,52 +132,49 @@ def split(corpus: Corpus, params: Params) -> Splits:
                 raise UserError(
                     f"{corpus.source}: fold.{role} names {name!r}, who has no utterances{nearest(name, speakers)}"
                 )
-    there = {utt.block for utt in corpus}
+    corpus_blocks = {utt.block for utt in corpus}
     for block in (*blocks.train, *blocks.test):
-        if there != {""} and block not in there:
-            named = ", ".join(sorted(there))
+        if corpus_blocks != {""} and block not in corpus_blocks:
+            named = ", ".join(sorted(corpus_blocks))
             raise UserError(f"{corpus.source}: blocks: there is no block {block!r} in this corpus; it has {named}")
-    out = {held_out, fold.dev, *fold.exclude}
-    trained = [name for name in (speakers if fold.train == "all" else fold.train) if name not in out]
-    if not trained:
+    away = {held_out, fold.dev, *fold.exclude}
+    train_speakers = [name for name in (speakers if fold.train == "all" else fold.train) if name not in away]
+    if not train_speakers:
         raise UserError(
             f"{corpus.source}: no training speaker is left: {held_out} is held out, {fold.dev} is the dev "
-            f"speaker, {', '.join(fold.exclude) or 'nobody'} excluded"
+            f"speaker, {', '.join(fold.exclude) or 'no speaker is'} excluded"
         )
-    heard = corpus.where(lambda utt: utt.speaker in trained and in_blocks(utt, blocks.train))
-    train = [utt for utt in heard if utt.text]
-    unlabelled = [utt for utt in heard if not utt.text]
+    trainable = corpus.where(lambda utt: utt.speaker in train_speakers and in_blocks(utt, blocks.train))
+    train = [utt for utt in trainable if utt.text]
+    unlabelled = [utt for utt in trainable if not utt.text]
     if params.use_unlabelled_held_out:
         more = corpus.where(lambda utt: utt.speaker == held_out and in_blocks(utt, blocks.train) and not utt.text)
         if not more:
             raise UserError(
-                f"{corpus.source}: use_unlabelled_held_out: {held_out} says nothing in the training blocks "
-                f"{', '.join(blocks.train)} that is not test speech; leave it out"
+                f"{corpus.source}: use_unlabelled_held_out: {held_out} has no utterance in the training blocks "
+                f"{', '.join(blocks.train)} that is not test speech; remove the setting"
             )
         unlabelled += more
     dev = corpus.where(lambda utt: utt.speaker == fold.dev and is_test(utt, blocks.test))
     test = corpus.where(lambda utt: utt.speaker == held_out and is_test(utt, blocks.test))
-    for name, utterances, asked in (
-        ("training", train, blocks.train),
-        ("dev", dev, blocks.test),
-        ("test", test, blocks.test),
-    ):
+    parts = (("training", train, blocks.train), ("dev", dev, blocks.test), ("test", test, blocks.test))
+    for name, utterances, expected in parts:
         if not utterances and (name != "dev" or fold.dev):
             speaker = {"dev": f" of {fold.dev}", "test": f" of {held_out}"}.get(name, "")
-            has = sorted({utt.block or "(none)" for utt in corpus if not speaker or utt.speaker == speaker[4:]})
+            found = sorted({utt.block or "(none)" for utt in corpus if not speaker or utt.speaker == speaker[4:]})
             raise UserError(
-                f"{corpus.source}: the {name} set{speaker} is empty: blocks {', '.join(asked)} were asked for, "
-                f"there are {', '.join(has)}"
+                f"{corpus.source}: the {name} set{speaker} is empty: expected blocks {', '.join(expected)}, "
+                f"found {', '.join(found)}"
             )
     controls = corpus.where(lambda utt: corpus.is_control(utt.speaker))
     return Splits(train, dev, test, controls, frozenset(utt.text for utt in train), unlabelled)
 
 
 def in_blocks(utt: Utterance, blocks: tuple[str, ...]) -> bool:
-    """Whether an utterance belongs to one of the blocks; where a corpus has none, to all."""
+    """True if an utterance belongs to one of the blocks; without a block it belongs to all."""
     return not utt.block or utt.block in blocks
 
 
 def is_test(utt: Utterance, blocks: tuple[str, ...]) -> bool:
-    """Another microphone's recording of an utterance is for training only."""
+    """True if an utterance may be tested on; another microphone's recording is for training only."""
     return in_blocks(utt, blocks) and not utt.copy_of

@@ -1,1 +1,1 @@
-"""The decoders' room: `Outputs` -> hypotheses."""
+"""Decoding: `Outputs` -> hypotheses."""

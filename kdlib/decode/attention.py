@@ -1,31 +1,29 @@
-"""Decoding by the attention decoder: greedily, by beam search, and the likeliest word of a closed lexicon; each of the
-last two also jointly with CTC (Watanabe et al. 2017): weight x log P_ctc + (1 - weight) x log P_attention.
+"""Decoding with the attention decoder: greedy, beam search, and the most probable word of a closed lexicon.
 
-P(word | encodings) is the product of its tokens' probabilities and that of EOS, each given those before: exact, for the
-words are few. The beam search and its CTC prefix scores are SpeechBrain's.
+The last two also run jointly with CTC (Watanabe et al. 2017): weight x log P_ctc + (1 - weight) x log P_attention.
+P(word | encodings) is the product of the conditional probabilities of its tokens and EOS, exact because the words are
+few. The beam search and its CTC prefix scores are SpeechBrain's.
 """
 
-from typing import TYPE_CHECKING
+import torch
 
 from kdlib.decode.lexicon import Lexicon
 from kdlib.models import Outputs
+from kdlib.models.decoder import teacher_forced
+from kdlib.models.encoder_conformer import length_mask
+from kdlib.models.hybrid import Hybrid
 from kdlib.tokens import Tokens
 
-if TYPE_CHECKING:
-    import torch
-
-    from kdlib.models.hybrid import Hybrid
-
 CODE = ("decode/attention.py", "models/decoder.py")
-AT_ONCE = 2000  # words x utterances in one pass of the decoder
+CHUNK = 2000  # spellings per pass of the decoder
 
 
 class AttentionDecoding:
-    """A model's decoder, asked about batches that its encoder has heard."""
+    """The decoders of a model's attention branch, for batches that its encoder has encoded."""
 
     def __init__(
         self,
-        model: "Hybrid",
+        model: Hybrid,
         tokens: Tokens,
         lexicon: Lexicon,
         *,
@@ -34,7 +32,7 @@ class AttentionDecoding:
         ctc_weight: float = 0.3,
         joint: bool = True,
     ) -> None:
-        """At most `longest` tokens are said; `joint` is whether the model's CTC head is trained as well."""
+        """Decode at most `longest` tokens with a beam of `size`; `joint` is True if the CTC head is trained as well."""
         self.model, self.tokens, self.lexicon, self.size = model, tokens, lexicon, size
         self.ctc_weight = ctc_weight if joint else 0.0
         self.longest = longest or max(map(len, lexicon.sequences)) + 4
@@ -42,62 +40,55 @@ class AttentionDecoding:
         self.columns += ("joint", "joint_lexicon") if self.ctc_weight else ()
 
     def __call__(self, outputs: Outputs) -> dict[str, list[str]]:
-        """The columns of a table of hypotheses, for a batch."""
-        free = self.model.decode_greedy(outputs.encoded, self.longest, outputs.lengths)
+        """Decode a batch into the columns of a table of hypotheses."""
+        ids = self.model.decode_greedy(outputs.encoded, self.longest, outputs.lengths)
         scores = self.scores(outputs)
-        found = {
-            "attention": [self.tokens.decode(ids) for ids in free],
-            "attention_ids": [" ".join(map(str, ids)) for ids in free],
-            "attention_beam": [self.tokens.decode(ids) for ids in self.search(outputs)],
-            "attention_lexicon": self._words(scores),
+        columns = {
+            "attention": [self.tokens.decode(row) for row in ids],
+            "attention_ids": [" ".join(map(str, row)) for row in ids],
+            "attention_beam": [self.tokens.decode(row) for row in self.search(outputs)],
+            "attention_lexicon": self._best_words(scores),
         }
         if self.ctc_weight:
-            both = self.ctc_weight * self.lexicon.scores(outputs).to(scores) + (1 - self.ctc_weight) * scores
-            found["joint"] = [self.tokens.decode(ids) for ids in self.search(outputs, self.ctc_weight)]
-            found["joint_lexicon"] = self._words(both)
-        return found
+            joint = self.ctc_weight * self.lexicon.scores(outputs).to(scores) + (1 - self.ctc_weight) * scores
+            columns["joint"] = [self.tokens.decode(row) for row in self.search(outputs, self.ctc_weight)]
+            columns["joint_lexicon"] = self._best_words(joint)
+        return columns
 
-    def scores(self, outputs: Outputs) -> "torch.Tensor":
-        """[B, W]: the log-probability of every word and its end."""
-        import torch
-
-        from kdlib.models.decoder import teacher_forced
-        from kdlib.models.encoder_conformer import length_mask
-
+    def scores(self, outputs: Outputs) -> torch.Tensor:
+        """[B, W]: the log-probability of every word followed by EOS."""
         ids = self.lexicon.sequences
         inputs, targets, steps = (part.to(outputs.encoded.device) for part in teacher_forced(ids))
-        inside = length_mask(steps, targets.shape[1])
+        mask = length_mask(steps, targets.shape[1])
         rows = []
         with torch.inference_mode():
             for encoded, length in zip(outputs.encoded, outputs.lengths.tolist(), strict=True):
                 parts = []
-                for first in range(0, len(ids), AT_ONCE):
-                    some = slice(first, first + AT_ONCE)
-                    count = len(inputs[some])
-                    heard = encoded[None, :length].expand(count, -1, -1)
+                for first in range(0, len(ids), CHUNK):
+                    chunk = slice(first, first + CHUNK)
+                    count = len(inputs[chunk])
+                    expanded = encoded[None, :length].expand(count, -1, -1)
                     lengths = torch.full((count,), length, device=encoded.device)
-                    logprobs = self.model.forward_decoder(heard, inputs[some], lengths).log_softmax(-1)
-                    chosen = logprobs.gather(2, targets[some, :, None])[..., 0]
-                    parts.append((chosen * inside[some]).sum(1))
+                    logprobs = self.model.forward_decoder(expanded, inputs[chunk], lengths).log_softmax(-1)
+                    chosen = logprobs.gather(2, targets[chunk, :, None])[..., 0]
+                    parts.append((chosen * mask[chunk]).sum(1))
                 rows.append(torch.cat(parts))
         return self.lexicon.by_word(torch.stack(rows))
 
     def search(self, outputs: Outputs, ctc_weight: float = 0.0) -> list[list[int]]:
-        """The token ids that beam search finds, with `ctc_weight` of CTC.
+        """Return the token ids of beam search, with `ctc_weight` of CTC.
 
-        One utterance at a time: behind an utterance's end SpeechBrain's CTC scores take id 0, our BOS, for certain.
+        One utterance at a time: beyond an utterance's end SpeechBrain's CTC scores give id 0, our BOS, probability 1.
         """
-        import torch
-
         searcher = _searcher(self.model, self.tokens, self.longest, self.size, ctc_weight)
-        found = []
+        rows = []
         with torch.inference_mode():
             for encoded, length in zip(outputs.encoded, outputs.lengths.tolist(), strict=True):
                 hypotheses, *_ = searcher(encoded[None, :length], torch.ones(1, device=encoded.device))
-                found.append([int(one) for one in hypotheses[0] if one != self.tokens.eos])
-        return found
+                rows.append([int(token) for token in hypotheses[0] if token != self.tokens.eos])
+        return rows
 
-    def _words(self, scores: "torch.Tensor") -> list[str]:
+    def _best_words(self, scores: torch.Tensor) -> list[str]:
         best, places = scores.max(-1)
         return [
             self.lexicon.words[place] if fits else ""
@@ -105,9 +96,8 @@ class AttentionDecoding:
         ]
 
 
-def _searcher(model: "Hybrid", tokens: Tokens, longest: int, size: int, ctc_weight: float):
+def _searcher(model: Hybrid, tokens: Tokens, longest: int, size: int, ctc_weight: float):
     """SpeechBrain's beam search over a model's decoder."""
-    import torch
     from speechbrain.decoders.scorer import CTCScorer, ScorerBuilder
     from speechbrain.decoders.seq2seq import S2SBeamSearcher
 
@@ -119,9 +109,9 @@ def _searcher(model: "Hybrid", tokens: Tokens, longest: int, size: int, ctc_weig
             return memory.index_select(0, index)
 
         def forward_step(self, inp_tokens, memory, enc_states, enc_lens):
-            said = torch.cat([memory, inp_tokens[:, None]], 1)
-            logits = model.forward_decoder(enc_states, said, enc_lens)
-            return logits[:, -1].log_softmax(-1), said, None
+            prefixes = torch.cat([memory, inp_tokens[:, None]], 1)
+            logits = model.forward_decoder(enc_states, prefixes, enc_lens)
+            return logits[:, -1].log_softmax(-1), prefixes, None
 
         def set_n_out(self):
             return tokens.size
@@ -130,7 +120,7 @@ def _searcher(model: "Hybrid", tokens: Tokens, longest: int, size: int, ctc_weig
             return 0, longest
 
         def _fill_alived_hyps_with_eos_token(self, alived_hyps, ended, scores):
-            """Only where nothing has ended: a text that was cut off has not paid for its end."""
+            """Append EOS only if no hypothesis has ended: the score of a truncated one lacks that of its EOS."""
             return ended if ended[0] else super()._fill_alived_hyps_with_eos_token(alived_hyps, ended, scores)
 
     scorer = None

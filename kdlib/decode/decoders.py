@@ -1,4 +1,4 @@
-"""All decoders that apply to a system, side by side: `Outputs` -> the columns of a table of hypotheses."""
+"""All decoders of a system: `Outputs` -> the columns of a table of hypotheses."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -16,10 +16,10 @@ GREEDY, CLOSED, BEAM = "greedy", "lexicon", "beam"
 
 
 class DecoderSet:
-    """Greedy and closed-lexicon decoding always; beam search and an attention decoder where they are given.
+    """Greedy and closed-lexicon decoding, with beam search and an attention decoder where they are given.
 
-    `columns` are the decoders whose heads are trained, and so are scored; what an untrained CTC head says is written
-    down all the same.
+    `columns` are the decoders whose heads are trained, and which are therefore scored; the hypotheses of an untrained
+    CTC head are written all the same.
     """
 
     def __init__(
@@ -32,32 +32,32 @@ class DecoderSet:
         ctc: bool = True,
         more: Iterable[str] = (),
     ) -> None:
-        """`more` names columns that are filled from elsewhere."""
+        """`more` names further columns, which the caller fills."""
         self.tokens, self.lexicon, self.beam, self.attention, self.ctc = tokens, lexicon, beam, attention, ctc
         self.more = tuple(more)
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The decoders that are scored."""
-        heard = (GREEDY, CLOSED, *([BEAM] if self.beam else [])) if self.ctc else ()
-        return (*heard, *(self.attention.columns if self.attention else ()), *self.more)
+        ctc = (GREEDY, CLOSED, *([BEAM] if self.beam else [])) if self.ctc else ()
+        return (*ctc, *(self.attention.columns if self.attention else ()), *self.more)
 
-    def with_beam(self, found: BeamSearch | None) -> "DecoderSet":
-        """The same decoders with another beam search."""
-        return DecoderSet(self.tokens, self.lexicon, beam=found, attention=self.attention, ctc=self.ctc, more=self.more)
+    def with_beam(self, beam: BeamSearch | None) -> "DecoderSet":
+        """Return the same decoders with another beam search."""
+        return DecoderSet(self.tokens, self.lexicon, beam=beam, attention=self.attention, ctc=self.ctc, more=self.more)
 
     def __call__(self, outputs: Outputs) -> Mapping[str, Sequence]:
-        """Columns of a batch, one value an utterance."""
+        """Decode a batch into columns, one value per utterance."""
         ids = greedy(outputs, self.tokens.blank)
         best = self.lexicon.nbest(outputs, 1)
-        found = {
-            GREEDY: [self.tokens.decode(one) for one in ids],
+        columns = {
+            GREEDY: [self.tokens.decode(row) for row in ids],
             CLOSED: [ranked[0].word if ranked else "" for ranked in best],
             "lexicon_posterior": [round(ranked[0].posterior, 4) if ranked else 0.0 for ranked in best],
-            "n_tokens": [len(one) for one in ids],
+            "n_tokens": [len(row) for row in ids],
             "blank_share": [round(share, 4) for share in blank_share(outputs, self.tokens.blank).tolist()],
-            "token_ids": [" ".join(map(str, one)) for one in ids],
+            "token_ids": [" ".join(map(str, row)) for row in ids],
         }
         if self.beam and self.ctc:
-            found[BEAM] = self.beam(outputs)
-        return found | (self.attention(outputs) if self.attention else {})
+            columns[BEAM] = self.beam(outputs)
+        return columns | (self.attention(outputs) if self.attention else {})

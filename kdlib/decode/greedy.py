@@ -1,15 +1,12 @@
-"""Greedy CTC decoding: the best token of every frame, repetitions and blanks removed."""
+"""Greedy CTC decoding: the best token of every frame, with repetitions and blanks removed."""
 
-from typing import TYPE_CHECKING
+import torch
 
 from kdlib.models import Outputs
 
-if TYPE_CHECKING:
-    import torch
-
 
 def greedy(outputs: Outputs, blank: int) -> list[list[int]]:
-    """Token ids of every utterance of a batch."""
+    """Return the token ids of every utterance of a batch."""
     best = outputs.ctc_logits.argmax(-1)
     return [
         collapse_repeats(row[:length].tolist(), blank)
@@ -20,17 +17,15 @@ def greedy(outputs: Outputs, blank: int) -> list[list[int]]:
 def collapse_repeats(frames: list[int], blank: int) -> list[int]:
     """Merge repetitions, then drop blanks.
 
-    >>> collapse([9, 4, 4, 9, 4, 7, 7], blank=9)
+    >>> collapse_repeats([9, 4, 4, 9, 4, 7, 7], blank=9)
     [4, 4, 7]
     """
     changes = [token for token, before in zip(frames, [None, *frames], strict=False) if token != before]
     return [token for token in changes if token != blank]
 
 
-def blank_share(outputs: Outputs, blank: int) -> "torch.Tensor":
+def blank_share(outputs: Outputs, blank: int) -> torch.Tensor:
     """[B]: the share of an utterance's frames whose best token is the blank."""
-    import torch
-
     frames = torch.arange(outputs.ctc_logits.shape[1], device=outputs.lengths.device)
-    inside = frames[None] < outputs.lengths[:, None]
-    return ((outputs.ctc_logits.argmax(-1) == blank) & inside).sum(1) / outputs.lengths
+    mask = frames[None] < outputs.lengths[:, None]
+    return ((outputs.ctc_logits.argmax(-1) == blank) & mask).sum(1) / outputs.lengths

@@ -1,30 +1,28 @@
-"""Closed-lexicon decoding: the exact CTC probability of every word, the best words, and a posterior over all of them.
+"""Closed-lexicon decoding: the exact CTC probability of every word, the n-best words, and their posterior.
 
-P(word | frames) sums over all alignments (Graves et al. 2006) and over all of the word's spellings, which as different
-token sequences exclude each other; the posterior is P(word | frames) over the sum of all words'.
+P(word | frames) sums over all alignments (Graves et al. 2006) and over all spellings of the word, which are mutually
+exclusive as different token sequences; the posterior is P(word | frames) over the sum of all words'.
 """
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
+from kdlib.decode.trie import Trie
 from kdlib.errors import UserError
 from kdlib.models import Outputs
 from kdlib.tokens import Tokens, normalise
 
-if TYPE_CHECKING:
-    import torch
-
 CODE = ("decode/lexicon.py", "decode/trie.py")
-Words = Iterable[str] | Mapping[str, Iterable[str]]  # or each with all its spellings
+Words = Iterable[str] | Mapping[str, Iterable[str]]  # or each word with all its spellings
 
 
 @dataclass(frozen=True)
 class RankedWord:
-    """A word of the lexicon as an utterance's answer."""
+    """A word of the lexicon as an utterance's hypothesis."""
 
     word: str
     logprob: float  # of the word given the frames
@@ -32,96 +30,86 @@ class RankedWord:
 
 
 class Lexicon:
-    """Words and their token ids. A word that the tokenizer cannot write is refused."""
+    """Words and their token ids; a word that the tokenizer cannot encode is rejected."""
 
     def __init__(self, words: Words, tokens: Tokens) -> None:
-        from kdlib.decode.trie import Trie
-
-        spelt: dict[str, set[tuple[int, ...]]] = {}
+        encoded: dict[str, set[tuple[int, ...]]] = {}
         for word, spellings in words.items() if isinstance(words, Mapping) else ((word, [word]) for word in words):
-            spelt.setdefault(normalise(word), set()).update(tuple(tokens.encode(text)) for text in spellings)
-        if not spelt:
-            raise UserError("a closed lexicon needs a word: none was given")
-        if silent := [word for word, ids in spelt.items() if not ids or () in ids]:
-            raise UserError(f"lexicon: {silent[0]!r} has no spelling that can be written")
-        self.words = sorted(spelt)
-        self.sequences = [ids for word in self.words for ids in sorted(spelt[word])]  # of all spellings
-        self._first = np.cumsum([0, *(len(spelt[word]) for word in self.words)])[:-1]  # of each word's spellings
+            encoded.setdefault(normalise(word), set()).update(tuple(tokens.encode(text)) for text in spellings)
+        if not encoded:
+            raise UserError("lexicon: expected at least one word, found none")
+        if empty := [word for word, ids in encoded.items() if not ids or () in ids]:
+            raise UserError(f"lexicon: {empty[0]!r} has no spelling, or one without tokens")
+        self.words = sorted(encoded)
+        self.sequences = [ids for word in self.words for ids in sorted(encoded[word])]  # of all spellings
+        self._first = np.cumsum([0, *(len(encoded[word]) for word in self.words)])[:-1]  # of each word's spellings
         self._trie = Trie(self.sequences, tokens.blank)
 
     def among(self, places: Sequence[int]) -> "Lexicon":
-        """A lexicon of some of the words, named by their places in `words`, which are to be in order."""
-        from kdlib.decode.trie import Trie
-
-        part = copy.copy(self)
+        """Return a lexicon of some of the words, given by their ascending indices in `words`."""
+        subset = copy.copy(self)
         bounds = [*self._first, len(self.sequences)]
         chosen = [self.sequences[bounds[place] : bounds[place + 1]] for place in places]
-        part.words = [self.words[place] for place in places]
-        part.sequences = [ids for spelt in chosen for ids in spelt]
-        part._first = np.cumsum([0, *map(len, chosen)])[:-1]
-        part._trie = Trie(part.sequences, self._trie.blank)
-        return part
+        subset.words = [self.words[place] for place in places]
+        subset.sequences = [ids for sequences in chosen for ids in sequences]
+        subset._first = np.cumsum([0, *map(len, chosen)])[:-1]
+        subset._trie = Trie(subset.sequences, self._trie.blank)
+        return subset
 
-    def scores(self, outputs: Outputs) -> "torch.Tensor":
-        """[B, W]: the log-probability of every word; -inf where it needs more frames than there are."""
-        import torch
-
+    def scores(self, outputs: Outputs) -> torch.Tensor:
+        """[B, W]: the log-probability of every word; -inf if it needs more frames than there are."""
         logits = outputs.ctc_logits.detach()
         chosen = (logits[..., self._trie.columns] - logits.logsumexp(-1, keepdim=True)).float().cpu().numpy()
-        found = self._trie.scores(chosen, outputs.lengths.cpu().numpy(), torch.get_num_threads())
-        return self.by_word(torch.from_numpy(found))
+        scores = self._trie.scores(chosen, outputs.lengths.cpu().numpy(), torch.get_num_threads())
+        return self.by_word(torch.from_numpy(scores))
 
-    def by_word(self, scores: "torch.Tensor") -> "torch.Tensor":
-        """[B, W]: log-probabilities of words, of those of all `sequences` [B, S]."""
-        import torch
-
+    def by_word(self, scores: torch.Tensor) -> torch.Tensor:
+        """[B, W]: log-probabilities of the words, from those of all `sequences` [B, S]."""
         if len(self.sequences) == len(self.words):
             return scores
         return torch.from_numpy(np.logaddexp.reduceat(scores.cpu().numpy(), self._first, axis=1)).to(scores)
 
     def with_gradient(
-        self, outputs: Outputs, of: Callable[[np.ndarray, np.ndarray], np.ndarray]
-    ) -> "tuple[list[int], torch.Tensor]":
-        """The tokens that occur, and by their logits [B, T, C] the gradient of a function of the words' scores.
+        self, outputs: Outputs, derivative: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    ) -> tuple[list[int], torch.Tensor]:
+        """Return the C token ids in use, and the gradient by their logits [B, T, C] of a function of the words' scores.
 
-        `of` is given scores [b, W], each utterance's up to a constant, and which utterances they are [b], and returns
-        its derivatives by the scores. The constant is what the frames' normalisers come to: a function that does not
-        depend on it, such as one of the posterior, has no gradient by other tokens' logits.
+        `derivative` takes scores [b, W], each utterance's up to a constant, and the indices of the utterances [b], and
+        returns the function's derivatives by the scores. The constant is the sum of the frames' log-normalisers: a
+        function independent of it, such as one of the posterior, has no gradient by other tokens' logits.
         """
-        import torch
-
         logits = outputs.ctc_logits.detach()[..., self._trie.columns].double().cpu().numpy()
 
-        def of_sequences(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        def by_sequence(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
             if len(self.sequences) == len(self.words):
-                return of(scores, rows)
+                return derivative(scores, rows)
             words = np.logaddexp.reduceat(scores, self._first, axis=1)
-            times = np.diff([*self._first, len(self.sequences)])
+            repeats = np.diff([*self._first, len(self.sequences)])
             with np.errstate(invalid="ignore"):
-                shares = np.nan_to_num(np.exp(scores - np.repeat(words, times, 1)))
-            return np.repeat(of(words, rows), times, 1) * shares
+                shares = np.nan_to_num(np.exp(scores - np.repeat(words, repeats, 1)))
+            return np.repeat(derivative(words, rows), repeats, 1) * shares
 
-        found = self._trie.with_gradient(logits, outputs.lengths.cpu().numpy(), of_sequences)
-        return self._trie.columns, torch.from_numpy(found)
+        grad = self._trie.with_gradient(logits, outputs.lengths.cpu().numpy(), by_sequence)
+        return self._trie.columns, torch.from_numpy(grad)
 
-    def posterior(self, outputs: Outputs) -> "torch.Tensor":
-        """[B, W]: the probability of every word among those of the lexicon; zeros where no word fits."""
+    def posterior(self, outputs: Outputs) -> torch.Tensor:
+        """[B, W]: the probability of every word among those of the lexicon; zeros if no word fits into the frames."""
         return self.scores(outputs).softmax(-1).nan_to_num(0.0)
 
     def nbest(self, outputs: Outputs, count: int = 5) -> list[list[RankedWord]]:
-        """The most probable words of every utterance, best first; none where no word fits into the frames."""
+        """Return every utterance's most probable words, best first; none if no word fits into the frames."""
         scores = self.scores(outputs)
         best, places = scores.topk(min(count, len(self.words)), -1)
-        shares = (best - scores.logsumexp(-1, keepdim=True)).exp()
+        posteriors = (best - scores.logsumexp(-1, keepdim=True)).exp()
         return [
             [
-                RankedWord(self.words[place], logprob, share)
-                for logprob, place, share in zip(*row, strict=True)
+                RankedWord(self.words[place], logprob, posterior)
+                for logprob, place, posterior in zip(*row, strict=True)
                 if logprob > -np.inf
             ]
-            for row in zip(best.tolist(), places.tolist(), shares.tolist(), strict=True)
+            for row in zip(best.tolist(), places.tolist(), posteriors.tolist(), strict=True)
         ]
 
     def best(self, outputs: Outputs) -> list[str]:
-        """The most probable word of every utterance; empty where no word fits into the frames."""
+        """Return every utterance's most probable word; an empty text if no word fits into the frames."""
         return [ranked[0].word if ranked else "" for ranked in self.nbest(outputs, 1)]

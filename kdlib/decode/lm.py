@@ -1,8 +1,8 @@
 """n-gram language models from training text, as ARPA files.
 
-`lmplz` (Heafield et al. 2013) estimates them where it is installed; else the estimator here, which follows the same
-definitions: interpolated modified Kneser-Ney (Chen & Goodman 1998), lower orders of continuation counts, unigrams
-interpolated with the uniform distribution. Texts too small for its discounts get lmplz's own fallback.
+They are estimated by `lmplz` (Heafield et al. 2013) if it is installed, else by the estimator below, which follows the
+same definitions: interpolated modified Kneser-Ney (Chen & Goodman 1998), continuation counts in the lower orders, and
+unigrams interpolated with the uniform distribution. Texts too small for its discounts get lmplz's own fallback.
 """
 
 import itertools
@@ -19,7 +19,11 @@ from kdlib.io import atomic_write
 
 CODE = ("decode/lm.py",)
 BEGIN, END, UNKNOWN = "<s>", "</s>", "<unk>"
-FALLBACK = (0.5, 1.0, 1.5)  # lmplz's discounts of counts 1, 2, 3 and more, where a text is too small for its own
+FALLBACK = (
+    0.5,
+    1.0,
+    1.5,
+)  # lmplz's discounts of counts 1, 2, 3 and more, for texts too small to estimate them
 Gram = tuple[str, ...]
 
 
@@ -33,14 +37,13 @@ class NGrams:
 
     @property
     def words(self) -> list[str]:
-        """Everything that can follow: the words, the end of the text, and the unknown word."""
+        """All possible next words: the vocabulary, the end of the text, and the unknown word."""
         return sorted(gram[0] for gram in self.logprobs if len(gram) == 1 and gram[0] != BEGIN)
 
     def logprob(self, word: str, context: Sequence[str] = ()) -> float:
         """log10 P(word | context); an unknown word is `<unk>`."""
-        known = word if (word,) in self.logprobs else UNKNOWN
-        kept = tuple(one if (one,) in self.logprobs else UNKNOWN for one in context)[-(self.order - 1) :]
-        return self._logprob(known, kept if self.order > 1 else ())
+        *history, word = (entry if (entry,) in self.logprobs else UNKNOWN for entry in (*context, word))
+        return self._logprob(word, tuple(history[-(self.order - 1) :]) if self.order > 1 else ())
 
     def _logprob(self, word: str, context: Gram) -> float:
         if (*context, word) in self.logprobs:
@@ -49,7 +52,7 @@ class NGrams:
 
 
 def estimate(texts: Iterable[str], order: int = 3) -> NGrams:
-    """Interpolated modified Kneser-Ney, as lmplz estimates it without pruning."""
+    """Estimate an interpolated modified Kneser-Ney model, equal to lmplz's without pruning."""
     counts = _counts(texts, order)
     adjusted = [_continuations(counts[size - 1], counts[size]) for size in range(1, order)] + [counts[order - 1]]
     del adjusted[0][(BEGIN,)]
@@ -59,22 +62,22 @@ def estimate(texts: Iterable[str], order: int = 3) -> NGrams:
     last = _last(counts)
     for size, level in enumerate(adjusted, start=1):
         occurring = Counter(level.values())
-        if last[-size:] in level and size < order:  # lmplz takes what it reads last by its plain count here
+        if last[-size:] in level and size < order:  # lmplz uses the raw count of the n-gram that it reads last
             occurring[level[last[-size:]]] -= 1
             occurring[counts[size - 1][last[-size:]]] += 1
         discounts = _discounts(occurring)
         sums: defaultdict[Gram, float] = defaultdict(float)
-        freed: defaultdict[Gram, float] = defaultdict(float)  # by discounting, for lower orders
+        freed: defaultdict[Gram, float] = defaultdict(float)  # discounted mass, for lower orders
         for gram, count in level.items():
             sums[gram[:-1]] += count
             freed[gram[:-1]] += discounts[min(count, 3) - 1]
         for gram, count in level.items():
             context = gram[:-1]
-            own = (count - discounts[min(count, 3) - 1]) / sums[context]
-            probs[gram] = own + freed[context] / sums[context] * probs[gram[1:]]
+            discounted = (count - discounts[min(count, 3) - 1]) / sums[context]
+            probs[gram] = discounted + freed[context] / sums[context] * probs[gram[1:]]
         weights |= {context: freed[context] / sums[context] for context in sums}
     probs[UNKNOWN,] = weights[()] * uniform
-    probs[BEGIN,] = 1.0  # never asked for
+    probs[BEGIN,] = 1.0  # never queried
     logprobs = {gram: math.log10(prob) for gram, prob in probs.items() if gram}
     return NGrams(order, logprobs, {gram: math.log10(max(weight, 1e-99)) for gram, weight in weights.items() if gram})
 
@@ -109,68 +112,63 @@ def read(path: Path) -> NGrams:
                 if backoff:
                     backoffs[tuple(gram.split(" "))] = float(backoff[0])
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not an ARPA file ({error}); name one that lmplz or kdlib has written") from None
+        raise UserError(f"{path}: not an ARPA file ({error}); name one written by lmplz or kdlib") from None
     if not logprobs:
-        raise UserError(f"{path}: not an ARPA file (no n-grams in it); name one that lmplz or kdlib has written")
+        raise UserError(f"{path}: not an ARPA file (no n-grams in it); name one written by lmplz or kdlib")
     return NGrams(order, logprobs, backoffs)
 
 
 def build(texts: Sequence[str], order: int, path: Path) -> str:
-    """Estimate a model and write it to an ARPA file; return who estimated it: "lmplz" or "kdlib"."""
+    """Estimate a model and write it to an ARPA file; return the estimator: "lmplz" or "kdlib"."""
     if not any(text.split() for text in texts):
-        raise UserError("language model: there is no text to estimate it from; look at fold.train and blocks")
+        raise UserError("language model: no text to estimate it from; check fold.train and blocks")
     program = shutil.which("lmplz")
     if program is None:
         write(estimate(texts, order), path)
         return "kdlib"
     command = [program, "-o", str(order), "-S", "20%", "-T", str(path.parent), "--discount_fallback"]
     with atomic_write(path) as hidden:
-        ended = subprocess.run(
-            [*command, "--arpa", str(hidden)],
-            input="\n".join(texts) + "\n",
-            text=True,
-            capture_output=True,
-            check=False,
-        )
-        if ended.returncode:
-            raise UserError(f"language model: lmplz failed: {ended.stderr.strip()[-300:] or ended.returncode}")
+        command += ["--arpa", str(hidden)]
+        run = subprocess.run(command, input="\n".join(texts) + "\n", text=True, capture_output=True, check=False)
+        if run.returncode:
+            raise UserError(f"language model: lmplz failed: {run.stderr.strip()[-300:] or run.returncode}")
     return "lmplz"
 
 
 def _counts(texts: Iterable[str], order: int) -> list[Counter[Gram]]:
-    """How often each n-gram occurs, by its size; texts begin and end with their marks."""
+    """Count the n-grams of each size; texts begin and end with their marks."""
     counts: list[Counter[Gram]] = [Counter() for _ in range(order)]
     for text in texts:
         words = [BEGIN, *(word for word in text.split(" ") if word), END]  # other white space may be part of a word
         if marks := {BEGIN, END, UNKNOWN} & set(words[1:-1]):
-            raise UserError(f"language model: the text {text!r} holds the mark {marks.pop()}; remove it")
+            raise UserError(f"language model: the text {text!r} contains the mark {marks.pop()}; remove it")
         for size in range(1, order + 1):
             counts[size - 1].update(zip(*(words[start:] for start in range(size)), strict=False))
     return counts
 
 
 def _continuations(counts: Counter[Gram], longer: Counter[Gram]) -> dict[Gram, int]:
-    """Of each n-gram how many different words stand before it; nothing can stand before the beginning of a text."""
+    """Count the distinct words before each n-gram; the beginning of a text has none, and keeps its count."""
     before = Counter(gram[1:] for gram in longer)
     return {gram: count if gram[0] == BEGIN else before[gram] for gram, count in counts.items()}
 
 
 def _last(counts: Sequence[Counter[Gram]]) -> Gram:
-    """The n-gram that lmplz reads last: the greatest from its end, words in the order in which they first occur."""
+    """The n-gram that lmplz reads last: the greatest when read backwards, words in order of first occurrence."""
     place = {gram[0]: index for index, gram in enumerate(counts[0])}
     place[END], place[BEGIN] = -1, -2
-    whole = (gram for level in counts for gram in level if len(gram) == len(counts) or gram[0] == BEGIN)
-    return max(whole, key=lambda gram: [place[word] for word in reversed(gram)])
+    complete = (gram for level in counts for gram in level if len(gram) == len(counts) or gram[0] == BEGIN)
+    return max(complete, key=lambda gram: [place[word] for word in reversed(gram)])
 
 
 def _discounts(occurring: Counter[int]) -> tuple[float, float, float]:
-    """What is taken off counts of 1, 2, and 3 or more (Chen & Goodman 1998, eq. 26), of the counts of counts."""
+    """Discounts of counts of 1, 2, and 3 or more (Chen & Goodman 1998, eq. 26), from the counts of counts."""
     ones, twos, threes, fours = (occurring[count] for count in (1, 2, 3, 4))
     if not all((ones, twos, threes)):
         return FALLBACK
     share = ones / (ones + 2 * twos)
-    found = tuple(
-        size - (size + 1) * share * more / one
-        for size, (one, more) in enumerate(itertools.pairwise((ones, twos, threes, fours)), start=1)
+    discounts = tuple(
+        size - (size + 1) * share * larger / smaller
+        for size, (smaller, larger) in enumerate(itertools.pairwise((ones, twos, threes, fours)), start=1)
     )
-    return found if all(0 <= one <= size for size, one in enumerate(found, start=1)) else FALLBACK
+    return discounts if all(0 <= value <= size for size, value in enumerate(discounts, start=1)) else FALLBACK

@@ -1,1 +1,1 @@
-"""Diagnosis of failures: examination of predictions, known causes, and the study that made their fingerprints."""
+"""Diagnosis of failures: examination of predictions, known causes, and the study that produced their fingerprints."""

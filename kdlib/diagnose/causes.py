@@ -1,10 +1,10 @@
-"""Which of the known causes fits a failure, how well, on what evidence, and what would have caught it before training.
+"""Diagnose a failure: which known cause fits, how well, by which evidence, and which check detects it before training.
 
-The known causes were each made on purpose (`params/ablations/collapse.yaml`) and examined; the signs of those
-examinations are the fingerprints. An unknown result is compared with each fingerprint in
-the signs that it has; a cause is named only where it fits, and clearly better than what is sound. Else the answer is
-that one cannot tell. One cause needs no likeness: where the ids of a file, decoded as they are, recognise what its
-texts do not, the file itself shows that it was read wrongly. And where all answers are the same, only frames tell.
+Each known cause was produced on purpose (`params/ablations/collapse.yaml`) and examined; the signs of those
+examinations are the fingerprints. A new result is compared with each fingerprint in the signs that it has; a cause is
+named only where it fits, and clearly better than students without a fault. Otherwise the cause is unknown. One cause
+needs no similarity: where the ids of a file, decoded as they are, recognise what its texts do not, the file itself
+shows a wrong decoding. And where all hypotheses are the same, only frames distinguish causes.
 """
 
 import functools
@@ -18,67 +18,67 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kdlib.diagnose.examination import Examination
+from kdlib.diagnose.examination import Examination, above_chance
 from kdlib.errors import UserError
 from kdlib.io import repository_root, write_json
 
 NO_FAULT = "none"
 CAUSES = {
-    "a": "teachers spoke of other recordings (their own speakers'), averaged frame by frame",
+    "a": "teacher outputs of other recordings (of the teachers' own speakers), averaged frame by frame",
     "b": "no ground truth in the loss",
-    "c": "the best look was chosen by KL and not by words",
+    "c": "the best checkpoint was chosen by KL and not by WRA",
     "d": "the teachers' token ids are shifted against the student's",
-    "e": "no frame on which the teachers say blank is taught",
-    "f": "the mean of teachers whose spikes lie apart in time",
-    "g": "the decoder knows the words that it was trained on, and no others",
-    "h": "evaluation makes another text of the token ids than they mean",
-    "i": "answers are decoded through a head that was not trained",
+    "e": "the teachers' blank frames are left out of the loss",
+    "f": "the average of teachers whose spikes are in different frames",
+    "g": "the decoder outputs the words that it was trained on, and no others",
+    "h": "evaluation decodes the token ids with the wrong offset or tokenizer",
+    "i": "hypotheses are decoded from an untrained head",
     "j": "targets belong to other utterances",
     NO_FAULT: "no fault",
 }
 FITS = 0.2  # root mean square of the signs' differences, up to which a fingerprint fits
-SAME = 0.1  # up to which it is as good as the same
-ONE_ANSWER = 0.95  # share of one answer, or of none, from which on texts say nothing of the cause
-WRONG_DECODING = "h"  # what the second decoding shows by itself
-CLEARER = 0.8  # times the distance of the next, or of what has no fault
-SIGNS = {  # sign -> how it is said
-    "wrong_decoding": "token ids decoded as they are recognise words that the texts do not",
-    "offset_decoding": "token ids decoded at another offset recognise words",
+SAME = 0.1  # up to which it is practically the same
+ONE_ANSWER = 0.95  # share of one hypothesis, or of empty ones, from which on texts do not distinguish causes
+WRONG_DECODING = "h"  # proved by the second decoding alone
+CLEARER = 0.8  # times the distance of the next cause, or of students without a fault
+SIGNS = {  # sign -> its description
+    "wrong_decoding": "words recognised by the token ids decoded as they are, and not by the texts",
+    "offset_decoding": "words recognised by the token ids decoded with another offset",
     "wra": "words recognised",
-    "empty": "empty answers",
-    "most_frequent": "the commonest answer",
-    "distinct": "different answers, beside the references'",
-    "information": "shared with what was said",
-    "consistent": "the same answer for the same word",
+    "empty": "empty hypotheses",
+    "most_frequent": "share of the most frequent hypothesis",
+    "distinct": "effective number of hypotheses, relative to references",
+    "information": "mutual information with the references",
+    "consistent": "same hypothesis for the same word",
     "letter_similarity": "letters in common with the reference",
-    "repetition": "answers that repeat themselves",
+    "repetition": "repetitive hypotheses",
     "length": "longer than the references",
-    "truncated": "wrong answers that are the beginning of their reference",
-    "overlong": "wrong answers that go on behind their reference",
-    "vocabulary_words": "words of the answers that are in the vocabulary",
-    "seen_minus_unseen": "words of training recognised better than other words",
-    "tokens_right": "tokens right in their place",
-    "tokens_off_by_one": "tokens whose id is one off",
-    "tokens_displaced": "tokens one place off",
-    "tokens_unknown": "tokens that no reference has",
-    "token_histogram": "tokens used otherwise than in the references",
+    "truncated": "wrong hypotheses that are the beginning of their reference",
+    "overlong": "wrong hypotheses that begin with their reference",
+    "vocabulary_words": "hypothesis words in the vocabulary",
+    "seen_minus_unseen": "training words recognised better than other words",
+    "tokens_right": "tokens correct in their position",
+    "tokens_off_by_one": "tokens whose id is off by one",
+    "tokens_displaced": "tokens off by one position",
+    "tokens_unknown": "tokens that occur in no reference",
+    "token_histogram": "divergence of the token histogram from the references'",
     "blank_frames": "blank frames",
-    "frame_entropy": "bits of doubt a frame",
-    "lost_after_training": "words right in training that the scored answers lack",
-    "better_checkpoint": "words right at a better look than the one that was kept",
-    "teacher_errors_shared": "the teachers' wrong answers, given too",
+    "frame_entropy": "entropy per frame",
+    "lost_after_training": "dev words recognised in training and not in the scored hypotheses",
+    "better_checkpoint": "dev words recognised by a better checkpoint than the selected one",
+    "teacher_errors_shared": "the teachers' wrong hypotheses repeated",
 }
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """The signs of one produced case."""
+    """The signs of one student with known causes."""
 
-    cause: str  # one of CAUSES; of several, joined: "ad"
-    case: str  # the variant that made it
+    cause: str  # one of CAUSES, or several joined: "ad"
+    case: str  # its variant
     seed: int
     signs: dict[str, float]
-    checks: tuple[str, ...] = ()  # of the preflight: those that warned or refused
+    checks: tuple[str, ...] = ()  # preflight checks that warned or refused
 
 
 @dataclass(frozen=True)
@@ -89,134 +89,138 @@ class Fit:
     case: str  # the fingerprint nearest to the result
     distance: float  # root mean square of the signs' differences
     evidence: str
-    checks: tuple[str, ...] = ()  # of the preflight, that saw that case
-    shown: bool = False  # by the result itself, whatever it is like
+    checks: tuple[str, ...] = ()  # preflight checks that detected that case
+    shown: bool = False  # by the result itself, at any distance
 
     @property
     def fits(self) -> bool:
-        """Whether it is near enough to be the cause, or shown to be."""
+        """True if it is near enough to be the cause, or shown to be."""
         return self.shown or self.distance <= FITS
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The causes that were named, and how all of them fit."""
+    """The causes that were named, and the fit of all of them."""
 
-    named: tuple[str, ...]  # none: nothing is shown to be wrong, or one cannot tell
+    named: tuple[str, ...]  # empty: no fault detected, or the cause unknown
     text: str
     fits: list[Fit]
 
 
-def signs(found: Examination, curves: pd.DataFrame | None = None, dev_wra: float = math.nan) -> dict[str, float]:
-    """What a fingerprint is made of: figures of an examination between 0 and 1 (or -1 and 1), however large the task.
+def signs(result: Examination, curves: pd.DataFrame | None = None, dev_wra: float = math.nan) -> dict[str, float]:
+    """The signs of an examination: figures between 0 and 1 (or -1 and 1), independent of the size of the task.
 
-    `curves` are those of the training (step, name, value), `dev_wra` what the kept weights' texts score on dev speech.
+    `curves` are those of the training (step, name, value), `dev_wra` is the WRA of the scored hypotheses on dev speech.
     """
-    one, cure = found.figures, found.better_decoding
-    gain = min(1.0, (cure.wra - one["wra"]) / 0.1) if cure else 0.0 if found.redecodings else math.nan
-    made = {
-        "wrong_decoding": 0.0 if cure and cure.offset else gain,
-        "offset_decoding": 0.0 if cure and not cure.offset else gain,
-        "wra": one["wra"],
-        "empty": one["empty"],
-        "most_frequent": one["most_frequent"],
-        "distinct": min(1.0, one["effective_answers"] / one["effective_references"]),
-        "information": one["information"],
-        "consistent": _above(one["consistency"], one["consistency_by_chance"]),
-        "letter_similarity": _above(one["letter_similarity"], one["letter_similarity_by_chance"]),
-        "repetition": max(one["repetition"], one.get("token_repetition", 0.0)),
-        "length": float(np.clip(math.log2(max(0.125, one["words_per_reference"])) / 3, -1, 1)),
-        "truncated": one["truncated"],
-        "overlong": one["overlong"],
-        "vocabulary_words": one["vocabulary_words"],
-        "seen_minus_unseen": one["wra_seen"] - one["wra_unseen"],
+    figures, better = result.figures, result.better_decoding
+    gain = min(1.0, (better.wra - figures["wra"]) / 0.1) if better else 0.0 if result.redecodings else math.nan
+    values = {
+        "wrong_decoding": 0.0 if better and better.offset else gain,
+        "offset_decoding": 0.0 if better and not better.offset else gain,
+        "wra": figures["wra"],
+        "empty": figures["empty"],
+        "most_frequent": figures["most_frequent"],
+        "distinct": min(1.0, figures["effective_answers"] / figures["effective_references"]),
+        "information": figures["information"],
+        "consistent": above_chance(figures["consistency"], figures["consistency_by_chance"]),
+        "letter_similarity": above_chance(figures["letter_similarity"], figures["letter_similarity_by_chance"]),
+        "repetition": max(figures["repetition"], figures.get("token_repetition", 0.0)),
+        "length": _log_ratio(figures["words_per_reference"]),
+        "truncated": figures["truncated"],
+        "overlong": figures["overlong"],
+        "vocabulary_words": figures["vocabulary_words"],
+        "seen_minus_unseen": figures["wra_seen"] - figures["wra_unseen"],
     }
-    if "tokens_right" in one:
-        made |= {
-            "length": float(np.clip(math.log2(max(0.125, one["tokens_per_reference"])) / 3, -1, 1)),
-            "tokens_right": one["tokens_right"],
-            "tokens_off_by_one": one["tokens_off_by_one"],
-            "tokens_displaced": one["tokens_displaced"],
-            "tokens_unknown": one["unknown_tokens"],
-            "token_histogram": one["histogram"],
+    if "tokens_right" in figures:
+        values |= {
+            "length": _log_ratio(figures["tokens_per_reference"]),
+            "tokens_right": figures["tokens_right"],
+            "tokens_off_by_one": figures["tokens_off_by_one"],
+            "tokens_displaced": figures["tokens_displaced"],
+            "tokens_unknown": figures["unknown_tokens"],
+            "token_histogram": figures["histogram"],
         }
-    if "blank_frames" in one:
-        made |= {"blank_frames": one["blank_frames"], "frame_entropy": min(1.0, one["entropy_bits"] / 4)}
-    if curves is not None and len(looks := curves[curves.name == "dev_wra"]):
+    if "blank_frames" in figures:
+        values |= {"blank_frames": figures["blank_frames"], "frame_entropy": min(1.0, figures["entropy_bits"] / 4)}
+    if curves is not None and len(validations := curves[curves.name == "dev_wra"]):
         scores = curves[curves.name == "dev_score"].set_index("step").value
-        kept = looks.set_index("step").value.get(scores.idxmax(), math.nan) if len(scores) else math.nan
-        lost, passed_over = kept - dev_wra, looks.value.max() - kept
-        made |= {
-            "lost_after_training": float(np.clip(lost, 0, 1)),
-            "better_checkpoint": float(np.clip(passed_over, 0, 1)),
+        best = validations.set_index("step").value.get(scores.idxmax(), math.nan) if len(scores) else math.nan
+        values |= {
+            "lost_after_training": float(np.clip(best - dev_wra, 0, 1)),
+            "better_checkpoint": float(np.clip(validations.value.max() - best, 0, 1)),
         }
-    if "agrees_with_teachers_wrong" in one:
-        made["teacher_errors_shared"] = one["agrees_with_teachers_wrong"]
-    return {name: float(value) for name, value in made.items() if not math.isnan(value)}
+    if "agrees_with_teachers_wrong" in figures:
+        values["teacher_errors_shared"] = figures["agrees_with_teachers_wrong"]
+    return {name: float(value) for name, value in values.items() if not math.isnan(value)}
+
+
+def _log_ratio(ratio: float) -> float:
+    """The logarithm of a ratio of lengths: 0 if equal, 1 for eight times, -1 for an eighth."""
+    return float(np.clip(math.log2(max(0.125, ratio)) / 3, -1, 1))
 
 
 def diagnose(result: Mapping[str, float], known: Sequence[Fingerprint] | None = None) -> Diagnosis:
-    """Which causes fit the signs of a result."""
+    """Name the causes that fit the signs of a result."""
     known = known_fingerprints() if known is None else list(known)
     if not known:
         return Diagnosis((), "There are no fingerprints to compare with; make them: make collapse", [])
-    alike = result.get("most_frequent", 0.0) >= ONE_ANSWER and result.get("wra", 0.0) < 1 - ONE_ANSWER
-    if alike and "blank_frames" not in result and result.get("wrong_decoding", 0.0) < 1:
-        why = "(nearly) all answers are the same, as too little training and several causes leave them"
-        return Diagnosis((), f"Cannot tell the cause: {why}; what the frames say would be needed.", [])
+    constant = result.get("most_frequent", 0.0) >= ONE_ANSWER and result.get("wra", 0.0) < 1 - ONE_ANSWER
+    if constant and "blank_frames" not in result and result.get("wrong_decoding", 0.0) < 1:
+        why = "(nearly) all hypotheses are the same, as after too little training and with several causes"
+        return Diagnosis((), f"Cause unknown: {why}; frame posteriors would be needed.", [])
     table = frame(known)
     middles = table.groupby(level=[0, 1]).mean()
     value = pd.Series(result, dtype=float).reindex(table.columns)
-    distance = np.sqrt(((middles - value) ** 2).mean(axis=1)).fillna(np.inf)  # of what has none of the signs
-    sound = [place for place in middles.index if place[0] == NO_FAULT]
-    ordinary = middles.loc[sound].mean() if sound else middles.mean()
+    distance = np.sqrt(((middles - value) ** 2).mean(axis=1)).fillna(np.inf)  # without a common sign
+    healthy = [place for place in middles.index if place[0] == NO_FAULT]
+    ordinary = middles.loc[healthy].mean() if healthy else middles.mean()
     fits = []
-    for cause in dict.fromkeys(one.cause for one in known):
+    for cause in dict.fromkeys(fingerprint.cause for fingerprint in known):
         place = distance[[place for place in middles.index if place[0] == cause]].idxmin()
-        told = _evidence(value, middles.loc[place], ordinary) if cause != NO_FAULT else ""
-        seen = next(one.checks for one in known if (one.cause, one.case) == place)
+        evidence = _evidence(value, middles.loc[place], ordinary) if cause != NO_FAULT else ""
+        checks = next(tuple(row.checks) for row in known if (row.cause, row.case) == place)
         shown = cause == WRONG_DECODING and result.get("wrong_decoding", 0.0) >= 1
-        fits.append(Fit(cause, place[1], float(distance[place]), told, tuple(seen), shown))
-    fits.sort(key=lambda one: (not one.shown, one.distance))
-    return _named(fits)
+        fits.append(Fit(cause, place[1], float(distance[place]), evidence, checks, shown))
+    fits.sort(key=lambda fit: (not fit.shown, fit.distance))
+    return _name_causes(fits)
 
 
 def frame(known: Sequence[Fingerprint]) -> pd.DataFrame:
-    """Signs as columns, one row a fingerprint, by cause and case."""
-    places = pd.MultiIndex.from_tuples([(one.cause, one.case) for one in known], names=["cause", "case"])
-    return pd.DataFrame([one.signs for one in known], index=places, dtype=float)
+    """Signs as columns, one row per fingerprint, by cause and case."""
+    places = pd.MultiIndex.from_tuples([(row.cause, row.case) for row in known], names=["cause", "case"])
+    return pd.DataFrame([row.signs for row in known], index=places, dtype=float)
 
 
-def table(found: Diagnosis, least: int = 4) -> pd.DataFrame:
-    """How the causes fit, the best first."""
+def table(diagnosis: Diagnosis, count: int = 4) -> pd.DataFrame:
+    """The causes that fit best, the best first."""
     return pd.DataFrame(
         [
             {
-                "cause": one.cause,
-                "what it is": CAUSES[one.cause],
-                "distance": round(one.distance, 2),
-                "fits": "yes" if one.fits else "no",
-                "like": one.case,
-                "evidence": one.evidence,
-                "seen by the preflight's": ", ".join(one.checks),
+                "cause": fit.cause,
+                "description": CAUSES[fit.cause],
+                "distance": round(fit.distance, 2),
+                "fits": "yes" if fit.fits else "no",
+                "nearest case": fit.case,
+                "evidence": fit.evidence,
+                "preflight checks": ", ".join(fit.checks),
             }
-            for one in found.fits[:least]
+            for fit in diagnosis.fits[:count]
         ]
     ).set_index("cause")
 
 
 def of_other_seeds(known: Sequence[Fingerprint], seed: int) -> list[Fingerprint]:
-    """The fingerprints by which a case of a seed is told."""
-    return [one for one in known if one.seed != seed]
+    """The fingerprints by which a case of a seed is diagnosed."""
+    return [fingerprint for fingerprint in known if fingerprint.seed != seed]
 
 
-def confusion(known: Sequence[Fingerprint], others: Sequence[Fingerprint] = ()) -> pd.DataFrame:
-    """True cause by named cause: every case, and of `others` (mixtures), told by the fingerprints of other seeds."""
+def confusion(known: Sequence[Fingerprint], mixtures: Sequence[Fingerprint] = ()) -> pd.DataFrame:
+    """True by named cause: every case, and every mixture of causes, diagnosed by the fingerprints of other seeds."""
     rows = []
-    for one in [*known, *others]:
-        named = diagnose(one.signs, of_other_seeds(known, one.seed)).named
+    for case in [*known, *mixtures]:
+        named = diagnose(case.signs, of_other_seeds(known, case.seed)).named
         for name in named or ["-"]:
-            rows.append({"true": one.cause, "named": name, "count": 1 / max(1, len(named))})
+            rows.append({"true": case.cause, "named": name, "count": 1 / max(1, len(named))})
     order = [*CAUSES, "-"]
     wide = pd.DataFrame(rows).pivot_table(index="true", columns="named", values="count", aggfunc="sum", fill_value=0.0)
     return wide.reindex(
@@ -230,58 +234,53 @@ def confusion(known: Sequence[Fingerprint], others: Sequence[Fingerprint] = ()) 
 
 @functools.cache
 def known_fingerprints() -> list[Fingerprint]:
-    """The fingerprints that `make collapse` has made here, or else those that kdlib comes with."""
-    made = sorted((repository_root() / "outputs" / "collapse").glob("*/collapse/fingerprints.json"))
-    path = made[0] if made else files("kdlib").joinpath("data/fingerprints.json")
+    """The fingerprints that `make collapse` produced here, or else those shipped with kdlib."""
+    paths = sorted((repository_root() / "outputs" / "collapse").glob("*/collapse/fingerprints.json"))
+    path = paths[0] if paths else files("kdlib").joinpath("data/fingerprints.json")
     if not path.is_file():
         return []
     rows = json.loads(path.read_text(encoding="utf-8"))["fingerprints"]
     if not set(rows[0]["signs"]) <= set(SIGNS):
-        raise UserError(
-            f"{path} was made by an earlier version of kdlib, which had other names; make it anew, or move it"
-        )
-    return [Fingerprint(**one | {"checks": tuple(one["checks"])}) for one in rows]
+        raise UserError(f"{path} was made by an earlier version of kdlib with other names; make it again, or move it")
+    return [Fingerprint(**row | {"checks": tuple(row["checks"])}) for row in rows]
 
 
 def save(known: Sequence[Fingerprint], path: Path, **about: object) -> None:
-    """Write fingerprints, and how they were made."""
-    rows = [asdict(one) | {"signs": {name: round(value, 4) for name, value in one.signs.items()}} for one in known]
+    """Write fingerprints, and `about` how they were made."""
+    rows = [asdict(row) | {"signs": {name: round(value, 4) for name, value in row.signs.items()}} for row in known]
     write_json(path, about | {"fingerprints": rows})
 
 
-def _named(fits: list[Fit]) -> Diagnosis:
-    """Name what fits, and clearly better than what has no fault; or say that one cannot tell."""
-    sound = min((one for one in fits if one.cause == NO_FAULT), key=lambda one: one.distance, default=None)
-    best, least = fits[0], sound.distance if sound else math.inf
+def _name_causes(fits: list[Fit]) -> Diagnosis:
+    """Name the causes that fit, and clearly better than no fault; otherwise the cause is unknown."""
+    healthy = min((fit for fit in fits if fit.cause == NO_FAULT), key=lambda fit: fit.distance, default=None)
+    best, least = fits[0], healthy.distance if healthy else math.inf
     if not best.shown and (least <= SAME or (best.cause == NO_FAULT and best.fits)):
-        like = f"nearest is a student without one ({sound.case}), at a distance of {sound.distance:.2f}"
-        return Diagnosis((), f"No fault is shown: {like}.", fits)
+        text = f"the nearest is a student without one ({healthy.case}), at a distance of {healthy.distance:.2f}"
+        return Diagnosis((), f"No fault detected: {text}.", fits)
     reach = max(best.distance / CLEARER, best.distance + SAME / 10)
-    near = [one for one in fits if one.cause != NO_FAULT and one.distance <= reach]
-    near = [one for one in near if one.shown or (one.fits and one.distance < CLEARER * least)]
+    near = [fit for fit in fits if fit.cause != NO_FAULT and fit.distance <= reach]
+    near = [fit for fit in near if fit.shown or (fit.fits and fit.distance < CLEARER * least)]
     if not near:
-        why = f"at a distance of {best.distance:.2f}" + ("" if best.fits else f", where up to {FITS:g} would fit")
-        so = ", and what has no fault is as near" if best.fits and best.cause != NO_FAULT else ""
-        return Diagnosis((), f"Cannot tell the cause: nearest is ({best.cause}) {CAUSES[best.cause]}, {why}{so}.", fits)
+        text = f"the nearest is ({best.cause}) {CAUSES[best.cause]}, at a distance of {best.distance:.2f}"
+        text += "" if best.fits else f", where up to {FITS:g} would fit"
+        text += ", and students without a fault are as near" if best.fits and best.cause != NO_FAULT else ""
+        return Diagnosis((), f"Cause unknown: {text}.", fits)
     first = near[0]
-    how = f"distance {first.distance:.2f}" + (", and the second decoding shows it by itself" if first.shown else "")
+    how = f"distance {first.distance:.2f}" + (", and the second decoding alone shows it" if first.shown else "")
     text = f"Cause ({first.cause}): {CAUSES[first.cause]}; {how}. Evidence: {first.evidence}."
     if len(near) > 1:
-        text += " Nearly as near: " + "; ".join(f"({one.cause}) {CAUSES[one.cause]}" for one in near[1:]) + "."
+        text += " Nearly as near: " + "; ".join(f"({fit.cause}) {CAUSES[fit.cause]}" for fit in near[1:]) + "."
     if first.checks:
-        text += f" The preflight would have said so: {', '.join(first.checks)}."
-    return Diagnosis(tuple(one.cause for one in near), text, fits)
+        text += f" Preflight checks that detect it: {', '.join(first.checks)}."
+    return Diagnosis(tuple(fit.cause for fit in near), text, fits)
 
 
-def _evidence(value: pd.Series, like: pd.Series, ordinary: pd.Series) -> str:
-    """The signs that speak most for a fingerprint and against what has no fault."""
-    gain = ((value - ordinary) ** 2 - (value - like) ** 2).dropna()
+def _evidence(value: pd.Series, case: pd.Series, ordinary: pd.Series) -> str:
+    """The signs that are strongest evidence for a fingerprint and against no fault."""
+    gain = ((value - ordinary) ** 2 - (value - case) ** 2).dropna()
     best = [name for name in gain.sort_values(ascending=False).index if gain[name] > SAME**2][:3]
     return "; ".join(
-        f"{SIGNS[name]} {value[name]:.2f} (there {like[name]:.2f}, without a fault {ordinary[name]:.2f})"
+        f"{SIGNS[name]} {value[name]:.2f} (fingerprint {case[name]:.2f}, without a fault {ordinary[name]:.2f})"
         for name in best
     )
-
-
-def _above(value: float, chance: float) -> float:
-    return (value - chance) / max(1e-9, 1 - chance)

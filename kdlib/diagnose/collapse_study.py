@@ -1,7 +1,7 @@
-"""The study of collapses: a fold's students examined, fingerprints of known causes, and which of them kills.
+"""The study of collapses: examine a fold's students, collect fingerprints of known causes, and find which collapse it.
 
 Every student of a recipe can be examined; those of `params/ablations/collapse.yaml` have known causes, read off the
-recipe. `cases` trains what is missing; where several processes share the work, each makes a part of what is `listed`.
+recipe. `cases` trains missing students; several processes share the work by parts of `listed_students`.
 """
 
 import itertools
@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t as student_t
 
 from kdlib.corpus import prepare
-from kdlib.diagnose import causes, examination
+from kdlib.diagnose import causes
 from kdlib.diagnose.causes import NO_FAULT, Diagnosis, Fingerprint
-from kdlib.diagnose.examination import Examination
+from kdlib.diagnose.examination import Examination, examine
 from kdlib.distill import faults, preflight
 from kdlib.distill.checks import PASS
 from kdlib.distill.setup import resolved, student_data
@@ -32,126 +33,123 @@ from kdlib.evaluate.verdict import NO_DIFFERENCE
 from kdlib.params import Params
 from kdlib.pretrained.pieces import load_tokens
 from kdlib.targets.target_report import combined_teacher_scores
+from kdlib.training.checkpoints import TENSORBOARD, read_curves
 
 Variants = Callable[[str], Params]  # a variant's name -> its parameters, in one fold
-FACTORS = ("own_recordings", "no_references", "shifted_tokens")  # what is joined to a base
+FACTORS = ("own_recordings", "no_references", "shifted_tokens")  # joined to a base
 BASES = {  # a base of the factorial -> student, head
     "ctc_kd": ("NeMo", "CTC"),
     "decoder_kd": ("NeMo", "decoder"),
     "sb_ctc_kd": ("SpeechBrain", "CTC"),
     "sb_decoder_kd": ("SpeechBrain", "decoder"),
 }
-COLLAPSED = 0.1  # a student below it is killed, if labels alone teach it three times as much
+COLLAPSED = 0.1  # WRA below which a student counts as collapsed, if its control has more than three times that
 
 
 @dataclass(frozen=True)
 class Case:
-    """A student that was examined."""
+    """An examined student."""
 
     variant: str
     seed: int
-    cause: str  # of diagnose.CAUSES, several joined
-    found: Examination
+    cause: str  # of CAUSES, several joined
+    examination: Examination
     signs: dict[str, float]
-    checks: tuple[str, ...] = ()  # of the preflight: those that warned or refused
+    checks: tuple[str, ...] = ()  # preflight checks that warned or refused
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """What is kept of it. Without ground truth (b) another fault is that fault, undisturbed."""
-        alone = self.cause.replace("b", "") if self.cause != NO_FAULT else NO_FAULT
-        return Fingerprint(alone or self.cause, self.variant, self.seed, self.signs, self.checks)
+        """The fingerprint of the case. Together with no ground truth (b), another fault counts as that fault alone."""
+        other = self.cause.replace("b", "") if self.cause != NO_FAULT else NO_FAULT
+        return Fingerprint(other or self.cause, self.variant, self.seed, self.signs, self.checks)
 
     @property
     def mixed(self) -> bool:
-        """Whether it has several causes."""
+        """True if it has several causes."""
         return self.cause != NO_FAULT and len(self.fingerprint.cause) > 1
 
 
 def listed_students(params: Params, part: str = "") -> list[tuple[str, int]]:
-    """The students of a recipe, by variant and seed; of a part such as `1/2` every other one."""
-    every = [(variant, seed) for seed in params.seeds for variant in params.compare]
+    """The students of a recipe, by variant and seed; of a part such as `1/2`, every second one."""
+    students = [(variant, seed) for seed in params.seeds for variant in params.compare]
     if not part:
-        return every
+        return students
     number, _, parts = part.partition("/")
     if not (number.isdigit() and parts.isdigit() and 1 <= int(number) <= int(parts)):
         raise UserError(f"part: expected something like 1/2, found {part!r}")
-    return every[int(number) - 1 :: int(parts)]
+    return students[int(number) - 1 :: int(parts)]
 
 
 def causes_of(params: Params) -> str:
-    """Which of the known causes a recipe has, by their letters; those without any are sound."""
-    one, settings = params.faults, params.distill
-    taught = settings.uses_teachers
-    there = {
-        "a": taught and one.own_recordings,
-        "b": taught and not settings.beta,
-        "c": one.choose_by == "kl",
-        "d": taught and one.token_shift,
-        "e": taught and settings.blanks == "drop_blank",
-        "f": taught and one.frame_jitter,
-        "g": one.max_words,
+    """The known causes that a recipe has, by their letters, or `NO_FAULT`."""
+    fault, settings = params.faults, params.distill
+    distilled = settings.uses_teachers
+    present = {
+        "a": distilled and fault.own_recordings,
+        "b": distilled and not settings.beta,
+        "c": fault.choose_by == "kl",
+        "d": distilled and fault.token_shift,
+        "e": distilled and settings.blanks == "drop_blank",
+        "f": distilled and fault.frame_jitter,
+        "g": fault.max_words,
         "h": faults.changes_decoding(params),
-        "i": one.untrained_head,
-        "j": taught and one.mispaired,
+        "i": fault.untrained_head,
+        "j": distilled and fault.mispaired,
     }
-    return "".join(name for name, value in there.items() if value) or NO_FAULT
+    return "".join(name for name, value in present.items() if value) or NO_FAULT
 
 
 def decoder(params: Params) -> str:
-    """The decoder whose answers are examined: that of the head that learns, or of the one that should have."""
+    """The decoder whose hypotheses are examined: of the trained head, or of the one that should have been trained."""
     return "attention" if params.distill.heads == "decoder" and not params.faults.untrained_head else "greedy"
 
 
 def examined(params: Params, seed: int) -> Case:
-    """A student's answers on the held-out speaker's test speech, examined beside the record of its training."""
-    from kdlib.training.checkpoints import TENSORBOARD, read_curves
-
+    """Examine a student's hypotheses on the held-out speaker's test speech, with the record of its training."""
     folder, used = student_scores(params, seed), resolved(params)
-    which = decoder(used)
-    rows = predictions.read(folder, which, ids=True)
+    name = decoder(used)
     tokens = load_tokens(params)
-    material = student_data(params, tokens)
-    theirs = combined_teacher_scores(used)
-    found = examination.examine(
-        rows,
+    data = student_data(params, tokens)
+    teachers = combined_teacher_scores(used)
+    examination = examine(
+        predictions.read(folder, name, ids=True),
         {"the student's own pieces": tokens},
         vocabulary=list(prepare.spellings(params)),
-        training=[utt.text for utt in material.train if utt.text],
-        teachers=_written(theirs) if theirs else None,
-        posteriors=folder / "posteriors" / posteriors.FILE if which == "greedy" else None,
+        training=[utt.text for utt in data.train if utt.text],
+        teachers=_token_ids(teachers) if teachers else None,
+        posteriors=folder / "posteriors" / posteriors.FILE if name == "greedy" else None,
     )
     dev_wra = math.nan
     if (folder / "dev").is_dir():
-        dev = predictions.read(folder / "dev", which)
+        dev = predictions.read(folder / "dev", name)
         dev_wra = float((dev.reference == dev.hypothesis).mean())
-    curves = read_curves(folder.parent / TENSORBOARD)
-    signs = causes.signs(found, curves, dev_wra)
-    seen = tuple(one.name for one in preflight.preflight(params, seed) if one.verdict != PASS)
-    return Case(params.variant, seed, causes_of(used), found, signs, seen)
+    signs = causes.signs(examination, read_curves(folder.parent / TENSORBOARD), dev_wra)
+    checks = tuple(check.name for check in preflight.preflight(params, seed) if check.verdict != PASS)
+    return Case(params.variant, seed, causes_of(used), examination, signs, checks)
 
 
 def cases(of: Variants, names: Sequence[tuple[str, int]]) -> list[Case]:
-    """The students of a recipe, trained now or found, and examined."""
+    """Examine the students of a recipe; train those that do not exist yet."""
     return [examined(of(variant), seed) for variant, seed in names]
 
 
-def compared_systems(of: Variants, one: Case) -> dict[str, Path]:
-    """The scores of the pretrained model, of a case's control and of the case itself, to look at side by side."""
-    params = of(one.variant)
-    names = dict.fromkeys([params.distill.control, one.variant])
-    return {"pretrained": baseline(params)} | {name: student_scores(of(name), one.seed) for name in names}
+def compared_systems(of: Variants, case: Case) -> dict[str, Path]:
+    """The scores of the pretrained model, of a case's control and of the case itself, for comparison."""
+    params = of(case.variant)
+    names = dict.fromkeys([params.distill.control, case.variant])
+    return {"pretrained": baseline(params)} | {name: student_scores(of(name), case.seed) for name in names}
 
 
-def is_complete(found: Sequence[Case]) -> bool:
-    """Whether these students are enough to tell causes apart: sound ones, and causes by at least two seeds."""
-    made = {(one.fingerprint.cause, one.seed) for one in found if not one.mixed}
-    times = Counter(cause for cause, _ in made)
+def is_complete(cases: Sequence[Case]) -> bool:
+    """True if these students are enough to distinguish causes: some without a fault, and causes with two seeds each."""
+    unmixed = {(case.fingerprint.cause, case.seed) for case in cases if not case.mixed}
+    times = Counter(cause for cause, _ in unmixed)
     return times[NO_FAULT] > 1 and sum(count > 1 for count in times.values()) > 3
 
 
 def is_factorial(params: Params) -> bool:
-    """Whether a recipe has all students of the factorial."""
-    return set(_joined()) <= set(params.compare)
+    """True if a recipe has all students of the factorial."""
+    return set(_factorial_variants()) <= set(params.compare)
 
 
 def write(params: Params, table: pd.DataFrame, known: Sequence[Fingerprint] | None) -> Path:
@@ -165,21 +163,20 @@ def write(params: Params, table: pd.DataFrame, known: Sequence[Fingerprint] | No
 
 
 def summary(cases: Sequence[Case], known: Sequence[Fingerprint] | None = None) -> pd.DataFrame:
-    """One row a student: what its answers look like, and what causes are named."""
+    """One row per student: the state of its hypotheses, its causes, and the causes that are named."""
     rows = []
-    for one in cases:
-        diagnosis = diagnosis_of(one, known)
-        figures = one.found.figures
+    for case in cases:
+        diagnosis, figures = diagnosis_of(case, known), case.examination.figures
         rows.append(
             {
-                "student": one.variant,
-                "seed": one.seed,
+                "student": case.variant,
+                "seed": case.seed,
                 "WRA %": round(100 * figures["wra"], 1),
-                "state": one.found.severity,
+                "state": case.examination.severity,
                 "different answers": int(figures["distinct_texts"]),
                 "references": int(figures["references"]),
                 "information %": round(100 * figures["information"]),
-                "made": one.cause,
+                "made": case.cause,
                 "named": ", ".join(diagnosis.named) or "-",
                 "what it says": diagnosis.text,
             }
@@ -188,57 +185,58 @@ def summary(cases: Sequence[Case], known: Sequence[Fingerprint] | None = None) -
 
 
 def fingerprints(cases: Sequence[Case]) -> list[Fingerprint]:
-    """Of the cases that have one cause, or none; the factorial's joined ones are mixtures."""
-    return [one.fingerprint for one in cases if not one.mixed]
+    """The fingerprints of the cases with one cause or none; those with several are mixtures."""
+    return [case.fingerprint for case in cases if not case.mixed]
 
 
 def mixtures(cases: Sequence[Case]) -> list[Fingerprint]:
-    """Of the cases that have several causes."""
-    return [one.fingerprint for one in cases if one.mixed]
+    """The fingerprints of the cases with several causes."""
+    return [case.fingerprint for case in cases if case.mixed]
 
 
 def identification_rates(known: Sequence[Fingerprint], mixed: Sequence[Fingerprint] = ()) -> pd.DataFrame:
-    """How often `diagnose` is right: of cases of another seed, of mixtures, and of what has no fault (false alarms)."""
+    """How often `diagnose` is correct: on cases of another seed, on mixtures, and without a fault (false alarms)."""
     rows = []
     groups = {
-        "one cause": [one for one in known if one.cause != NO_FAULT],
+        "one cause": [case for case in known if case.cause != NO_FAULT],
         "two or more causes": list(mixed),
-        "no fault": [one for one in known if one.cause == NO_FAULT],
+        "no fault": [case for case in known if case.cause == NO_FAULT],
     }
     for name, group in groups.items():
-        right = wrong = silent = 0
-        for one in group:
-            made = set() if one.cause == NO_FAULT else set(one.cause)
-            named = causes.diagnose(one.signs, causes.of_other_seeds(known, one.seed)).named
-            right += bool(named) and named[0] in made
-            wrong += bool(named) and not made & set(named)
-            silent += not named
+        correct = wrong = unnamed = 0
+        for case in group:
+            true = set() if case.cause == NO_FAULT else set(case.cause)
+            named = causes.diagnose(case.signs, causes.of_other_seeds(known, case.seed)).named
+            correct += bool(named) and named[0] in true
+            wrong += bool(named) and not true & set(named)
+            unnamed += not named
         if group:
-            counts = {"n": len(group), "the cause named first": right, "only others named": wrong, "none named": silent}
+            counts = {"n": len(group), "correct cause first": correct, "wrong causes only": wrong, "none": unnamed}
             rows.append({"cases": name} | counts)
     return pd.DataFrame(rows).set_index("cases")
 
 
 def factorial(of: Variants, seeds: Sequence[int]) -> pd.DataFrame:
-    """WRA of every joining of causes, beside the control of the same student and head, with intervals and verdicts.
+    """WRA of every combination of causes, and of the control of the same student and head, with intervals and verdicts.
 
-    Two seeds a cell say little of how much another training differs, so its spread is estimated over all cells
-    together, and a difference must stand out from it and from the utterances (Holm's correction over a control's own).
+    Two seeds per cell hardly show the spread of trainings, so this is pooled over all cells, and a difference must be
+    significant against it and over the utterances (Holm's correction over the combinations of one control).
     """
     rows, spreads = [], []
     for base, (student, head) in BASES.items():
-        names = [name for name in _joined() if name.split("+")[0] == base]
+        names = [name for name in _factorial_variants() if name.split("+")[0] == base]
         control = of(base).distill.control
-        systems, place = {}, "attention" if head == "decoder" else "greedy"
+        systems, decoder_name = {}, "attention" if head == "decoder" else "greedy"
         for name in [control, *names]:
-            systems[name] = compare.collect([student_scores(of(name), seed) for seed in seeds], place)
-        found = {one.a: one for one in compare.compare(systems, against=control)}
+            systems[name] = compare.collect([student_scores(of(name), seed) for seed in seeds], decoder_name)
+        verdicts = {verdict.a: verdict for verdict in compare.compare(systems, against=control)}
+        control_wra = (systems[control].reference == systems[control].hypothesis).mean()
         for name in [control, *names]:
             right = systems[name].assign(right=systems[name].reference == systems[name].hypothesis)
             by_seed = right.groupby("seed").right.mean()
             spreads.append(by_seed.var(ddof=1))
             low, high = interval(right.groupby("utt_id").right.mean().to_numpy(float), bootstrap=2000)
-            joined, verdict = name.split("+")[1:], found.get(name)
+            joined, verdict = name.split("+")[1:], verdicts.get(name)
             rows.append(
                 {
                     "student": student,
@@ -250,7 +248,7 @@ def factorial(of: Variants, seeds: Sequence[int]) -> pd.DataFrame:
                     "WRA": right.right.mean(),
                     "low": low,
                     "high": high,
-                    "control": systems[control].pipe(lambda one: one.reference == one.hypothesis).mean(),
+                    "control": control_wra,
                     "difference": verdict.difference if verdict else math.nan,
                     "difference_low": verdict.these_low if verdict else math.nan,
                     "difference_high": verdict.these_high if verdict else math.nan,
@@ -259,35 +257,34 @@ def factorial(of: Variants, seeds: Sequence[int]) -> pd.DataFrame:
             )
     table = pd.DataFrame(rows)
     spread, freedom = float(np.sqrt(np.nanmean(spreads))), len(table) * (len(seeds) - 1)
-    table["seeds_p"] = _of_seeds(table.difference, spread, len(seeds), freedom)
-    table["verdict"] = [_verdict(one) for one in table.itertuples()]
+    table["seeds_p"] = _seeds_p(table.difference, spread, len(seeds), freedom)
+    table["verdict"] = [_verdict(row) for row in table.itertuples()]
     return table.assign(spread_of_seeds=spread)
 
 
-def _of_seeds(differences: pd.Series, spread: float, seeds: int, freedom: int) -> np.ndarray:
-    """Two-sided p of differences between means of so many trainings each, of the pooled spread."""
-    from scipy.stats import t as student
-
+def _seeds_p(differences: pd.Series, spread: float, seeds: int, freedom: int) -> np.ndarray:
+    """Two-sided p of differences between means over so many seeds each, with the pooled spread."""
     if seeds < 2:
         return np.full(len(differences), math.nan)
-    return 2 * student.sf(differences.abs() / (max(spread, 1e-9) * math.sqrt(2 / seeds)), freedom)
+    return 2 * student_t.sf(differences.abs() / (max(spread, 1e-9) * math.sqrt(2 / seeds)), freedom)
 
 
 def factorial_for_reading(table: pd.DataFrame) -> pd.DataFrame:
-    """The factorial for reading: per cent, with the interval of WRA and of the difference to the control."""
+    """The factorial for display: per cent, with the intervals of WRA and of the difference to the control."""
     per_cent = table.assign(**{name: (100 * table[name]).round(1) for name in table.select_dtypes("float")})
-    per_cent["95 %"] = [f"{one.low} - {one.high}" for one in per_cent.itertuples()]
+    rows = list(per_cent.itertuples())
+    per_cent["95 %"] = [f"{row.low} - {row.high}" for row in rows]
     per_cent["difference, 95 %"] = [
         ""
-        if one.verdict == "control"
-        else f"{one.difference:+.1f} ({one.difference_low:+.1f} to {one.difference_high:+.1f})"
-        for one in per_cent.itertuples()
+        if row.verdict == "control"
+        else f"{row.difference:+.1f} ({row.difference_low:+.1f} to {row.difference_high:+.1f})"
+        for row in rows
     ]
     return per_cent.set_index(["student", "head", "system"])[["WRA", "95 %", "difference, 95 %", "verdict"]]
 
 
 def effects(table: pd.DataFrame) -> pd.DataFrame:
-    """What each factor does to WRA, all else equal, by student and head: mean and range over the other factors."""
+    """The effect of each factor on WRA, all else equal, by student and head: mean and range over the other factors."""
     rows = []
     cells = table[table.verdict != "control"]
     levels = {"recording": ("own", "same"), "ground truth": ("no", "yes"), "ids": ("shifted", "aligned")}
@@ -309,10 +306,10 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index(["factor", "student", "head"]).sort_index(sort_remaining=True)
 
 
-def _joined() -> list[str]:
+def _factorial_variants() -> list[str]:
     """The variants of the factorial."""
-    every = [some for count in range(len(FACTORS) + 1) for some in itertools.combinations(FACTORS, count)]
-    return ["+".join([base, *some]) for base in BASES for some in every]
+    factors = [subset for count in range(len(FACTORS) + 1) for subset in itertools.combinations(FACTORS, count)]
+    return ["+".join([base, *subset]) for base in BASES for subset in factors]
 
 
 def _verdict(row: Any) -> str:
@@ -325,13 +322,13 @@ def _verdict(row: Any) -> str:
     return "collapses" if row.WRA < COLLAPSED and row.control > 3 * COLLAPSED else "hurts"
 
 
-def _written(folder: Path) -> dict[str, list[int]]:
-    """The token ids that were written of each utterance, greedily."""
+def _token_ids(folder: Path) -> dict[str, list[int]]:
+    """The token ids of the greedy hypothesis of each utterance."""
     rows = predictions.read(folder, "greedy", ids=True)
     return {row.utt_id: list(row.token_ids or ()) for row in rows.itertuples()}
 
 
-def diagnosis_of(one: Case, known: Sequence[Fingerprint] | None) -> Diagnosis:
-    """What is said of a case by those that it is none of."""
-    others = causes.known_fingerprints() if known is None else causes.of_other_seeds(known, one.seed)
-    return causes.diagnose(one.signs, others)
+def diagnosis_of(case: Case, known: Sequence[Fingerprint] | None) -> Diagnosis:
+    """Diagnose a case by the fingerprints of other seeds, or by those of kdlib."""
+    others = causes.known_fingerprints() if known is None else causes.of_other_seeds(known, case.seed)
+    return causes.diagnose(case.signs, others)

@@ -1,39 +1,29 @@
-"""The examination of a failure: what do a system's answers look like, what are they about, what else could they mean?
+"""Examine a failure: how a system's hypotheses look, how they relate to the references, and whether they decode better.
 
-It needs no model: answers with their references, token ids where there are any, and tokenizers to decode these anew.
-A system that recognises nothing may be deaf (its answers have nothing to do with what was said), may write one thing
-over and over, or may hear well and be read wrongly: by ids one off, by another tokenizer, by an untrained head. The
-second decoding tells the last from the rest: the ids are decoded again, shifted by -3 to 3, with every tokenizer at
-hand, with and without special ids, and scored.
+It needs no model: hypotheses with references, token ids where there are any, and tokenizers to decode these again.
+A system that recognises nothing may be input-independent (its hypotheses are unrelated to the references), have a
+constant output, or recognise well and be decoded with the wrong offset, tokenizer or head. The second decoding tells
+the last from the rest: the ids are decoded again, with offsets of -3 to 3, with every tokenizer at hand, with and
+without special ids, and scored.
 """
 
 import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from kdlib.errors import UserError
-from kdlib.evaluate.measures import (
-    OFFSETS,
-    consistency,
-    effective_number,
-    js_divergence,
-    letter_similarity,
-    loops,
-    offset_matches,
-    position_matches,
-    shared_bits,
-)
+from kdlib.evaluate import measures
 from kdlib.evaluate.posteriors import Posteriors, entropy_bits
 from kdlib.evaluate.score import score
 from kdlib.tokens import Tokens, normalise
 
-LEAST_GAIN, LEAST_CURED = 0.02, 5  # of WRA and of answers, from which on another reading is a better one
-MIN_INFORMATION = 0.1  # of what can be heard: a system below it on every measure is deaf
+MIN_GAIN, MIN_IMPROVED = 0.02, 5  # of WRA and of utterances, from which on another decoding is a better one
+MIN_INFORMATION = 0.1  # of the most possible: a system below it on every measure is input-independent
 
 
 @dataclass(frozen=True)
@@ -42,10 +32,10 @@ class Redecoding:
 
     tokenizer: str
     offset: int  # added to every id
-    specials: bool  # decoded as they are, or the ids 0, 1 and 2 left out first
+    specials: bool  # with the ids 0, 1 and 2; False: without them
     wra: float
-    by_chance: float  # WRA, if these answers were given to any utterance
-    as_written: float  # the share of answers whose text in the file is this one
+    by_chance: float  # WRA of these hypotheses, assigned to utterances at random
+    as_written: float  # the share of hypotheses with the same text as in the file
 
     @property
     def gain(self) -> float:
@@ -54,30 +44,30 @@ class Redecoding:
 
     def __str__(self) -> str:
         how = f"offset {self.offset:+d}" if self.offset else "no offset"
-        return f"{how}, {self.tokenizer}" + ("" if self.specials else ", special ids left out")
+        return f"{how}, {self.tokenizer}" + ("" if self.specials else ", without special ids")
 
 
 @dataclass(frozen=True)
 class Examination:
-    """What was found: a severity and a verdict in words, and the figures that they rest on."""
+    """The result: a severity, a verdict in words, and the figures that they are based on."""
 
-    severity: str  # misread, silent, stuck, deaf, wrong, weak or sound
+    severity: str  # wrong_decoding, empty, constant, input_independent, consistently_wrong, weak or healthy
     verdict: str
-    figures: dict[str, float]  # by name; not a number where it could not be asked
-    most_frequent: pd.DataFrame  # answers, how often, and for which references they stand
+    figures: dict[str, float]  # by name; not a number where it cannot be computed
+    most_frequent: pd.DataFrame  # hypotheses, their counts, and the references that they were output for
     redecodings: list[Redecoding]  # the best first
-    words: pd.DataFrame  # of each answer: how many words it has for how many of the reference
-    texts: pd.DataFrame  # utt_id, reference, hypothesis as examined, and as read best
+    words: pd.DataFrame  # of each utterance: the numbers of words of reference and hypothesis
+    texts: pd.DataFrame  # utt_id, reference, hypothesis as examined, and as decoded best
 
     @property
     def better_decoding(self) -> Redecoding | None:
-        """The other reading that recognises more than the file's own, if that is no chance."""
+        """The decoding that recognises more than the file's own texts, if that is not by chance."""
         if not self.redecodings:
             return None
         best, n = self.redecodings[0], self.figures["n"]
         more = best.wra - self.figures["wra"]
         doubt = 4 * math.sqrt(max(best.by_chance, 1 / n) / n)
-        return best if more >= LEAST_GAIN and more * n > LEAST_CURED - 0.5 and best.gain > doubt else None
+        return best if more >= MIN_GAIN and more * n > MIN_IMPROVED - 0.5 and best.gain > doubt else None
 
 
 def examine(
@@ -89,257 +79,261 @@ def examine(
     teachers: Mapping[str, Sequence[int]] | None = None,
     posteriors: Path | None = None,
 ) -> Examination:
-    """Examine answers as `answers.read(..., ids=True)` gives them.
+    """Examine hypotheses as returned by `predictions.read(..., ids=True)`.
 
-    `tokenizers` decode the ids anew, the first being the system's own; `vocabulary` and `training` are texts that may
-    be written, and that were trained on; `teachers` has the token ids that teachers wrote of utterances, in the first
-    tokenizer's pieces; `posteriors` is a file of what was said of every frame.
+    `tokenizers` decode the ids again, the first being the system's own; `vocabulary` and `training` are the possible
+    texts, and those of the training speech; `teachers` has the token ids of the teachers' hypotheses by utterance, in
+    the first tokenizer's pieces; `posteriors` is a file of the posteriors of every frame.
     """
     tokenizers = dict(tokenizers or {})
-    ids = [list(one) for one in table.token_ids] if "token_ids" in table and table.token_ids.notna().all() else None
-    told = table.reference.tolist()
-    if (untold := table.hypothesis.isna()).any():
+    ids = [list(row) for row in table.token_ids] if "token_ids" in table and table.token_ids.notna().all() else None
+    references = table.reference.tolist()
+    if (missing := table.hypothesis.isna()).any():
         if not tokenizers:
             raise UserError(
-                "these answers have token ids and no text: name the sentencepiece model that they were written with "
-                "(TOKENIZER=...)"
+                "these hypotheses have token ids and no text: name the sentencepiece model of the system that output "
+                "them (TOKENIZER=...)"
             )
-        read = next(iter(tokenizers.values())).decode_all(ids)
-        table = table.assign(hypothesis=table.hypothesis.where(~untold, pd.Series(read, table.index)))
-    said = table.hypothesis.tolist()
-    figures = _figures(told, said, {normalise(one) for one in vocabulary}, {normalise(one) for one in training})
-    readings = second_decoding(ids, told, tokenizers, said) if ids else []
-    if readings:
-        figures |= _of_ids(ids, told, readings, tokenizers)
+        texts = next(iter(tokenizers.values())).decode_all(ids)
+        table = table.assign(hypothesis=table.hypothesis.where(~missing, pd.Series(texts, table.index)))
+    hypotheses = table.hypothesis.tolist()
+    vocabulary, training = ({normalise(text) for text in texts} for texts in (vocabulary, training))
+    figures = _text_figures(references, hypotheses, vocabulary, training)
+    redecodings = second_decoding(ids, references, tokenizers, hypotheses) if ids else []
+    if redecodings:
+        figures |= _id_figures(ids, references, redecodings, tokenizers)
     if teachers and tokenizers:
-        figures |= _compared_with_teachers(table, ids, teachers, next(iter(tokenizers.values())))
+        figures |= _teacher_figures(table, ids, teachers, next(iter(tokenizers.values())))
     if posteriors and posteriors.is_file():
-        figures |= _by_frame(Posteriors(posteriors))
+        figures |= _frame_figures(Posteriors(posteriors))
     texts = table[["utt_id", "reference", "hypothesis"]].copy()
-    found = Examination("", "", figures, most_frequent(told, said), readings, _lengths(told, said), texts)
-    if best := found.better_decoding:
+    words = pd.DataFrame({"reference": _word_counts(references), "words": _word_counts(hypotheses)})
+    result = Examination("", "", figures, most_frequent(references, hypotheses), redecodings, words, texts)
+    if best := result.better_decoding:
         texts["read anew"] = _texts(ids, tokenizers[best.tokenizer], best.offset, best.specials)
-    severity, verdict = _judged(found)
-    return Examination(severity, verdict, figures, found.most_frequent, readings, found.words, texts)
+    severity, verdict = _judge(result)
+    return replace(result, severity=severity, verdict=verdict)
 
 
 def second_decoding(
     ids: Sequence[Sequence[int]], references: Sequence[str], tokenizers: Mapping[str, Tokens], written: Sequence[str]
 ) -> list[Redecoding]:
-    """What WRA each way of reading the ids would give, the best above chance first; of equal ones the plainest."""
-    found, wanted = [], Counter(references)
-    ways = (True, False) if any(one < 3 for row in ids for one in row) else (True,)
-    told, written = np.array(references, dtype=object), np.array(written, dtype=object)
+    """WRA of each way of decoding the ids, the best above chance first; between equal ones the simplest first."""
+    redecodings, reference_counts = [], Counter(references)
+    ways = (True, False) if any(token < 3 for row in ids for token in row) else (True,)
+    references, written = np.array(references, dtype=object), np.array(written, dtype=object)
     for name, tokenizer in tokenizers.items():
         for specials in ways:
-            for offset in OFFSETS:
+            for offset in measures.OFFSETS:
                 texts = np.array(_texts(ids, tokenizer, offset, specials), dtype=object)
-                chance = sum(wanted[text] * count for text, count in Counter(texts).items()) / len(told) ** 2
-                right, same = float((texts == told).mean()), float((texts == written).mean())
-                found.append(Redecoding(name, offset, specials, right, chance, same))
-    return sorted(found, key=lambda one: (-round(one.gain, 9), abs(one.offset), not one.specials))
+                pairs = sum(reference_counts[text] * count for text, count in Counter(texts).items())
+                wra, same = float((texts == references).mean()), float((texts == written).mean())
+                redecodings.append(Redecoding(name, offset, specials, wra, pairs / len(references) ** 2, same))
+    return sorted(redecodings, key=lambda way: (-round(way.gain, 9), abs(way.offset), not way.specials))
 
 
-def most_frequent(references: Sequence[str], answers: Sequence[str], count: int = 10) -> pd.DataFrame:
-    """The answers given most often, and the references that they stand for."""
-    stands: dict[str, Counter] = defaultdict(Counter)
-    for word, answer in zip(references, answers, strict=True):
-        stands[answer][word] += 1
+def most_frequent(references: Sequence[str], hypotheses: Sequence[str], count: int = 10) -> pd.DataFrame:
+    """The most frequent hypotheses, and the references that they were output for."""
+    references_of: dict[str, Counter] = defaultdict(Counter)
+    for reference, hypothesis in zip(references, hypotheses, strict=True):
+        references_of[hypothesis][reference] += 1
     rows = []
-    for answer, words in sorted(stands.items(), key=lambda one: (-one[1].total(), one[0]))[:count]:
-        named = ", ".join(f"{word} {times}" for word, times in words.most_common(4))
-        more = f", {len(words) - 4} more" if len(words) > 4 else ""
+    for hypothesis, counts in sorted(references_of.items(), key=lambda row: (-row[1].total(), row[0]))[:count]:
+        names = ", ".join(f"{reference} {times}" for reference, times in counts.most_common(4))
+        more = f", {len(counts) - 4} more" if len(counts) > 4 else ""
         rows.append(
             {
-                "answer": answer or "(nothing)",
-                "times": words.total(),
-                "share %": round(100 * words.total() / len(answers), 1),
-                "references": len(words),
-                "stands for": named + more,
+                "hypothesis": hypothesis or "(empty)",
+                "times": counts.total(),
+                "share %": round(100 * counts.total() / len(hypotheses), 1),
+                "references": len(counts),
+                "most frequent references": names + more,
             }
         )
     return pd.DataFrame(rows)
 
 
-def _figures(told: list[str], said: list[str], vocabulary: set[str], training: set[str]) -> dict[str, float]:
-    """What texts alone tell."""
-    n, right = len(told), score(told, said, bootstrap=200)
-    counts, wanted = Counter(said), Counter(told)
-    written = [word for text in said for word in text.split()]
-    known = {word for text in [*told, *vocabulary] for word in text.split()}
-    learnt = {word for text in training for word in text.split()}
-    same, any_same = consistency(told, said)
-    like, like_by_chance = letter_similarity(told, said)
-    wrong = [(a, b) for a, b in zip(told, said, strict=True) if a != b]
-    unseen = [a == b for a, b in zip(told, said, strict=True) if a not in training] if training else []
-    seen = [a == b for a, b in zip(told, said, strict=True) if a in training] if training else []
+def _text_figures(
+    references: list[str], hypotheses: list[str], vocabulary: set[str], training: set[str]
+) -> dict[str, float]:
+    """The figures that need texts only."""
+    n, scores = len(references), score(references, hypotheses, bootstrap=200)
+    counts, reference_counts = Counter(hypotheses), Counter(references)
+    words = [word for text in hypotheses for word in text.split()]
+    vocabulary_words = {word for text in [*references, *vocabulary] for word in text.split()}
+    training_words = {word for text in training for word in text.split()}
+    same, any_same = measures.consistency(references, hypotheses)
+    similarity, similarity_by_chance = measures.letter_similarity(references, hypotheses)
+    pairs = list(zip(references, hypotheses, strict=True))
+    wrong = [(ref, hyp) for ref, hyp in pairs if ref != hyp]
+    unseen = [ref == hyp for ref, hyp in pairs if ref not in training] if training else []
+    seen = [ref == hyp for ref, hyp in pairs if ref in training] if training else []
     return {
         "n": n,
-        "wra": right.wra,
-        "wra_by_chance": sum(wanted[text] * count for text, count in counts.items()) / n**2,
-        "wer": right.wer,
-        "cer": right.cer,
-        "substitutions": right.substitutions,
-        "deletions": right.deletions,
-        "insertions": right.insertions,
-        "references": len(wanted),
+        "wra": scores.wra,
+        "wra_by_chance": sum(reference_counts[text] * count for text, count in counts.items()) / n**2,
+        "wer": scores.wer,
+        "cer": scores.cer,
+        "substitutions": scores.substitutions,
+        "deletions": scores.deletions,
+        "insertions": scores.insertions,
+        "references": len(reference_counts),
         "distinct_texts": len(counts),
-        "effective_answers": effective_number(said),  # as many equally common answers
-        "effective_references": effective_number(told),
+        "effective_answers": measures.effective_number(hypotheses),  # as many equally frequent hypotheses
+        "effective_references": measures.effective_number(references),
         "most_frequent": max(counts.values()) / n,
         "empty": counts[""] / n,
-        "repetition": loops([text.split() for text in said]),
-        "words_per_reference": len(written) / sum(len(text.split()) for text in told),
-        "vocabulary_words": _share([word in known for word in written]),
-        "training_words": _share([word in learnt for word in written]) if learnt else math.nan,
-        "wra_seen": _share(seen),
-        "wra_unseen": _share(unseen),
-        "truncated": _share([bool(b) and a.startswith(b) for a, b in wrong]),
-        "overlong": _share([b.startswith(a) for a, b in wrong]),
+        "repetition": measures.loops([text.split() for text in hypotheses]),
+        "words_per_reference": len(words) / sum(_word_counts(references)),
+        "vocabulary_words": _mean([word in vocabulary_words for word in words]),
+        "training_words": _mean([word in training_words for word in words]) if training_words else math.nan,
+        "wra_seen": _mean(seen),
+        "wra_unseen": _mean(unseen),
+        "truncated": _mean([bool(hyp) and ref.startswith(hyp) for ref, hyp in wrong]),
+        "overlong": _mean([hyp.startswith(ref) for ref, hyp in wrong]),
         "consistency": same,
         "consistency_by_chance": any_same,
-        "letter_similarity": like,
-        "letter_similarity_by_chance": like_by_chance,
-        **shared_bits(told, said),
+        "letter_similarity": similarity,
+        "letter_similarity_by_chance": similarity_by_chance,
+        **measures.shared_bits(references, hypotheses),
     }
 
 
-def _of_ids(
-    ids: list[list[int]], told: list[str], readings: Sequence[Redecoding], tokenizers: Mapping[str, Tokens]
+def _id_figures(
+    ids: list[list[int]], references: list[str], redecodings: Sequence[Redecoding], tokenizers: Mapping[str, Tokens]
 ) -> dict[str, float]:
-    """What token ids tell: beside those of the references where a tokenizer can write these."""
-    found = {
+    """The figures of token ids; compared with those of the references where a tokenizer can encode these."""
+    figures = {
         "distinct_tokens": len(set(map(tuple, ids))),
-        "token_repetition": loops(ids),
-        "special_ids": _share([one < 3 for row in ids for one in row]),
+        "token_repetition": measures.loops(ids),
+        "special_ids": _mean([token < 3 for row in ids for token in row]),
     }
-    alike = max(readings, key=lambda one: (one.as_written, one.gain))  # the file's own way, or one that is its like
-    name = readings[0].tokenizer if readings[0].gain > MIN_INFORMATION else alike.tokenizer
-    spelt = {text: _written(text, tokenizers[name]) for text in set(told)}
-    pairs = [(row, spelt[text]) for row, text in zip(ids, told, strict=True) if spelt[text]]
-    if len(pairs) < len(ids) / 2:  # a tokenizer that cannot write the references is not theirs
-        return found
-    ids, wanted = (list(side) for side in zip(*pairs, strict=True))
-    steps = offset_matches(ids, wanted)
-    off = max((offset for offset in OFFSETS if offset), key=lambda offset: steps[offset])
-    used, told_ids = (Counter(one for row in some for one in row) for some in (ids, wanted))
-    later, sooner = position_matches(ids, wanted, 1), position_matches(ids, wanted, -1)
-    return found | {
-        "tokens_per_reference": sum(map(len, ids)) / max(1, sum(map(len, wanted))),
-        "tokens_right": steps[0],
-        "tokens_off_by_one": max(steps[1], steps[-1]),
-        "tokens_off": steps[off],
+    alike = max(redecodings, key=lambda way: (way.as_written, way.gain))  # the file's own decoding, or the most similar
+    name = redecodings[0].tokenizer if redecodings[0].gain > MIN_INFORMATION else alike.tokenizer
+    encoded = {text: _encode(text, tokenizers[name]) for text in set(references)}
+    pairs = [(row, encoded[text]) for row, text in zip(ids, references, strict=True) if encoded[text]]
+    if len(pairs) < len(ids) / 2:  # a tokenizer that cannot encode the references is not the system's
+        return figures
+    ids, targets = (list(side) for side in zip(*pairs, strict=True))
+    matches = measures.offset_matches(ids, targets)
+    off = max((offset for offset in measures.OFFSETS if offset), key=lambda offset: matches[offset])
+    counts, target_counts = (Counter(token for row in rows for token in row) for rows in (ids, targets))
+    later, earlier = measures.position_matches(ids, targets, 1), measures.position_matches(ids, targets, -1)
+    return figures | {
+        "tokens_per_reference": sum(map(len, ids)) / max(1, sum(map(len, targets))),
+        "tokens_right": matches[0],
+        "tokens_off_by_one": max(matches[1], matches[-1]),
+        "tokens_off": matches[off],
         "off_by": off,
-        "tokens_displaced": max(later, sooner),  # by one place
-        "histogram": js_divergence(used, told_ids),
-        "unknown_tokens": _share([one not in told_ids for row in ids for one in row]),  # in no reference
+        "tokens_displaced": max(later, earlier),  # by one position
+        "histogram": measures.js_divergence(counts, target_counts),
+        "unknown_tokens": _mean([token not in target_counts for row in ids for token in row]),  # in no reference
     }
 
 
-def _compared_with_teachers(
+def _teacher_figures(
     table: pd.DataFrame, ids: list[list[int]] | None, teachers: Mapping[str, Sequence[int]], tokens: Tokens
 ) -> dict[str, float]:
-    """How alike answers are to what teachers wrote of the same utterances, above all where that is wrong."""
-    there = table.utt_id.isin(set(teachers)).to_numpy()
-    some = table[there]
-    theirs = [list(teachers[name]) for name in some.utt_id]
-    texts = np.array(tokens.decode_all(theirs), dtype=object)
-    told, said = some.reference.to_numpy(object), some.hypothesis.to_numpy(object)
-    found = {
-        "agrees_with_teachers": _share(said == texts),
-        "agrees_with_teachers_wrong": _share((said == texts)[texts != told]),
-        "teachers_wra": _share(texts == told),
+    """The agreement of hypotheses with the teachers' on the same utterances, in particular where these are wrong."""
+    shared = table.utt_id.isin(set(teachers)).to_numpy()
+    rows = table[shared]
+    teacher_ids = [list(teachers[utt_id]) for utt_id in rows.utt_id]
+    texts = np.array(tokens.decode_all(teacher_ids), dtype=object)
+    references, hypotheses = rows.reference.to_numpy(object), rows.hypothesis.to_numpy(object)
+    figures = {
+        "agrees_with_teachers": _mean(hypotheses == texts),
+        "agrees_with_teachers_wrong": _mean((hypotheses == texts)[texts != references]),
+        "teachers_wra": _mean(texts == references),
     }
     if ids:
-        ours = Counter(one for row, used in zip(ids, there, strict=True) if used for one in row)
-        found["histogram_of_teachers"] = js_divergence(ours, Counter(one for row in theirs for one in row))
-    return found
+        counts = Counter(token for row, used in zip(ids, shared, strict=True) if used for token in row)
+        teacher_counts = Counter(token for row in teacher_ids for token in row)
+        figures["histogram_of_teachers"] = measures.js_divergence(counts, teacher_counts)
+    return figures
 
 
-def _by_frame(kept: Posteriors) -> dict[str, float]:
-    """How blank and how sure the frames are."""
-    blanks, doubts, sure = [], [], []
-    for name in kept:
-        logprobs = kept[name]
+def _frame_figures(posteriors: Posteriors) -> dict[str, float]:
+    """The share of blank frames, and the certainty of the frames."""
+    blank, entropy, sure = [], [], []
+    for utt_id in posteriors:
+        logprobs = posteriors[utt_id]
         if len(logprobs):
-            blanks.append((logprobs.argmax(-1) == kept.blank).mean())
-            doubts.append(entropy_bits(logprobs).mean())
+            blank.append((logprobs.argmax(-1) == posteriors.blank).mean())
+            entropy.append(entropy_bits(logprobs).mean())
             sure.append((np.exp(logprobs.max(-1)) > 0.9).mean())
-    return {"blank_frames": _share(blanks), "entropy_bits": _share(doubts), "sure_frames": _share(sure)}
+    return {"blank_frames": _mean(blank), "entropy_bits": _mean(entropy), "sure_frames": _mean(sure)}
 
 
-def _judged(found: Examination) -> tuple[str, str]:
-    """The severity in a word, and the verdict in a sentence or two."""
-    one, cure = found.figures, found.better_decoding
-    sentences = found.words.reference.mean() > 1.5
-    right = max(0.0, 1 - one["wer"]) if sentences else one["wra"]
-    wra = f"WRA {100 * one['wra']:.1f} %" + (f", WER {100 * one['wer']:.1f} %" if sentences else "")
-    alike = (
-        f"two utterances of one word get the same answer in {100 * one['consistency']:.0f} % of the pairs, any two in "
-        f"{100 * one['consistency_by_chance']:.1f} %"
-    )
-    if math.isnan(one["consistency"]):
-        alike = "no reference comes twice"
-    heard = (
-        f"of {one['bits_of']:.1f} bits of what was said the answers hold {one['bits']:.1f} "
-        f"({one['bits_by_chance']:.1f} by chance)"
-    )
-    if cure:
-        own = next((other for other in found.redecodings if other.as_written > 0.99), None)
-        was = f" (they were read with: {own})" if own and own != cure else ""
+def above_chance(value: float, chance: float) -> float:
+    """A share's excess over chance, relative to the most that is possible."""
+    return (value - chance) / max(1e-9, 1 - chance)
+
+
+def _judge(result: Examination) -> tuple[str, str]:
+    """The severity as a key, and the verdict in a sentence or two."""
+    figures, better = result.figures, result.better_decoding
+    sentences = result.words.reference.mean() > 1.5
+    accuracy = max(0.0, 1 - figures["wer"]) if sentences else figures["wra"]
+    wra = f"WRA {100 * figures['wra']:.1f} %" + (f", WER {100 * figures['wer']:.1f} %" if sentences else "")
+    if better:
+        own = next((way for way in result.redecodings if way.as_written > 0.99), None)
+        was = f" (in the file: {own})" if own and own != better else ""
         return "wrong_decoding", (
-            f"The answers are READ WRONGLY: the same token ids, decoded with {cure}{was}, give WRA "
-            f"{100 * cure.wra:.1f} % instead of {100 * one['wra']:.1f} %. This is a fault of decoding, not of training."
+            f"WRONG DECODING: the same token ids, decoded with {better}{was}, give WRA {100 * better.wra:.1f} % "
+            f"instead of {100 * figures['wra']:.1f} %. This is a fault of decoding, not of training."
         )
-    if one["empty"] > 0.5:
-        return "empty", f"SILENT: {100 * one['empty']:.0f} % of the answers are empty; {wra}."
-    letters = (
-        f"of the references' letters {100 * one['letter_similarity']:.0f} % are right, {100 * one['letter_similarity_by_chance']:.0f} % "
-        "by chance"
-    )
-    measures = {
-        heard: one["information"],
-        alike: (one["consistency"] - one["consistency_by_chance"]) / max(1e-9, 1 - one["consistency_by_chance"]),
-        letters: (one["letter_similarity"] - one["letter_similarity_by_chance"])
-        / max(1e-9, 1 - one["letter_similarity_by_chance"]),
+    if figures["empty"] > 0.5:
+        return "empty", f"EMPTY OUTPUT: {100 * figures['empty']:.0f} % of the hypotheses are empty; {wra}."
+    bits, most, by_chance = (figures[name] for name in ("bits", "bits_of", "bits_by_chance"))
+    bits_text = f"hypotheses carry {bits:.1f} of the references' {most:.1f} bits ({by_chance:.1f} by chance)"
+    same, same_by_chance = figures["consistency"], figures["consistency_by_chance"]
+    same_text = f"hypotheses of one word agree in {100 * same:.0f} % of pairs, any two in {100 * same_by_chance:.1f} %"
+    if math.isnan(same):
+        same_text = "no reference occurs twice"
+    letters, letters_by_chance = figures["letter_similarity"], figures["letter_similarity_by_chance"]
+    letters_text = f"{100 * letters:.0f} % of the letters are correct, {100 * letters_by_chance:.0f} % by chance"
+    excess = {
+        bits_text: figures["information"],
+        same_text: above_chance(same, same_by_chance),
+        letters_text: above_chance(letters, letters_by_chance),
     }
-    shows = "; ".join(text for text, value in measures.items() if value > MIN_INFORMATION) or heard
-    if one["most_frequent"] > 0.5 and one["references"] > 3:
-        top = found.most_frequent.iloc[0].answer
-        return "constant", f"STUCK: {100 * one['most_frequent']:.0f} % of the answers are {top!r}; {wra}."
-    if one["references"] > 3 and right < 0.1 and not any(value > MIN_INFORMATION for value in measures.values()):
-        long = one["words_per_reference"]
-        much = f" It writes {long:.0f} words for one." if long > 2 else ""
-        again = " No other reading of its token ids is better." if found.redecodings else ""
-        return (
-            "input_independent",
-            f"DEAF: the answers have nothing to do with what was said ({alike}); {wra}.{much}{again}",
-        )
-    if right < 0.05:
-        return "consistently_wrong", f"CONSISTENTLY WRONG: {wra}, but it hears: {shows}."
-    if right < 0.5:
-        return "weak", f"WEAK: {wra}; it hears: {shows}."
-    return "healthy", f"SOUND: {wra}; {shows}."
+    evidence = "; ".join(text for text, value in excess.items() if value > MIN_INFORMATION) or bits_text
+    if figures["most_frequent"] > 0.5 and figures["references"] > 3:
+        top = result.most_frequent.iloc[0].hypothesis
+        share = 100 * figures["most_frequent"]
+        return "constant", f"CONSTANT OUTPUT: {share:.0f} % of the hypotheses are {top!r}; {wra}."
+    if figures["references"] > 3 and accuracy < 0.1 and not any(value > MIN_INFORMATION for value in excess.values()):
+        words = figures["words_per_reference"]
+        length = f" It outputs {words:.0f} words per reference word." if words > 2 else ""
+        again = " No other decoding of its token ids is better." if result.redecodings else ""
+        verdict = f"INPUT-INDEPENDENT: the hypotheses are unrelated to the references ({same_text}); {wra}."
+        return "input_independent", verdict + length + again
+    if accuracy < 0.05:
+        return "consistently_wrong", f"CONSISTENTLY WRONG: {wra}, but the output depends on the input: {evidence}."
+    if accuracy < 0.5:
+        return "weak", f"WEAK: {wra}; the output depends on the input: {evidence}."
+    return "healthy", f"HEALTHY: {wra}; {evidence}."
 
 
 def _texts(ids: Sequence[Sequence[int]], tokenizer: Tokens, offset: int, specials: bool) -> list[str]:
+    """The texts of ids, with an offset added, and with or without the special ids."""
     rows = list(dict.fromkeys(map(tuple, ids)))
-    texts = tokenizer.decode_all([one + offset for one in row if specials or one > 2] for row in rows)
-    known = dict(zip(rows, texts, strict=True))
-    return [known[tuple(row)] for row in ids]
+    texts = tokenizer.decode_all([token + offset for token in row if specials or token > 2] for row in rows)
+    text_of = dict(zip(rows, texts, strict=True))
+    return [text_of[tuple(row)] for row in ids]
 
 
-def _written(text: str, tokenizer: Tokens) -> list[int]:
-    """The ids of a text; none where it cannot be written, as hyphens often cannot, or where its case is not known."""
+def _encode(text: str, tokenizer: Tokens) -> list[int]:
+    """The ids of a text; none where it cannot be encoded, as hyphens often cannot, or where its case is unknown."""
     try:
         return [] if tokenizer.cased == "mixed" else tokenizer.encode(text)
     except UserError:
         return []
 
 
-def _lengths(told: list[str], said: list[str]) -> pd.DataFrame:
-    return pd.DataFrame({"reference": [len(one.split()) for one in told], "words": [len(one.split()) for one in said]})
+def _word_counts(texts: Sequence[str]) -> list[int]:
+    return [len(text.split()) for text in texts]
 
 
-def _share(values: Sequence) -> float:
+def _mean(values: Sequence) -> float:
     return float(np.mean(values)) if len(values) else math.nan

@@ -1,1 +1,1 @@
-"""Students: preflight checks, training, scores, ensembles, and faults made on purpose."""
+"""Students: preflight checks, training, scores, ensembles, and injected faults."""

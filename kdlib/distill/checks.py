@@ -1,13 +1,13 @@
-"""What the preflight asks: each check judges what it is given, knows nothing of recipes, and says why in a line.
+"""The checks of the preflight: each judges its arguments, independently of recipes, and gives its reason in a line.
 
 Each of these faults has cost somebody weeks.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from rapidfuzz.distance import Levenshtein
 
 from kdlib.decode.greedy import greedy
@@ -17,9 +17,6 @@ from kdlib.models import Outputs
 from kdlib.settings import Distill
 from kdlib.targets.aggregation import MAX_DRIFT
 from kdlib.tokens import Tokens
-
-if TYPE_CHECKING:
-    import torch
 
 PASS, WARN, REFUSE = "pass", "warn", "refuse"
 SWITCHED = (
@@ -39,66 +36,65 @@ class Check:
 
 
 def check_tokens(tokens: Tokens, headers: Mapping[str, Header]) -> Check:
-    """The same id must mean the same to the student and to every teacher, the special ids among them."""
+    """The same id must mean the same token for the student and every teacher, including the special ids."""
+    fields = ("tokenizer", "number of tokens", "blank", "BOS", "EOS")
+    student = (tokens.fingerprint, tokens.size, tokens.blank, tokens.bos, tokens.eos)
     for name, header in headers.items():
-        theirs = (header.tokens, header.size, header.blank, header.bos, header.eos)
-        ours = (tokens.fingerprint, tokens.size, tokens.blank, tokens.bos, tokens.eos)
-        if theirs != ours:
-            what = ("tokenizer", "number of tokens", "blank", "BOS", "EOS")
-            of, mine, other = next(part for part in zip(what, ours, theirs, strict=True) if part[1] != part[2])
-            return Check("tokens", REFUSE, f"teacher {name}: {of} is {other}, the student's {mine}")
-    return Check("tokens", PASS, f"{len(headers)} teachers write in the student's {tokens.size} tokens")
+        teacher = (header.tokens, header.size, header.blank, header.bos, header.eos)
+        if teacher != student:
+            field, ours, theirs = next(row for row in zip(fields, student, teacher, strict=True) if row[1] != row[2])
+            return Check("tokens", REFUSE, f"teacher {name}: {field} is {theirs}, the student's is {ours}")
+    return Check("tokens", PASS, f"{len(headers)} teachers have the student's {tokens.size} tokens")
 
 
-def check_shift(said: Sequence[Sequence[int]], references: Sequence[Sequence[int]], output: str) -> Check:
-    """Are the teachers' tokens the references' at an offset of ids, or a decoder's at another step (BOS)?"""
+def check_shift(hypotheses: Sequence[Sequence[int]], references: Sequence[Sequence[int]], output: str) -> Check:
+    """The teachers' ids must match the references at no offset, and a decoder's in the same step (BOS)."""
     name = f"shift of {output} targets"
-    found = {offset: _similarity([[one + offset for one in ids] for ids in said], references) for offset in OFFSETS}
-    best = max(OFFSETS, key=lambda offset: (found[offset], -abs(offset)))
-    if found[best] > found[0] + 0.1:
-        return Check(
-            name,
-            REFUSE,
-            f"every id is {-best:+d} off: as they are, {100 * found[0]:.0f} % of the tokens are right, "
-            f"with {best:+d} {100 * found[best]:.0f} %",
+    correct = {}
+    for offset in OFFSETS:
+        correct[offset] = _similarity([[token + offset for token in ids] for ids in hypotheses], references)
+    best = max(OFFSETS, key=lambda offset: (correct[offset], -abs(offset)))
+    if correct[best] > correct[0] + 0.1:
+        reason = (
+            f"every id is off by {-best:+d}: {100 * correct[0]:.0f} % of the tokens are correct as stored, "
+            f"{100 * correct[best]:.0f} % with an offset of {best:+d}"
         )
+        return Check(name, REFUSE, reason)
     if output == "decoder":
-        at = {step: position_matches(said, references, step) for step in (-1, 0, 1)}
-        place = max(at, key=lambda step: (at[step], -abs(step)))
-        if at[place] > at[0] + 0.1:
-            return Check(
-                name,
-                REFUSE,
-                f"tokens stand {place:+d} step from where they belong (BOS among them?): in place "
-                f"{100 * at[0]:.0f} % are right, moved {100 * at[place]:.0f} %",
+        matches = {step: position_matches(hypotheses, references, step) for step in (-1, 0, 1)}
+        step = max(matches, key=lambda step: (matches[step], -abs(step)))
+        if matches[step] > matches[0] + 0.1:
+            reason = (
+                f"tokens are displaced by {step:+d} step (BOS among the targets?): {100 * matches[0]:.0f} % are "
+                f"correct in place, {100 * matches[step]:.0f} % displaced"
             )
-    return Check(name, PASS, f"{100 * found[0]:.0f} % of the teachers' tokens are the references', at no offset more")
+            return Check(name, REFUSE, reason)
+    reason = f"{100 * correct[0]:.0f} % of the teachers' tokens match the references, and no offset has more"
+    return Check(name, PASS, reason)
 
 
 def check_decoding(
-    tokens: Tokens, references: Sequence[str], read: Callable[[Iterable[int]], str] | None = None
+    tokens: Tokens, references: Sequence[str], text_of: Callable[[Iterable[int]], str] | None = None
 ) -> Check:
-    """Reference -> ids -> perfect outputs -> text, by the very path that evaluation uses."""
-    import torch
-
-    read = read or tokens.decode
-
+    """Reference -> ids -> perfect outputs -> text, by the same path as in evaluation."""
+    text_of = text_of or tokens.decode
     wrong = []
     for text in sorted(set(references)):
         ids = tokens.encode(text)
-        path = [one for token in ids for one in (token, tokens.blank)]
+        path = [token for index in ids for token in (index, tokens.blank)]
         logits = torch.nn.functional.one_hot(torch.tensor([path]), tokens.size).float()
-        said = read(greedy(Outputs(logits, torch.tensor([len(path)]), logits), tokens.blank)[0])
-        spoken = read([*ids, tokens.eos] if tokens.eos is not None and read == tokens.decode else ids)
-        wrong += [(text, other) for other in (said, spoken) if other != text]
+        by_ctc = text_of(greedy(Outputs(logits, torch.tensor([len(path)]), logits), tokens.blank)[0])
+        has_eos = tokens.eos is not None and text_of == tokens.decode
+        by_decoder = text_of([*ids, tokens.eos] if has_eos else ids)
+        wrong += [(text, decoded) for decoded in (by_ctc, by_decoder) if decoded != text]
     if wrong:
-        text, other = wrong[0]
-        return Check("decoding", REFUSE, f"perfect outputs for {text} are read as {other!r}: the decoding is wrong")
-    return Check("decoding", PASS, f"perfect outputs for {len(set(references))} words are read as these words")
+        text, decoded = wrong[0]
+        return Check("decoding", REFUSE, f"perfect outputs for {text} decode to {decoded!r}: the decoding is wrong")
+    return Check("decoding", PASS, f"perfect outputs for {len(set(references))} words decode to these words")
 
 
-def check_logits(rows: "Mapping[str, torch.Tensor]") -> Check:
-    """Probabilities that pass for logits would be softmaxed again, and nearly flat."""
+def check_logits(rows: Mapping[str, torch.Tensor]) -> Check:
+    """Probabilities in place of logits would go through a second softmax, and come out nearly flat."""
     for name, values in rows.items():
         if len(values) and values.min() >= 0 and values.max() <= 1 and (values.sum(-1) - 1).abs().max() < 0.02:
             return Check("logits", REFUSE, f"teacher {name}: outputs between 0 and 1 that sum to 1 are probabilities")
@@ -109,192 +105,187 @@ def check_temperature(headers: Mapping[str, Header], settings: Distill) -> Check
     """Stored outputs are at temperature 1; T ** 2 belongs to a loss that divides both sides."""
     for name, header in headers.items():
         if header.temperature != 1:
-            return Check(
-                "temperature", REFUSE, f"teacher {name}: stored at temperature {header.temperature:g}, would be twice"
-            )
+            reason = f"teacher {name}: stored at temperature {header.temperature:g}, which would be applied twice"
+            return Check("temperature", REFUSE, reason)
     temperatures = {settings.temperature, settings.temperature_end or settings.temperature}
     if settings.temperature_on != "both" and temperatures != {1.0}:
-        return Check(
-            "temperature",
-            WARN,
-            f"only the {settings.temperature_on}'s side is divided by {settings.temperature:g}: the two can never be equal",
-        )
-    shown = " to ".join(f"{one:g}" for one in sorted(temperatures, reverse=True))
+        side = f"only the {settings.temperature_on}'s logits are divided by {settings.temperature:g}"
+        return Check("temperature", WARN, f"{side}: the two distributions can never be equal")
+    shown = " to ".join(f"{value:g}" for value in sorted(temperatures, reverse=True))
     return Check("temperature", PASS, f"stored at 1; both sides are divided by {shown}, the loss has T ** 2")
 
 
 def check_lengths(too_short: int, total: int) -> Check:
-    """CTC can write no more tokens than there are frames."""
+    """CTC cannot output more tokens than there are frames."""
     if not too_short:
         return Check("lengths", PASS, f"all {total} references fit into the frames of their recordings")
-    verdict = REFUSE if too_short > total / 2 else WARN
-    share = 100 * too_short / total
-    return Check(
-        "lengths", verdict, f"{too_short} of {total} references ({share:.1f} %) need more frames than there are"
-    )
+    verdict, share = REFUSE if too_short > total / 2 else WARN, 100 * too_short / total
+    reason = f"{too_short} of {total} references ({share:.1f} %) need more frames than their recordings have"
+    return Check("lengths", verdict, reason)
 
 
 def check_recording(
     frames: Mapping[str, Mapping[str, int]], expected: Mapping[str, int], stride_ms: float, student_ms: float
 ) -> Check:
-    """A teacher that heard the student's recording has as many frames as the student."""
+    """A teacher's output of the student's recording has as many frames as the student's."""
     if stride_ms != student_ms:
-        return Check(
-            "recording", REFUSE, f"teachers have a frame each {stride_ms:g} ms, the student each {student_ms:g} ms"
-        )
+        reason = f"teachers have one frame per {stride_ms:g} ms, the student one per {student_ms:g} ms"
+        return Check("recording", REFUSE, reason)
     wrong = [
-        (name, utt_id, count, expected[utt_id])
-        for name, found in frames.items()
-        for utt_id, count in found.items()
+        (name, utt_id, count)
+        for name, counts in frames.items()
+        for utt_id, count in counts.items()
         if abs(count - expected[utt_id]) > MAX_DRIFT
     ]
     total = sum(map(len, frames.values()))
     if wrong:
-        name, utt_id, count, wanted = wrong[0]
+        name, utt_id, count = wrong[0]
         return Check(
             "recording",
             REFUSE,
-            f"{len(wrong)} of {total} outputs are of another recording: teacher {name} has {count} frames of {utt_id}, "
-            f"the student {wanted}",
+            f"{len(wrong)} of {total} outputs belong to another recording: teacher {name} has {count} frames for "
+            f"{utt_id}, the student {expected[utt_id]}",
         )
-    return Check("recording", PASS, f"{total} outputs have the frames of the recordings that the student hears")
+    return Check("recording", PASS, f"{total} outputs have as many frames as the student's recordings")
 
 
 def check_target(texts: Sequence[str], references: Sequence[str]) -> Check:
-    """A target that decodes to nothing, or to a few words over and over, teaches that."""
+    """A student trained on a target that is empty, or the same few words throughout, outputs the same."""
     empty = sum(not text for text in texts) / len(texts)
-    distinct, wanted = len({text for text in texts if text}), len(set(references))
-    said = f"the target writes nothing in {100 * empty:.0f} %, and {distinct} distinct texts for {wanted} words"
-    if empty > 0.9 or (wanted > 5 and distinct <= 2):
-        return Check("target", REFUSE, said)
-    return Check("target", WARN if empty > 0.3 or distinct < wanted / 4 else PASS, said)
+    distinct, words = len({text for text in texts if text}), len(set(references))
+    reason = f"the target is empty in {100 * empty:.0f} %, and has {distinct} distinct texts for {words} words"
+    if empty > 0.9 or (words > 5 and distinct <= 2):
+        return Check("target", REFUSE, reason)
+    return Check("target", WARN if empty > 0.3 or distinct < words / 4 else PASS, reason)
 
 
-def check_pseudo_labels(found: Sequence[tuple[float, bool]], confidence: float, over: str) -> Check:
-    """Texts that stand for references: how many are taught, and how many of these are right (share, right)."""
-    taught = [right for share, right in found if share >= confidence]
-    right = sum(taught) / max(1, len(taught))
-    said = (
-        f"over {over}, of labelled speech, {100 * len(taught) / len(found):.0f} % of the texts pass the confidence "
-        f"{confidence:g}, and {100 * right:.0f} % of these are right (the teachers were trained on some of them)"
+def check_pseudo_labels(labels: Sequence[tuple[float, bool]], confidence: float, source: str) -> Check:
+    """Pseudo-labels, as (confidence, correct): how many pass the confidence, and how many of these are correct."""
+    used = [correct for value, correct in labels if value >= confidence]
+    correct = sum(used) / max(1, len(used))
+    reason = (
+        f"pseudo-labels ({source}) of labelled speech: {100 * len(used) / len(labels):.0f} % pass the confidence "
+        f"{confidence:g}, and {100 * correct:.0f} % of these are correct (the teachers were trained on some of them)"
     )
-    if not taught:
-        return Check("pseudo-labels", REFUSE, f"{said}: nothing would be taught; lower distill.sequence.confidence")
-    return Check("pseudo-labels", WARN if right < 0.5 else PASS, said)
+    if not used:
+        reason += ": there would be no pseudo-label; lower distill.sequence.confidence"
+        return Check("pseudo-labels", REFUSE, reason)
+    return Check("pseudo-labels", WARN if correct < 0.5 else PASS, reason)
 
 
-def check_speaker_independence(held_out: str, heard: int) -> Check:
-    """Whose speech is heard, even without transcripts, is no new speaker."""
+def check_speaker_independence(held_out: str, unlabelled: int) -> Check:
+    """A speaker in the training speech, even without transcripts, is no unseen speaker."""
     return Check(
         "speaker independence",
         WARN,
-        f"{held_out}'s training blocks are heard without transcripts (of {heard} such utterances): what comes out is "
-        "adapted to the speaker, and no leave-one-speaker-out result",
+        f"{held_out}'s training blocks are used without transcripts (of {unlabelled} such utterances): the system is "
+        "adapted to the speaker, and this is no leave-one-speaker-out result",
     )
 
 
 def check_accuracy(target: float, student: float | None) -> Check:
-    """What a target writes wrong contradicts the references; what the student knows already it need not be taught."""
-    said = f"greedily the target writes {100 * target:.0f} % of the sample as the references do"
+    """Wrong targets contradict the references; where the student is better than the target, it gains nothing."""
+    reason = f"with greedy decoding the target is correct on {100 * target:.0f} % of the sample"
     if student is not None:
-        said += f", the student before training {100 * student:.0f} %"
+        reason += f", the student before training on {100 * student:.0f} %"
     if student is not None and target < student:
-        return Check("target accuracy", WARN, f"{said}: it knows less than its pupil")
+        return Check("target accuracy", WARN, f"{reason}: the target is worse than the student")
     if target < 0.5:
-        return Check("target accuracy", WARN, f"{said}: on the rest the two pull apart")
-    return Check("target accuracy", PASS, said)
+        return Check("target accuracy", WARN, f"{reason}: on the rest target and references conflict")
+    return Check("target accuracy", PASS, reason)
 
 
 def check_best_teacher(target: float, teachers: Mapping[str, float], margin: float = 0.1) -> Check:
-    """A mean that is worse than its best member was better not taken."""
+    """An average should not be worse than its best member."""
     best = max(teachers, key=lambda name: teachers[name])
-    said = f"the target recognises {100 * target:.0f} % of the sample, {best} alone {100 * teachers[best]:.0f} %"
-    return Check("best teacher", WARN if target < teachers[best] - margin else PASS, said)
+    reason = f"the target recognises {100 * target:.0f} % of the sample, {best} alone {100 * teachers[best]:.0f} %"
+    return Check("best teacher", WARN if target < teachers[best] - margin else PASS, reason)
 
 
 def check_spikes(shifts: Sequence[int], fits: Sequence[float]) -> Check:
-    """Frame by frame distillation asks the student to spike where the teachers do."""
-    middle, fit = float(np.median(shifts)), float(np.mean(fits))
-    said = f"the student's spikes fit the target's by {fit:.2f} (1: the same), best when moved by {middle:+g} frames"
-    return Check("spikes", WARN if fit < 0.3 or abs(middle) >= 1 else PASS, said)
+    """Frame-level distillation expects the student's spikes in the same frames as the teachers'."""
+    shift, fit = float(np.median(shifts)), float(np.mean(fits))
+    reason = f"the student's spikes fit the target's by {fit:.2f} (1: identical), best when shifted {shift:+g} frames"
+    return Check("spikes", WARN if fit < 0.3 or abs(shift) >= 1 else PASS, reason)
 
 
 def check_blanks(mass: float, dropped: bool = False) -> Check:
-    """Where nearly all is blank, so is nearly all that is learnt; and blank that is left out is not learnt at all."""
-    said = f"{100 * mass:.0f} % of the target's mass is blank"
+    """A target of almost only blanks trains little else; without its blank frames the blank is not trained at all."""
+    reason = f"{100 * mass:.0f} % of the target's mass is blank"
     if dropped:
-        return Check("blanks", WARN, f"{said}, and no frame of it is taught: the teachers never say when to be silent")
-    return Check("blanks", WARN if mass > 0.95 else PASS, said)
+        return Check("blanks", WARN, f"{reason}, and such frames are left out: no target trains the blank")
+    return Check("blanks", WARN if mass > 0.95 else PASS, reason)
 
 
-def check_pairs(said: Sequence[Sequence[int]], references: Sequence[Sequence[int]]) -> Check:
-    """Targets that write what other utterances say belong to these."""
-    known = set(map(tuple, references))
-    own = sum(list(one) == list(other) for one, other in zip(said, references, strict=True)) / len(said)
-    others = sum(tuple(one) in known for one in said) / len(said) - own
-    text = f"{100 * own:.0f} % of the targets write their own utterance's words, {100 * others:.0f} % another's"
-    return Check("pairs", REFUSE if len(known) > 3 and others > 0.2 and own < others / 4 else PASS, text)
+def check_pairs(hypotheses: Sequence[Sequence[int]], references: Sequence[Sequence[int]]) -> Check:
+    """Targets that match the references of other utterances belong to those utterances."""
+    distinct = set(map(tuple, references))
+    own = sum(list(hyp) == list(ref) for hyp, ref in zip(hypotheses, references, strict=True)) / len(hypotheses)
+    others = sum(tuple(hyp) in distinct for hyp in hypotheses) / len(hypotheses) - own
+    reason = f"{100 * own:.0f} % of the targets match their own utterance's reference, {100 * others:.0f} % another's"
+    return Check("pairs", REFUSE if len(distinct) > 3 and others > 0.2 and own < others / 4 else PASS, reason)
 
 
-def check_choice(by: str) -> Check:
-    """The best weights are those that recognise words, not those that are most like a teacher."""
-    if by == "kl":
-        return Check("choice", WARN, "the best look is the one nearest to the teachers (KL), whatever it recognises")
-    return Check("choice", PASS, "the best look is the one that recognises most of the dev speaker's words")
+def check_choice(choose_by: str) -> Check:
+    """The best checkpoint is the one that recognises most words, not the one most similar to a teacher."""
+    if choose_by == "kl":
+        return Check("choice", WARN, "the best checkpoint is the one closest to the teachers (KL), whatever its WRA")
+    return Check("choice", PASS, "the best checkpoint is the one with the highest WRA on the dev speaker")
 
 
-def check_heads(decoded: Sequence[str], learnt: Sequence[str]) -> Check:
-    """What is decoded through a head that has learnt nothing is noise."""
-    if idle := [head for head in decoded if head not in learnt]:
-        return Check(
-            "heads", REFUSE, f"answers are decoded through the {idle[0]} head, which this training never moves"
-        )
-    return Check("heads", PASS, f"only heads that learn are decoded: {', '.join(learnt)}")
+def check_heads(decoded: Sequence[str], trained: Sequence[str]) -> Check:
+    """The hypotheses of an untrained head are noise."""
+    if untrained := [head for head in decoded if head not in trained]:
+        reason = f"hypotheses are decoded from the {untrained[0]} head, which this training does not update"
+        return Check("heads", REFUSE, reason)
+    return Check("heads", PASS, f"only trained heads are decoded: {', '.join(trained)}")
 
 
 def check_gradients(soft: float, hard: float) -> Check:
-    """Which of the two terms steers?"""
+    """The balance of the teachers' and the references' terms."""
     if not hard:
-        return Check("gradients", WARN, "there is no ground truth in the loss: the student learns the teachers' errors")
+        reason = "there is no ground truth in the loss: the student is trained on the teachers' errors"
+        return Check("gradients", WARN, reason)
     ratio = soft / hard
     return Check(
         "gradients",
         WARN if not 0.1 <= ratio <= 10 else PASS,
-        f"at the first step the teachers pull {ratio:.2g} times as much as the references",
+        f"at the first step the teachers' gradient is {ratio:.2g} times as large as the references'",
     )
 
 
 def check_live(kl: float, teacher: str) -> Check:
-    """What was stored is what the teacher says now."""
+    """Stored outputs must equal the teacher's present outputs."""
     verdict = PASS if kl < 1e-3 else WARN if kl < 1e-2 else REFUSE
-    return Check("stored and live", verdict, f"teacher {teacher}, asked again, differs by {kl:.1e} nats a frame")
+    return Check("stored and live", verdict, f"teacher {teacher}, computed again, differs by {kl:.1e} nats per frame")
 
 
-def check_training_speakers(headers: Mapping[str, Header], away: Sequence[str]) -> Check:
-    """A teacher that heard the held-out or the dev speaker leaks them."""
+def check_training_speakers(headers: Mapping[str, Header], excluded: Sequence[str]) -> Check:
+    """A teacher that was trained on the held-out or the dev speaker leaks them."""
     for name, header in headers.items():
-        if leaked := sorted(set(header.train_speakers) & set(away)):
-            return Check("held out", REFUSE, f"teacher {name} has heard {', '.join(leaked)}")
-    return Check("held out", PASS, f"no teacher has heard {' or '.join(away)}")
+        if leaked := sorted(set(header.train_speakers) & set(excluded)):
+            return Check("held out", REFUSE, f"teacher {name} was trained on {', '.join(leaked)}")
+    return Check("held out", PASS, f"no teacher was trained on {' or '.join(excluded)}")
 
 
 def check_words(test: Sequence[str], train: Sequence[str], decoder: bool) -> Check:
     """A decoder memorises the words that it was trained on."""
     unseen = sorted(set(test) - set(train))
-    said = f"{len(unseen)} of {len(set(test))} test words are not among the training words"
+    reason = f"{len(unseen)} of {len(set(test))} test words are not among the training words"
     if decoder and unseen:
-        return Check("unseen words", WARN, f"{said}: a decoder will hardly write them (first: {unseen[0]})")
-    return Check("unseen words", PASS, said)
+        return Check("unseen words", WARN, f"{reason}: a decoder will rarely output them (first: {unseen[0]})")
+    return Check("unseen words", PASS, reason)
 
 
-def check_decoder_kd(asked: Distill, used: Distill) -> Check:
+def check_decoder_kd(requested: Distill, used: Distill) -> Check:
     """Seed 000's rule."""
-    if asked.heads != used.heads:
+    if requested.heads != used.heads:
         return Check("decoder", WARN, SWITCHED)
-    return Check("decoder", WARN, "a decoder on NeMo's encoder learns from SpeechBrain teachers: on purpose")
+    reason = "a decoder on NeMo's encoder is trained on targets of SpeechBrain teachers: on purpose"
+    return Check("decoder", WARN, reason)
 
 
-def _similarity(said: Sequence[Sequence[int]], references: Sequence[Sequence[int]]) -> float:
-    """1 - edits a token."""
-    edits = sum(Levenshtein.distance(one, other) for one, other in zip(said, references, strict=True))
+def _similarity(hypotheses: Sequence[Sequence[int]], references: Sequence[Sequence[int]]) -> float:
+    """1 - edits per token."""
+    edits = sum(Levenshtein.distance(hyp, ref) for hyp, ref in zip(hypotheses, references, strict=True))
     return max(0.0, 1 - edits / max(1, sum(map(len, references))))

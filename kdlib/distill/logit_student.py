@@ -1,14 +1,15 @@
 """Seed 003's student: teachers' logits in, its own logits out, no audio.
 
-It is taught by the teachers' mean at a temperature (3 in the seed) and by references, on the fold's training speech,
-and scored like any other system - but it needs every teacher at work to say a word. The look at the dev speaker that
-scores best is kept.
+It is trained on the teachers' mean at a temperature (3 in the seed) and on references, on the fold's training speech,
+and scored like any other system - but inference needs the outputs of every teacher. The checkpoint that is best on the
+dev speaker is kept.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from kdlib.console import progress
@@ -27,7 +28,7 @@ from kdlib.objectives import losses
 from kdlib.objectives.reference_losses import ctc_loss
 from kdlib.params import Params
 from kdlib.pretrained.pieces import load_tokens
-from kdlib.runtime import set_threads
+from kdlib.runtime import seed_everything, set_threads
 from kdlib.stage import produce
 from kdlib.targets import fusion
 from kdlib.targets.aggregation import TeacherEnsemble
@@ -54,26 +55,25 @@ class LogitStudent(nn.Module):
         self.head = nn.Linear(dim, size)
 
     def forward(self, logits: Sequence[torch.Tensor], lengths: torch.Tensor) -> Outputs:
-        """What it says; of logits only differences mean something, so it is given their log-softmax."""
-        seen = sum(project(one.log_softmax(-1)) for project, one in zip(self.projections, logits, strict=True))
-        seen = fusion.apply_layers(self.over_time, seen / len(logits), lengths)
-        return Outputs(self.head(seen), lengths, seen)
+        """Teachers' logits and frames [B] -> `Outputs`. Only differences of logits matter: inputs are log-softmaxed."""
+        encoded = sum(project(part.log_softmax(-1)) for project, part in zip(self.projections, logits, strict=True))
+        encoded = fusion.apply_layers(self.over_time, encoded / len(logits), lengths)
+        return Outputs(self.head(encoded), lengths, encoded)
 
 
 def logit_student_scores(params: Params) -> Path:
-    """The stage's folder: hypotheses and scores of the held-out speaker, in `dev/` of the dev speaker; the weights."""
+    """The stage's folder: weights, hypotheses and scores of the held-out speaker, and in `dev/` of the dev speaker."""
     names = target_teachers(params)
-    purposes = ("training", "analysis")
     return produce(
         params.label_folder / "logit_student" / params.teacher.teacher_set,
         lambda partial: _build(partial, params),
-        what="student of logits",
+        what="logit student",
         parameters=params.logit_student.model_dump()
         | {"scoring": params.scoring.model_dump(), "search": params.search.model_dump(mode="json")}
         | {"fold": params.fold.model_dump(mode="json"), "held_out": params.held_out, "labels": labels.record(params)},
         inputs=[
             prepare.corpus_folder(params),
-            *(extract.extract(params, name, purpose) for name in names for purpose in purposes),
+            *(extract.extract(params, name, purpose) for name in names for purpose in ("training", "analysis")),
         ],
         seed=params.seed,
         code=CODE,
@@ -81,30 +81,29 @@ def logit_student_scores(params: Params) -> Path:
 
 
 def _build(partial: Path, params: Params) -> None:
-    from safetensors.torch import save_file
-
     set_threads()
     tokens, corpus = load_tokens(params), prepare.load(params)
     splits = split(corpus, params)
-    whole = params.aggregation.model_copy(update={"missing": "strict"})  # it needs every teacher
-    params = params.model_copy(update={"aggregation": whole})
-    taught = load_target(params, "logprob_mean")
-    asked = load_target(params, "logprob_mean", purpose="analysis")
-    student, looks = _trained(params, taught, asked, splits.train, splits.dev, tokens)
-    save_file({name: one.contiguous() for name, one in student.state_dict().items()}, partial / "model.safetensors")
-    write_json(partial / "validations.json", looks)
+    strict = params.aggregation.model_copy(update={"missing": "strict"})  # the student needs every teacher
+    params = params.model_copy(update={"aggregation": strict})
+    training = load_target(params, "logprob_mean")
+    analysis = load_target(params, "logprob_mean", purpose="analysis")
+    student, validations = _train(params, training, analysis, splits.train, splits.dev, tokens)
+    weights = {name: weight.contiguous() for name, weight in student.state_dict().items()}
+    save_file(weights, partial / "model.safetensors")
+    write_json(partial / "validations.json", validations)
     decoders = decoder_set(params, tokens)
     for part, utterances in (("", splits.test), ("dev", splits.dev)):
         if not utterances:
             continue
         (partial / part).mkdir(exist_ok=True)
         rows = decode_outputs(
-            lambda batch: run(student, asked, batch),
+            lambda batch: run(student, analysis, batch),
             utterances,
             decoders,
             level=corpus.level,
             seen=splits.seen,
-            what=f"student of logits, {part or 'held-out'} speech",
+            what=f"logit student, {part or 'held-out'} speech",
         )
         score.write(
             rows,
@@ -120,63 +119,63 @@ def _build(partial: Path, params: Params) -> None:
         )
 
 
-def _trained(
+def _train(
     params: Params,
-    taught: TeacherEnsemble,
-    asked: TeacherEnsemble,
+    training: TeacherEnsemble,
+    analysis: TeacherEnsemble,
     train: Sequence[Utterance],
     dev: Sequence[Utterance],
     tokens: Tokens,
 ) -> tuple[LogitStudent, list[dict]]:
-    """The student at its best look at dev speech, and all looks."""
-    from kdlib.runtime import seed_everything
-
+    """Train the student; return its best checkpoint on dev speech, and all validations."""
     settings = params.logit_student
     seed_everything(params.seed)
-    student = LogitStudent(len(taught.stores), tokens.size, settings.dim, settings.layers)
-    usable = set(taught.coverage([utt.utt_id for utt in train]).usable)
+    student = LogitStudent(len(training.stores), tokens.size, settings.dim, settings.layers)
+    covered = set(training.coverage([utt.utt_id for utt in train]).usable)
+    usable = [utt for utt in train if utt.utt_id in covered]
 
     def loss(batch: Sequence[Utterance]) -> torch.Tensor:
-        outputs, target = _said(student, taught, batch)
-        inside = length_mask(outputs.lengths, target.shape[1]).float()
-        soft = losses.soft_kl(outputs.ctc_logits, target, inside, settings.temperature)
+        outputs, target = _forward(student, training, batch)
+        mask = length_mask(outputs.lengths, target.shape[1]).float()
+        soft = losses.soft_kl(outputs.ctc_logits, target, mask, settings.temperature)
         hard = ctc_loss(outputs, [tokens.encode(utt.text) for utt in batch])
         return settings.alpha * soft + (1 - settings.alpha) * hard
 
-    best, looks, kept = -1.0, [], student.state_dict()
-    with progress(settings.steps, "student of logits", "step") as bar:
+    best, validations, weights = -1.0, [], student.state_dict()
+    with progress(settings.steps, "logit student", "step") as bar:
 
-        def look(step: int) -> None:
-            nonlocal best, kept
+        def validate(step: int) -> None:
+            nonlocal best, weights
             bar.update(step - bar.n)
             if not dev or (step % (settings.steps // 8 or 1) and step < settings.steps):
                 return
-            said = [ids for batch in _batches(dev) for ids in greedy(run(student, asked, batch), BLANK)]
-            told = [tokens.encode(utt.text) for batch in _batches(dev) for utt in batch]
-            right = sum(a == b for a, b in zip(said, told, strict=True)) / len(told)
-            looks.append({"step": step, "dev_wra": round(right, 4)})
-            if right > best:
-                best, kept = right, {name: one.clone() for name, one in student.state_dict().items()}
+            hypotheses = [ids for batch in _batches(dev) for ids in greedy(run(student, analysis, batch), BLANK)]
+            references = [tokens.encode(utt.text) for utt in dev]
+            wra = sum(a == b for a, b in zip(hypotheses, references, strict=True)) / len(dev)
+            validations.append({"step": step, "dev_wra": round(wra, 4)})
+            if wra > best:
+                best, weights = wra, {name: weight.clone() for name, weight in student.state_dict().items()}
 
-        learnt = [utt for utt in train if utt.utt_id in usable]
-        fusion.minimise(student, loss, learnt, params.seed, settings.steps, look)
+        fusion.minimise(student, loss, usable, params.seed, settings.steps, validate)
     if dev:
-        student.load_state_dict(kept)
-    return student.eval(), looks
+        student.load_state_dict(weights)
+    return student.eval(), validations
 
 
 def run(student: LogitStudent, ensemble: TeacherEnsemble, batch: Sequence[Utterance]) -> Outputs:
-    """What a logit student says of a batch."""
+    """Run a logit student on a batch."""
     with torch.inference_mode():
-        return _said(student, ensemble, batch)[0]
+        return _forward(student, ensemble, batch)[0]
 
 
-def _said(student: LogitStudent, ensemble: TeacherEnsemble, batch: Sequence[Utterance]) -> tuple[Outputs, torch.Tensor]:
-    """What it says of a batch, and the teachers' mean."""
-    asked = [utt.utt_id for utt in batch], [utt.speaker for utt in batch]
-    frames = ensemble.frames(asked[0])
-    every = [logits for logits, _ in ensemble.each(*asked, frames)]
-    return student(every, torch.tensor(frames)), sum(every) / len(every)
+def _forward(
+    student: LogitStudent, ensemble: TeacherEnsemble, batch: Sequence[Utterance]
+) -> tuple[Outputs, torch.Tensor]:
+    """The student's outputs on a batch, and the teachers' mean logits."""
+    utt_ids, speakers = [utt.utt_id for utt in batch], [utt.speaker for utt in batch]
+    frames = ensemble.frames(utt_ids)
+    logits = [part for part, _ in ensemble.each(utt_ids, speakers, frames)]
+    return student(logits, torch.tensor(frames)), sum(logits) / len(logits)
 
 
 def _batches(utterances: Sequence[Utterance], size: int = 32) -> list[Sequence[Utterance]]:

@@ -1,1 +1,1 @@
-"""The scorers' room: hypotheses -> tables."""
+"""Evaluation: hypotheses -> scores, comparison of systems, tables."""

@@ -1,8 +1,8 @@
-"""The pretrained model as it came, before any training: always test it first.
+"""Score the pretrained model without any training: always run this baseline first.
 
-`baseline` scores the held-out speaker of a fold. `zero_shot` scores everybody whom the pretrained model has not heard:
-once for all folds, except where a fold has a model of its own (`pretrained: from_corpus`). The picture shows how hard
-each speaker is.
+`baseline` scores the held-out speaker of a fold. `zero_shot` scores all speakers that the pretrained model was not
+trained on: once for all folds, except where each fold has a model of its own (`pretrained: from_corpus`). Its scores
+show how hard each speaker is.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,12 +24,12 @@ CODE = ("evaluate/baseline.py", "pretrained/model.py", *DECODER_SETUP_CODE, *TRA
 
 def baseline(params: Params) -> Path:
     """Score the pretrained model on the held-out speaker's test blocks; return the stage's folder."""
-    params = params.with_all_labels  # one that was made of the fold's speakers has heard all of theirs
+    params = params.with_all_labels  # one pretrained on the fold's speakers had all of their transcripts
 
     def build(partial: Path) -> None:
         corpus = prepare.load(params)
         splits = split(corpus, params)
-        own = set(training_record(params)["words"]) if params.pretrained == "from_corpus" else splits.train_words
+        words = set(training_record(params)["words"]) if params.pretrained == "from_corpus" else splits.train_words
         _score(
             partial,
             params,
@@ -37,7 +37,7 @@ def baseline(params: Params) -> Path:
             splits.test,
             dev=splits.dev,
             held_out=params.held_out,
-            seen=lambda utt: utt.text in own,
+            seen=lambda utt: utt.text in words,
         )
 
     return produce(
@@ -56,16 +56,16 @@ def baseline(params: Params) -> Path:
 
 
 def zero_shot(params: Params) -> Path:
-    """Score the pretrained model on the test blocks of everybody whom it has not heard, controls apart."""
+    """Score the pretrained model on the test blocks of all speakers unseen in its training, controls separately."""
     params = params.with_all_labels
 
     def build(partial: Path) -> None:
-        corpus, known = prepare.load(params), training_record(params) or {"speakers": [], "words": None}
-        words = set(known["words"] or ())
-        seen = None if known["words"] is None else lambda utt: utt.text in words
-        new = corpus.where(lambda utt: utt.speaker not in known["speakers"] and not utt.copy_of)
-        others = [utt for utt in new if not corpus.is_control(utt.speaker) and is_test(utt, params.blocks.test)]
-        _score(partial, params, corpus, others, held_out="", seen=seen)
+        corpus, record = prepare.load(params), training_record(params) or {"speakers": [], "words": None}
+        words = set(record["words"] or ())
+        seen = None if record["words"] is None else lambda utt: utt.text in words
+        new = corpus.where(lambda utt: utt.speaker not in record["speakers"] and not utt.copy_of)
+        test = [utt for utt in new if not corpus.is_control(utt.speaker) and is_test(utt, params.blocks.test)]
+        _score(partial, params, corpus, test, held_out="", seen=seen)
         if controls := [utt for utt in new if corpus.is_control(utt.speaker)]:
             (partial / "controls").mkdir(exist_ok=True)
             _score(partial / "controls", params, corpus, controls, held_out="", seen=seen, words=corpus.lexicon)
@@ -96,8 +96,8 @@ def _score(
     words: list[str] | None = None,
 ) -> None:
     model = NeMoCTC(pretrained_model(params))
-    everybody = not held_out and params.pretrained != "from_corpus"
-    decoders = decoder_set(params, model.tokens, words=words, everybody=everybody)
+    all_speakers = not held_out and params.pretrained != "from_corpus"
+    decoders = decoder_set(params, model.tokens, words=words, all_speakers=all_speakers)
     decoders = tune_beam(decoders, lambda batch: model(*audio.collate(batch)), dev, params, folder)
     rows = transcribe(
         model,
@@ -107,7 +107,7 @@ def _score(
         level=corpus.level,
         seen=seen,
         what="baseline" if held_out else "zero-shot",
-        keep=folder / "posteriors" if held_out else None,
+        posteriors_folder=folder / "posteriors" if held_out else None,
     )
     score.write(
         rows,

@@ -1,14 +1,13 @@
 """Score any saved model on any manifest: `make evaluate CHECKPOINT=... MANIFEST=...` (TOKENIZER, MAX_DECODE_LEN).
 
-A checkpoint is the folder of a student or a teacher, or a `.nemo` file. A tokenizer that is named must be the one that
-the model was trained with: with another one every word would be wrong, and nothing else would say so.
+A checkpoint is the folder of a student or a teacher, or a `.nemo` file. A tokenizer, if given, must be the one that the
+model was trained with: another one makes every word wrong without any other sign of it.
 """
 
 import argparse
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from kdlib.corpus.audio_checks import check_recordings
 from kdlib.corpus.manifest import read
@@ -20,11 +19,10 @@ from kdlib.decode.lexicon import Lexicon
 from kdlib.errors import UserError
 from kdlib.evaluate import score
 from kdlib.evaluate.tables import headline
-from kdlib.evaluate.transcribe import transcribe
+from kdlib.evaluate.transcribe import System, transcribe
 from kdlib.io import repository_root
-
-if TYPE_CHECKING:
-    from kdlib.evaluate.transcribe import System
+from kdlib.models.hybrid import TrainedModel
+from kdlib.models.nemo_files import NeMoCTC
 
 OPTIONS = {
     "checkpoint": "the folder of a saved model (model.json, model.safetensors, tokenizer.model), or a .nemo file",
@@ -32,14 +30,10 @@ OPTIONS = {
 }
 
 
-def load_system(path: Path) -> "System":
-    """The system in a folder or a `.nemo` file."""
+def load_system(path: Path) -> System:
+    """Load the system in a folder or a `.nemo` file."""
     if path.suffix == ".nemo":
-        from kdlib.models.nemo_files import NeMoCTC
-
         return NeMoCTC(path)
-    from kdlib.models.hybrid import TrainedModel
-
     if not path.is_dir():
         raise UserError(f"checkpoint: there is no {path}; expected {OPTIONS['checkpoint']}")
     return TrainedModel(path)
@@ -60,13 +54,13 @@ def evaluate(
     size: int = 20,
 ) -> dict:
     """Score a model on a manifest; write hypotheses, scores and evaluation files to `out`; return the scores."""
-    one = load_system(checkpoint)
+    system = load_system(checkpoint)
     if tokenizer and not tokenizer.is_file():
         raise UserError(f"tokenizer: there is no file {tokenizer}")
-    if tokenizer and tokenizer.read_bytes() != one.tokens.model:
+    if tokenizer and tokenizer.read_bytes() != system.tokens.model:
         raise UserError(
-            f"tokenizer: {tokenizer} is not the one that {checkpoint} was trained with: its ids mean other pieces, and "
-            "all words would be wrong; leave the option out, for the model knows its own"
+            f"tokenizer: {tokenizer} is not the one that {checkpoint} was trained with: its ids are other pieces, and "
+            "all words would be wrong; leave the option out, the model includes its own"
         )
     for name, path in (("lexicon", lexicon), ("lm", lm)):
         if path and not path.is_file():
@@ -79,15 +73,15 @@ def evaluate(
             words = parse_lexicon(lexicon.read_text(encoding="utf-8-sig").splitlines())
         except UnicodeDecodeError as error:
             raise UserError(f"{lexicon}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
-    heads = getattr(one, "record", {"heads_trained": ("ctc",)}).get("heads_trained", ("ctc", "decoder"))
-    closed, spoken = Lexicon(words, one.tokens), None
+    heads = getattr(system, "record", {"heads_trained": ("ctc",)}).get("heads_trained", ("ctc", "decoder"))
+    closed, attention = Lexicon(words, system.tokens), None
     if "decoder" in heads:
-        spoken = AttentionDecoding(one.model, one.tokens, closed, longest=max_decode_len, joint="ctc" in heads)
+        attention = AttentionDecoding(system.model, system.tokens, closed, longest=max_decode_len, joint="ctc" in heads)
     elif max_decode_len:
-        print("max_decode_len has no effect: this model has no trained decoder, and CTC ends with the recording")
-    search = BeamSearch(one.tokens, words, lm, BeamSettings(lm_weight, word_bonus, size)) if lm else None
-    decoders = DecoderSet(one.tokens, closed, beam=search, attention=spoken, ctc="ctc" in heads)
-    rows = transcribe(one, list(corpus), decoders, level=corpus.level, what="evaluation")
+        print("max_decode_len has no effect: this model has no trained decoder, and CTC output ends with the recording")
+    search = BeamSearch(system.tokens, words, lm, BeamSettings(lm_weight, word_bonus, size)) if lm else None
+    decoders = DecoderSet(system.tokens, closed, beam=search, attention=attention, ctc="ctc" in heads)
+    rows = transcribe(system, list(corpus), decoders, level=corpus.level, what="evaluation")
     out.mkdir(parents=True, exist_ok=True)
     return score.write(
         rows,
@@ -95,7 +89,7 @@ def evaluate(
         out,
         system=checkpoint.stem,
         held_out="",
-        tokenizer=one.tokens.fingerprint,
+        tokenizer=system.tokens.fingerprint,
         checkpoint=str(checkpoint),
         settings={"beam": asdict(search.setting) | {"lm": str(lm), "chosen_on": ""}} if search else {},
     )
@@ -105,23 +99,25 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Score a saved model on a manifest.")
     for name, text in OPTIONS.items():
         parser.add_argument(name, type=Path, help=text)
-    parser.add_argument("--tokenizer", type=Path, help="must be the model's own")
-    parser.add_argument("--max-decode-len", type=int, help="tokens, of the attention decoder")
+    parser.add_argument("--tokenizer", type=Path, help="for a check: must be the model's own")
+    parser.add_argument("--max-decode-len", type=int, help="of the attention decoder, in tokens")
     parser.add_argument(
-        "--lexicon", type=Path, help="closed vocabulary, a word (and tab, spelling) a line; by default all transcripts"
+        "--lexicon",
+        type=Path,
+        help="closed vocabulary, one word (tab, spelling) per line; by default all transcripts",
     )
-    parser.add_argument("--lm", type=Path, help="an ARPA file of words, for beam search")
-    parser.add_argument("--lm-weight", type=float, default=0.9, help="of its natural logarithms")
-    parser.add_argument("--word-bonus", type=float, default=0.0, help="nats a word")
+    parser.add_argument("--lm", type=Path, help="ARPA file of words, for beam search")
+    parser.add_argument("--lm-weight", type=float, default=0.9, help="weight of its natural log-probabilities")
+    parser.add_argument("--word-bonus", type=float, default=0.0, help="nats per word")
     parser.add_argument("--beam", dest="size", type=int, default=20, help="hypotheses kept")
     parser.add_argument("--data-folder", type=Path, help="what $data_folder stands for in the manifest")
     parser.add_argument("--out", type=Path, help="by default outputs/evaluations/<checkpoint>-<manifest>")
-    asked = vars(parser.parse_args())
-    model = "-".join(asked["checkpoint"].resolve().parts[-4:])
-    default = repository_root() / "outputs" / "evaluations" / f"{model}-{asked['manifest'].stem}"
-    target = asked.pop("out") or default
+    options = vars(parser.parse_args())
+    model = "-".join(options["checkpoint"].resolve().parts[-4:])
+    default = repository_root() / "outputs" / "evaluations" / f"{model}-{options['manifest'].stem}"
+    target = options.pop("out") or default
     try:
-        print(headline(evaluate(**asked, out=target)).to_string())
+        print(headline(evaluate(**options, out=target)).to_string())
         print(f"written to {target}")
     except UserError as error:
         sys.exit(f"\n{error}\n")

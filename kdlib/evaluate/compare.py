@@ -1,13 +1,13 @@
-"""Honest comparison: systems in pairs, over any number of speakers (folds) and seeds, with a verdict in words.
+"""Compare systems in pairs, over any number of speakers (folds) and seeds, with a verdict in words.
 
-Two questions are kept apart. *These speakers*, other recordings of theirs: intervals by bootstrap over utterances
-within speakers, a test that flips the signs of paired differences (with one seed and one measure of right or wrong,
-McNemar's exact test), Holm's correction over all pairs. *New speakers*: Student's t over the speakers' own differences,
-and a test that flips their signs, which with few speakers cannot reach any small p: the smallest is said. All that is
-of the models as they were trained. Another training gives another model: where there are several seeds, they are
-averaged, and a difference must also stand out from how much it changes from seed to seed.
+Two questions are kept apart. *These speakers*, other recordings of theirs: bootstrap intervals over utterances within
+speakers, a test that flips the signs of paired differences (with one seed and words right or wrong, McNemar's exact
+test), and Holm's correction over all pairs. *New speakers*: Student's t over the speakers' own differences, and a
+sign-flip test over speakers, which with few of them cannot reach any small p; the smallest possible p is reported. All
+of this holds for the models as trained. Another training gives another model: with several seeds, the seeds are
+averaged, and a difference must also stand out from its variation between seeds.
 
-    python -m kdlib.evaluate.compare hard=DIR mine=DIR theirs=evaluation.json --against hard
+    python -m kdlib.evaluate.compare hard=DIR kd=DIR original=evaluation.json --against hard
 """
 
 import argparse
@@ -37,9 +37,9 @@ def compare(
     measure: str = "wra",
     seed: int = 0,
 ) -> list[Verdict]:
-    """Compare systems in pairs: each with every other, or with `against`: one system, or each one's own.
+    """Compare systems in pairs: each with every other, or with `against`: one system, or one for each.
 
-    A system is a table as `collected` makes it.
+    A system is a table from `collect`.
     """
     if measure not in MEASURES:
         raise UserError(f"measure: expected one of {', '.join(MEASURES)}, found {measure!r}")
@@ -47,8 +47,8 @@ def compare(
         raise UserError(f"a comparison needs two systems, found {len(systems)}: {', '.join(systems)}")
     pairs = [_Pair(a, b, systems[a], systems[b], measure, seed) for a, b in _pairs(list(systems), against)]
     adjusted = holm([pair.p for pair in pairs])
-    for_new = holm([pair.speakers_p for pair in pairs])
-    return [pair.verdict(*both, len(pairs)) for pair, *both in zip(pairs, adjusted, for_new, strict=True)]
+    speakers_adjusted = holm([pair.speakers_p for pair in pairs])
+    return [pair.verdict(*ps, len(pairs)) for pair, *ps in zip(pairs, adjusted, speakers_adjusted, strict=True)]
 
 
 def collect(
@@ -58,16 +58,16 @@ def collect(
     *,
     fold_homophones: bool = False,
 ) -> pd.DataFrame:
-    """A system's answers from one file or several: other speakers, or the same ones by other seeds.
+    """Read a system's hypotheses from one or more files: further speakers, or further seeds of the same speakers.
 
-    Columns: those of `answers`, and seed, which counts how often an utterance has come before.
+    Columns: those of `predictions.read`, and seed: how many earlier rows have the same utterance.
     """
     table = pd.concat([predictions.read(path, decoder, references) for path in paths], ignore_index=True)
     table["seed"] = table.groupby("utt_id", sort=False).cumcount()
     for column in ("reference", "speaker"):
-        several = table.groupby("utt_id")[column].nunique()
-        if (several > 1).any():
-            name = several.idxmax()
+        counts = table.groupby("utt_id")[column].nunique()
+        if (counts > 1).any():
+            name = counts.idxmax()
             values = " and ".join(map(repr, table[column][table.utt_id == name].unique()[:2]))
             raise UserError(
                 f"{paths[-1]}: {name} has more than one {column}, {values}; give every recording its own id"
@@ -79,51 +79,51 @@ def collect(
 
 
 class _Pair:
-    """Two systems on the utterances that both have heard."""
+    """Two systems on the utterances that they share."""
 
     def __init__(self, a: str, b: str, left: pd.DataFrame, right: pd.DataFrame, measure: str, seed: int) -> None:
         self.a, self.b, self.measure = a, b, measure
         self.rng = np.random.default_rng(seed)
-        both = _shared(a, b, left, right)
-        self.speaker = both.speaker.to_numpy()
-        told = both.reference.tolist()
-        self.size = np.array([len(text.split()) for text in told]) if measure == "wer" else np.ones(len(told))
-        self.values = [_measured(table, both.utt_id, told, measure) for table in (left, right)]  # [seeds, utterances]
-        self._merge(both.utt_id)
-        self.seeds = [len(one) for one in self.values]
-        means = [one.mean(0) for one in self.values]
+        shared = _shared_utterances(a, b, left, right)
+        self.speaker = shared.speaker.to_numpy()
+        refs = shared.reference.tolist()
+        self.size = np.array([len(text.split()) for text in refs]) if measure == "wer" else np.ones(len(refs))
+        self.values = [_measure(table, shared.utt_id, refs, measure) for table in (left, right)]  # [seeds, utterances]
+        self._merge_microphones(shared.utt_id)
+        self.seeds = [len(values) for values in self.values]
+        means = [values.mean(0) for values in self.values]
         self.groups = [np.flatnonzero(self.speaker == name) for name in dict.fromkeys(self.speaker)]
-        self.shares = np.array([[one[part].sum() / self.size[part].sum() for part in self.groups] for one in means])
+        self.shares = np.array([[row[group].sum() / self.size[group].sum() for group in self.groups] for row in means])
         self.by_speaker = self.shares[0] - self.shares[1]
         self.difference = float(self.by_speaker.mean())
         self.parts = np.zeros(len(self.size))  # of the difference, by utterance
-        for part in self.groups:
-            self.parts[part] = (means[0] - means[1])[part] / self.size[part].sum() / len(self.groups)
+        for group in self.groups:
+            self.parts[group] = (means[0] - means[1])[group] / self.size[group].sum() / len(self.groups)
         self.p = sign_flip_p(self.parts, self.rng)
         self.speakers_p = sign_flip_p(self.by_speaker, self.rng) if len(self.groups) > 1 else 1.0
 
-    def _merge(self, names: pd.Series) -> None:
-        """Take what several microphones recorded for the one utterance that it is."""
+    def _merge_microphones(self, names: pd.Series) -> None:
+        """Count the recordings of one utterance by several microphones as one utterance."""
         places, utterances = pd.factorize(names.str.replace(SEVERAL_MICROPHONES, r"\1", regex=True))
         if len(utterances) == len(names):
             return
-        print(f"{len(names):,} recordings are {len(utterances):,} utterances by several microphones, and count as such")
-        self.values = [np.array([np.bincount(places, row) for row in one]) for one in self.values]
+        print(f"{len(names):,} recordings by several microphones are counted as {len(utterances):,} utterances")
+        self.values = [np.array([np.bincount(places, row) for row in values]) for values in self.values]
         self.size = np.bincount(places, self.size)
         self.speaker = self.speaker[np.unique(places, return_index=True)[1]]
 
     def verdict(self, holm_p: float, new_p: float, family: int) -> Verdict:
-        """What is to be said, `family` being the number of pairs in question."""
-        count, runs = len(self.groups), self._runs()
+        """The verdict, from p-values corrected over a family of pairs."""
+        count, runs = len(self.groups), self._by_run()
         seeds, seeds_p = len(runs), training_p(runs, 1 / self.size.sum())
         agreeing = int((runs * self.difference > 0).sum())
-        these, new = self._these(), self._new()
+        these, new = self._these_interval(), self._new_interval()
         good = self.difference > 0 if self.measure == "wra" else self.difference < 0
-        sure = holm_p < LEVEL and (seeds == 1 or seeds_p < LEVEL)
-        word = ("better" if good else "worse") if sure else NO_DIFFERENCE
-        for_new = word if sure and new_p < LEVEL and new[0] * new[1] > 0 else NO_DIFFERENCE
-        needed = None if for_new != NO_DIFFERENCE else folds_needed(self.by_speaker, LEVEL / family)
-        fixed, broken = self._changed()
+        shown = holm_p < LEVEL and (seeds == 1 or seeds_p < LEVEL)
+        word = ("better" if good else "worse") if shown else NO_DIFFERENCE
+        new_word = word if shown and new_p < LEVEL and new[0] * new[1] > 0 else NO_DIFFERENCE
+        folds = None if new_word != NO_DIFFERENCE else folds_needed(self.by_speaker, LEVEL / family)
+        fixed, broken = self._fixed_and_broken()
         return Verdict(
             self.a,
             self.b,
@@ -146,35 +146,35 @@ class _Pair:
             self._wilcoxon(),
             2.0 ** (1 - count),
             word,
-            for_new,
-            needed,
+            new_word,
+            folds,
         )
 
-    def _these(self) -> tuple[float, float]:
-        """Bootstrap over utterances within speakers. Where no pair parts, what no pair in n can rule out."""
+    def _these_interval(self) -> tuple[float, float]:
+        """Bootstrap over utterances within speakers. If no pair differs: the shares that n pairs cannot rule out."""
         if not self.parts.any():
             most = 1 - (LEVEL / 2) ** (1 / len(self.parts))
             return -most, most
-        a, b = (one.mean(0) for one in self.values)
+        a, b = (values.mean(0) for values in self.values)
         total = np.zeros(DRAWS)
-        for part in self.groups:
-            drawn = self.rng.integers(0, len(part), (DRAWS, len(part)), dtype=np.int32)
-            total += (a - b)[part][drawn].sum(1) / self.size[part][drawn].sum(1)
+        for group in self.groups:
+            drawn = self.rng.integers(0, len(group), (DRAWS, len(group)), dtype=np.int32)
+            total += (a - b)[group][drawn].sum(1) / self.size[group][drawn].sum(1)
         low, high = np.percentile(total / len(self.groups), [100 * LEVEL / 2, 100 * (1 - LEVEL / 2)])
         return float(low), float(high)
 
-    def _new(self) -> tuple[float, float]:
-        """Student's t over speakers: few of them are the sample, however many utterances each has said."""
+    def _new_interval(self) -> tuple[float, float]:
+        """Student's t over speakers: they are the sample, however many utterances each has."""
         from scipy.stats import t as student
 
         count = len(self.by_speaker)
-        if count < 2 or np.allclose(self.by_speaker, self.by_speaker[0]):  # nothing tells how much speakers differ
+        if count < 2 or np.allclose(self.by_speaker, self.by_speaker[0]):  # the spread of speakers is unknown
             return float("nan"), float("nan")
-        reach = student.ppf(1 - LEVEL / 2, count - 1) * self.by_speaker.std(ddof=1) / np.sqrt(count)
-        return float(self.difference - reach), float(self.difference + reach)
+        margin = student.ppf(1 - LEVEL / 2, count - 1) * self.by_speaker.std(ddof=1) / np.sqrt(count)
+        return float(self.difference - margin), float(self.difference + margin)
 
     def _by_seed(self) -> list[np.ndarray]:
-        """Differences by utterance of each seed with its fellow, or with the only one."""
+        """Differences by utterance: seeds in pairs; where one system has more, each against the other's mean."""
         a, b = self.values
         if len(a) > len(b):
             b = b.mean(0, keepdims=True)
@@ -183,25 +183,25 @@ class _Pair:
         count = max(len(a), len(b))
         return [a[min(k, len(a) - 1)] - b[min(k, len(b) - 1)] for k in range(count)]
 
-    def _runs(self) -> np.ndarray:
+    def _by_run(self) -> np.ndarray:
         """The difference of each seed."""
         return np.array(
-            [np.mean([one[part].sum() / self.size[part].sum() for part in self.groups]) for one in self._by_seed()]
+            [np.mean([row[group].sum() / self.size[group].sum() for group in self.groups]) for row in self._by_seed()]
         )
 
-    def _changed(self) -> tuple[float, float]:
-        """Utterances of which a makes less errors than b, and more, a seed."""
-        better = 1 if self.measure == "wra" else -1
-        rows = [better * one for one in self._by_seed()]
-        return float(np.mean([(one > 0).sum() for one in rows])), float(np.mean([(one < 0).sum() for one in rows]))
+    def _fixed_and_broken(self) -> tuple[float, float]:
+        """Utterances in which a makes fewer errors than b, and more, per seed."""
+        sign = 1 if self.measure == "wra" else -1
+        rows = [sign * row for row in self._by_seed()]
+        return float(np.mean([(row > 0).sum() for row in rows])), float(np.mean([(row < 0).sum() for row in rows]))
 
     def _mcnemar(self) -> float:
-        """McNemar's exact test, on words right or wrong by one seed each."""
+        """McNemar's exact test, on words right or wrong with one seed each."""
         from scipy.stats import binomtest
 
         if self.measure != "wra" or self.seeds != [1, 1] or self.size.max() > 1:
             return float("nan")
-        fixed, broken = map(int, self._changed())
+        fixed, broken = map(int, self._fixed_and_broken())
         return float(binomtest(fixed, fixed + broken).pvalue) if fixed + broken else 1.0
 
     def _wilcoxon(self) -> float:
@@ -215,88 +215,88 @@ class _Pair:
 def _pairs(names: list[str], against: str | Mapping[str, str] | None) -> list[tuple[str, str]]:
     if against is None:
         return [(b, a) for a, b in itertools.combinations(names, 2)]
-    own = dict.fromkeys(names, against) if isinstance(against, str) else against
-    for name in {*own, *own.values()} - set(names):
+    controls = dict.fromkeys(names, against) if isinstance(against, str) else against
+    for name in {*controls, *controls.values()} - set(names):
         raise UserError(f"unknown system {name!r}{nearest(name, names)}")
-    return [(name, other) for name, other in own.items() if name != other]
+    return [(name, control) for name, control in controls.items() if name != control]
 
 
-def _shared(a: str, b: str, left: pd.DataFrame, right: pd.DataFrame) -> pd.DataFrame:
-    """The utterances of both, once each; a system must have heard them all with all of its seeds."""
-    for name, one in ((a, left), (b, right)):
-        times = one.groupby("utt_id").size()
-        if times.nunique() > 1:
+def _shared_utterances(a: str, b: str, left: pd.DataFrame, right: pd.DataFrame) -> pd.DataFrame:
+    """The utterances of both systems, one row each; every seed of a system must have all of its utterances."""
+    for name, table in ((a, left), (b, right)):
+        counts = table.groupby("utt_id").size()
+        if counts.nunique() > 1:
             raise UserError(
-                f"{name}: {times.idxmin()} was heard {times.min()} times, {times.idxmax()} {times.max()} times; every "
-                "seed must have heard every utterance"
+                f"{name}: {counts.idxmin()} has {counts.min()} hypotheses, {counts.idxmax()} has {counts.max()}; every "
+                "seed must have a hypothesis for every utterance"
             )
-    first, other = (one.drop_duplicates("utt_id").set_index("utt_id") for one in (left, right))
-    common = first.index.intersection(other.index)
+    left, right = (table.drop_duplicates("utt_id").set_index("utt_id") for table in (left, right))
+    common = left.index.intersection(right.index)
     if common.empty:
         raise UserError(
-            f"{a} and {b} have no utterance in common: {first.index[0]} and {other.index[0]} are ids of theirs"
+            f"{a} and {b} have no utterance in common; their ids are like {left.index[0]} and {right.index[0]}"
         )
-    if len(common) < max(len(first), len(other)):
-        print(f"{a} ({len(first)} utterances) and {b} ({len(other)}) are compared on the {len(common)} of both")
-    first, other = first.loc[common].copy(), other.loc[common].copy()
-    for one, fellow in ((first, other), (other, first)):
-        one["speaker"] = one.speaker.where(one.speaker != "", fellow.speaker)  # a file may not know them
-    if len(unlike := common[first.speaker != other.speaker]):
-        speakers = " and ".join(repr(one.speaker[unlike[0]]) for one in (first, other))
-        raise UserError(f"{a} and {b} name other speakers for {len(unlike)} utterances, first {unlike[0]}: {speakers}")
-    if len(unlike := common[first.reference != other.reference]):
-        name = unlike[0]
+    if len(common) < max(len(left), len(right)):
+        print(f"{a} ({len(left)} utterances) and {b} ({len(right)}) are compared on the {len(common)} in common")
+    left, right = left.loc[common].copy(), right.loc[common].copy()
+    for table, fallback in ((left, right), (right, left)):
+        table["speaker"] = table.speaker.where(table.speaker != "", fallback.speaker)  # a file may not name them
+    if len(differing := common[left.speaker != right.speaker]):
+        speakers = " and ".join(repr(table.speaker[differing[0]]) for table in (left, right))
         raise UserError(
-            f"{a} and {b} have other references for {len(unlike)} utterances, first {name}: "
-            f"{first.reference[name]!r} and {other.reference[name]!r}; they are not of one corpus"
+            f"{a} and {b} have different speakers for {len(differing)} utterances, first {differing[0]}: {speakers}"
         )
-    return first.reset_index()
+    if len(differing := common[left.reference != right.reference]):
+        name = differing[0]
+        raise UserError(
+            f"{a} and {b} have different references for {len(differing)} utterances, first {name}: "
+            f"{left.reference[name]!r} and {right.reference[name]!r}; they are not of one corpus"
+        )
+    return left.reset_index()
 
 
-def _measured(system: pd.DataFrame, order: pd.Series, told: Sequence[str], measure: str) -> np.ndarray:
+def _measure(system: pd.DataFrame, order: pd.Series, refs: Sequence[str], measure: str) -> np.ndarray:
     """[seeds, utterances]: right (1) or wrong (0), or the number of wrong words."""
     from rapidfuzz.distance import Levenshtein
 
     rows = []
     for _, part in system.groupby("seed"):
-        said = part.set_index("utt_id").hypothesis.reindex(order).tolist()
+        pairs = zip(refs, part.set_index("utt_id").hypothesis.reindex(order).tolist(), strict=True)
         if measure == "wra":
-            rows.append([float(one == other) for one, other in zip(told, said, strict=True)])
+            rows.append([float(ref == hyp) for ref, hyp in pairs])
         else:
-            rows.append(
-                [Levenshtein.distance(one.split(), other.split()) for one, other in zip(told, said, strict=True)]
-            )
+            rows.append([Levenshtein.distance(ref.split(), hyp.split()) for ref, hyp in pairs])
     return np.array(rows, dtype=float)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """The command: NAME=PATH for each system; a name given twice means further speakers or seeds."""
-    parser = argparse.ArgumentParser(description="Compare systems by what they wrote.")
+    """Run the command: NAME=PATH per system; a name that is repeated adds speakers or seeds."""
+    parser = argparse.ArgumentParser(description="Compare systems by their hypotheses.")
     parser.add_argument("systems", nargs="+", help="NAME=PATH: " + predictions.FORMATS)
     parser.add_argument("--decoder", default="greedy", help="column of hypotheses.csv")
     parser.add_argument("--measure", choices=MEASURES, default="wra")
     parser.add_argument("--against", help="compare with this system only; by default each with every other")
-    parser.add_argument("--references", type=Path, help="of plain text files, a line each")
+    parser.add_argument("--references", type=Path, help="references of plain text files, one per line")
     parser.add_argument("--fold-homophones", action="store_true", help="count TO for TWO, ... as correct")
     parser.add_argument("--out", type=Path, help="a folder for verdicts.csv")
-    asked = parser.parse_args(arguments)
-    named: dict[str, list[Path]] = {}
-    for one in asked.systems:
-        name, mark, path = one.partition("=")
+    options = parser.parse_args(arguments)
+    paths: dict[str, list[Path]] = {}
+    for system in options.systems:
+        name, mark, path = system.partition("=")
         if not mark or not name or not path:
-            raise UserError(f"expected NAME=PATH, found {one!r}")
-        named.setdefault(name, []).append(Path(path))
+            raise UserError(f"expected NAME=PATH, found {system!r}")
+        paths.setdefault(name, []).append(Path(path))
     systems = {
-        name: collect(paths, asked.decoder, asked.references, fold_homophones=asked.fold_homophones)
-        for name, paths in named.items()
+        name: collect(files, options.decoder, options.references, fold_homophones=options.fold_homophones)
+        for name, files in paths.items()
     }
-    verdicts = compare(systems, against=asked.against, measure=asked.measure)
+    verdicts = compare(systems, against=options.against, measure=options.measure)
     print(verdict_table(verdicts).to_string(index=False))
-    for one in verdicts:
-        print(one.text)
-    if asked.out:
-        asked.out.mkdir(parents=True, exist_ok=True)
-        verdict_frame(verdicts).to_csv(asked.out / "verdicts.csv", index=False)
+    for verdict in verdicts:
+        print(verdict.text)
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        verdict_frame(verdicts).to_csv(options.out / "verdicts.csv", index=False)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""WRA, WER and CER of hypotheses, with intervals, by whatever an utterance is known by.
+"""WRA, WER and CER of hypotheses with intervals, in total and by speaker, level, word type and seen words.
 
-WRA is the share of utterances whose whole normalised hypothesis equals the reference; others count the first word only,
-so both are reported. WER and CER come from jiwer; over 100 % is normal on one-word references. Intervals are bootstrap
-percentiles over utterances. `evaluation_<decoder>.json` has the shape of the original study's result files.
+WRA is the share of utterances whose whole normalised hypothesis equals the reference; other studies count the first
+word only, so both are reported. WER and CER come from jiwer; over 100 % is normal on one-word references. Intervals are
+bootstrap percentiles over utterances. `evaluation_<decoder>.json` has the format of the original study's result files.
 """
 
 import csv
@@ -20,12 +20,12 @@ from kdlib.io import read_json, write_json
 from kdlib.tokens import normalise
 
 GROUPS = ("speaker", "level", "word_type", "seen")
-IDS = {"greedy": "token_ids", "attention": "attention_ids"}  # the columns of what decoders wrote before it was text
+IDS = {"greedy": "token_ids", "attention": "attention_ids"}  # decoder -> column of its token ids
 
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """One row of `hypotheses.csv`: an utterance and what each decoder heard in it; decoders not used are empty."""
+    """One row of `hypotheses.csv`: an utterance and its hypothesis by each decoder, empty if not used."""
 
     utt_id: str
     speaker: str
@@ -81,40 +81,40 @@ def score(
     import jiwer
 
     if len(references) != len(hypotheses):
-        raise UserError(f"{len(references)} references, but {len(hypotheses)} hypotheses: they must go in pairs")
+        raise UserError(f"{len(references)} references, but {len(hypotheses)} hypotheses; their numbers must match")
     if not references:
-        raise UserError("nothing to score: no utterances were given")
+        raise UserError("nothing to score: there are no utterances")
     fold = fold_words if fold_homophones else normalise
-    told, heard = [fold(text) for text in references], [fold(text) for text in hypotheses]
-    if "" in told:
-        raise UserError(f"reference {told.index('') + 1} of {len(told)} is empty; a reference needs at least one word")
-    right = np.array([a == b for a, b in zip(told, heard, strict=True)])
-    first = np.mean([a.split()[:1] == b.split()[:1] for a, b in zip(told, heard, strict=True)])
-    words = jiwer.process_words(told, heard)
+    refs, hyps = [fold(text) for text in references], [fold(text) for text in hypotheses]
+    if "" in refs:
+        raise UserError(f"reference {refs.index('') + 1} of {len(refs)} is empty; a reference needs at least one word")
+    correct = np.array([ref == hyp for ref, hyp in zip(refs, hyps, strict=True)])
+    first = np.mean([ref.split()[:1] == hyp.split()[:1] for ref, hyp in zip(refs, hyps, strict=True)])
+    words = jiwer.process_words(refs, hyps)
     return Score(
-        len(told),
-        float(right.mean()),
-        interval(right, bootstrap, seed),
+        len(refs),
+        float(correct.mean()),
+        interval(correct, bootstrap, seed),
         float(first),
         words.wer,
         words.substitutions,
         words.deletions,
         words.insertions,
         words.hits + words.substitutions + words.deletions,
-        jiwer.cer(told, heard),
+        jiwer.cer(refs, hyps),
     )
 
 
-def interval(right: np.ndarray, bootstrap: int = 1000, seed: int = 0) -> tuple[float, float]:
+def interval(correct: np.ndarray, bootstrap: int = 1000, seed: int = 0) -> tuple[float, float]:
     """95 % percentile interval of a mean, by resampling utterances."""
     rng = np.random.default_rng(seed)
-    draws = rng.integers(0, len(right), (bootstrap, len(right)))
-    low, high = np.percentile(right[draws].mean(1), [2.5, 97.5])
+    draws = rng.integers(0, len(correct), (bootstrap, len(correct)))
+    low, high = np.percentile(correct[draws].mean(1), [2.5, 97.5])
     return round(float(low), 6), round(float(high), 6)
 
 
 def fold_words(text: str) -> str:
-    """A text with every word replaced by the first of its homophones.
+    """Replace every word of a text by the first of its homophones.
 
     >>> fold_words("two write")
     'TO RIGHT'
@@ -127,19 +127,19 @@ def scores_by(rows: Sequence[Hypothesis], decoder: str, group: str, **options) -
     parts: dict[str, list[Hypothesis]] = {}
     for row in rows:
         parts.setdefault(getattr(row, group), []).append(row)
-    return {name: _of(part, decoder, **options) for name, part in sorted(parts.items()) if name}
+    return {name: _score_decoder(part, decoder, **options) for name, part in sorted(parts.items()) if name}
 
 
 def summary(rows: Sequence[Hypothesis], decoders: Sequence[str], *, system: str, held_out: str, **options) -> dict:
-    """The content of `scores.json`: headline and breakdowns of every decoder that was used.
+    """The content of `scores.json`: headline and breakdowns of every decoder.
 
-    Which were used is said, not guessed: a decoder that writes nothing at all scores 0 %, it is not left out.
+    The decoders are listed, not inferred: one whose hypotheses are all empty scores 0 %, it is not left out.
     """
     scores = {}
     for name in decoders:
-        headline = asdict(_of(rows, name, **options))
+        headline = asdict(_score_decoder(rows, name, **options))
         groups = {
-            group: {part: asdict(one) for part, one in scores_by(rows, name, group, **options).items()}
+            group: {part: asdict(result) for part, result in scores_by(rows, name, group, **options).items()}
             for group in GROUPS
         }
         scores[name] = headline | {"by": groups}
@@ -165,10 +165,9 @@ def write(
     remark: str = "",
     **options,
 ) -> dict:
-    """Write hypotheses.csv, scores.json and one evaluation_<decoder>.json a decoder; return the scores.
+    """Write hypotheses.csv, scores.json and one evaluation_<decoder>.json per decoder; return the scores.
 
-    `settings` are those of the decoders that have some, and say on whom they were chosen; `remark` what these scores
-    are not.
+    `settings` holds the decoders' settings and the speaker they were chosen on; `remark` limits what the scores show.
     """
     write_hypotheses(rows, folder / "hypotheses.csv")
     scores = summary(rows, decoders, system=system, held_out=held_out, **options) | {"settings": settings or {}}
@@ -180,15 +179,15 @@ def write(
     return scores
 
 
-def decode_again(row: Hypothesis, read: Callable[[list[int]], str]) -> Hypothesis:
-    """The same answer, its token ids made text in another way."""
-    written = {name: [int(one) for one in getattr(row, ids).split()] for name, ids in IDS.items()}
-    return replace(row, **{name: read(ids) for name, ids in written.items() if ids})
+def decode_again(row: Hypothesis, decode: Callable[[list[int]], str]) -> Hypothesis:
+    """Decode the token ids of a hypothesis to text with another function."""
+    ids = {name: [int(index) for index in getattr(row, column).split()] for name, column in IDS.items()}
+    return replace(row, **{name: decode(indices) for name, indices in ids.items() if indices})
 
 
 def wra(folder: Path) -> dict[str, float]:
-    """WRA by decoder, of a folder that `write` has filled."""
-    return {name: one["wra"] for name, one in read_json(folder / "scores.json")["decoders"].items()}
+    """WRA by decoder, from the scores.json in a folder."""
+    return {name: result["wra"] for name, result in read_json(folder / "scores.json")["decoders"].items()}
 
 
 def write_hypotheses(rows: Iterable[Hypothesis], path: Path) -> None:
@@ -202,7 +201,7 @@ def write_hypotheses(rows: Iterable[Hypothesis], path: Path) -> None:
 def read_hypotheses(path: Path) -> list[Hypothesis]:
     """Read `hypotheses.csv`."""
     if not path.is_file():
-        raise UserError(f"no hypotheses in {path}: run the notebook that scores this system first")
+        raise UserError(f"no hypotheses in {path}: first run the notebook that scores this system")
     with path.open(newline="", encoding="utf-8") as file:
         numbers = {"n_tokens": int, "blank_share": float, "lexicon_posterior": float}
         return [
@@ -211,7 +210,7 @@ def read_hypotheses(path: Path) -> list[Hypothesis]:
         ]
 
 
-def _of(rows: Sequence[Hypothesis], decoder: str, **options) -> Score:
+def _score_decoder(rows: Sequence[Hypothesis], decoder: str, **options) -> Score:
     return score([row.reference for row in rows], [getattr(row, decoder) for row in rows], **options)
 
 
@@ -221,7 +220,7 @@ def _evaluation(rows: Sequence[Hypothesis], decoder: str, result: dict, tokenize
         {
             "utterance_id": row.utt_id,
             "target": row.reference,
-            "prediction_tokens": [int(one) for one in getattr(row, IDS.get(decoder, ""), "").split()],
+            "prediction_tokens": [int(index) for index in getattr(row, IDS.get(decoder, ""), "").split()],
             "prediction_text": getattr(row, decoder),
         }
         for row in rows

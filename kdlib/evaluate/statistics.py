@@ -1,7 +1,7 @@
-"""Tests and numbers that `compare` speaks of: flipped signs, Holm's correction, folds needed.
+"""Statistics for `compare`: sign-flip test, Holm's correction, number of folds needed, variation between seeds.
 
-Flipping the signs of paired differences assumes only that, were there no difference, each might as well have been the
-other way round; with equal ones it is the binomial test of their signs, which for right and wrong words is McNemar's.
+The sign-flip test of paired differences assumes only that, under the null hypothesis, each sign is equally likely. For
+differences of equal size it is the binomial test of their signs, which for right and wrong words is McNemar's test.
 """
 
 import itertools
@@ -10,26 +10,26 @@ from collections.abc import Sequence
 import numpy as np
 
 LEVEL, POWER = 0.05, 0.8
-FLIPS, AT_ONCE, EXACT = 10_000, 500, 15  # draws, in how large parts; up to how many differences all are counted
+FLIPS, AT_ONCE, EXACT = 10_000, 500, 15  # draws, draws per block, largest number of differences with all flips counted
 MOST_FOLDS = 500
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values, in the order given.
+    """Holm's adjusted p-values, in the order of `ps`.
 
     >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
     [0.03, 0.06, 0.06]
     """
     order = np.argsort(ps, kind="stable")
-    found, highest = np.empty(len(ps)), 0.0
+    adjusted, highest = np.empty(len(ps)), 0.0
     for rank, index in enumerate(order):
         highest = max(highest, min(1.0, (len(ps) - rank) * ps[index]))
-        found[index] = highest
-    return found.tolist()
+        adjusted[index] = highest
+    return adjusted.tolist()
 
 
 def folds_needed(differences: np.ndarray, level: float = LEVEL) -> int | None:
-    """How many speakers would decide it, were these typical: a power of 80 %, and enough for the signs alone."""
+    """Number of speakers like these for a power of 80 %, and enough for the sign-flip test to reach `level`."""
     from scipy.stats import nct
     from scipy.stats import t as student
 
@@ -37,18 +37,18 @@ def folds_needed(differences: np.ndarray, level: float = LEVEL) -> int | None:
     if not mean or not np.isfinite(spread):
         return None
     least = next(count for count in itertools.count(2) if 2.0 ** (1 - count) < level)
-    least = max(least, len(differences) + 1)  # so many have not decided it
+    least = max(least, len(differences) + 1)  # this many did not decide it
     if not spread:
         return least
     counts = np.arange(least, MOST_FOLDS + 1)
-    away = mean / spread * np.sqrt(counts)
-    power = nct.sf(student.ppf(1 - level / 2, counts - 1), counts - 1, away)
-    enough = counts[np.nan_to_num(power, nan=1.0) >= POWER]  # not a number where it is far away
+    noncentrality = mean / spread * np.sqrt(counts)
+    power = nct.sf(student.ppf(1 - level / 2, counts - 1), counts - 1, noncentrality)
+    enough = counts[np.nan_to_num(power, nan=1.0) >= POWER]  # not a number for large noncentrality
     return int(enough[0]) if len(enough) else None
 
 
 def sign_flip_p(parts: np.ndarray, rng: np.random.Generator) -> float:
-    """Two-sided p that a sum of differences is as far from zero, were each as likely to be turned round."""
+    """Two-sided p of the sign-flip test: how often random signs give a sum at least as far from zero."""
     parts = parts[parts != 0]
     if not len(parts):
         return 1.0
@@ -70,9 +70,9 @@ def sign_flip_p(parts: np.ndarray, rng: np.random.Generator) -> float:
 def training_p(differences: np.ndarray, least: float = 0.0) -> float:
     """Two-sided p of Student's t over the differences of several trainings; not a number with one.
 
-    Other utterances are one reason why a difference might not come again, another training is another: two seeds
-    of one recipe do differ. They are not taken to differ by less than `least`, what one utterance makes: that two have
-    the same number of words right is no sign that all trainings would.
+    A difference may fail to replicate with other utterances or with another training: two seeds of one recipe differ.
+    Their standard deviation is at least `least`, the share of one utterance: if two seeds have the same number of words
+    right, not all trainings need to.
     """
     from scipy.stats import t as student
 

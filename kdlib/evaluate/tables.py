@@ -1,4 +1,4 @@
-"""Tables for reading: scores in per cent, as data frames."""
+"""Tables for display: scores in per cent, as data frames."""
 
 import json
 from pathlib import Path
@@ -9,29 +9,28 @@ from kdlib.corpus.manifest import Corpus
 
 
 def headline(scores: dict) -> pd.DataFrame:
-    """One row a decoder: WRA with its interval, first-word WRA, WER with its parts, CER. Shares in per cent."""
-    return pd.DataFrame([{"decoder": name, **_row(one)} for name, one in scores["decoders"].items()]).set_index(
-        "decoder"
-    )
+    """One row per decoder: WRA with its interval, first-word WRA, WER with its parts, CER. Shares in per cent."""
+    rows = [{"decoder": name, **_row(result)} for name, result in scores["decoders"].items()]
+    return pd.DataFrame(rows).set_index("decoder")
 
 
 def breakdown(scores: dict) -> pd.DataFrame:
-    """WRA in per cent by word type and by whether it is one of the training words; one column a decoder."""
+    """WRA in per cent by word type and by whether the word was seen in training; one column per decoder."""
     rows = {}
-    for name, one in scores["decoders"].items():
+    for name, decoder in scores["decoders"].items():
         for group in ("word_type", "seen"):
-            for part, result in one["by"][group].items():
-                label = f"among the training words: {part}" if group == "seen" else part
+            for part, result in decoder["by"][group].items():
+                label = f"seen in training: {part}" if group == "seen" else part
                 rows.setdefault(label, {"n": result["n"]})[f"{name} WRA"] = _percent(result["wra"])
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def by_speaker(folder: Path, corpus: Corpus) -> pd.DataFrame:
-    """WRA by speaker and decoder of a scored stage, from least to most intelligible; unheard controls at the end."""
+    """WRA by speaker and decoder of a scored stage, from least to most intelligible; unseen controls at the end."""
     rows = []
     for part in (folder, folder / "controls"):
         if (part / "scores.json").is_file():
-            for decoder, one in json.loads((part / "scores.json").read_text(encoding="utf-8"))["decoders"].items():
+            for decoder, scores in json.loads((part / "scores.json").read_text(encoding="utf-8"))["decoders"].items():
                 rows += [
                     {
                         "speaker": name,
@@ -42,7 +41,7 @@ def by_speaker(folder: Path, corpus: Corpus) -> pd.DataFrame:
                         "low": result["ci95"][0],
                         "high": result["ci95"][1],
                     }
-                    for name, result in one["by"]["speaker"].items()
+                    for name, result in scores["by"]["speaker"].items()
                 ]
     order = {name: index for index, name in enumerate(corpus.by_intelligibility)}
     decoders = {name: index for index, name in enumerate(dict.fromkeys(row["decoder"] for row in rows))}
@@ -53,26 +52,26 @@ def by_speaker(folder: Path, corpus: Corpus) -> pd.DataFrame:
     )
 
 
-def by_level(people: pd.DataFrame) -> pd.DataFrame:
-    """Mean WRA in per cent over the speakers of a published level, by decoder."""
-    wide = people.assign(wra=100 * people.wra).pivot_table(index="level", columns="decoder", values="wra").round(1)
-    wide = wide[list(dict.fromkeys(people.decoder))]
-    wide.insert(0, "speakers", people.groupby("level").speaker.nunique())
+def by_level(scores: pd.DataFrame) -> pd.DataFrame:
+    """Mean WRA in per cent over the speakers of each published intelligibility level, by decoder."""
+    wide = scores.assign(wra=100 * scores.wra).pivot_table(index="level", columns="decoder", values="wra").round(1)
+    wide = wide[list(dict.fromkeys(scores.decoder))]
+    wide.insert(0, "speakers", scores.groupby("level").speaker.nunique())
     return wide.reindex([name for name in ("CONTROL", "HIGH", "MID", "LOW", "VERY_LOW", "?") if name in wide.index])
 
 
-def _row(one: dict) -> dict:
-    low, high = one["ci95"]
+def _row(result: dict) -> dict:
+    low, high = result["ci95"]
     return {
-        "n": one["n"],
-        "WRA": _percent(one["wra"]),
+        "n": result["n"],
+        "WRA": _percent(result["wra"]),
         "95 % interval": f"{_percent(low)} - {_percent(high)}",
-        "first-word WRA": _percent(one["wra_first_word"]),
-        "WER": _percent(one["wer"]),
-        "S": one["substitutions"],
-        "D": one["deletions"],
-        "I": one["insertions"],
-        "CER": _percent(one["cer"]),
+        "first-word WRA": _percent(result["wra_first_word"]),
+        "WER": _percent(result["wer"]),
+        "S": result["substitutions"],
+        "D": result["deletions"],
+        "I": result["insertions"],
+        "CER": _percent(result["cer"]),
     }
 
 

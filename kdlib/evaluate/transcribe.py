@@ -1,6 +1,6 @@
-"""Any system, any utterances: hear, decode with every decoder that applies, and score.
+"""Transcribe any utterances with any system: forward pass, then every decoder that applies.
 
-Before a single score, every reference makes the round trip through the system's own tokenizer.
+Before anything is decoded, every reference makes the round trip through the system's own tokenizer.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ from kdlib.models import Outputs
 from kdlib.runtime import set_threads
 from kdlib.tokens import Tokens, check_round_trip, normalise
 
-ExtraColumns = Callable[[list[Utterance]], Mapping[str, Sequence]]  # -> column -> values, one an utterance
+ExtraColumns = Callable[[list[Utterance]], Mapping[str, Sequence]]  # -> column -> values, one per utterance
 TRANSCRIBE_CODE = (
     "data/homophones.json",
     "models/__init__.py",
@@ -32,7 +32,7 @@ TRANSCRIBE_CODE = (
 
 
 class System(Protocol):
-    """What can be evaluated: samples in, `Outputs` out, with the tokens that they mean."""
+    """A model that can be evaluated: samples in, `Outputs` out, and the tokens of the outputs."""
 
     path: Path
     tokens: Tokens
@@ -46,48 +46,48 @@ class System(Protocol):
 def transcribe(
     system: System,
     utterances: Sequence[Utterance],
-    panel: DecoderSet,
+    decoders: DecoderSet,
     *,
     what: str = "evaluation",
-    keep: Path | None = None,
+    posteriors_folder: Path | None = None,
     **options,
 ) -> list[Hypothesis]:
-    """Let a system hear utterances, and decode what it answers; for the options see `decode`.
+    """Transcribe utterances with a system; for the options see `decode_outputs`.
 
-    With `keep` that folder gets what the CTC head said of every frame (`posteriors`).
+    The CTC posteriors of every frame are written to `posteriors_folder`, if given (`posteriors`).
     """
-    keeper = PosteriorWriter(system.tokens, system.stride_ms) if keep else None
+    writer = PosteriorWriter(system.tokens, system.stride_ms) if posteriors_folder else None
     rows = decode_outputs(
-        lambda batch: system(*audio.collate(batch)), utterances, panel, what=what, keeper=keeper, **options
+        lambda batch: system(*audio.collate(batch)), utterances, decoders, what=what, writer=writer, **options
     )
-    if keeper and rows:
-        keeper.write(keep)
+    if writer and rows:
+        writer.write(posteriors_folder)
     return rows
 
 
 def decode_outputs(
-    answer: Callable[[list[Utterance]], Outputs],
+    forward: Callable[[list[Utterance]], Outputs],
     utterances: Sequence[Utterance],
-    panel: DecoderSet,
+    decoders: DecoderSet,
     *,
     batch_size: int = 32,
     level: Callable[[str], str] = lambda speaker: "",
     seen: Callable[[Utterance], bool] | None = None,
     what: str = "decoding",
-    keeper: PosteriorWriter | None = None,
-    say: ExtraColumns | None = None,
+    writer: PosteriorWriter | None = None,
+    extra_columns: ExtraColumns | None = None,
 ) -> list[Hypothesis]:
-    """Decode what `answer` gives for a batch with every decoder of the panel; rows come back in the order given.
+    """Decode the outputs of `forward` for each batch with all decoders; return rows in the order of the utterances.
 
-    `say` gives columns from elsewhere; `keeper` is shown what is said of every frame.
+    `extra_columns` gives columns from elsewhere; `writer` collects the posteriors of every frame.
     """
     set_threads()
-    check_round_trip(panel.tokens, [utt.text for utt in utterances])
+    check_round_trip(decoders.tokens, [utt.text for utt in utterances])
     rows: dict[str, Hypothesis] = {}
     with progress(len(utterances), what, "utt") as bar:
         for batch in audio.batches(utterances, batch_size):
-            outputs = answer(batch)
-            columns = {**panel(outputs), **(say(batch) if say else {})}
+            outputs = forward(batch)
+            columns = {**decoders(outputs), **(extra_columns(batch) if extra_columns else {})}
             for row, utt in enumerate(batch):
                 rows[utt.utt_id] = Hypothesis(
                     utt.utt_id,
@@ -98,9 +98,9 @@ def decode_outputs(
                     normalise(utt.text),
                     **{column: values[row] for column, values in columns.items()},
                 )
-            if keeper:
+            if writer:
                 logprobs = outputs.ctc_logits.log_softmax(-1).numpy()
                 for utt, row, length in zip(batch, logprobs, outputs.lengths.tolist(), strict=True):
-                    keeper.add(utt.utt_id, row[:length])
+                    writer.add(utt.utt_id, row[:length])
             bar.update(len(batch))
     return [rows[utt.utt_id] for utt in utterances]

@@ -1,4 +1,4 @@
-"""What a comparison has found of two systems, in numbers, in words and as a table."""
+"""The result of comparing two systems: numbers, a sentence, a table row."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,30 +21,30 @@ class Verdict:
     a_value: float  # mean over speakers
     b_value: float
     difference: float
-    these_low: float  # 95 %, of these speakers
+    these_low: float  # 95 %, these speakers
     these_high: float
-    new_low: float  # 95 %, of new speakers; not a number with one
+    new_low: float  # 95 %, new speakers; not a number with one speaker
     new_high: float
     utterances: int
     speakers: int
     seeds: int
     agreeing_seeds: int
-    seeds_p: float  # of another training, by Student's t over seeds; not a number with one
-    fixed: float  # utterances that a has right and b has not, mean over seeds
+    seeds_p: float  # another training, by Student's t over seeds; not a number with one
+    fixed: float  # utterances with fewer errors by a than by b, mean over seeds
     broken: float
-    p: float  # of these speakers
+    p: float  # these speakers
     holm_p: float
-    mcnemar_p: float  # of one seed; not a number with several
-    speakers_p: float  # by flipping the speakers' signs, after Holm's correction
+    mcnemar_p: float  # one seed each; not a number with more
+    speakers_p: float  # new speakers: sign-flip test over speakers, after Holm's correction
     wilcoxon_p: float
-    least_p: float  # that so many speakers can reach
+    least_p: float  # smallest p that this number of speakers can reach
     verdict: str  # "better", "worse", "no difference shown"
-    new_speakers: str  # the same of new speakers
-    folds_needed: int | None  # to decide it for new speakers; None: more than can be asked for, or not known
+    new_speakers: str  # the same for new speakers
+    folds_needed: int | None  # to decide it for new speakers; None: more than `MOST_FOLDS`, or unknown
 
     @property
     def text(self) -> str:
-        """The verdict as a sentence or three."""
+        """The verdict as one to three sentences."""
         new = self.new_low, self.new_high
         words = [
             f"{self.a} and {self.b}: {self.verdict}"
@@ -54,20 +54,20 @@ class Verdict:
             f"{_range(self.these_low, self.these_high)}, p = {self.holm_p:.2g}",
             f"; {self.agreeing_seeds} of {self.seeds} seeds agree, p = {self.seeds_p:.2g} for another training)."
             if self.seeds > 1
-            else "; of these models: another training may differ).",
+            else "; for these models: another training may differ).",
         ]
         if self.speakers == 1:
-            words.append(" One speaker says nothing of new ones.")
+            words.append(" One speaker allows no inference to new speakers.")
         elif self.new_speakers == NO_DIFFERENCE:
-            interval = "no interval (nothing tells how they differ)" if np.isnan(self.new_low) else _range(*new)
-            open_ = "" if self.verdict == NO_DIFFERENCE else "not shown: "
+            interval = "no interval (their spread is unknown)" if np.isnan(self.new_low) else _range(*new)
+            prefix = "" if self.verdict == NO_DIFFERENCE else "not shown: "
             words.append(
-                f" For new speakers {open_}{interval}, p = {self.speakers_p:.2g} "
+                f" For new speakers {prefix}{interval}, p = {self.speakers_p:.2g} "
                 f"(no less than {self.least_p:.2g} with {self.speakers}); "
                 + (
-                    f"some {self.folds_needed} folds like these would decide it."
+                    f"about {self.folds_needed} folds like these would decide it."
                     if self.folds_needed
-                    else f"no number of folds up to {MOST_FOLDS} would, if they were like these."
+                    else f"up to {MOST_FOLDS} folds like these would not decide it."
                 )
             )
         else:
@@ -76,30 +76,30 @@ class Verdict:
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    """Verdicts for reading, in per cent: one row a pair."""
+    """Verdicts for display, in per cent: one row per pair."""
     rows = []
-    for one in verdicts:
+    for verdict in verdicts:
         rows.append(
             {
-                "a": one.a,
-                "b": one.b,
-                "measure": one.measure.upper(),
-                "a %": _percent(one.a_value),
-                "b %": _percent(one.b_value),
-                "difference": f"{100 * one.difference:+.1f}",
-                "these speakers": _range(one.these_low, one.these_high),
-                "new speakers": _range(one.new_low, one.new_high),
-                "n": f"{one.utterances} x {one.speakers} sp. x {one.seeds} seed{'s' * (one.seeds > 1)}",
-                "Holm p": f"{one.holm_p:.2g}",
-                "verdict": one.verdict,
+                "a": verdict.a,
+                "b": verdict.b,
+                "measure": verdict.measure.upper(),
+                "a %": _percent(verdict.a_value),
+                "b %": _percent(verdict.b_value),
+                "difference": f"{100 * verdict.difference:+.1f}",
+                "these speakers": _range(verdict.these_low, verdict.these_high),
+                "new speakers": _range(verdict.new_low, verdict.new_high),
+                "n": f"{verdict.utterances} x {verdict.speakers} sp. x {verdict.seeds} seed{'s' * (verdict.seeds > 1)}",
+                "Holm p": f"{verdict.holm_p:.2g}",
+                "verdict": verdict.verdict,
             }
         )
     return pd.DataFrame(rows)
 
 
 def verdict_frame(verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    """Verdicts with all that is known of them, one row a pair."""
-    return pd.DataFrame([asdict(one) | {"text": one.text} for one in verdicts])
+    """Verdicts with all of their fields and their text: one row per pair."""
+    return pd.DataFrame([asdict(verdict) | {"text": verdict.text} for verdict in verdicts])
 
 
 def _percent(share: float) -> float:

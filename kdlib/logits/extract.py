@@ -1,20 +1,21 @@
-"""What every teacher says of every utterance, once: CTC frame by frame, and the attention decoder.
+"""Extract every teacher's outputs on every utterance once: CTC per frame, and the attention decoder per token.
 
-All teachers hear the same recordings. `training` holds every dysarthric speaker's training blocks, the decoder being
-given the reference (BOS, the tokens; it is to say the tokens, EOS) and left out where the transcript is denied.
-`analysis` holds the test blocks, the decoder running free: for scores, for choices on the dev speaker, and refused as a
-training target. Both are stages that a run goes on with after a kill, behind the last whole batch and with the same
+All teachers get the same recordings. `training` covers every dysarthric speaker's training blocks; the decoder is
+teacher-forced on the reference (input BOS and the tokens, target the tokens and EOS) and left out for unlabelled
+speech. `analysis` covers the test blocks with a free-running decoder: for scores and for choices on the dev speaker,
+refused as a training target. Both are stages that resume after a kill behind the last complete batch, with the same
 bytes.
 """
 
 import contextlib
 import csv
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import pandas as pd
+import torch
 
 from kdlib.console import progress
 from kdlib.corpus import audio, labels, prepare
@@ -23,34 +24,31 @@ from kdlib.corpus.speakers import in_blocks, is_test, split
 from kdlib.errors import UserError
 from kdlib.logits.store import Header, LogitStore, Writer
 from kdlib.models import read_record
+from kdlib.models.decoder import teacher_forced
+from kdlib.models.hybrid import TrainedModel
 from kdlib.params import Params
 from kdlib.stage import produce
 from kdlib.teachers.adapt import speaker_teacher
 from kdlib.teachers.teacher_sets import fold_settings, teacher_root
 from kdlib.tokens import BLANK, BOS, EOS
 
-if TYPE_CHECKING:
-    import torch
-
-    from kdlib.models.hybrid import TrainedModel
-
 Purpose = Literal["training", "analysis"]
 CODE = ("logits/extract.py", "logits/store.py", *labels.CODE, "models/hybrid.py", "models/encoder_conformer.py")
 CODE += ("models/decoder.py", "models/encoder_nemo.py", "models/nemo_files.py", "tokens.py", "corpus/audio.py")
 BATCH = 32
-OUTPUTS = "outputs.csv"  # beside the stores: what the decoder says by itself, and the CTC loss of the reference
+OUTPUTS = "outputs.csv"  # next to the stores: hypotheses of the free-running decoder, and CTC losses of the references
 
 
 class TeacherOutput(NamedTuple):
     """A row of outputs.csv."""
 
     utt_id: str
-    free_running: tuple[int, ...]  # of the attention decoder; not run for training utterances
-    ctc_loss: float  # of the reference, in nats a token
+    free_running: tuple[int, ...]  # hypothesis of the attention decoder; empty for training utterances
+    ctc_loss: float  # of the reference, in nats per token
 
 
 def extracted_utterances(params: Params, corpus: Corpus, purpose: Purpose) -> list[Utterance]:
-    """What teachers are asked about: the same for all of them and, where teachers serve all folds, for all folds."""
+    """Utterances to extract: the same for all teachers and, where folds share the teachers, for all folds."""
     blocks = params.blocks
     if purpose == "analysis":
         return corpus.where(lambda utt: utt.text and not corpus.is_control(utt.speaker) and is_test(utt, blocks.test))
@@ -78,107 +76,100 @@ def open_store(params: Params, speaker: str, purpose: Purpose, output: str = "ct
     """A teacher's store."""
     if output == "decoder" and not read_record(speaker_teacher(params, speaker))["heads"]["layers"]:
         raise UserError(
-            f"teacher {speaker} has no decoder: it can teach by CTC alone; write distill: {{heads: ctc}}, or name "
-            "teachers with a decoder"
+            f"teacher {speaker} has no decoder, only CTC outputs; write distill: {{heads: ctc}}, or name teachers with "
+            "a decoder"
         )
     return LogitStore(extract(params, speaker, purpose) / output)
 
 
 def store_sizes(folders: Mapping[str, Path]) -> pd.DataFrame:
-    """What stores hold and take, one row a teacher, beside what their logits would take as float32."""
+    """Contents and sizes of stores, one row per teacher, with the size of their logits in float32."""
     rows = {}
     for name, folder in folders.items():
         stores = {output: LogitStore(folder / output) for output in ("ctc", "decoder") if (folder / output).is_dir()}
-        kept = sum(file.stat().st_size for store in stores.values() for file in store.folder.iterdir())
-        dense = sum(4 * store.header.size * sum(map(store.frames, store)) for store in stores.values())
+        frames = {output: sum(map(store.frames, store)) for output, store in stores.items()}
+        stored = sum(file.stat().st_size for store in stores.values() for file in store.folder.iterdir())
+        dense = sum(4 * store.header.size * frames[output] for output, store in stores.items())
         rows[name] = {
             "utterances": len(stores["ctc"]),
-            "CTC frames": sum(map(stores["ctc"].frames, stores["ctc"])),
-            "decoder steps": sum(sum(map(one.frames, one)) for name, one in stores.items() if name == "decoder"),
-            "MB": round(kept / 1e6, 1),
+            "CTC frames": frames["ctc"],
+            "decoder steps": frames.get("decoder", 0),
+            "MB": round(stored / 1e6, 1),
             "MB as float32 logits": round(dense / 1e6, 1),
         }
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def teacher_outputs(params: Params, speaker: str, purpose: Purpose) -> dict[str, TeacherOutput]:
-    """What lies beside a teacher's stores, by utterance."""
+    """Rows of a teacher's outputs.csv, by utterance."""
     return _read_outputs(extract(params, speaker, purpose) / OUTPUTS)
 
 
 def _build(partial: Path, params: Params, speaker: str, purpose: Purpose) -> None:
-    from kdlib.models.hybrid import TrainedModel
-
-    teacher = TrainedModel(speaker_teacher(params, speaker))
-    corpus = prepare.load(params)
-    asked = extracted_utterances(params, corpus, purpose)
-    speaks = teacher.model.decoder is not None  # a student that teaches may have no decoder
-    outputs = ("ctc", "decoder") if purpose == "training" and speaks else ("ctc",)
-    longest = max(len(teacher.tokens.encode(text)) for text in {*prepare.lexicon(params), *(u.text for u in asked)})
+    teacher, corpus = TrainedModel(speaker_teacher(params, speaker)), prepare.load(params)
+    utts = extracted_utterances(params, corpus, purpose)
+    has_decoder = teacher.model.decoder is not None  # a student as teacher may have none
+    outputs = ("ctc", "decoder") if purpose == "training" and has_decoder else ("ctc",)
+    longest = max(len(teacher.tokens.encode(text)) for text in {*prepare.lexicon(params), *(utt.text for utt in utts)})
+    max_len = longest + 4 if purpose == "analysis" and has_decoder else 0
     with contextlib.ExitStack() as stack:
-        headed = {name: _header(teacher, speaker, name, params, purpose) for name in outputs}
-        _announce(speaker, teacher, asked, [header for header, _ in headed.values()])
-        writers = {name: stack.enter_context(Writer(partial / name, *headed[name])) for name in outputs}
-        rows = stack.enter_context(_Rows(partial / OUTPUTS))
-        bar = stack.enter_context(progress(len(asked), f"{speaker} on {purpose} speech", "utt"))
-        for batch in (batch for part in _parts(asked) for batch in audio.batches(part, BATCH)):
+        headers = {name: _header(teacher, speaker, name, params, purpose) for name in outputs}
+        _announce(speaker, teacher, utts, [header for header, _ in headers.values()])
+        writers = {name: stack.enter_context(Writer(partial / name, *headers[name])) for name in outputs}
+        rows = stack.enter_context(_OutputsFile(partial / OUTPUTS))
+        bar = stack.enter_context(progress(len(utts), f"{speaker} on {purpose} speech", "utt"))
+        for batch in (batch for part in _by_speaker(utts) for batch in audio.batches(part, BATCH)):
             sinks = {"rows": rows, **writers}
             if any(utt.utt_id not in sinks[name] for utt in batch for name in sinks if _has_output(utt, name)):
-                _extract_batch(teacher, batch, writers, rows, longest + 4 if purpose == "analysis" and speaks else 0)
+                _extract_batch(teacher, batch, writers, rows, max_len)
             bar.update(len(batch))
 
 
 def _extract_batch(
-    teacher: "TrainedModel", batch: list[Utterance], writers: dict[str, Writer], rows: "_Rows", longest: int
+    teacher: TrainedModel, batch: list[Utterance], writers: dict[str, Writer], rows: "_OutputsFile", max_len: int
 ) -> None:
-    """Ask about a batch and write down what is not there yet."""
-    import torch
-
-    from kdlib.models.decoder import teacher_forced
-
+    """Run a teacher on a batch and store what is missing; `max_len` 0: without the free-running decoder."""
     ids = [teacher.tokens.encode(utt.text) for utt in batch]
     with torch.inference_mode():
         outputs = teacher(*audio.collate(batch))
-        kept = {"ctc": (outputs.encoded, outputs.lengths.tolist())}
+        activations = {"ctc": (outputs.encoded, outputs.lengths.tolist())}
         if "decoder" in writers:
             inputs, _, steps = teacher_forced(ids)
-            said = teacher.model.decoder.activations(outputs.encoded, outputs.lengths, inputs)
-            kept["decoder"] = (said, steps.tolist())
+            hidden = teacher.model.decoder.activations(outputs.encoded, outputs.lengths, inputs)
+            activations["decoder"] = (hidden, steps.tolist())
         losses = _losses(outputs.ctc_logits, outputs.lengths, ids)
-        free = teacher.model.decode_greedy(outputs.encoded, longest, outputs.lengths) if longest else [[]] * len(batch)
+        free = teacher.model.decode_greedy(outputs.encoded, max_len, outputs.lengths) if max_len else [[]] * len(batch)
     for name, writer in writers.items():
-        for utt, activations, length in zip(batch, *kept[name], strict=True):
+        for utt, hidden, length in zip(batch, *activations[name], strict=True):
             if utt.utt_id not in writer and _has_output(utt, name):
-                writer.add(utt.utt_id, activations[:length])
+                writer.add(utt.utt_id, hidden[:length])
         writer.flush()
-    rows.add(TeacherOutput(utt.utt_id, tuple(one), loss) for utt, one, loss in zip(batch, free, losses, strict=True))
+    rows.add(TeacherOutput(utt.utt_id, tuple(hyp), loss) for utt, hyp, loss in zip(batch, free, losses, strict=True))
 
 
 def _has_output(utt: Utterance, output: str) -> bool:
-    """Whether a teacher says something of an utterance: its decoder does not, without a text to begin with."""
+    """True if a teacher has this output on an utterance: a teacher-forced decoder needs a transcript."""
     return bool(utt.text) or output != "decoder"
 
 
-def _losses(logits: "torch.Tensor", lengths: "torch.Tensor", ids: list[list[int]]) -> list[float]:
-    """The CTC loss of each reference in nats a token: infinite if the frames cannot hold it, nan if it is unknown."""
-    import torch
-
-    flat = torch.nn.utils.rnn.pad_sequence([torch.tensor(one or [BLANK + 1]) for one in ids], batch_first=True)
-    sizes = torch.tensor([len(one) for one in ids])
+def _losses(logits: torch.Tensor, lengths: torch.Tensor, ids: list[list[int]]) -> list[float]:
+    """CTC loss of each reference in nats per token: inf if it has too many tokens for the frames, nan if unlabelled."""
+    flat = torch.nn.utils.rnn.pad_sequence([torch.tensor(row or [BLANK + 1]) for row in ids], batch_first=True)
+    sizes = torch.tensor(list(map(len, ids)))
     logprobs = logits.log_softmax(-1).transpose(0, 1)
-    found = torch.nn.functional.ctc_loss(logprobs, flat, lengths, sizes, blank=BLANK, reduction="none")
-    return torch.where(sizes > 0, found / sizes, torch.nan).tolist()
+    losses = torch.nn.functional.ctc_loss(logprobs, flat, lengths, sizes, blank=BLANK, reduction="none")
+    return torch.where(sizes > 0, losses / sizes, torch.nan).tolist()
 
 
-def _parts(asked: Sequence[Utterance]) -> list[list[Utterance]]:
-    """A speaker at a time, so that what a killed run has done is whole speakers."""
-    return [[utt for utt in asked if utt.speaker == name] for name in sorted({utt.speaker for utt in asked})]
+def _by_speaker(utts: Sequence[Utterance]) -> list[list[Utterance]]:
+    """The utterances of each speaker, so that a killed run has complete speakers."""
+    return [[utt for utt in utts if utt.speaker == name] for name in sorted({utt.speaker for utt in utts})]
 
 
 def _header(
-    teacher: "TrainedModel", speaker: str, output: str, params: Params, purpose: Purpose
-) -> "tuple[Header, tuple[torch.Tensor, torch.Tensor]]":
-    """What a store's numbers mean, and the head that expands them."""
+    teacher: TrainedModel, speaker: str, output: str, params: Params, purpose: Purpose
+) -> tuple[Header, tuple[torch.Tensor, torch.Tensor]]:
+    """The header of a store, and the head that turns its activations into logits."""
     head = teacher.model.ctc_head if output == "ctc" else teacher.model.decoder.head
     header = Header(
         teacher=speaker,
@@ -197,38 +188,33 @@ def _header(
     return header, (head.weight, head.bias)
 
 
-def _announce(speaker: str, teacher: "TrainedModel", asked: Sequence[Utterance], headers: Sequence[Header]) -> None:
-    """Say beforehand how long it will take and how large it will be."""
-    import torch
-
+def _announce(speaker: str, teacher: TrainedModel, utts: Sequence[Utterance], headers: Sequence[Header]) -> None:
+    """Print an estimate of the time and size of an extraction."""
     purpose = headers[0].purpose
-    if not asked:
-        raise UserError(
-            f"outputs of {speaker} for {purpose}: no utterance is asked for; look at `blocks` in the recipe"
-        )
-    seconds = sum(utt.duration_s for utt in asked)
-    probe = sorted(asked, key=lambda utt: utt.duration_s)[len(asked) // 2 :][:BATCH]
+    if not utts:
+        raise UserError(f"outputs of {speaker} for {purpose}: there are no utterances; check `blocks` in the recipe")
+    seconds = sum(utt.duration_s for utt in utts)
+    probe = sorted(utts, key=lambda utt: utt.duration_s)[len(utts) // 2 :][:BATCH]
     with torch.inference_mode():
         teacher(*audio.collate(probe[:1]))
         started = time.perf_counter()
         teacher(*audio.collate(probe))
-    pace = (time.perf_counter() - started) / sum(utt.duration_s for utt in probe)
-    frames = 1000 * seconds / teacher.model.encoder.stride_ms
-    words = sum(len(teacher.tokens.encode(utt.text)) + 1 for utt in asked)
-    rows = {"ctc": frames, "decoder": words}
-    stored = sum(rows[one.output] * one.row.itemsize for one in headers)
-    dense = sum(rows[one.output] * 4 * one.size for one in headers)
+    real_time_factor = (time.perf_counter() - started) / sum(utt.duration_s for utt in probe)
+    steps = sum(len(teacher.tokens.encode(utt.text)) + 1 for utt in utts)
+    rows = {"ctc": 1000 * seconds / teacher.model.encoder.stride_ms, "decoder": steps}
+    stored = sum(rows[header.output] * header.row.itemsize for header in headers)
+    dense = sum(rows[header.output] * 4 * header.size for header in headers)
     print(
-        f"outputs of {speaker} for {purpose}: {len(asked):,} utterances, {seconds / 60:.0f} min of speech; "
-        f"about {1.3 * pace * seconds:.0f} s and {stored / 1e6:.0f} MB (as float32 logits {dense / 1e6:,.0f} MB)"
+        f"outputs of {speaker} for {purpose}: {len(utts):,} utterances, {seconds / 60:.0f} min of speech; "
+        f"about {1.3 * real_time_factor * seconds:.0f} s and {stored / 1e6:.0f} MB "
+        f"(as float32 logits {dense / 1e6:,.0f} MB)"
     )
 
 
-class _Rows:
-    """outputs.csv, appended batch by batch; a row that a killed run left unfinished is dropped."""
+class _OutputsFile:
+    """outputs.csv, appended batch by batch; a row that a killed run left incomplete is dropped."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
         self._done = _read_outputs(path) if path.is_file() else {}
         self._file = path.open("w", newline="", encoding="utf-8")
         self._writer = csv.writer(self._file, lineterminator="\n")
@@ -238,18 +224,18 @@ class _Rows:
     def __contains__(self, utt_id: str) -> bool:
         return utt_id in self._done
 
-    def __enter__(self) -> "_Rows":
+    def __enter__(self) -> "_OutputsFile":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def add(self, rows) -> None:
+    def add(self, rows: Iterable[TeacherOutput]) -> None:
         new = [row for row in rows if row.utt_id not in self._done]
         self._done |= {row.utt_id: row for row in new}
         self._write(new)
 
-    def _write(self, rows) -> None:
+    def _write(self, rows: Iterable[TeacherOutput]) -> None:
         for row in rows:
             self._writer.writerow([row.utt_id, " ".join(map(str, row.free_running)), f"{row.ctc_loss:.6g}", "."])
         self._file.flush()

@@ -1,14 +1,14 @@
-"""`LogitStore`: a teacher's outputs on every utterance, on disk once, small, and exact at every temperature.
+"""`LogitStore`: a teacher's outputs on every utterance, stored once, small, and exact at every temperature.
 
-The head of a CTC or attention model is linear, so its logits over V tokens have the rank d of what enters it. Kept are
-these activations (`fp16`, or `int8` with a scale a frame) and the head's weights once: 2 d bytes a frame, not 4 V.
-`dense16` and `dense32` keep logits as they are, for those that have no head. A folder holds
+The head of a CTC or attention model is linear, so its logits over V tokens have the rank d of its input. Stored are
+these activations (`fp16`, or `int8` with one scale per frame) and once the head's weights: 2 d bytes per frame instead
+of 4 V. `dense16` and `dense32` store logits as they are, for those without a head. A folder contains
 
-    header.json   what the numbers mean and who made them     frames.bin   [frames, width], memory-mapped
+    header.json   format, teacher and permitted use           frames.bin   [frames, width], memory-mapped
     index.csv     utterance -> frames, checksum               head.safetensors   weight [V, d], bias [V]
 
-Utterances are appended one by one and written down in the index once they are whole: a killed writer goes on behind the
-last one. Every read is checked against its checksum.
+Utterances are appended one by one and enter the index when they are complete: after a kill the writer resumes behind
+the last one. Every read is checked against its checksum.
 """
 
 import csv
@@ -20,33 +20,31 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
 
 from kdlib.errors import UserError, nearest
 from kdlib.io import sha256, write_json
 from kdlib.tokens import Tokens
 
-if TYPE_CHECKING:
-    import torch
-
 CODE = ("logits/store.py",)
-SCHEMA = 2  # of the header: 1 had other names
+SCHEMA = 2  # of the header: schema 1 had other names
 ENCODINGS = {"fp16": np.float16, "int8": np.int8, "dense16": np.float16, "dense32": np.float32}
 INDEX = ("utt_id", "start", "frames", "crc32")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What the numbers of a store mean, who made them, and what they may be used for."""
+    """The format of a store, the teacher that its outputs are from, and their permitted use."""
 
     teacher: str
     train_speakers: tuple[str, ...]  # the speakers that the teacher was trained on: none of them may be held out
-    output: str  # "ctc": a row a frame; "decoder": a row a token, teacher-forced on the reference
+    output: str  # "ctc": one row per frame; "decoder": one row per token, teacher-forced on the reference
     encoding: str  # one of ENCODINGS
-    size: int  # V, tokens that the logits are over
-    width: int  # d, numbers kept a row; V where logits are dense
+    size: int  # V, number of tokens
+    width: int  # d, values per row; V where logits are dense
     tokens: str  # fingerprint of the tokenizer with its special ids
     blank: int
     bos: int | None
@@ -58,18 +56,16 @@ class Header:
 
     @property
     def row(self) -> np.dtype:
-        """A row of frames.bin."""
+        """Data type of a row of frames.bin."""
         if self.encoding == "int8":
             return np.dtype([("scale", np.float16), ("values", np.int8, (self.width,))])
         return np.dtype((ENCODINGS[self.encoding], (self.width,)))
 
 
 class Writer:
-    """Appends utterances; made anew on the folder of a killed one, it knows which are there."""
+    """Append utterances to a store; on the folder of a killed writer, resume behind its last complete utterance."""
 
-    def __init__(self, folder: Path, header: Header, head: "tuple[torch.Tensor, torch.Tensor] | None") -> None:
-        from safetensors.torch import save_file
-
+    def __init__(self, folder: Path, header: Header, head: tuple[torch.Tensor, torch.Tensor] | None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.header = folder, header
         if (head is None) != header.encoding.startswith("dense"):
@@ -80,13 +76,13 @@ class Writer:
                 raise ValueError(
                     f"head {tuple(weight.shape)} does not fit {header.size} tokens of width {header.width}"
                 )
-            kept = weight.half() if header.encoding == "int8" else weight  # as exact as the activations are
-            save_file({"weight": kept, "bias": bias}, folder / "head.safetensors")
+            weight = weight.half() if header.encoding == "int8" else weight  # as exact as the activations are
+            save_file({"weight": weight, "bias": bias}, folder / "head.safetensors")
         self._frames = (folder / "frames.bin").open("ab")
         self._index = (folder / "index.csv").open("a", newline="", encoding="utf-8")
-        self._done = _whole_rows(folder / "index.csv")
+        self._done = _complete_rows(folder / "index.csv")
         self._rows = sum(frames for _, _, frames, _ in self._done.values())
-        self._frames.truncate(self._rows * header.row.itemsize)  # what a killed writer had begun
+        self._frames.truncate(self._rows * header.row.itemsize)  # drops what a killed writer had begun
         self._rewrite_index()
 
     def __contains__(self, utt_id: str) -> bool:
@@ -98,7 +94,7 @@ class Writer:
     def __exit__(self, kind: type | None, *_: object) -> None:
         self.close(complete=kind is None)
 
-    def add(self, utt_id: str, activations: "torch.Tensor") -> None:
+    def add(self, utt_id: str, activations: torch.Tensor) -> None:
         """Append an utterance's activations, or dense logits, [T, width]."""
         if utt_id in self._done:
             raise ValueError(f"{utt_id} is in the store already")
@@ -106,7 +102,7 @@ class Writer:
         if values.ndim != 2 or values.shape[1] != self.header.width:
             raise ValueError(f"{utt_id}: expected [T, {self.header.width}], found {list(values.shape)}")
         if not np.isfinite(values).all():
-            raise UserError(f"{self.header.teacher}: NaN or infinite outputs on {utt_id}; the teacher is broken")
+            raise UserError(f"{self.header.teacher}: NaN or infinite outputs on {utt_id}; train the teacher again")
         if self.header.encoding.startswith("dense"):
             _refuse_probabilities(values, self.header.teacher, utt_id)
         rows = _encode(values, self.header)
@@ -120,13 +116,13 @@ class Writer:
         self._rows += len(values)
 
     def flush(self) -> None:
-        """Put what was added on disk: frames first, so that the index never names what is not there."""
+        """Write added utterances to disk: frames first, so that the index never lists a missing one."""
         for file in (self._frames, self._index):
             file.flush()
             os.fsync(file.fileno())
 
     def close(self, *, complete: bool = True) -> None:
-        """Finish; only a complete store gets its header, without which nobody opens it."""
+        """Close the files; only a complete store gets its header, without which it cannot be opened."""
         self.flush()
         self._frames.close()
         self._index.close()
@@ -144,19 +140,19 @@ class Writer:
 
 
 class LogitStore:
-    """A finished store, read at random; several processes may read it at once."""
+    """A finished store with random access; several processes may read it at once."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.header, sums = _read_header(folder)
         if sha256(folder / "index.csv") != sums["index"]:
             raise UserError(f"{folder}/index.csv has changed since the store was finished; extract it again")
-        self._rows = _whole_rows(folder / "index.csv")
+        self._rows = _complete_rows(folder / "index.csv")
         expected = sum(frames for _, _, frames, _ in self._rows.values()) * self.header.row.itemsize
         found = (folder / "frames.bin").stat().st_size if (folder / "frames.bin").is_file() else 0
         if found != expected:
             raise UserError(
-                f"{folder}/frames.bin holds {found:,} bytes, expected {expected:,}: it was cut off; extract it again"
+                f"{folder}/frames.bin has {found:,} bytes, expected {expected:,}: it was truncated; extract it again"
             )
         self._frames = np.memmap(folder / "frames.bin", self.header.row, "r") if expected else None
         self.head = None if self.header.encoding.startswith("dense") else _read_head(folder, sums["head"])
@@ -171,49 +167,43 @@ class LogitStore:
         return iter(self._rows)
 
     def frames(self, utt_id: str) -> int:
-        """How many rows an utterance has."""
+        """Number of rows of an utterance."""
         return self._row(utt_id)[2]
 
-    def hidden(self, utt_id: str) -> "torch.Tensor":
-        """What is kept of an utterance, [T, width], as float32: activations, or logits where they are dense."""
-        import torch
-
+    def hidden(self, utt_id: str) -> torch.Tensor:
+        """Stored activations of an utterance, or its logits where they are dense: [T, width], float32."""
         _, start, frames, checksum = self._row(utt_id)
         if frames == 0:
             return torch.zeros(0, self.header.width)
         rows = np.ascontiguousarray(self._frames[start : start + frames])
         if zlib.crc32(rows.view(np.uint8)) != checksum:
-            raise UserError(f"{self.folder}: {utt_id} is damaged (its checksum is another); extract the store again")
+            raise UserError(f"{self.folder}: {utt_id} is damaged (its checksum differs); extract the store again")
         return torch.from_numpy(_decode(rows, self.header))
 
-    def logits(self, utt_id: str) -> "torch.Tensor":
-        """[T, V] of an utterance, expanded."""
-        import torch
+    def logits(self, utt_id: str) -> torch.Tensor:
+        """Logits of an utterance, [T, V]."""
+        hidden = self.hidden(utt_id)
+        return hidden if self.head is None else torch.addmm(self.head[1], hidden, self.head[0].T)
 
-        kept = self.hidden(utt_id)
-        return kept if self.head is None else torch.addmm(self.head[1], kept, self.head[0].T)
-
-    def batch(self, utt_ids: Sequence[str]) -> "tuple[torch.Tensor, torch.Tensor]":
-        """What is kept of several utterances, padded: [B, T, width], and their lengths [B]."""
-        import torch
-
+    def batch(self, utt_ids: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Stored activations of several utterances, padded: [B, T, width], and their lengths [B]."""
         parts = [self.hidden(utt_id) for utt_id in utt_ids]
         return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True), torch.tensor([len(part) for part in parts])
 
     def check(self, *, tokens: Tokens, held_out: Iterable[str] = (), training: bool = True) -> None:
-        """Refuse a store that does not fit a student's tokens, or whose use would leak the held-out speaker."""
+        """Raise an error if a store does not fit a student's tokens, or if its use would leak the held-out speaker."""
         header = self.header
         ours = (tokens.fingerprint, tokens.size)
         if (header.tokens, header.size) != ours:
             raise UserError(
-                f"{self.folder}: made with the tokenizer {header.tokens} of {header.size} tokens, the student has "
-                f"{ours[0]} of {ours[1]}; the same id would mean another token: extract the store with the student's"
+                f"{self.folder}: its tokenizer is {header.tokens} of {header.size} tokens, the student's {ours[0]} of "
+                f"{ours[1]}; the same id would mean another token: extract the store with the student's tokenizer"
             )
         leaked = sorted(set(header.train_speakers) & set(held_out))
         if leaked:
             raise UserError(
-                f"{self.folder}: its teacher {header.teacher} was trained on {', '.join(leaked)}, who may not be heard "
-                "in this fold; leave this teacher out"
+                f"{self.folder}: its teacher {header.teacher} was trained on {', '.join(leaked)}, held out in this "
+                "fold; leave this teacher out"
             )
         if training and header.purpose != "training":
             raise UserError(f"{self.folder}: made for analysis of a held-out speaker; it is no training target")
@@ -233,7 +223,7 @@ def _encode(values: np.ndarray, header: Header) -> np.ndarray:
             return values.astype(ENCODINGS[header.encoding])
     rows = np.zeros(len(values), header.row)
     rows["scale"] = np.maximum(np.abs(values).max(1, initial=0) / 127, np.finfo(np.float16).tiny)
-    scale = rows["scale"].astype(np.float32)[:, None]  # as it is stored: rounding it must not cost precision
+    scale = rows["scale"].astype(np.float32)[:, None]  # as stored, so that its own rounding costs no precision
     rows["values"] = np.clip(np.rint(values / scale), -127, 127)
     return rows
 
@@ -245,16 +235,16 @@ def _decode(rows: np.ndarray, header: Header) -> np.ndarray:
 
 
 def _refuse_probabilities(values: np.ndarray, teacher: str, utt_id: str) -> None:
-    """Probabilities that pass for logits would go through a second softmax."""
+    """Raise an error for probabilities: taken for logits they would go through a second softmax."""
     if len(values) and values.min() >= 0 and values.max() <= 1 and np.allclose(values.sum(1), 1, atol=1e-2):
         raise UserError(
             f"{teacher}: the outputs on {utt_id} are probabilities (between 0 and 1, each row sums to 1), not logits; "
-            "give their logarithm, or what went into the softmax"
+            "pass their logarithm, or the input of the softmax"
         )
 
 
-def _whole_rows(path: Path) -> dict[str, tuple[str, int, int, int]]:
-    """The index's rows, but for one that a killed writer left unfinished, in order and without a gap."""
+def _complete_rows(path: Path) -> dict[str, tuple[str, int, int, int]]:
+    """Rows of the index, in order and without gaps; a row that a killed writer left incomplete is dropped."""
     rows: dict[str, tuple[str, int, int, int]] = {}
     expected = 0
     for row in csv.reader(io.StringIO(path.read_text(encoding="utf-8"))):
@@ -267,20 +257,18 @@ def _whole_rows(path: Path) -> dict[str, tuple[str, int, int, int]]:
 def _read_header(folder: Path) -> tuple[Header, dict]:
     path = folder / "header.json"
     if not path.is_file():
-        raise UserError(f"{folder}: no finished store there (no header.json); run notebook 03_logits to make it")
+        raise UserError(f"{folder}: no complete store (no header.json); extract it with notebook 03_logits")
     content = json.loads(path.read_text(encoding="utf-8"))
     sums = content.pop("checksums")
     if content.get("schema") != SCHEMA:
         raise UserError(
-            f"{folder}: written by another version of kdlib (schema {content.get('schema')}, this one reads {SCHEMA}); "
+            f"{folder}: written by another version of kdlib (schema {content.get('schema')}, expected {SCHEMA}); "
             "extract the store again"
         )
     return Header(**content | {"train_speakers": tuple(content["train_speakers"])}), sums
 
 
-def _read_head(folder: Path, checksum: str) -> "tuple[torch.Tensor, torch.Tensor]":
-    from safetensors.torch import load_file
-
+def _read_head(folder: Path, checksum: str) -> tuple[torch.Tensor, torch.Tensor]:
     path = folder / "head.safetensors"
     if not path.is_file() or sha256(path) != checksum:
         raise UserError(f"{path} is missing or damaged; extract the store again")

@@ -1,7 +1,7 @@
-"""How well each teacher recognises each speaker: scores of its outputs on the test blocks, and the matrix of them all.
+"""Accuracy of each teacher on each speaker: scores of its outputs on the test blocks, and the matrix of all teachers.
 
-What a teacher was trained on is left out of its scores: where a corpus has no blocks, its own speaker's column holds
-what it was stopped on. Nothing is chosen by these numbers but the weights of `targets`, on the fold's dev speaker.
+A teacher's training utterances are left out of its scores: where a corpus has no blocks, the column of its own speaker
+is of its dev utterances. These scores decide nothing but the weights of `targets`, on the fold's dev speaker.
 """
 
 from collections.abc import Sequence
@@ -28,28 +28,28 @@ CODE = ("logits/teacher_scores.py", "logits/store.py", *DECODER_SETUP_CODE, *TRA
 
 
 def teacher_scores(params: Params, speaker: str) -> Path:
-    """The folder with a teacher's hypotheses and scores on everybody's test blocks."""
+    """The folder with a teacher's hypotheses and scores on the test blocks of all speakers."""
 
     def build(partial: Path) -> None:
         corpus, tokens = prepare.load(params), load_tokens(params)
-        store, learnt = open_store(params, speaker, "analysis"), training_utterances(params, corpus, speaker)
-        spoken = teacher_outputs(params, speaker, "analysis")
-        trained, known = {utt.utt_id for utt in learnt}, {utt.text for utt in learnt}
-        asked = [utt for utt in extracted_utterances(params, corpus, "analysis") if utt.utt_id not in trained]
-        everybody = teacher_root(params) == params.folder
-        speaks = read_record(speaker_teacher(params, speaker))["heads"]["layers"] > 0
-        decoders = decoder_set(params, tokens, everybody=everybody, more=("attention",) if speaks else ())
-        rows = decode_outputs(
+        store, rows = open_store(params, speaker, "analysis"), teacher_outputs(params, speaker, "analysis")
+        train = training_utterances(params, corpus, speaker)
+        train_ids, train_words = {utt.utt_id for utt in train}, {utt.text for utt in train}
+        test = [utt for utt in extracted_utterances(params, corpus, "analysis") if utt.utt_id not in train_ids]
+        shared = teacher_root(params) == params.folder
+        has_decoder = read_record(speaker_teacher(params, speaker))["heads"]["layers"] > 0
+        decoders = decoder_set(params, tokens, all_speakers=shared, more=("attention",) if has_decoder else ())
+        hypotheses = decode_outputs(
             lambda batch: stored_outputs(store, batch),
-            asked,
+            test,
             decoders,
             level=corpus.level,
-            seen=lambda utt: utt.text in known,
+            seen=lambda utt: utt.text in train_words,
             what=f"scores of {speaker}",
-            say=lambda batch: {"attention": [tokens.decode(spoken[utt.utt_id].free_running) for utt in batch]},
+            extra_columns=lambda batch: {"attention": [tokens.decode(rows[utt.utt_id].free_running) for utt in batch]},
         )
         score.write(
-            rows,
+            hypotheses,
             decoders.columns,
             partial,
             system=f"teacher {speaker}",
@@ -77,7 +77,7 @@ def teacher_scores(params: Params, speaker: str) -> Path:
 
 
 def stored_outputs(store: LogitStore, batch: Sequence[Utterance]) -> Outputs:
-    """What a teacher said of a batch, as if it said it now."""
+    """A teacher's stored outputs on a batch."""
     hidden, lengths = store.batch([utt.utt_id for utt in batch])
     weight, bias = store.head
     return Outputs(hidden @ weight.T + bias, lengths, hidden)
@@ -88,15 +88,15 @@ def accuracy_matrix(params: Params, teachers: Sequence[str], decoder: str) -> pd
     corpus = prepare.load(params)
     rows = {}
     for name in teachers:
-        found = read_json(teacher_scores(params, name) / "scores.json")
-        rows[name] = {who: one["wra"] for who, one in found["decoders"][decoder]["by"]["speaker"].items()}
+        scores = read_json(teacher_scores(params, name) / "scores.json")["decoders"][decoder]["by"]["speaker"]
+        rows[name] = {speaker: result["wra"] for speaker, result in scores.items()}
     order = [name for name in corpus.by_intelligibility if name in corpus.dysarthric]
     table = pd.DataFrame.from_dict(rows, orient="index")
     return table.reindex(index=[name for name in order if name in rows], columns=[n for n in order if n in table])
 
 
 def own_and_others(table: pd.DataFrame) -> pd.DataFrame:
-    """Of every speaker of a matrix who has a teacher: WRA by the own teacher, and the mean over the others."""
+    """WRA of the own teacher and mean WRA of the other teachers, for each speaker of a matrix who has a teacher."""
     own = [name for name in table.columns if name in table.index]
     return pd.DataFrame(
         {

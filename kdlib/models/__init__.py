@@ -1,4 +1,4 @@
-"""Models: every student and teacher returns `Outputs`; nothing else knows which backbone made it."""
+"""Models: every student and teacher returns `Outputs`, whatever its backbone."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,21 +13,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model says of a batch. B utterances, T frames, V tokens, D dimensions, L decoder steps."""
+    """A model's outputs for a batch of B utterances: T frames, V tokens, D dimensions, L decoder steps."""
 
-    ctc_logits: "torch.Tensor"  # [B, T, V]; log-softmax of them is the same thing
-    lengths: "torch.Tensor"  # [B], frames that are not padding
+    ctc_logits: "torch.Tensor"  # [B, T, V]; may be log-probabilities
+    lengths: "torch.Tensor"  # [B], frames without padding
     encoded: "torch.Tensor"  # [B, T, D]
     hidden: dict[int, "torch.Tensor"] = field(default_factory=dict)  # layer -> [B, T, D]
     decoder_logits: "torch.Tensor | None" = None  # [B, L, V]
 
 
 def read_record(folder: Path) -> dict:
-    """The `model.json` of a saved model; one that an earlier version of kdlib wrote is refused."""
+    """Read the `model.json` of a saved model; one written by an earlier version of kdlib is rejected."""
     try:
         record = read_json(folder / "model.json")
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} holds no complete model ({error}); train it again") from None
     if "train_speakers" not in record:
-        raise UserError(f"{folder} was made by an earlier version of kdlib, which had other names; train it again")
+        raise UserError(f"{folder} was written by an earlier version of kdlib, with other names; train it again")
     return record

@@ -1,8 +1,8 @@
-"""Several saved models as one system: the mean of what they say, or one model with the mean of their weights.
+"""Ensembles of saved models: the mean of their outputs, or one model with the mean of their weights.
 
-Outputs are averaged as log-probabilities (a geometric mean, normalised) or as probabilities, of CTC by frame and of the
-decoder by step; their encodings stand side by side. Weights are averaged one by one, which asks for models of one
-shape that have not grown far apart: of one run, or of one start.
+Outputs are averaged as log-probabilities (a geometric mean, normalised) or as probabilities, those of CTC per frame and
+those of the decoder per step; encodings are concatenated. Averaging weights requires models of one shape that are close
+to each other: of one run, or of one initialisation.
 """
 
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ from kdlib.runtime import set_threads
 
 CODE = ("models/averaging.py", *hybrid.CODE)
 Average = Literal["outputs", "probabilities", "weights"]
-Member = tuple[Path, str]  # the folder of a saved model, and which of its files of weights
+Member = tuple[Path, str]  # the folder of a saved model, and one of its weight files
 
 
 class OutputEnsemble(nn.Module):
-    """Models of one set of tokens and one stride, answering as one; it has what a `Hybrid` has for decoding."""
+    """Models of one tokenizer and one stride as one model, with the decoding interface of a `Hybrid`."""
 
     def __init__(self, members: Sequence[hybrid.Hybrid], average: Average = "outputs") -> None:
         super().__init__()
@@ -31,66 +31,68 @@ class OutputEnsemble(nn.Module):
         self.widths = [member.encoder.width for member in members]
 
     def forward(self, wavs: torch.Tensor, wav_lens: torch.Tensor) -> Outputs:
-        """Samples [B, N] and their numbers [B] -> `Outputs`, whose encodings are all members' [B, T, D1 + D2 + ...]."""
-        heard = [member(wavs, wav_lens) for member in self.members]
-        if any(not torch.equal(one.lengths, heard[0].lengths) for one in heard):
-            raise UserError("an ensemble's models must have the same frames; these have not: average others")
-        encoded = torch.cat([one.encoded for one in heard], -1)
-        return Outputs(self._mean([one.ctc_logits for one in heard]), heard[0].lengths, encoded)
+        """Samples [B, N] and their lengths [B] -> `Outputs`, with all members' encodings [B, T, D1 + D2 + ...]."""
+        outputs = [member(wavs, wav_lens) for member in self.members]
+        lengths = outputs[0].lengths
+        if any(not torch.equal(output.lengths, lengths) for output in outputs):
+            raise UserError("ensemble: the models' numbers of frames differ; choose models of one stride")
+        encoded = torch.cat([output.encoded for output in outputs], -1)
+        return Outputs(self._mean([output.ctc_logits for output in outputs]), lengths, encoded)
 
     def ctc_head(self, encoded: torch.Tensor) -> torch.Tensor:
-        """The mean of what the members' CTC heads say, [B, T, V]."""
-        return self._mean([one.ctc_head(part) for one, part in self._parts(encoded)])
+        """The mean of the members' CTC outputs, [B, T, V]."""
+        return self._mean([member.ctc_head(part) for member, part in self._split(encoded)])
 
     def forward_decoder(self, encoded: torch.Tensor, targets: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """The mean of what the members' decoders say, [B, L, V]."""
-        return self._mean([one.forward_decoder(part, targets, lengths) for one, part in self._parts(encoded)])
+        """The mean of the members' decoder outputs, [B, L, V]."""
+        return self._mean([member.forward_decoder(part, targets, lengths) for member, part in self._split(encoded)])
 
     def decode_greedy(self, encoded: torch.Tensor, max_len: int, lengths: torch.Tensor) -> list[list[int]]:
-        """What the members' decoders say together, the best token after the other."""
-        return greedy(lambda heard, frames, said: self.forward_decoder(heard, said, frames), encoded, lengths, max_len)
+        """Decode greedily with the mean of the members' decoders."""
+        return greedy(lambda part, frames, ids: self.forward_decoder(part, ids, frames), encoded, lengths, max_len)
 
-    def _parts(self, encoded: torch.Tensor) -> list[tuple[hybrid.Hybrid, torch.Tensor]]:
+    def _split(self, encoded: torch.Tensor) -> list[tuple[hybrid.Hybrid, torch.Tensor]]:
         return list(zip(self.members, encoded.split(self.widths, -1), strict=True))
 
     def _mean(self, logits: Sequence[torch.Tensor]) -> torch.Tensor:
-        logprobs = torch.stack([one.log_softmax(-1) for one in logits])
+        logprobs = torch.stack([part.log_softmax(-1) for part in logits])
         if self.average == "probabilities":
             return logprobs.logsumexp(0) - torch.tensor(len(logits)).log()
         return logprobs.mean(0).log_softmax(-1)
 
 
 class EnsembleSystem:
-    """Saved models that can be evaluated as one: samples in, `Outputs` out, with the tokens that they mean."""
+    """Saved models for evaluation as one system: samples in, `Outputs` out, with their tokens."""
 
     def __init__(self, members: Sequence[Member], average: Average = "outputs") -> None:
         set_threads()
         loaded = [hybrid.load(folder, file) for folder, file in members]
         (first, self.tokens, record), self.path = loaded[0], members[0][0]
-        for (folder, _), (model, tokens, other) in zip(members, loaded, strict=True):
+        for (folder, _), (model, tokens, fields) in zip(members, loaded, strict=True):
             if tokens.fingerprint != self.tokens.fingerprint:
-                raise UserError(f"ensemble: {folder} writes in other tokens than {self.path}; average others")
-            if other["heads_trained"] != record["heads_trained"]:
-                raise UserError(f"ensemble: {folder} has other trained heads than {self.path}; average others")
+                raise UserError(f"ensemble: {folder} has other tokens than {self.path}; choose models of one tokenizer")
+            if fields["heads_trained"] != record["heads_trained"]:
+                raise UserError(f"ensemble: {folder} has other trained heads than {self.path}; choose others")
             if average == "weights" and hybrid.describe(model) != hybrid.describe(first):
-                raise UserError(f"ensemble: {folder} has another shape than {self.path}; write average: outputs")
+                raise UserError(f"ensemble: {folder} has another shape than {self.path}; set average: outputs")
         models = [model for model, _, _ in loaded]
         self.stride_ms = models[0].encoder.stride_ms
         self.model = average_weights(models) if average == "weights" else OutputEnsemble(models, average)
         self.model.eval()
-        heard = sorted({name for _, _, one in loaded for name in one["train_speakers"]})
-        without = {name for _, _, one in loaded for name in one.get("labels", {}).get("unlabelled_speakers", ())}
-        told = record.get("labels", {"fraction": 1.0}) | ({"unlabelled_speakers": sorted(without)} if without else {})
-        self.record = {"train_speakers": heard, "heads_trained": record["heads_trained"], "labels": told}
+        records = [fields for _, _, fields in loaded]
+        speakers = sorted({name for fields in records for name in fields["train_speakers"]})
+        without = {name for fields in records for name in fields.get("labels", {}).get("unlabelled_speakers", ())}
+        labels = record.get("labels", {"fraction": 1.0}) | ({"unlabelled_speakers": sorted(without)} if without else {})
+        self.record = {"train_speakers": speakers, "heads_trained": record["heads_trained"], "labels": labels}
 
     def __call__(self, samples: torch.Tensor, lengths: torch.Tensor) -> Outputs:
-        """Samples [B, N] and their numbers [B] -> CTC logits and encodings."""
+        """Samples [B, N] and their lengths [B] -> CTC logits and encodings."""
         with torch.inference_mode():
             return self.model(samples, lengths)
 
 
 def average_weights(models: Sequence[hybrid.Hybrid]) -> hybrid.Hybrid:
-    """The first model with the mean of all weights and statistics; what is counted stays the first's."""
+    """Return the first model with the mean of all weights and statistics; it keeps its integer counts."""
     states = [model.state_dict() for model in models]
     mean = {
         name: torch.stack([state[name] for state in states]).mean(0) if weight.is_floating_point() else weight

@@ -1,7 +1,7 @@
-"""The Transformer decoder over any encoder's encodings: teacher-forced, and free-running greedily.
+"""The Transformer decoder over any encoder's encodings: teacher-forced, or free-running and greedy.
 
-BOS and EOS are explicit: the decoder is given BOS and the text, and is to say the text and EOS. Padding is masked by
-lengths, never by a token's id (SpeechBrain's own masks take id 0 for padding, which is our BOS).
+BOS and EOS are explicit: the inputs are BOS and the text, the targets the text and EOS. Padding is masked by lengths,
+never by a token's id (SpeechBrain's own masks take id 0 for padding, which is our BOS).
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ CODE = ("models/decoder.py", "models/encoder_conformer.py")
 
 
 class AttentionDecoder(nn.Module):
-    """SpeechBrain's Transformer decoder with an embedding before and a head behind it."""
+    """SpeechBrain's Transformer decoder between an embedding and an output layer."""
 
     def __init__(self, *, size: int, d_model: int, heads: int, layers: int, ffn: int, dropout: float = 0.1) -> None:
         from speechbrain.lobes.models.transformer.Transformer import (
@@ -34,7 +34,7 @@ class AttentionDecoder(nn.Module):
         self.head = nn.Linear(d_model, size)
 
     def activations(self, encoded: torch.Tensor, frames: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-        """What enters the head, [B, L, D], for inputs [B, L] that begin with BOS."""
+        """The input of the output layer, [B, L, D], for inputs [B, L] that begin with BOS."""
         embedded = self.embed(inputs)
         steps = inputs.shape[1]
         causal = torch.ones(steps, steps, dtype=torch.bool, device=inputs.device).triu(1)
@@ -47,11 +47,11 @@ class AttentionDecoder(nn.Module):
         return hidden
 
     def forward(self, encoded: torch.Tensor, frames: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-        """Logits [B, L, V] over the token after each of the inputs."""
+        """Logits [B, L, V] of the token after each of the inputs."""
         return self.head(self.activations(encoded, frames, inputs))
 
     def greedy(self, encoded: torch.Tensor, frames: torch.Tensor, longest: int) -> list[list[int]]:
-        """Free-running: the best token after BOS, and so on, until EOS or `longest` tokens."""
+        """Decode free-running: take the best token after BOS, and so on, until EOS or `longest` tokens."""
         return greedy(self, encoded, frames, longest)
 
 
@@ -62,28 +62,28 @@ def greedy(
     frames: torch.Tensor,
     longest: int,
 ) -> list[list[int]]:
-    """What anything says that gives logits for encodings, frames and inputs as `AttentionDecoder` does."""
-    said = torch.full((len(encoded), 1), BOS, dtype=torch.long, device=encoded.device)
-    speaking, texts = torch.arange(len(encoded), device=encoded.device), [[] for _ in encoded]
-    while len(speaking) and said.shape[1] <= longest:
-        best = decoder(encoded, frames, said)[:, -1].argmax(-1)
-        goes_on = best != EOS  # who has ended is asked no more
-        speaking, encoded, frames = speaking[goes_on], encoded[goes_on], frames[goes_on]
-        said = torch.cat([said[goes_on], best[goes_on, None]], 1)
-        for row, token in zip(speaking.tolist(), said[:, -1].tolist(), strict=True):
-            texts[row].append(token)
-    return texts
+    """Decode greedily with any function from encodings, frames and inputs to logits, like `AttentionDecoder`."""
+    inputs = torch.full((len(encoded), 1), BOS, dtype=torch.long, device=encoded.device)
+    active, hypotheses = torch.arange(len(encoded), device=encoded.device), [[] for _ in encoded]
+    while len(active) and inputs.shape[1] <= longest:
+        best = decoder(encoded, frames, inputs)[:, -1].argmax(-1)
+        going = best != EOS  # ended hypotheses leave the batch
+        active, encoded, frames = active[going], encoded[going], frames[going]
+        inputs = torch.cat([inputs[going], best[going, None]], 1)
+        for row, token in zip(active.tolist(), inputs[:, -1].tolist(), strict=True):
+            hypotheses[row].append(token)
+    return hypotheses
 
 
 def teacher_forced(ids: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Inputs BOS + ids [B, L], targets ids + EOS [B, L], and lengths [B], of token ids.
+    """Make inputs BOS + ids [B, L], targets ids + EOS [B, L], and lengths [B], from token ids.
 
     >>> inputs, targets, lengths = teacher_forced([[7, 8], [9]])
     >>> inputs.tolist(), targets.tolist(), lengths.tolist()
     ([[0, 7, 8], [0, 9, 1]], [[7, 8, 1], [9, 1, 1]], [3, 2])
     """
-    inputs = [torch.tensor([BOS, *one]) for one in ids]
-    targets = [torch.tensor([*one, EOS]) for one in ids]
+    inputs = [torch.tensor([BOS, *row]) for row in ids]
+    targets = [torch.tensor([*row, EOS]) for row in ids]
     pad = {"batch_first": True, "padding_value": EOS}
-    lengths = torch.tensor([len(one) + 1 for one in ids])
+    lengths = torch.tensor([len(row) + 1 for row in ids])
     return nn.utils.rnn.pad_sequence(inputs, **pad), nn.utils.rnn.pad_sequence(targets, **pad), lengths

@@ -1,8 +1,8 @@
-"""SpeechBrain's Conformer encoder, for teachers and students: samples in, encodings out, a frame each 40 ms.
+"""SpeechBrain's Conformer encoder, for teachers and students: samples in, encodings out, one frame per 40 ms.
 
-Log-mel features, normalised by utterance -> two convolutions of stride 2 -> Conformer encoder. What is
-padding is masked at every step, so that an utterance's outputs do not depend on its neighbours in the batch: stored
-ones are made in other batches than they are trained with. SpeechBrain takes 1-4 s to import: inside functions.
+Log-mel features, normalised per utterance -> two convolutions of stride 2 -> Conformer encoder. Padding is masked at
+every step, so that an utterance's outputs do not depend on its neighbours in the batch: stored outputs come from other
+batches than those of training. SpeechBrain takes 1-4 s to import, and is therefore imported inside functions.
 """
 
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class ConformerShape:
 
 
 class Conformer(nn.Module):
-    """The encoder."""
+    """SpeechBrain's Conformer encoder with log-mel features and convolutional subsampling."""
 
     def __init__(self, shape: ConformerShape) -> None:
         from speechbrain.lobes.features import Fbank
@@ -43,7 +43,7 @@ class Conformer(nn.Module):
 
         super().__init__()
         self.shape, self.width, self.stride_ms = shape, shape.d_model, STRIDE_MS
-        self.spec_augment = False  # in training
+        self.spec_augment = False  # applied in training only
         self.features = Fbank(sample_rate=RATE_HZ, n_mels=shape.mels, n_fft=512, win_length=25, hop_length=10)
         self.subsampling = nn.ModuleList(
             [nn.Conv2d(channels, shape.channels, 3, stride=2, padding=1) for channels in (1, shape.channels)]
@@ -59,14 +59,14 @@ class Conformer(nn.Module):
             dropout=shape.dropout,
             output_hidden_states=True,
         )
-        for layer in self.encoder.layers:  # SpeechBrain masks behind this convolution: padding has leaked in by then
-            layer.convolution_module.conv.register_forward_pre_hook(self._without_padding)
+        for layer in self.encoder.layers:  # SpeechBrain masks after this convolution: padding has leaked in by then
+            layer.convolution_module.conv.register_forward_pre_hook(self._mask_padding)
         self.dropout = nn.Dropout(shape.dropout)
 
     def forward(
         self, samples: torch.Tensor, lengths: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, dict[int, torch.Tensor]]:
-        """Samples [B, N], their numbers [B] -> encodings [B, T, D], frames [B], every layer's output [B, T, D]."""
+        """Samples [B, N], their lengths [B] -> encodings [B, T, D], frames [B], every layer's output [B, T, D]."""
         mels, frames = self._mels(samples, lengths)
         if self.training and self.spec_augment:
             mels = augment.spec_augment(mels.transpose(1, 2)).transpose(1, 2)
@@ -76,38 +76,38 @@ class Conformer(nn.Module):
             image = image * length_mask(frames, image.shape[2])[:, None, :, None]
         batch, channels, steps, bands = image.shape
         flat = self.dropout(self.project(image.transpose(1, 2).reshape(batch, steps, channels * bands)))
-        self._inside = length_mask(frames, steps)
-        encoded, _, hidden = self.encoder(flat, src_key_padding_mask=~self._inside, pos_embs=self.positions(flat))
+        self._mask = length_mask(frames, steps)
+        encoded, _, hidden = self.encoder(flat, src_key_padding_mask=~self._mask, pos_embs=self.positions(flat))
         return encoded, frames, dict(enumerate(hidden[1:], start=1))
 
     def return_layer(self, layer: int) -> None:
-        """Give a layer's output too: all layers' are given anyway; the first is 1."""
+        """Check that a layer exists: the outputs of all layers are returned anyway; the first is 1."""
         check_layer(layer, self.shape.layers)
 
-    def _without_padding(self, module: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-        return (inputs[0] * self._inside[:, None, :],)
+    def _mask_padding(self, module: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        return (inputs[0] * self._mask[:, None, :],)
 
     def _mels(self, samples: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-mel features [B, F, mels] with mean 0 and deviation 1 a band over an utterance's own frames."""
+        """Log-mel features [B, F, mels] with mean 0 and deviation 1 per band, over the utterance's own frames."""
         frames = lengths // HOP + 1
         with torch.no_grad():
             mels = self.features(samples)
-            inside = length_mask(frames, mels.shape[1])[..., None]
+            mask = length_mask(frames, mels.shape[1])[..., None]
             count = frames[:, None, None]
-            mean = (mels * inside).sum(1, keepdim=True) / count
-            deviation = (((mels - mean) * inside) ** 2).sum(1, keepdim=True).div(count).sqrt()
-            return (mels - mean) / (deviation + 1e-5) * inside, frames
+            mean = (mels * mask).sum(1, keepdim=True) / count
+            deviation = (((mels - mean) * mask) ** 2).sum(1, keepdim=True).div(count).sqrt()
+            return (mels - mean) / (deviation + 1e-5) * mask, frames
 
 
 def check_layer(layer: int, layers: int) -> None:
-    """Refuse a layer that is not within an encoder."""
+    """Reject a layer that is not below an encoder's last."""
     if layer >= layers:
         raise UserError(
-            f"distill.intermediate.layer is {layer}: the encoder has {layers} layers, and the head must stand before "
-            "the last; name a smaller one"
+            f"distill.intermediate.layer is {layer}: the encoder has {layers} layers, and the head must be below the "
+            "last; set a smaller one"
         )
 
 
 def length_mask(lengths: torch.Tensor, longest: int) -> torch.Tensor:
-    """[B, T]: True where a frame is not padding."""
+    """[B, T]: True if a frame is not padding."""
     return torch.arange(longest, device=lengths.device)[None] < lengths[:, None]

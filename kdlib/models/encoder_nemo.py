@@ -1,4 +1,4 @@
-"""NeMo's Conformer encoder with its feature extraction, for training further: samples in, encodings out."""
+"""NeMo's Conformer encoder with its feature extraction, for further training: samples in, encodings out."""
 
 import torch
 from torch import nn
@@ -8,21 +8,21 @@ from kdlib.models.nemo_files import quiet_nemo
 
 
 class NeMoEncoder(nn.Module):
-    """The feature extraction and encoder of a NeMo model, for training further."""
+    """The feature extraction and encoder of a NeMo model, for further training."""
 
     def __init__(self, preprocessor: nn.Module, encoder: nn.Module, config: dict) -> None:
         super().__init__()
         self.preprocessor, self.encoder, self.config = preprocessor, encoder, config
         self.width = int(config["encoder"]["d_model"])
         self.stride_ms = 1000 * config["preprocessor"]["window_stride"] * config["encoder"]["subsampling_factor"]
-        self.spec_augment = False  # in training
+        self.spec_augment = False  # applied in training only
         self.preprocessor_frozen = True
-        self._within: dict[int, torch.Tensor] = {}
+        self._hidden: dict[int, torch.Tensor] = {}
         self.train()
 
     @classmethod
     def of(cls, model: nn.Module) -> "NeMoEncoder":
-        """A restored model's, with its weights."""
+        """Take the preprocessor and encoder of a restored model, with their weights."""
         from omegaconf import OmegaConf
 
         parts = {name: OmegaConf.to_container(model.cfg[name], resolve=True) for name in ("preprocessor", "encoder")}
@@ -30,7 +30,7 @@ class NeMoEncoder(nn.Module):
 
     @classmethod
     def built(cls, config: dict) -> "NeMoEncoder":
-        """With random weights."""
+        """Build the preprocessor and encoder with random weights."""
         with quiet_nemo():
             from nemo.collections.asr.modules import AudioToMelSpectrogramPreprocessor, ConformerEncoder
             from omegaconf import OmegaConf
@@ -40,7 +40,7 @@ class NeMoEncoder(nn.Module):
         return cls(*built, config)
 
     def train(self, mode: bool = True) -> "NeMoEncoder":
-        """Train the encoder; features stay as they are (in training NeMo adds noise to the samples)."""
+        """Set training mode; a frozen preprocessor stays as it is (in training NeMo adds noise to the samples)."""
         super().train(mode)
         self.preprocessor.train(mode and not self.preprocessor_frozen)
         return self
@@ -48,18 +48,18 @@ class NeMoEncoder(nn.Module):
     def forward(
         self, samples: torch.Tensor, lengths: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, dict[int, torch.Tensor]]:
-        """Samples [B, N], their numbers [B] -> encodings [B, T, D], frames [B], and what `tap` asks for."""
+        """Samples [B, N], their lengths [B] -> encodings [B, T, D], frames [B], outputs of the layers requested."""
         features, sizes = self.preprocessor(input_signal=samples, length=lengths)
         if self.encoder.training and self.spec_augment:
             features = augment.spec_augment(features)
         encoded, frames = self.encoder(audio_signal=features, length=sizes)
         longest = int(frames.max())
-        hidden = {layer: one[:, :longest] for layer, one in self._within.items()}
-        self._within.clear()  # it belongs to this batch's graph
+        hidden = {layer: output[:, :longest] for layer, output in self._hidden.items()}
+        self._hidden.clear()  # they belong to this batch's graph
         return encoded.transpose(1, 2)[:, :longest], frames, hidden
 
     def return_layer(self, layer: int) -> None:
-        """Give a layer's output [B, T, D] too, from now on; the first is 1."""
+        """Return a layer's output [B, T, D] as well, from now on; the first is 1."""
         layers = self.encoder.layers
         encoder_conformer.check_layer(layer, len(layers))
-        layers[layer - 1].register_forward_hook(lambda module, given, made: self._within.update({layer: made}))
+        layers[layer - 1].register_forward_hook(lambda module, inputs, output: self._hidden.update({layer: output}))

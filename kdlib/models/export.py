@@ -1,55 +1,50 @@
-"""A student's encoder and CTC head as a standard `.nemo` file, which plain NeMo restores and transcribes with.
+"""Export a student's encoder and CTC head to a standard `.nemo` file, with which plain NeMo transcribes.
 
-NeMo knows neither BOS nor EOS and has its blank last: the head's rows are moved, and outputs beyond the pieces, which
-no piece has, are left out. `python -m kdlib.models.export STUDENT OUT.nemo`
+NeMo has neither BOS nor EOS, and its blank is last: the head's rows are moved, and outputs without a
+piece are left out. `python -m kdlib.models.export STUDENT OUT.nemo`
 """
 
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
 
 from kdlib.errors import UserError
+from kdlib.models import hybrid
+from kdlib.models.encoder_nemo import NeMoEncoder
 from kdlib.models.nemo_files import assemble
 from kdlib.tokens import BLANK, BOS, EOS, Tokens
 
-if TYPE_CHECKING:
-    import torch
-
 
 def export(folder: Path, out: Path) -> Path:
-    """Write the student in a folder to a `.nemo` file. A decoder, where it has one, stays behind."""
-    from kdlib.models import hybrid
-    from kdlib.models.encoder_nemo import NeMoEncoder
-
+    """Write the student of a folder to a `.nemo` file, without its attention decoder."""
     model, tokens, _ = hybrid.load(folder)
     if not isinstance(model.encoder, NeMoEncoder):
-        raise UserError(f"{folder} holds a SpeechBrain encoder, which NeMo has no class for; export a NeMo student")
+        raise UserError(f"{folder} contains a SpeechBrain encoder, for which NeMo has no class; export a NeMo student")
     if model.decoder is not None:
-        print(f"{folder.name}: its attention decoder is left out; what is exported decodes by CTC")
-    with tempfile.TemporaryDirectory() as made:
-        path = Path(made) / "tokenizer.model"
+        print(f"{folder.name}: its attention decoder is left out; the exported model decodes by CTC")
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / "tokenizer.model"
         path.write_bytes(tokens.model)
-        whole = assemble(path, model.encoder.config)
+        nemo = assemble(path, model.encoder.config)
         for part in ("preprocessor", "encoder"):
-            getattr(whole, part).load_state_dict(getattr(model.encoder, part).state_dict())
-        weight, bias = _head(model.ctc_head.weight.detach(), model.ctc_head.bias.detach(), tokens)
-        whole.decoder.decoder_layers[0].load_state_dict({"weight": weight[..., None], "bias": bias})
-        whole.eval()
+            getattr(nemo, part).load_state_dict(getattr(model.encoder, part).state_dict())
+        weight, bias = _nemo_head(model.ctc_head.weight.detach(), model.ctc_head.bias.detach(), tokens)
+        nemo.decoder.decoder_layers[0].load_state_dict({"weight": weight[..., None], "bias": bias})
+        nemo.eval()
         out.parent.mkdir(parents=True, exist_ok=True)
-        whole.save_to(str(out))
+        nemo.save_to(str(out))
     return out
 
 
-def _head(weight: "torch.Tensor", bias: "torch.Tensor", tokens: Tokens) -> "tuple[torch.Tensor, torch.Tensor]":
-    """Rows of a head [V, D] in NeMo's order: the pieces, of which those in the special ids' places never win, blank."""
-    import torch
-
+def _nemo_head(weight: torch.Tensor, bias: torch.Tensor, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
+    """Reorder the rows of a head [V, D] for NeMo: pieces, of which those at special ids never win, then the blank."""
     pieces = len(tokens.pieces)
-    wide, high = torch.cat([weight[:pieces], weight[BLANK, None]]), torch.cat([bias[:pieces], bias[BLANK, None]])
-    specials = [one for one in (BOS, EOS, BLANK) if one < pieces]
-    wide[specials], high[specials] = 0.0, float(bias.min()) - 100.0
-    return wide, high
+    rows, biases = torch.cat([weight[:pieces], weight[BLANK, None]]), torch.cat([bias[:pieces], bias[BLANK, None]])
+    specials = [index for index in (BOS, EOS, BLANK) if index < pieces]
+    rows[specials], biases[specials] = 0.0, float(bias.min()) - 100.0
+    return rows, biases
 
 
 if __name__ == "__main__":
@@ -58,7 +53,7 @@ if __name__ == "__main__":
             raise UserError(
                 "expected the folder of a student and the name of a .nemo file: make export CHECKPOINT=... NEMO=..."
             )
-        made = export(Path(sys.argv[1]), Path(sys.argv[2]))
-        print(f"{made}: {made.stat().st_size / 1e6:.1f} MB")
+        path = export(Path(sys.argv[1]), Path(sys.argv[2]))
+        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
     except UserError as error:
         sys.exit(f"\n{error}\n")

@@ -1,14 +1,15 @@
-"""Encoder + CTC head + Transformer decoder over the teachers' tokens: what every teacher and every student is made of.
+"""The hybrid CTC/attention model of all teachers and students: encoder, CTC head and Transformer decoder.
 
-An encoder knows its `width` and `stride_ms` and gives encodings [B, T, D], frames [B] and {layer: [B, T, D]}: that of
-SpeechBrain, or NeMo's with its pretrained weights. A saved model is a folder: `model.json` says what to build,
-`model.safetensors` holds the weights, `tokenizer.model` what the ids mean.
+An encoder is SpeechBrain's, or NeMo's with its pretrained weights. It has a `width` and a `stride_ms`, and returns
+encodings [B, T, D], frames [B] and {layer: [B, T, D]}. A saved model is a folder: `model.json` holds the configuration,
+`model.safetensors` the weights, `tokenizer.model` the meaning of the ids.
 """
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kdlib.errors import UserError
@@ -32,7 +33,7 @@ CODE = (
 
 @dataclass(frozen=True)
 class Heads:
-    """The sizes of what stands on an encoder. Without layers there is no decoder: CTC only."""
+    """The sizes of the heads on an encoder. With 0 layers there is no decoder: CTC only."""
 
     size: int  # tokens
     layers: int = 4
@@ -60,63 +61,63 @@ class Hybrid(nn.Module):
             )
 
     def freeze(self, frozen: bool = True) -> None:
-        """Let the encoder learn nothing, neither weights nor statistics of batch normalisation; or let it learn."""
+        """Freeze the encoder, its weights and its batch normalisation statistics; or unfreeze it."""
         self.frozen = frozen
         self.encoder.requires_grad_(not frozen)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "Hybrid":
-        """Training, in which a frozen encoder takes no part."""
+        """Set training mode; a frozen encoder stays in evaluation mode."""
         super().train(mode)
         self.encoder.train(mode and not self.frozen)
         return self
 
     def forward(self, wavs: torch.Tensor, wav_lens: torch.Tensor, targets: torch.Tensor | None = None) -> Outputs:
-        """Samples [B, N], their numbers [B] and, for the decoder, targets [B, L] that begin with BOS -> `Outputs`."""
+        """Samples [B, N], their lengths [B] and, for the decoder, inputs [B, L] that begin with BOS -> `Outputs`."""
         return self.apply_heads(*self.encoder(wavs, wav_lens), targets)
 
     def apply_heads(
         self, encoded: torch.Tensor, frames: torch.Tensor, hidden: dict, targets: torch.Tensor | None = None
     ) -> Outputs:
-        """What the heads say of encodings [B, T, D]."""
-        said = None if targets is None else self.forward_decoder(encoded, targets, frames)
-        return Outputs(self.ctc_head(encoded), frames, encoded, hidden, said)
+        """Apply the CTC head and, given targets, the decoder to encodings [B, T, D]."""
+        logits = None if targets is None else self.forward_decoder(encoded, targets, frames)
+        return Outputs(self.ctc_head(encoded), frames, encoded, hidden, logits)
 
     def forward_decoder(self, encoded: torch.Tensor, targets: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Logits [B, L, V] over the token after each of the targets, of encodings [B, T, D] with `lengths` frames."""
+        """Logits [B, L, V] of the token after each of the targets, for encodings [B, T, D] with `lengths` frames."""
         return self.decoder(encoded, lengths, targets)
 
     def decode_greedy(
         self, encoded: torch.Tensor, max_len: int, lengths: torch.Tensor | None = None
     ) -> list[list[int]]:
-        """What the decoder says by itself, at most `max_len` tokens; without `lengths` no frame is padding."""
+        """Decode with the free-running decoder, at most `max_len` tokens; without `lengths` no frame is padding."""
         if lengths is None:
             lengths = torch.full((len(encoded),), encoded.shape[1], device=encoded.device)
         return self.decoder.greedy(encoded, lengths, max_len)
 
 
 class NeMoHybridStudent(Hybrid):
-    """NeMo's preprocessor and encoder under a CTC head and a decoder for the teachers' tokens (seed 001)."""
+    """NeMo's preprocessor and encoder, with a CTC head and a decoder for the teachers' tokens (seed 001)."""
 
     @classmethod
     def of(cls, source: nn.Module, heads: Heads, *, freeze_preprocessor: bool = True) -> "NeMoHybridStudent":
-        """On the encoder of a restored NeMo model, with its weights; the heads are new."""
+        """Build a student from a restored NeMo model's encoder, with its weights; the heads are new."""
         student = cls(NeMoEncoder.of(source), heads)
         student.encoder.preprocessor_frozen = freeze_preprocessor
         return student
 
 
 def nearest_divisor(width: int, heads: int) -> int:
-    """The number of attention heads nearest to what was asked for that divides the width; of two the smaller.
+    """Return the number of attention heads that divides the width and is nearest to `heads`; on ties the smaller.
 
-    >>> [fitting(176, heads) for heads in (4, 8, 9, 10, 12)]
+    >>> [nearest_divisor(176, heads) for heads in (4, 8, 9, 10, 12)]
     [4, 8, 8, 11, 11]
     """
     return min((count for count in range(1, width + 1) if width % count == 0), key=lambda count: abs(count - heads))
 
 
 class TrainedModel:
-    """A saved model that can be evaluated: samples in, `Outputs` out, with the tokens that they mean."""
+    """A saved model for evaluation: samples in, `Outputs` out, with its tokens."""
 
     def __init__(self, folder: Path) -> None:
         set_threads()
@@ -126,38 +127,34 @@ class TrainedModel:
         self.model.eval()
 
     def __call__(self, samples: torch.Tensor, lengths: torch.Tensor) -> Outputs:
-        """Samples [B, N] and their numbers [B] -> CTC logits and encodings."""
+        """Samples [B, N] and their lengths [B] -> CTC logits and encodings."""
         with torch.inference_mode():
             return self.model(samples, lengths)
 
 
-def save(model: Hybrid, tokens: Tokens, folder: Path, **known: object) -> None:
-    """Write a model into a folder, with what else is `known` of it."""
-    from safetensors.torch import save_file
-
+def save(model: Hybrid, tokens: Tokens, folder: Path, **fields: object) -> None:
+    """Write a model into a folder, with further `fields` of its record."""
     weights = {name: weight.detach().contiguous() for name, weight in model.state_dict().items()}
     save_file(weights, folder / "model.safetensors")
     (folder / "tokenizer.model").write_bytes(tokens.model)
-    write_json(folder / "model.json", describe(model) | {"tokens": tokens.fingerprint} | known)
+    write_json(folder / "model.json", describe(model) | {"tokens": tokens.fingerprint} | fields)
 
 
 def describe(model: Hybrid) -> dict:
-    """What to build to get a model like this one."""
+    """Return the configuration of a model's architecture."""
     backbone = "sb" if isinstance(model.encoder, encoder_conformer.Conformer) else "nemo"
     encoder = asdict(model.encoder.shape) if backbone == "sb" else model.encoder.config
     return {"backbone": backbone, "encoder": encoder, "heads": asdict(model.heads)}
 
 
 def load(folder: Path, file: str = "model.safetensors") -> tuple[Hybrid, Tokens, dict]:
-    """A saved model, with the weights of one of its files, its tokens, and what else is known of it."""
-    from safetensors.torch import load_file
-
+    """Load a saved model with the weights of one of its files, its tokens, and its record."""
     record = read_record(folder)
     try:
         weights = load_file(folder / file)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} holds no complete model ({error}); train it again") from None
-    except Exception as error:  # safetensors has an exception of its own
+    except Exception as error:  # safetensors has its own exception
         raise UserError(f"{folder}/{file} is damaged ({error}); train it again") from None
     tokens = Tokens.for_teachers(folder / "tokenizer.model", record["heads"]["size"])
     if tokens.fingerprint != record["tokens"]:
@@ -172,7 +169,7 @@ def load(folder: Path, file: str = "model.safetensors") -> tuple[Hybrid, Tokens,
 
 
 def build_encoder(backbone: str, settings: dict) -> nn.Module:
-    """An encoder with random weights."""
+    """Build an encoder with random weights."""
     if backbone == "sb":
         return encoder_conformer.Conformer(encoder_conformer.ConformerShape(**settings))
     return NeMoEncoder.built(settings)

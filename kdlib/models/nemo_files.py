@@ -1,7 +1,7 @@
-"""NVIDIA NeMo's Conformer-CTC: building a small one, restoring any `.nemo`, and hearing with it.
+"""NVIDIA NeMo's Conformer-CTC: build a small one, restore any `.nemo`, and run it.
 
-`restore` is the one way in for the embedded stand-in, for local files and for NVIDIA's downloads. NeMo takes 6-15 s to
-import, so it is imported inside functions, with its telemetry silenced first.
+`restore_model` serves the embedded stand-in, local files and NVIDIA's downloads. NeMo takes 6-15 s to import, so it is
+imported inside functions, with its telemetry silenced first.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ SHIPPED_MODEL = Path(__file__).parents[1] / "data" / "standin.nemo"
 
 
 class NeMoCTC:
-    """A pretrained NeMo model as it came, for evaluation: samples in, `Outputs` out, blank last."""
+    """An unchanged pretrained NeMo model, for evaluation: samples in, `Outputs` out, blank last."""
 
     def __init__(self, path: Path) -> None:
         set_threads()
@@ -45,7 +45,7 @@ class NeMoCTC:
         self.stride_ms = 1000 * config.preprocessor.window_stride * config.encoder.subsampling_factor
 
     def __call__(self, samples: "torch.Tensor", lengths: "torch.Tensor") -> Outputs:
-        """Samples [B, N] and their numbers [B] -> log-probabilities over pieces and blank."""
+        """Samples [B, N] and their lengths [B] -> log-probabilities over pieces and blank."""
         import torch
 
         with torch.inference_mode():
@@ -57,7 +57,7 @@ class NeMoCTC:
 
 
 def find_model(params: Params) -> Path:
-    """The `.nemo` file that a recipe names, where it needs no training."""
+    """Return the `.nemo` file that a recipe names, if it needs no training; download it if necessary."""
     if params.pretrained == "shipped":
         return SHIPPED_MODEL
     name = params.nemo_model
@@ -66,19 +66,19 @@ def find_model(params: Params) -> Path:
         if not path.is_file():
             raise UserError(
                 f"nemo_model: there is no file {path}; correct the path in the recipe, name a model of "
-                "NVIDIA's (nvidia/stt_en_conformer_ctc_small), or write pretrained: shipped"
+                "NVIDIA's (nvidia/stt_en_conformer_ctc_small), or set pretrained: shipped"
             )
         return path
     return _download(name)
 
 
 def restore_model(path: Path):
-    """The model in a `.nemo` file, on the CPU."""
+    """Restore the model of a `.nemo` file on the CPU."""
     with _archive(path) as archive:
         members = archive.getnames()
     if not any(name.endswith("model_config.yaml") for name in members):
         raise UserError(
-            f"{path} holds no model_config.yaml: it is not a .nemo file, or it was cut off; download or make it again"
+            f"{path} contains no model_config.yaml: not a .nemo file, or truncated; download or make it again"
         )
     with quiet_nemo():
         from nemo.collections.asr.models import ASRModel, EncDecCTCModelBPE
@@ -89,22 +89,20 @@ def restore_model(path: Path):
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{path} could not be restored by NeMo ({reason}); download or make it again") from error
     if not isinstance(model, EncDecCTCModelBPE):
-        raise UserError(f"{path} holds a {type(model).__name__}; expected a CTC model with sentencepiece tokens")
-    heard_hz = int(model.cfg.preprocessor.sample_rate)
-    if heard_hz != RATE_HZ:
-        raise UserError(
-            f"{path} was trained on {heard_hz} Hz; kdlib gives models {RATE_HZ} Hz: choose a model of that rate"
-        )
+        raise UserError(f"{path} contains a {type(model).__name__}; expected a CTC model with sentencepiece tokens")
+    rate = int(model.cfg.preprocessor.sample_rate)
+    if rate != RATE_HZ:
+        raise UserError(f"{path} was trained on {rate} Hz; kdlib uses {RATE_HZ} Hz: choose a model of that rate")
     return model
 
 
 def read_tokenizer(path: Path) -> bytes:
-    """The sentencepiece model in a `.nemo` file, without importing NeMo."""
+    """Read the sentencepiece model of a `.nemo` file, without importing NeMo."""
     with _archive(path) as archive:
         for member in archive.getmembers():
             if member.name.endswith("tokenizer.model"):
                 return archive.extractfile(member).read()
-    raise UserError(f"{path} holds no tokenizer.model; expected a CTC model with sentencepiece tokens")
+    raise UserError(f"{path} contains no tokenizer.model; expected a CTC model with sentencepiece tokens")
 
 
 @contextlib.contextmanager
@@ -118,7 +116,7 @@ def _archive(path: Path) -> Iterator[tarfile.TarFile]:
 
 
 def build_model(tokenizer: Path, settings: Pretraining):
-    """A small Conformer-CTC of NeMo's own classes with random weights."""
+    """Build a small Conformer-CTC from NeMo's own classes, with random weights."""
     sizes = {"d_model": settings.d_model, "layers": settings.layers, "heads": settings.heads}
     return assemble(tokenizer, conformer_config(**sizes, channels=settings.conv_channels, mels=40, kernel=15))
 
@@ -126,7 +124,7 @@ def build_model(tokenizer: Path, settings: Pretraining):
 def conformer_config(
     *, d_model: int = 176, layers: int = 16, heads: int = 4, channels: int = 176, mels: int = 80, kernel: int = 31
 ) -> dict:
-    """The configuration of a preprocessor and an encoder; the defaults are those of stt_en_conformer_ctc_small."""
+    """Configure a preprocessor and an encoder; the defaults are those of stt_en_conformer_ctc_small."""
     return {
         "preprocessor": {
             "_target_": "nemo.collections.asr.modules.AudioToMelSpectrogramPreprocessor",
@@ -167,13 +165,13 @@ def conformer_config(
 
 
 def assemble(tokenizer: Path, config: dict):
-    """A whole model of NeMo's, with random weights: `parts`, and a CTC head over a tokenizer's pieces."""
+    """Build a complete NeMo model with random weights: `config`, and a CTC head over a tokenizer's pieces."""
     with quiet_nemo():
         from nemo.collections.asr.models import EncDecCTCModelBPE
         from omegaconf import OmegaConf, open_dict
     pieces = Tokens.for_nemo(tokenizer.read_bytes()).pieces
     (tokenizer.parent / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
-    whole = {
+    complete = {
         "sample_rate": 16_000,
         "tokenizer": {"dir": str(tokenizer.parent), "type": "bpe"},
         **config,
@@ -185,16 +183,16 @@ def assemble(tokenizer: Path, config: dict):
         },
     }
     with quiet_nemo():
-        model = EncDecCTCModelBPE(cfg=OmegaConf.create(whole))
+        model = EncDecCTCModelBPE(cfg=OmegaConf.create(complete))
     with open_dict(model.cfg):
-        model.cfg.tokenizer.dir = "tokens"  # a .nemo file holds its tokenizer, and needs no path of this machine
-        model.cfg.validation_ds = {"manifest_filepath": None, "use_start_end_token": False}  # `transcribe` asks for it
+        model.cfg.tokenizer.dir = "tokens"  # a .nemo file contains its tokenizer, and needs no local path
+        model.cfg.validation_ds = {"manifest_filepath": None, "use_start_end_token": False}  # `transcribe` reads it
     return model
 
 
 @contextlib.contextmanager
 def quiet_nemo() -> Iterator[None]:
-    """Keep NeMo's telemetry, its advice and its import warnings off the screen; errors still come."""
+    """Suppress NeMo's telemetry, hints and import warnings; errors are still shown."""
     for name in ("nv_one_logger", "nv_one_logger.training_telemetry", "nv_one_logger.exporter"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     for name in ("nemo_logger", "nemo", "torch.distributed.elastic.multiprocessing.redirects"):
@@ -214,7 +212,7 @@ def quiet_nemo() -> Iterator[None]:
 
 
 def _download(name: str) -> Path:
-    """NVIDIA's model by name, from the Hugging Face hub, which keeps it for the next time."""
+    """Return NVIDIA's model of a name, from the Hugging Face hub or its local cache."""
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -229,7 +227,7 @@ def _download(name: str) -> Path:
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"nemo_model: {name} is not on this machine, and it cannot be downloaded ({reason}). Two ways "
-            "out: get its .nemo file where there is a network and write nemo_model: path/to/it.nemo, or "
-            "write pretrained: shipped for the small stand-in"
+            f"nemo_model: {name} is not on this machine, and it cannot be downloaded ({reason}). Either get its .nemo "
+            "file where there is a network and set nemo_model: path/to/it.nemo, or set pretrained: shipped for the "
+            "small stand-in"
         ) from None

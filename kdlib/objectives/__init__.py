@@ -1,1 +1,1 @@
-"""Losses against references and teachers, and the objective that weights them."""
+"""Losses against references and teachers, and the objective that combines them."""

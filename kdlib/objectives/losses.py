@@ -1,8 +1,8 @@
-"""Losses of distillation. B utterances, T frames of CTC or steps of a decoder, V tokens, D dimensions.
+"""Distillation losses. B utterances, T CTC frames or decoder steps, V tokens, D dimensions.
 
-Every loss is a mean over the rows that count, said by weights [B, T] in which padding is 0; no row counts where the
-weights are all 0, and the loss is 0. Targets are the teachers' logits or log-probabilities (the normaliser cancels).
-Losses against references are in `models/supervised.py`.
+Every loss is a mean over rows with weights [B, T], in which padding is 0; if all weights are 0, the loss is 0. Targets
+are the teachers' logits or log-probabilities (the normaliser cancels). Losses against references are in
+`objectives/reference_losses.py`.
 """
 
 from collections.abc import Iterable
@@ -16,14 +16,14 @@ from kdlib.models import Outputs
 from kdlib.models.encoder_conformer import length_mask
 from kdlib.tokens import BLANK
 
-MASKED_LOGIT = -1e4  # a logit that no softmax sees; infinity would make 0 x infinity of it
-CHUNK = {"cpu": 2**18, "cuda": 2**24}  # elements in work: what a processor's cache holds, or what keeps a GPU busy
+MASKED_LOGIT = -1e4  # its softmax is 0; with infinity the KL would be 0 x infinity
+CHUNK = {"cpu": 2**18, "cuda": 2**24}  # elements per chunk: what a CPU's cache holds, or what keeps a GPU busy
 
 
 class _SoftKL(torch.autograd.Function):
     """Sum of w KL(p || q) over rows, p = softmax(target / T_p), q = softmax(logits / T_q); d/dlogits = w (q - p) / T_q.
 
-    Row by row in parts that stay in the cache; kept is the gradient alone, and rows of weight 0 are not looked at.
+    It works in chunks of rows that stay in the cache, keeps only the gradient, and skips rows of weight 0.
     """
 
     @staticmethod
@@ -31,42 +31,42 @@ class _SoftKL(torch.autograd.Function):
         ctx, logits: torch.Tensor, target: torch.Tensor, weights: torch.Tensor, divide_q: float, divide_p: float
     ) -> torch.Tensor:
         size = logits.shape[-1]
-        flat, wanted, counts = logits.reshape(-1, size), target.reshape(-1, size), weights.reshape(-1).float()
-        chosen, learns = counts.nonzero()[:, 0], ctx.needs_input_grad[0]
-        alike = bool((counts[chosen] == counts[chosen[:1]]).all())  # then one factor serves all rows, at the end
-        kept = torch.empty_like(logits, memory_format=torch.contiguous_format) if learns else None
-        grad = kept.view(-1, size) if learns else None
-        if learns:
+        flat, teacher, counts = logits.reshape(-1, size), target.reshape(-1, size), weights.reshape(-1).float()
+        chosen, needs_grad = counts.nonzero()[:, 0], ctx.needs_input_grad[0]
+        equal = bool((counts[chosen] == counts[chosen[:1]]).all())  # then one factor scales all rows, in the backward
+        kept = torch.empty_like(logits, memory_format=torch.contiguous_format) if needs_grad else None
+        grad = kept.view(-1, size) if needs_grad else None
+        if needs_grad:
             grad[counts == 0] = 0
         total = torch.zeros((), dtype=torch.float64, device=flat.device)
-        at_once = max(1, CHUNK.get(flat.device.type, 2**18) // size)
-        for part in chosen.split(at_once) if len(chosen) else ():
+        chunk = max(1, CHUNK.get(flat.device.type, 2**18) // size)  # rows
+        for part in chosen.split(chunk) if len(chosen) else ():
             begin, end = int(part[0]), int(part[-1]) + 1
-            rows = slice(begin, end) if end - begin == len(part) else part  # of neighbours nothing is copied
-            z, u, w = flat[rows].float() / divide_q, wanted[rows].float() / divide_p, counts[rows]
+            rows = slice(begin, end) if end - begin == len(part) else part  # a slice copies nothing
+            z, u, w = flat[rows].float() / divide_q, teacher[rows].float() / divide_p, counts[rows]
             q, p = z.softmax(1), u.softmax(1)
             normalisers = _logsumexp(z, q) - _logsumexp(u, p)
             total += ((torch.linalg.vecdot(p, u.sub_(z)) + normalisers) * w).sum()
-            if learns:
+            if needs_grad:
                 difference = torch.sub(q, p, out=grad[rows] if isinstance(rows, slice) and grad.dtype == q.dtype else q)
-                if not alike:
+                if not equal:
                     difference.mul_(w[:, None])
                 if difference is q:
                     grad[rows] = q.to(grad.dtype)
         ctx.grad = kept
-        ctx.factor = (float(counts[chosen[0]]) if alike and len(chosen) else 1.0) / divide_q
+        ctx.factor = (float(counts[chosen[0]]) if equal and len(chosen) else 1.0) / divide_q
         return total.to(torch.float32)
 
     @staticmethod
     def backward(ctx, upstream: torch.Tensor) -> tuple:
-        grad, ctx.grad = ctx.grad, None  # given away: it is scaled in place, and no second buffer is needed
+        grad, ctx.grad = ctx.grad, None  # released: it is scaled in place, without a second buffer
         if grad is None:
-            raise RuntimeError("soft_kl: backward a second time through the same loss; compute the loss again")
+            raise RuntimeError("soft_kl: second backward through the same loss; compute the loss again")
         return grad.mul_((upstream * ctx.factor).to(grad.dtype)), None, None, None, None
 
 
 def _logsumexp(logits: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
-    """The logarithm of rows' normalisers, from their softmax: its kernel is the fastest way through a row."""
+    """The log-normalisers of rows, from their softmax, whose kernel is the fastest pass over a row."""
     return logits.amax(1) - probs.amax(1).log()
 
 
@@ -81,15 +81,15 @@ def soft_kl(
 ) -> torch.Tensor:
     """Mean KL(teacher || student) of rows [B, T, V], in nats (Hinton et al. 2015).
 
-    The temperature divides both sides' logits, or one's as `temperature_on` says. Only where both are divided is the loss
-    multiplied by T ** 2, which keeps its gradient as large as at T = 1. `fixed_temperature` targets were made at the temperature
-    already.
+    The temperature divides the logits of both sides, or of the one in `temperature_on`. Only with both is the loss
+    multiplied by T ** 2, which keeps its gradient as large as at T = 1. `fixed_temperature` targets already have the
+    temperature applied.
 
     >>> zero = torch.zeros(1, 1, 4)
-    >>> sure = torch.tensor([[[9.0, 0.0, 0.0, 0.0]]])
-    >>> bool(soft_kl(sure, sure, torch.ones(1, 1), 2.0).abs() < 1e-6)
+    >>> peaked = torch.tensor([[[9.0, 0.0, 0.0, 0.0]]])
+    >>> bool(soft_kl(peaked, peaked, torch.ones(1, 1), 2.0).abs() < 1e-6)
     True
-    >>> bool(soft_kl(zero, sure, torch.ones(1, 1)) > 1.3)  # log 4 = 1.386
+    >>> bool(soft_kl(zero, peaked, torch.ones(1, 1)) > 1.3)  # log 4 = 1.386
     True
     """
     divide_q = 1.0 if temperature_on == "teacher" else temperature
@@ -102,47 +102,47 @@ def soft_kl(
 def frame_weights(
     target: torch.Tensor, lengths: torch.Tensor, blanks: str, blank: int, context_frames: int = 0
 ) -> torch.Tensor:
-    """Weights [B, T]: which frames of a CTC target are taught.
+    """Weights [B, T] of the frames of a CTC target.
 
-    `all`; `drop_blank`: only those where the teacher's best token is none (as the seeds' code did: the student is never
-    taught the blank); `symmetric`: those and `context_frames` frames on each side (Hilmes et al. 2025, arXiv 2506.01503).
+    `all`; `drop_blank`: only frames whose best teacher token is not the blank (as in the seeds' code: the student is
+    never trained on the blank); `symmetric`: those and `context_frames` frames on each side (Hilmes et al. 2025, arXiv
+    2506.01503).
     """
     inside = length_mask(lengths, target.shape[1])
     if blanks == "all":
         return inside.float()
     spikes = ((target.argmax(-1) != blank) & inside).float()
     if blanks == "symmetric":
-        spikes = nn.functional.max_pool1d(spikes[:, None], 2 * context_frames + 1, stride=1, padding=context_frames)[
-            :, 0
-        ]
+        width = 2 * context_frames + 1
+        spikes = nn.functional.max_pool1d(spikes[:, None], width, stride=1, padding=context_frames)[:, 0]
     return spikes * inside
 
 
 def best_shift(
-    logits: torch.Tensor, target: torch.Tensor, lengths: torch.Tensor, at_most: int, blank: int
+    logits: torch.Tensor, target: torch.Tensor, lengths: torch.Tensor, max_shift: int, blank: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Frames [B] by which a target is to be moved so that its spikes fit the student's, and how well they do then [B].
+    """The shifts [B], in frames, that best align a target's spikes with the student's, and their fits [B].
 
-    A spike is the probability that a frame is no blank; the fit is the cosine of the two tracks. Of equal shifts the
-    smallest counts; positive is later.
+    The spike track is the probability of not being blank, per frame; the fit is the cosine of the two tracks. Of equal
+    fits the smallest shift wins; positive is later.
     """
     inside = length_mask(lengths, logits.shape[1])
-    mine, theirs = ((1 - side.detach().float().log_softmax(-1)[..., blank].exp()) * inside for side in (logits, target))
-    order = sorted(range(-at_most, at_most + 1), key=lambda shift: (abs(shift), shift))
-    fits = torch.stack([_cosine(mine, _moved(theirs, shift) * inside) for shift in order])  # [S, B]
+    q, p = ((1 - side.detach().float().log_softmax(-1)[..., blank].exp()) * inside for side in (logits, target))
+    order = sorted(range(-max_shift, max_shift + 1), key=lambda shift: (abs(shift), shift))
+    fits = torch.stack([_cosine(q, _shift_track(p, shift) * inside) for shift in order])  # [S, B]
     best = (fits > fits.amax(0) - 1e-6).float().argmax(0)  # the first of equals
     return torch.tensor(order, device=best.device)[best], fits.gather(0, best[None])[0]
 
 
 def shift_frames(target: torch.Tensor, shifts: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """A target [B, T, V] moved by frames [B]; what comes in at an end is the frame that stood there."""
+    """A target [B, T, V] shifted by frames [B]; the frame at an end is repeated to fill the gap."""
     frames = torch.arange(target.shape[1], device=target.device)[None] - shifts[:, None]
     frames = torch.minimum(frames.clamp_min(0), (lengths[:, None] - 1).clamp_min(0))
     return target.gather(1, frames[..., None].expand_as(target))
 
 
 def mask_specials(target: torch.Tensor, ids: Iterable[int]) -> torch.Tensor:
-    """A decoder's target [B, L, V] whose first step does not speak of some ids, such as EOS and the blank."""
+    """A decoder's target [B, L, V] without probability for some ids, such as EOS and the blank, in the first step."""
     changed = target.clone()
     changed[:, 0, list(ids)] = MASKED_LOGIT
     return changed
@@ -158,10 +158,10 @@ def pseudo_label(
     smoothing: float = 0.0,
     blank: int | None = None,
 ) -> torch.Tensor:
-    """Cross-entropy with the target's best token, where it is sure of it and sure enough that it is no blank."""
+    """Cross-entropy with the target's best token, on frames with enough confidence in it and in not being blank."""
     probs = target.detach().float().softmax(-1)
-    sure, best = probs.max(-1)
-    counted = weights * (sure >= confidence)
+    top, best = probs.max(-1)
+    counted = weights * (top >= confidence)
     if blank is not None and min_nonblank > 0:
         counted = counted * (1 - probs[..., blank] >= min_nonblank)
     each = nn.functional.cross_entropy(
@@ -183,24 +183,24 @@ class _WordKL(torch.autograd.Function):
         weights: torch.Tensor,
         temperature: float,
     ) -> torch.Tensor:
-        wanted, counts = target.double().cpu().numpy(), weights.double().cpu().numpy()
+        teacher, counts = target.double().cpu().numpy(), weights.double().cpu().numpy()
         total = 0.0
 
-        def slopes(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        def gradient(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
             nonlocal total
-            possible = scores > -np.inf  # a word that needs more frames than there are has no part in it
+            possible = scores > -np.inf  # words that need more frames than there are do not count
             q = _softmax(np.where(possible, scores / temperature, -np.inf))
-            p = np.where(possible, wanted[rows], 0.0)
-            there = p.sum(1, keepdims=True)
-            p = np.divide(p, there, out=np.zeros_like(p), where=there > 0)
-            some = p > 0
+            p = np.where(possible, teacher[rows], 0.0)
+            mass = p.sum(1, keepdims=True)
+            p = np.divide(p, mass, out=np.zeros_like(p), where=mass > 0)
+            positive = p > 0
             each = np.zeros_like(p)
-            each[some] = p[some] * (np.log(p[some]) - np.log(np.maximum(q[some], 1e-300)))
-            factor = counts[rows, None] * (there > 0)
+            each[positive] = p[positive] * (np.log(p[positive]) - np.log(np.maximum(q[positive], 1e-300)))
+            factor = counts[rows, None] * (mass > 0)
             total += float((each * factor).sum())
             return factor * (q - p) / temperature
 
-        columns, grad = lexicon.with_gradient(Outputs(logits, lengths, logits), slopes)
+        columns, grad = lexicon.with_gradient(Outputs(logits, lengths, logits), gradient)
         ctx.columns, ctx.shape = columns, logits.shape
         ctx.save_for_backward(grad.to(logits))
         return logits.new_tensor(total, dtype=torch.float32)
@@ -224,15 +224,15 @@ def word_kl(
     """Mean KL(teachers || student) of utterances between posteriors over the words of a lexicon, in nats.
 
     `target` [B, W] is the teachers' posterior at the temperature. The student's follows from the exact CTC probability
-    of every word (all alignments), so where in time a teacher writes does not matter. The loss is multiplied by the
-    square of the temperature, as by frame.
+    of every word (all alignments), so the timing of a teacher's tokens does not matter. The loss is multiplied by the
+    square of the temperature, like the frame-wise KL.
     """
     shares = weights.float() * (temperature**2 / weights.sum().clamp_min(1e-9))
     return _WordKL.apply(logits, lengths, lexicon, target, shares, temperature)
 
 
 def _softmax(scores: np.ndarray) -> np.ndarray:
-    """Of rows, in numpy; zeros where a row is all -inf."""
+    """Softmax of rows, in numpy; zeros if a row is all -inf."""
     largest = scores.max(1, keepdims=True)
     powers = np.exp(scores - np.where(np.isfinite(largest), largest, 0.0))
     return powers / np.maximum(powers.sum(1, keepdims=True), 1e-300)
@@ -241,13 +241,13 @@ def _softmax(scores: np.ndarray) -> np.ndarray:
 def sequence_ctc(
     logits: torch.Tensor, lengths: torch.Tensor, rows: Iterable[int], ids: list[list[int]], weights: torch.Tensor
 ) -> torch.Tensor:
-    """-log P(ids | frames) a token, by CTC, of sequences [N] that stand for utterances `rows` [N], each with a weight.
+    """-log P(ids | frames) per token, by CTC, of pseudo-labels [N] of the utterances `rows` [N], each with a weight.
 
-    It is a mean over the utterances that have a sequence: weights below one make what is unsure count less.
+    It is a mean over the utterances that have a pseudo-label: weights below one make uncertain ones count less.
     """
     rows = list(rows)
-    flat = nn.utils.rnn.pad_sequence([torch.tensor(one) for one in ids], batch_first=True).to(logits.device)
-    sizes = torch.tensor([len(one) for one in ids], device=logits.device)
+    flat = nn.utils.rnn.pad_sequence([torch.tensor(text) for text in ids], batch_first=True).to(logits.device)
+    sizes = torch.tensor([len(text) for text in ids], device=logits.device)
     logprobs = logits.float().log_softmax(-1)[rows].transpose(0, 1)
     each = nn.functional.ctc_loss(
         logprobs, flat, lengths[rows], sizes, blank=BLANK, reduction="none", zero_infinity=True
@@ -256,45 +256,45 @@ def sequence_ctc(
 
 
 def occupancy(logits: torch.Tensor, lengths: torch.Tensor, ids: list[list[int]]) -> torch.Tensor:
-    """P(token at a frame | frames, ids) [B, T, V]: where a model puts the tokens of a text, over all alignments.
+    """P(token at a frame | frames, ids) [B, T, V]: a model's alignment of the tokens of a text, over all alignments.
 
-    The derivative of log P(ids | frames) by log-probabilities (Graves et al. 2006, eq. 15), which torch gives by
-    logits, as softmax - occupancy. Zeros where the frames cannot hold the text.
+    It is the derivative of log P(ids | frames) by log-probabilities (Graves et al. 2006, eq. 15); torch's derivative by
+    logits is softmax - occupancy. Zeros if the text does not fit into the frames.
     """
     with torch.enable_grad():
-        asked = logits.detach().float().requires_grad_()
-        flat = nn.utils.rnn.pad_sequence([torch.tensor(one) for one in ids], batch_first=True).to(asked.device)
-        sizes = torch.tensor([len(one) for one in ids], device=asked.device)
-        logprobs = asked.log_softmax(-1)
+        leaf = logits.detach().float().requires_grad_()
+        flat = nn.utils.rnn.pad_sequence([torch.tensor(text) for text in ids], batch_first=True).to(leaf.device)
+        sizes = torch.tensor([len(text) for text in ids], device=leaf.device)
+        logprobs = leaf.log_softmax(-1)
         each = nn.functional.ctc_loss(
             logprobs.transpose(0, 1), flat, lengths, sizes, blank=BLANK, reduction="none", zero_infinity=False
         )
         fits = torch.isfinite(each)
-        (grad,) = torch.autograd.grad(each[fits].sum(), asked) if fits.any() else (torch.zeros_like(asked),)
-    found = (logprobs.detach().exp() - torch.nan_to_num(grad)).clamp(0.0, 1.0)
-    return found * (length_mask(lengths, logits.shape[1]) & fits[:, None])[..., None]
+        (grad,) = torch.autograd.grad(each[fits].sum(), leaf) if fits.any() else (torch.zeros_like(leaf),)
+    probs = (logprobs.detach().exp() - torch.nan_to_num(grad)).clamp(0.0, 1.0)
+    return probs * (length_mask(lengths, logits.shape[1]) & fits[:, None])[..., None]
 
 
 def uniform_kl(logits: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Mean KL(uniform || student) of rows: what label smoothing adds to CTC."""
+    """Mean KL(uniform || student) of rows: the label smoothing term of CTC."""
     logprobs = logits.float().log_softmax(-1)
     each = -logprobs.mean(-1) - float(np.log(logits.shape[-1]))
     return (each * weights).sum() / weights.sum().clamp_min(1e-9)
 
 
-def feature_mse(encoded: torch.Tensor, wanted: torch.Tensor, weights: torch.Tensor, project: nn.Module) -> torch.Tensor:
+def feature_mse(encoded: torch.Tensor, target: torch.Tensor, weights: torch.Tensor, project: nn.Module) -> torch.Tensor:
     """Mean squared distance of projected encodings from the teachers' [B, T, D] (FitNets, Romero et al. 2015)."""
-    each = (project(encoded).float() - wanted).pow(2).mean(-1)
+    each = (project(encoded).float() - target).pow(2).mean(-1)
     return (each * weights).sum() / weights.sum().clamp_min(1e-9)
 
 
-def _moved(track: torch.Tensor, shift: int) -> torch.Tensor:
-    """A track [B, T] moved later by `shift` frames, with silence coming in."""
+def _shift_track(track: torch.Tensor, shift: int) -> torch.Tensor:
+    """A track [B, T] shifted later by `shift` frames; zeros fill the gap."""
     if shift == 0:
         return track
-    silence = track.new_zeros(len(track), min(abs(shift), track.shape[1]))
-    return torch.cat([silence, track[:, :-shift]] if shift > 0 else [track[:, -shift:], silence], 1)
+    zeros = track.new_zeros(len(track), min(abs(shift), track.shape[1]))
+    return torch.cat([zeros, track[:, :-shift]] if shift > 0 else [track[:, -shift:], zeros], 1)
 
 
-def _cosine(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    return (one * other).sum(1) / (one.norm(dim=1) * other.norm(dim=1)).clamp_min(1e-9)
+def _cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp_min(1e-9)

@@ -1,6 +1,6 @@
 """Losses against references, for teachers and students: CTC (Graves et al. 2006), and cross-entropy of the decoder.
 
-Both are means a token, over utterances of CTC and over all tokens of cross-entropy; padding counts for nothing.
+CTC is normalised per token and averaged over utterances; cross-entropy is averaged over all tokens. Padding is ignored.
 """
 
 from collections.abc import Sequence
@@ -16,15 +16,15 @@ REFERENCE_LOSS_CODE = ("objectives/reference_losses.py", "models/decoder.py", "m
 
 
 def ctc_loss(outputs: Outputs, ids: Sequence[Sequence[int]]) -> torch.Tensor:
-    """-log P(ids | frames) a token, mean over utterances; 0 for what the frames cannot hold."""
+    """-log P(ids | frames) per token, mean over utterances; 0 for ids that do not fit into the frames."""
     return ctc_losses(outputs, ids).mean()
 
 
 def ctc_losses(outputs: Outputs, ids: Sequence[Sequence[int]]) -> torch.Tensor:
-    """[B]: -log P(ids | frames) a token of every utterance; 0 for what the frames cannot hold."""
+    """[B]: -log P(ids | frames) per token, by utterance; 0 for ids that do not fit into the frames."""
     device = outputs.ctc_logits.device
-    flat = torch.nn.utils.rnn.pad_sequence([torch.tensor(one) for one in ids], batch_first=True).to(device).long()
-    sizes = torch.tensor([len(one) for one in ids], device=device)
+    flat = torch.nn.utils.rnn.pad_sequence([torch.tensor(text) for text in ids], batch_first=True).to(device).long()
+    sizes = torch.tensor([len(text) for text in ids], device=device)
     logprobs = outputs.ctc_logits.float().log_softmax(-1).transpose(0, 1)
     each = torch.nn.functional.ctc_loss(
         logprobs, flat, outputs.lengths, sizes, blank=BLANK, reduction="none", zero_infinity=True
@@ -33,21 +33,21 @@ def ctc_losses(outputs: Outputs, ids: Sequence[Sequence[int]]) -> torch.Tensor:
 
 
 def cross_entropy(logits: torch.Tensor, ids: Sequence[Sequence[int]], smoothing: float = 0.0) -> torch.Tensor:
-    """-log P(next token | those before) of decoder logits [B, L, V] that were given BOS and ids; EOS is one of them."""
-    targets, _ = _following(logits, ids)
+    """-log P(next token | previous tokens) of decoder logits [B, L, V] on BOS and ids; the tokens include EOS."""
+    targets, _ = _next_tokens(logits, ids)
     return torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), targets, label_smoothing=smoothing)
 
 
 def cross_entropies(logits: torch.Tensor, ids: Sequence[Sequence[int]], smoothing: float = 0.0) -> torch.Tensor:
-    """[B]: the same a token of every utterance."""
-    targets, steps = _following(logits, ids)
+    """[B]: the same per token, by utterance."""
+    targets, steps = _next_tokens(logits, ids)
     each = torch.nn.functional.cross_entropy(
         logits.float().transpose(1, 2), targets, reduction="none", label_smoothing=smoothing
     )
     return each.sum(1) / steps
 
 
-def _following(logits: torch.Tensor, ids: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a decoder is to say, padding being -100, and in how many steps."""
-    _, targets, steps = (part.to(logits.device) for part in teacher_forced([list(one) for one in ids]))
+def _next_tokens(logits: torch.Tensor, ids: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """A decoder's targets, with -100 for padding, and their numbers of steps."""
+    _, targets, steps = (part.to(logits.device) for part in teacher_forced([list(text) for text in ids]))
     return targets.masked_fill(~length_mask(steps, targets.shape[1]), -100), steps

@@ -1,1 +1,1 @@
-"""The pretrained model that students start from, and the vocabulary that it shares with the teachers."""
+"""The pretrained model that students start from, and the token inventory that it shares with the teachers."""

@@ -1,8 +1,8 @@
-"""The small pretrained model: a NeMo Conformer-CTC trained on control voices, or on a fold's own training speakers.
+"""The small pretrained model: a NeMo Conformer-CTC trained on control speakers, or on a fold's own training speakers.
 
-It stands in for NVIDIA's pretrained models where there is no network, or where they do not know the language. Made from
-controls it has heard nobody of any fold and is shared; made `from_corpus` it lies in the fold's folder.
-`python -m kdlib.pretrained.model RECIPE --ship` makes the shipped file.
+It replaces NVIDIA's pretrained models without a network, or for a language that they do not cover. A model of controls
+is trained on no speaker of any fold and is shared; a model `from_corpus` is in the fold's folder.
+`python -m kdlib.pretrained.model RECIPE --ship` writes the shipped file.
 """
 
 import argparse
@@ -44,37 +44,37 @@ PRETRAINED_CODE = (
 
 @dataclass(frozen=True)
 class PretrainingData:
-    """Utterances that are trained on, and the voices and words that are kept from it for testing."""
+    """The training utterances, and the speakers and words that are held out for testing."""
 
     train: list[Utterance]
-    test_speakers: list[str]  # controls that were not trained on
+    test_speakers: list[str]  # controls that are not trained on
     unseen_words: frozenset[str]
 
 
 def split_controls(corpus: Corpus, params: Params) -> PretrainingData:
-    """Set whole control voices aside, and a share of the words that no other speaker says."""
+    """Hold out whole control speakers, and a share of the words of which only controls have recordings."""
     settings = params.pretraining
-    voices = [name for name in corpus.speakers if corpus.is_control(name)]
-    if len(voices) <= settings.test_controls:
+    controls = [name for name in corpus.speakers if corpus.is_control(name)]
+    if len(controls) <= settings.test_controls:
         raise UserError(
-            f"{corpus.source}: {len(voices)} control speakers, but pretraining sets {settings.test_controls} aside for "
-            "testing and needs another to train on; lower pretraining.test_controls, name more controls under "
+            f"{corpus.source}: {len(controls)} control speakers, but pretraining sets {settings.test_controls} aside "
+            "for testing and needs another to train on; lower pretraining.test_controls, name more controls under "
             "`speakers:`, or write pretrained: shipped or pretrained: from_corpus"
         )
-    by_sex = {sex: [name for name in voices if corpus.person(name).sex == sex] for sex in ("M", "F", "")}
-    queues = [names for names in by_sex.values() if names]  # the voices set aside are of both sexes in turn
-    apart = []
+    by_sex = {sex: [name for name in controls if corpus.person(name).sex == sex] for sex in ("M", "F", "")}
+    queues = [names for names in by_sex.values() if names]  # the test speakers alternate between the sexes
+    test = []
     for turn in range(settings.test_controls):
-        apart.append((queues[turn % len(queues)] or max(queues, key=len)).pop())
-    own = {utt.text for utt in corpus if not corpus.is_control(utt.speaker)}
-    others = sorted({utt.text for utt in corpus} - own)
-    unseen = frozenset(random.Random(params.seed).sample(others, round(settings.unseen_words * len(others))))
-    heard = corpus.where(lambda utt: utt.speaker in voices and utt.speaker not in apart and utt.text not in unseen)
-    return PretrainingData(heard, sorted(apart), unseen)
+        test.append((queues[turn % len(queues)] or max(queues, key=len)).pop())
+    folds = {utt.text for utt in corpus if not corpus.is_control(utt.speaker)}
+    rest = sorted({utt.text for utt in corpus} - folds)
+    unseen = frozenset(random.Random(params.seed).sample(rest, round(settings.unseen_words * len(rest))))
+    train = corpus.where(lambda utt: utt.speaker in controls and utt.speaker not in test and utt.text not in unseen)
+    return PretrainingData(train, sorted(test), unseen)
 
 
 def split_fold(corpus: Corpus, params: Params) -> PretrainingData:
-    """What a model of the fold's own hears: its training speakers, or those that the recipe names."""
+    """The training data of a fold's own model: its training speakers, or those named in the recipe."""
     named = params.pretraining.speakers
     train = split(corpus, params).train
     if named:
@@ -94,13 +94,13 @@ def split_fold(corpus: Corpus, params: Params) -> PretrainingData:
         )
     if not train:
         raise UserError(
-            f"{corpus.source}: pretraining.speakers names only speakers whom fold.exclude keeps out of training"
+            f"{corpus.source}: pretraining.speakers names only speakers that fold.exclude keeps out of training"
         )
     return PretrainingData(train, [], frozenset())
 
 
 def pretrained_model(params: Params) -> Path:
-    """The recipe's `.nemo` file: shipped, NVIDIA's, local, or trained now on controls or on the fold's speakers."""
+    """The recipe's `.nemo` file: shipped, NVIDIA's, local, or trained on controls or on the fold's speakers."""
     if params.pretrained not in ("controls", "from_corpus"):
         return find_model(params)
     own = params.pretrained == "from_corpus"
@@ -119,9 +119,9 @@ def pretrained_model(params: Params) -> Path:
 
 
 def training_record(params: Params) -> dict | None:
-    """Whom and what the recipe's pretrained model has heard, where that is known.
+    """The training speakers and words of the recipe's pretrained model; None for NVIDIA's, which have no record.
 
-    The shipped model's speakers are the embedded corpus's synthetic voices: nobody of any other corpus.
+    The shipped model's speakers are the synthetic ones of the embedded corpus: none of any other corpus.
     """
     if params.pretrained == "nemo":
         return None
@@ -137,9 +137,9 @@ def training_record(params: Params) -> dict | None:
 
 
 def fits_frames(ids: Sequence[int], duration_s: float) -> bool:
-    """Whether CTC can write the tokens in the frames that there are: one each, and a blank between equal ones.
+    """Return whether the tokens fit into the frames for CTC: one frame each, and a blank between equal ones.
 
-    >>> fits([5, 6, 6], 0.16), fits([5, 6, 6], 0.12)
+    >>> fits_frames([5, 6, 6], 0.16), fits_frames([5, 6, 6], 0.12)
     (True, False)
     """
     return len(ids) + sum(a == b for a, b in itertools.pairwise(ids)) <= int(duration_s / FRAME_S + 1e-6)
@@ -155,53 +155,50 @@ def _build(partial: Path, params: Params) -> None:
 
     settings = params.pretraining
     own = params.pretrained == "from_corpus"
-    corpus = prepare.load(params if own else params.with_all_labels)  # the controls' words are nobody's labels
-    chosen = split_fold(corpus, params) if own else split_controls(corpus, params)
-    spoken = {utt.text for utt in (chosen.train if own else corpus) if utt.text} - chosen.unseen_words
-    characters = "".join(
-        [*itertools.chain(*prepare.spellings(params).values()), *corpus.lexicon]
-    )  # no word may be one that it cannot write
-    tokenizer = train_tokenizer(spoken, settings.pieces, partial / "tokens", lower=True, characters=characters)
+    corpus = prepare.load(params if own else params.with_all_labels)  # transcripts of controls are not labels of a fold
+    data = split_fold(corpus, params) if own else split_controls(corpus, params)
+    texts = {utt.text for utt in (data.train if own else corpus) if utt.text} - data.unseen_words
+    spellings = itertools.chain(*prepare.spellings(params).values())
+    characters = "".join([*spellings, *corpus.lexicon])  # every word must be encodable
+    tokenizer = train_tokenizer(texts, settings.pieces, partial / "tokens", lower=True, characters=characters)
     seed_everything(params.seed)
     model = build_model(tokenizer, settings)
     tokens = Tokens.for_nemo(tokenizer.read_bytes())
 
-    learnt = [utt for utt in chosen.train if fits_frames(tokens.encode(utt.text), utt.duration_s)]
-    if not learnt:
+    train = [utt for utt in data.train if fits_frames(tokens.encode(utt.text), utt.duration_s)]
+    if not train:
         raise UserError(f"{corpus.source}: every utterance has fewer frames of {FRAME_S * 1000:.0f} ms than tokens")
-    if len(learnt) < len(chosen.train):
+    if len(train) < len(data.train):
         print(
-            f"pretraining: {len(chosen.train) - len(learnt)} of {len(chosen.train)} utterances are not trained on: "
-            f"they have fewer frames of {FRAME_S * 1000:.0f} ms than tokens, and no CTC model could write them"
+            f"pretraining: {len(data.train) - len(train)} of {len(data.train)} utterances are not trained on: "
+            f"they have fewer frames of {FRAME_S * 1000:.0f} ms than tokens, too few for CTC"
         )
 
     def step(batch: tuple) -> dict[str, torch.Tensor]:
         samples, lengths, targets, sizes = batch
-        logits, frames, _ = model.forward(input_signal=samples, input_signal_length=lengths)
-        loss = torch.nn.functional.ctc_loss(
-            logits.transpose(0, 1), targets, frames, sizes, blank=tokens.blank, zero_infinity=True
-        )
-        return {"loss": loss}
+        logprobs, frames, _ = model.forward(input_signal=samples, input_signal_length=lengths)
+        logprobs, options = logprobs.transpose(0, 1), {"blank": tokens.blank, "zero_infinity": True}
+        return {"loss": torch.nn.functional.ctc_loss(logprobs, targets, frames, sizes, **options)}
 
-    def read(utterances: Sequence[Utterance]) -> tuple:
+    def collate(utterances: Sequence[Utterance]) -> tuple:
         samples, lengths = audio.collate(utterances)
         ids = [torch.tensor(tokens.encode(utt.text)) for utt in utterances]
-        sizes = torch.tensor([len(one) for one in ids])
+        sizes = torch.tensor([len(text) for text in ids])
         return samples, lengths, torch.nn.utils.rnn.pad_sequence(ids, batch_first=True), sizes
 
-    epochs = EpochData(lambda epoch: audio.batches(learnt, settings.batch_size, seed=params.seed * 1009 + epoch), read)
-    scale = cosine(settings.warmup_steps, settings.steps)
-    task = Task(model, step, lr=settings.lr, scale=scale)
+    seed = params.seed * 1009
+    epochs = EpochData(lambda epoch: audio.batches(train, settings.batch_size, seed=seed + epoch), collate)
+    task = Task(model, step, lr=settings.lr, scale=cosine(settings.warmup_steps, settings.steps))
     fit(task, epochs, folder=partial, what="pretraining", steps=settings.steps, seed=params.seed)
     model.save_to(str(partial / "pretrained.nemo"))
     write_json(
         partial / "train_data.json",
         {
-            "speakers": sorted({utt.speaker for utt in learnt}),
-            "utterances": len(learnt),
-            "words": sorted({utt.text for utt in learnt}),
-            "unseen_words": sorted(chosen.unseen_words),
-            "test_speakers": chosen.test_speakers,
+            "speakers": sorted({utt.speaker for utt in train}),
+            "utterances": len(train),
+            "words": sorted({utt.text for utt in train}),
+            "unseen_words": sorted(data.unseen_words),
+            "test_speakers": data.test_speakers,
             "tokens": tokens.fingerprint,
         },
     )
@@ -210,21 +207,20 @@ def _build(partial: Path, params: Params) -> None:
 
 def ship_model(params: Params) -> None:
     """Copy a recipe's pretrained model and its provenance into the package."""
-    made = pretrained_model(params)
-    shipped = SHIPPED_MODEL
-    for name, suffix in (("run.json", ".run.json"), ("train_data.json", ".train_data.json"), (made.name, ".nemo")):
+    source, shipped = pretrained_model(params), SHIPPED_MODEL
+    for name, suffix in (("run.json", ".run.json"), ("train_data.json", ".train_data.json"), (source.name, ".nemo")):
         with atomic_write(shipped.with_suffix(suffix)) as hidden:
-            shutil.copyfile(made.with_name(name), hidden)
+            shutil.copyfile(source.with_name(name), hidden)
     print(f"{shipped}: {shipped.stat().st_size / 1e6:.2f} MB, sha256 {sha256(shipped)[:16]}")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Train the small pretrained model on a corpus's control voices.")
+    parser = argparse.ArgumentParser(description="Train the small pretrained model on the controls of a corpus.")
     parser.add_argument("recipe", type=Path)
-    parser.add_argument("--ship", action="store_true", help="put it into the package")
-    choice = parser.parse_args()
+    parser.add_argument("--ship", action="store_true", help="copy it into the package")
+    arguments = parser.parse_args()
     try:
-        settings = load(choice.recipe, "nobody", {"exclude": []}, {"pretrained": "controls"})
-        ship_model(settings) if choice.ship else pretrained_model(settings)
+        settings = load(arguments.recipe, "nobody", {"exclude": []}, {"pretrained": "controls"})
+        ship_model(settings) if arguments.ship else pretrained_model(settings)
     except UserError as error:
         sys.exit(f"\n{error}\n")

@@ -1,1 +1,1 @@
-"""The show room: tables -> pictures."""
+"""Display: tables, figures, and the failure explorer."""

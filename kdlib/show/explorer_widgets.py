@@ -1,4 +1,4 @@
-"""The widgets of the failure explorer, and where they stand; what they do: explorer."""
+"""The widgets of the failure explorer and their layout; their behaviour is in `explorer`."""
 
 from kdlib.show.explorer_data import ExplorerData
 
@@ -14,12 +14,12 @@ STYLE = """<style>
 
 
 class ExplorerWidgets:
-    """All there is to see and touch; `page` is the whole."""
+    """All widgets; `page` contains them."""
 
-    def __init__(self, found: ExplorerData) -> None:
+    def __init__(self, data: ExplorerData) -> None:
         import ipywidgets as w
 
-        names = list(found.systems)
+        names = list(data.systems)
 
         def choice(label: str, options: list, value: str | None = None, wide: str = "140px"):
             style = {"description_width": "initial"}
@@ -31,14 +31,14 @@ class ExplorerWidgets:
                 style=style,
             )
 
-        self.before = choice("from", [(one, one) for one in names], found.before, "170px")
-        self.after = choice("to", [(one, one) for one in names], found.after, "165px")
+        self.before = choice("from", [(name, name) for name in names], data.before, "170px")
+        self.after = choice("to", [(name, name) for name in names], data.after, "165px")
         if len(names) == 1:
             self.before.layout.display = self.after.layout.display = "none"
-        self.decoder = choice("decoder", [(one, one) for one in found.decoders])
+        self.decoder = choice("decoder", [(name, name) for name in data.decoders])
         self.show = choice("show", [("everything", "all")], wide="330px")
         self.where = {
-            column: choice(label, _values(found, column), wide=wide)
+            column: choice(label, _values(data, column), wide=wide)
             for column, label, wide in (
                 ("speaker", "speaker", "135px"),
                 ("level", "level", "150px"),
@@ -47,48 +47,42 @@ class ExplorerWidgets:
             )
         }
         self.text = w.Text(
-            placeholder="search ids, words, answers, notes", continuous_update=False, layout=w.Layout(width="225px")
+            placeholder="search ids, words, hypotheses, notes", continuous_update=False, layout=w.Layout(width="225px")
         )
         self.head = w.HBox(layout=w.Layout(overflow="hidden"))
         self.head.add_class("kd-head")
         self.list = w.Select(options=[], rows=12, layout=w.Layout(width="100%", height="215px"))
         self.list.add_class("kd-list")
-        self.earlier, self.later = (
+        self.previous, self.next = (
             w.Button(description=sign, tooltip=tip, layout=w.Layout(width="36px"))
-            for sign, tip in (("◀", "the rows before"), ("▶", "the next rows"))
+            for sign, tip in (("◀", "previous rows"), ("▶", "next rows"))
         )
-        self.count, self.line = w.HTML(), w.HTML()
+        self.count, self.status = w.HTML(), w.HTML()
         self.players = [_player(w) for _ in range(4)]
-        sounds = w.HBox(self.players, layout=w.Layout(flex_flow="row wrap"))
+        players = w.HBox(self.players, layout=w.Layout(flex_flow="row wrap"))
         self.picture = w.Image(format="png", layout=w.Layout(max_width="100%", align_self="flex-start"))
         framed = w.Box([self.picture], layout=w.Layout(overflow="hidden"))
         framed.add_class("kd-picture")
-        self.at = w.FloatSlider(
+        self.time = w.FloatSlider(
             min=0, max=1, step=0.04, description="time (s)", continuous_update=False, layout=w.Layout(width="70%")
         )
-        self.top = w.HTML()
+        self.top_tokens = w.HTML()
         self.note = w.Textarea(placeholder="a note on this utterance", layout=w.Layout(width="60%", height="52px"))
-        self.keep = w.Button(description="keep the note", icon="check")
+        self.save_note = w.Button(description="save note", icon="check")
         self.exports = [
             w.Button(description=text, tooltip=tip, icon="download", layout=w.Layout(width="130px"))
             for text, tip in (
                 ("picture", "this utterance as PDF and PNG"),
-                ("ten of these", "the most telling failures of the list as PDF and PNG"),
-                ("list", "what the list shows, as CSV"),
+                ("ten of these", "the most informative failures of the list as PDF and PNG"),
+                ("list", "the rows of the list as CSV"),
             )
         ]
-        self.confused, self.people = w.Output(), w.Output()
-        one = [sounds, framed, w.HBox([self.at]), self.top, w.HBox([self.note, self.keep])]
-        utterances = w.VBox(
-            [
-                self.head,
-                self.list,
-                w.HBox([self.earlier, self.later, self.count]),
-                *one,
-                w.HBox([w.HTML("export:"), *self.exports]),
-            ]
-        )
-        self.tabs = w.Tab([utterances, self.confused, self.people], titles=["Utterances", "Confusions", "Speakers"])
+        self.confusions, self.speakers = w.Output(), w.Output()
+        rows = [self.head, self.list, w.HBox([self.previous, self.next, self.count]), players, framed]
+        rows += [w.HBox([self.time]), self.top_tokens, w.HBox([self.note, self.save_note])]
+        utterances = w.VBox([*rows, w.HBox([w.HTML("export:"), *self.exports])])
+        pages = {"Utterances": utterances, "Confusions": self.confusions, "Speakers": self.speakers}
+        self.tabs = w.Tab(list(pages.values()), titles=list(pages))
         wrap = w.Layout(flex_flow="row wrap")
         self.page = w.VBox(
             [
@@ -96,22 +90,22 @@ class ExplorerWidgets:
                 w.HBox([self.show, self.before, self.after, self.decoder], layout=wrap),
                 w.HBox([*self.where.values(), self.text], layout=wrap),
                 self.tabs,
-                self.line,
+                self.status,
             ]
         )
         self.page.add_class("kd-explorer")
 
     @property
-    def asked(self) -> list:
-        """What asks for other rows."""
+    def filters(self) -> list:
+        """The widgets that select the rows of the list."""
         return [self.show, self.before, self.after, self.decoder, *self.where.values(), self.text]
 
 
 def _player(w):
-    """A recording, below what it is."""
-    sound = w.Audio(format="wav", autoplay=False, loop=False, layout=w.Layout(width="192px", height="36px"))
-    return w.VBox([w.HTML(), sound], layout=w.Layout(width="198px"))
+    """An audio player below its label."""
+    audio = w.Audio(format="wav", autoplay=False, loop=False, layout=w.Layout(width="192px", height="36px"))
+    return w.VBox([w.HTML(), audio], layout=w.Layout(width="198px"))
 
 
-def _values(found: ExplorerData, column: str) -> list[tuple[str, str]]:
-    return [("all", ""), *((one, one) for one in sorted(set(found.known[column])) if one)]
+def _values(data: ExplorerData, column: str) -> list[tuple[str, str]]:
+    return [("all", ""), *((value, value) for value in sorted(set(data.metadata[column])) if value)]

@@ -1,4 +1,4 @@
-"""Figures of failures: an examination on a page, fingerprints, who is taken for whom, and the factorial."""
+"""Figures of failures: an examination on one page, fingerprints, confusion of causes, and the factorial."""
 
 import textwrap
 
@@ -12,61 +12,62 @@ from kdlib.diagnose.examination import Examination
 from kdlib.show.figures import LEVEL_COLOURS, WIDTH_IN, style
 
 
-def examination(found: Examination, told: Diagnosis) -> Figure:
-    """A page: WRA by the way that token ids are decoded, how concentrated and how long answers are, what causes fit."""
+def examination(result: Examination, diagnosis: Diagnosis) -> Figure:
+    """One page: WRA by decoding of the token ids, concentration and length of hypotheses, and fit of the causes."""
     with plt.rc_context(style()):
-        figure, ((ways, spread), (lengths, causes)) = plt.subplots(2, 2, figsize=(WIDTH_IN, 5.0))
-        best = found.redecodings[0] if found.redecodings else None
-        alike = [one for one in found.redecodings if (one.tokenizer, one.specials) == (best.tokenizer, best.specials)]
-        rows = sorted(alike, key=lambda one: one.offset)
+        figure, ((decodings, spread), (lengths, causes)) = plt.subplots(2, 2, figsize=(WIDTH_IN, 5.0))
+        best = result.redecodings[0] if result.redecodings else None
+        alike = [way for way in result.redecodings if (way.tokenizer, way.specials) == (best.tokenizer, best.specials)]
+        rows = sorted(alike, key=lambda row: row.offset)
         if rows:
-            own = [one.as_written > 0.99 for one in rows]
-            colours = [LEVEL_COLOURS["VERY_LOW"] if mine else LEVEL_COLOURS["LOW"] for mine in own]
-            bars = ways.bar([f"{one.offset:+d}" for one in rows], [100 * one.wra for one in rows], color=colours)
-            ways.bar_label(bars, [f"{100 * one.wra:.1f}" for one in rows], fontsize=7)
-            ways.set_ylim(0, max(5, 118 * max(one.wra for one in rows)))
-            framed = f"; {rows[own.index(True)].offset:+d}: as in the file" if any(own) else ""
-            without = "" if best.specials else ", special ids left out"
-            ways.set_xlabel(f"offset of the ids{framed}\n{textwrap.shorten(best.tokenizer, 36)}{without}")
+            own = [row.as_written > 0.99 for row in rows]
+            colours = [LEVEL_COLOURS["VERY_LOW"] if as_in_file else LEVEL_COLOURS["LOW"] for as_in_file in own]
+            bars = decodings.bar([f"{row.offset:+d}" for row in rows], [100 * row.wra for row in rows], color=colours)
+            decodings.bar_label(bars, [f"{100 * row.wra:.1f}" for row in rows], fontsize=7)
+            decodings.set_ylim(0, max(5, 118 * max(row.wra for row in rows)))
+            in_file = f"; {rows[own.index(True)].offset:+d}: as in the file" if any(own) else ""
+            without = "" if best.specials else ", without special ids"
+            decodings.set_xlabel(f"offset of the ids{in_file}\n{textwrap.shorten(best.tokenizer, 36)}{without}")
         else:
-            ways.text(0.5, 0.5, "no token ids, or no tokenizer", ha="center", va="center", transform=ways.transAxes)
-            ways.set_axis_off()
-        ways.set_title("decoded in other ways: WRA (%)", loc="left")
+            text = "no token ids, or no tokenizer"
+            decodings.text(0.5, 0.5, text, ha="center", va="center", transform=decodings.transAxes)
+            decodings.set_axis_off()
+        decodings.set_title("other decodings: WRA (%)", loc="left")
         for name, colour, label in (
             ("reference", "0.6", "references"),
-            ("hypothesis", LEVEL_COLOURS["LOW"], "answers"),
+            ("hypothesis", LEVEL_COLOURS["LOW"], "hypotheses"),
         ):
-            counts = found.texts[name].value_counts(normalize=True).cumsum()
+            counts = result.texts[name].value_counts(normalize=True).cumsum()
             spread.plot(range(1, len(counts) + 1), 100 * counts.to_numpy(), color=colour, label=label)
         spread.set_xscale("log")
         spread.set_ylim(0, 105)
-        spread.set_xlabel("different ones, the commonest first")
-        spread.set_title("concentration: share of all (%)", loc="left")
+        spread.set_xlabel("distinct texts, most frequent first")
+        spread.set_title("concentration: cumulative share (%)", loc="left")
         spread.legend(frameon=False)
-        sizes = found.words.words - found.words.reference
+        sizes = result.words.words - result.words.reference
         edge = int(max(2, np.abs(sizes).quantile(0.99)))
         lengths.hist(sizes.clip(-edge, edge), np.arange(-edge - 0.5, edge + 1), color=LEVEL_COLOURS["LOW"])
-        lengths.set_xlabel("words more than the reference has")
-        lengths.set_title("length: answers", loc="left")
-        shown = told.fits[:6][::-1]
+        lengths.set_xlabel("words in hypothesis minus words in reference")
+        lengths.set_title("length: number of hypotheses", loc="left")
+        fits = diagnosis.fits[:6][::-1]
         causes.barh(
-            ["no fault" if one.cause == NO_FAULT else f"({one.cause})" for one in shown],
-            [min(one.distance, 1) for one in shown],
-            color=[LEVEL_COLOURS["VERY_LOW"] if one.cause in told.named else "0.7" for one in shown],
+            ["no fault" if fit.cause == NO_FAULT else f"({fit.cause})" for fit in fits],
+            [min(fit.distance, 1) for fit in fits],
+            color=[LEVEL_COLOURS["VERY_LOW"] if fit.cause in diagnosis.named else "0.7" for fit in fits],
         )
-        if shown:
+        if fits:
             causes.axvline(FITS, color="black", linewidth=0.7)
             causes.set_xlabel("distance (left of the line: fits)")
         else:
             causes.text(0.5, 0.5, "no fingerprints yet", ha="center", va="center", transform=causes.transAxes)
             causes.set_axis_off()
         causes.set_title("causes", loc="left")
-        figure.suptitle(textwrap.fill(found.verdict, 92), x=0.01, ha="left", fontsize=8.5)
+        figure.suptitle(textwrap.fill(result.verdict, 92), x=0.01, ha="left", fontsize=8.5)
         return figure
 
 
 def fingerprints(known: list[Fingerprint]) -> Figure:
-    """Signs (columns) of every case (rows, means over seeds), ordered by cause."""
+    """Signs (columns) of every case (rows), means over seeds, ordered by cause."""
     import seaborn as sns
 
     with plt.rc_context(style()):
@@ -92,7 +93,7 @@ def fingerprints(known: list[Fingerprint]) -> Figure:
 
 
 def confusion(table: pd.DataFrame) -> Figure:
-    """True causes (rows) by named causes (columns); "-": none was named."""
+    """True causes (rows) against named causes (columns); "-": none named."""
     import seaborn as sns
 
     with plt.rc_context(style()):
@@ -107,14 +108,14 @@ def confusion(table: pd.DataFrame) -> Figure:
             annot_kws={"size": 7},
             linewidths=0.3,
         )
-        axes.set_xlabel("named by other seeds' fingerprints (-: none)")
-        axes.set_ylabel("made")
+        axes.set_xlabel("cause named from other seeds' fingerprints (-: none)")
+        axes.set_ylabel("cause made")
         axes.tick_params(left=False, bottom=False, labelrotation=0)
         return figure
 
 
 def factorial(table: pd.DataFrame) -> Figure:
-    """WRA of the factorial's cells with intervals, a panel a student and head; the line is labels alone."""
+    """WRA of the factorial's cells with intervals, one panel per student and head; the line is labels alone."""
     with plt.rc_context(style()):
         groups = list(table.groupby(["student", "head"], sort=False))
         figure, panels = plt.subplots(2, 2, figsize=(WIDTH_IN, 5.0), sharex=True, sharey=True)
@@ -128,8 +129,8 @@ def factorial(table: pd.DataFrame) -> Figure:
                 colour = colours.get(row.verdict, "0.3")
                 axes.plot([100 * row.low, 100 * row.high], [place, place], color=colour, linewidth=2)
                 axes.plot(100 * row.WRA, place, "o", color=colour, markersize=4)
-            named = cells.system.str.split("+").str[1:].map(lambda some: " + ".join(some) or "(none)")
-            axes.set_yticks(range(len(cells)), named)
+            factors = cells.system.str.split("+").str[1:].map(lambda names: " + ".join(names) or "(none)")
+            axes.set_yticks(range(len(cells)), [textwrap.fill(text, 32) for text in factors], fontsize=7)
             axes.set_title(f"{student} student, {head}", loc="left")
             axes.set_xlim(-3, 103)
         for axes in panels[-1]:
@@ -138,7 +139,7 @@ def factorial(table: pd.DataFrame) -> Figure:
         handles = [plt.Line2D([], [], color=colour, marker="o", markersize=4) for colour in shown.values()]
         figure.legend(
             handles,
-            [f"{name}, beside labels alone" if name == "collapses" else name for name in shown],
+            [f"{name} vs. labels alone" if name == "collapses" else name for name in shown],
             ncols=4,
             frameon=False,
             loc="outside lower center",

@@ -1,6 +1,6 @@
 """Figures for a thesis: every function takes tables and returns a figure; `save` writes it as PDF and PNG.
 
-Widths follow a text column; fonts are embedded; speakers stand in the order of their published intelligibility.
+Figures have the width of a text column; fonts are embedded; speakers are ordered by published intelligibility.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from kdlib.corpus import audio
 from kdlib.corpus.manifest import Utterance
 from kdlib.io import atomic_write
 
@@ -18,7 +19,7 @@ LEVELS = ("VERY_LOW", "LOW", "MID", "HIGH", "CONTROL")
 LEVEL_COLOURS = dict(
     zip(LEVELS, ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc"), strict=True)
 )  # seaborn's colorblind
-WIDTH_IN = 6.3  # of a thesis page's text
+WIDTH_IN = 6.3  # text width of a thesis page
 
 
 def style() -> dict:
@@ -35,7 +36,7 @@ def style() -> dict:
         "pdf.fonttype": 42,
         "axes.spines.top": False,
         "axes.spines.right": False,
-        "text.parse_math": False,  # a text may have dollars
+        "text.parse_math": False,  # texts may contain dollar signs
         "figure.constrained_layout.use": True,
     }
 
@@ -50,9 +51,9 @@ def save(figure: Figure, folder: Path, name: str) -> Path:
 
 
 def durations(speakers: pd.DataFrame) -> Figure:
-    """Word duration relative to controls, measured and published, by intelligibility. One row a speaker.
+    """Word duration relative to controls, measured and published, by intelligibility. One row per speaker.
 
-    Where a corpus has no controls that say the same words: the median duration of a recording.
+    Without controls that share the speaker's words: the median duration of a recording.
     """
     with plt.rc_context(style()):
         figure, axes = plt.subplots(figsize=(WIDTH_IN, 2.8))
@@ -70,19 +71,17 @@ def durations(speakers: pd.DataFrame) -> Figure:
         axes.set_ylabel(
             "median word duration\nrelative to controls" if relative else "median duration\nof a recording (s)"
         )
-        axes.set_xlabel(_order(people.level))
+        axes.set_xlabel(_speaker_label(people.level))
         _level_legend(axes, people.level)
         return figure
 
 
 def spectrograms(utterances: Sequence[Utterance], labels: Sequence[str]) -> Figure:
     """The same word by several speakers, on one time axis."""
-    from kdlib.corpus import audio
-
     with plt.rc_context(style()):
         if not utterances:
             figure = plt.figure(figsize=(WIDTH_IN, 1))
-            figure.text(0.5, 0.5, "no word is said by all of these speakers", ha="center")
+            figure.text(0.5, 0.5, "these speakers have no word in common", ha="center")
             return figure
         figure, grid = plt.subplots(2, -(-len(utterances) // 2), figsize=(WIDTH_IN, 3.8), sharex=True, sharey=True)
         for axes, utt, label in zip(grid.flat, utterances, labels, strict=False):
@@ -96,7 +95,7 @@ def spectrograms(utterances: Sequence[Utterance], labels: Sequence[str]) -> Figu
 
 
 def wra_by_speaker(scores: pd.DataFrame, held_out: str) -> Figure:
-    """WRA of every speaker, from least to most intelligible, with intervals.
+    """WRA per speaker with intervals, from least to most intelligible.
 
     Columns: speaker, level, decoder, wra, low, high.
     """
@@ -126,13 +125,13 @@ def wra_by_speaker(scores: pd.DataFrame, held_out: str) -> Figure:
         axes.set_ylim(0, 105)
         axes.set_ylabel("word recognition accuracy (%)")
         held = f"; held out: {held_out}" if held_out else ""
-        axes.set_xlabel(f"{_order(scores.level)}{held}\nfrom dark to light: {', '.join(decoders)}")
+        axes.set_xlabel(f"{_speaker_label(scores.level)}{held}\nfrom dark to light: {', '.join(decoders)}")
         _level_legend(axes, scores.level)
         return figure
 
 
 def teacher_matrix(tables: Mapping[str, pd.DataFrame]) -> Figure:
-    """WRA of each teacher (row) on each speaker (column), one panel a decoder; each teacher's own speaker is framed."""
+    """WRA of each teacher (row) on each speaker (column), one panel per decoder; its own speaker is framed."""
     import seaborn as sns
 
     with plt.rc_context(style()):
@@ -163,7 +162,7 @@ def teacher_matrix(tables: Mapping[str, pd.DataFrame]) -> Figure:
 
 
 def aggregates(table: pd.DataFrame) -> Figure:
-    """Greedy and closed-lexicon WRA of every aggregate, one panel a kind of speech."""
+    """Greedy and closed-lexicon WRA of every aggregate, one panel per kind of speech."""
     with plt.rc_context(style()):
         kinds = list(dict.fromkeys(table.speech))
         figure, panels = plt.subplots(1, len(kinds), figsize=(WIDTH_IN, 2.9), squeeze=False, sharey=True)
@@ -186,7 +185,7 @@ def aggregates(table: pd.DataFrame) -> Figure:
 def differences(table: pd.DataFrame) -> Figure:
     """Differences between systems with their intervals, for these speakers (thick) and for new ones (thin).
 
-    Columns: as `compare.table` has them, and decoder.
+    Columns: those of `verdict.verdict_table`, and decoder.
     """
     with plt.rc_context(style()):
         rows = table.iloc[::-1]
@@ -196,7 +195,7 @@ def differences(table: pd.DataFrame) -> Figure:
             colour = colours[row.verdict]
             for text, width in ((rows["new speakers"].iloc[place], 0.8), (rows["these speakers"].iloc[place], 2.4)):
                 if text != "-":
-                    axes.plot([float(one) for one in text.split(" to ")], [place, place], color=colour, linewidth=width)
+                    axes.plot([float(end) for end in text.split(" to ")], [place, place], color=colour, linewidth=width)
             axes.plot(float(row.difference), place, "o", color=colour, markersize=4)
         axes.axvline(0, color="black", linewidth=0.7)
         axes.set_ylim(-0.6, len(rows) - 0.4)
@@ -210,7 +209,7 @@ def differences(table: pd.DataFrame) -> Figure:
 
 
 def sweep(table: pd.DataFrame, chosen: Mapping[str, float]) -> Figure:
-    """WER on dev speech by language-model weight and word bonus, a panel a beam; the setting that is used is framed."""
+    """WER on dev speech by LM weight and word bonus, one panel per beam; the chosen setting is framed."""
     import seaborn as sns
 
     with plt.rc_context(style()):
@@ -242,7 +241,7 @@ def sweep(table: pd.DataFrame, chosen: Mapping[str, float]) -> Figure:
 
 
 def spikes(rows: Mapping[str, np.ndarray], stride_ms: float, title: str) -> Figure:
-    """When each teacher (row), and their means, find a token more likely than the blank in one utterance."""
+    """P(not blank) over time of each teacher (row), and of their means, in one utterance."""
     with plt.rc_context(style()):
         figure, axes = plt.subplots(figsize=(WIDTH_IN, 0.9 + 0.19 * len(rows)))
         end = stride_ms * max(map(len, rows.values())) / 1000
@@ -263,7 +262,7 @@ def spikes(rows: Mapping[str, np.ndarray], stride_ms: float, title: str) -> Figu
 
 
 def training(curves: pd.DataFrame) -> Figure:
-    """Losses by name, and words right on dev speech, over the steps of a training. Columns: step, name, value."""
+    """Losses by name, and WRA on dev speech, over the training steps. Columns: step, name, value."""
     with plt.rc_context(style()):
         figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH_IN, 2.6))
         names = [name for name in dict.fromkeys(curves.name) if not name.startswith("dev_")]
@@ -276,10 +275,10 @@ def training(curves: pd.DataFrame) -> Figure:
         left.set_ylabel("loss (nats)")
         if names:
             left.legend(frameon=False)
-        looks = curves[curves.name == "dev_wra"]
-        right.plot(looks.step, 100 * looks.value, "k.-")
-        if len(looks):
-            best = looks.loc[looks.value.idxmax()]
+        dev = curves[curves.name == "dev_wra"]
+        right.plot(dev.step, 100 * dev.value, "k.-")
+        if len(dev):
+            best = dev.loc[dev.value.idxmax()]
             right.plot(best.step, 100 * best.value, "o", markersize=9, fillstyle="none", color="C3")
             right.annotate(
                 f"{100 * best.value:.1f}",
@@ -303,18 +302,18 @@ def training(curves: pd.DataFrame) -> Figure:
             )
         right.set_ylim(0, 105)
         right.set_xlabel("step")
-        right.set_ylabel("dev speaker's words right (%)")
+        right.set_ylabel("dev WRA (%)")
         return figure
 
 
-def _order(levels: pd.Series) -> str:
+def _speaker_label(levels: pd.Series) -> str:
     return "speaker, from least to most intelligible" if set(levels) - {"?"} else "speaker"
 
 
 def _level_legend(axes, levels) -> None:
-    there = [level for level in LEVELS if level in set(levels)]
-    handles = [plt.Rectangle((0, 0), 1, 1, color=LEVEL_COLOURS[level]) for level in there]
-    names = [level.replace("_", " ").lower() for level in there]
+    shown = [level for level in LEVELS if level in set(levels)]
+    handles = [plt.Rectangle((0, 0), 1, 1, color=LEVEL_COLOURS[level]) for level in shown]
+    names = [level.replace("_", " ").lower() for level in shown]
     old, labels = axes.get_legend_handles_labels()
     kept = [(h, label) for h, label in zip(old, labels, strict=True) if "published" in label]
     axes.legend(

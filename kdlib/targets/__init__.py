@@ -1,1 +1,1 @@
-"""Training targets: stored teacher outputs, weighted and combined into what a student is taught."""
+"""Training targets: stored teacher outputs, weighted and combined into what a student is trained on."""

@@ -1,13 +1,12 @@
-"""Learned fusion of teachers (seed 003): a weight a teacher and frame, by attention or by a transformer over time.
+"""Learned fusion of teachers (seed 003): a weight per teacher and frame, by attention or by a transformer over time.
 
-A fusion sees what enters the teachers' CTC heads and is trained on the fold's dev speaker, whom no teacher has heard:
-on training speech every speaker's own teacher would win by what it remembers. It begins as the plain mean.
+A fusion reads the inputs of the teachers' CTC heads and is trained on the fold's dev speaker, whom no teacher was
+trained on: on training speech every speaker's own teacher would win by overfitting. It starts as the plain mean.
 """
 
 import copy
 import random
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -17,17 +16,16 @@ from kdlib.errors import UserError
 from kdlib.models import Outputs
 from kdlib.models.encoder_conformer import length_mask
 from kdlib.objectives.reference_losses import ctc_loss
+from kdlib.runtime import seed_everything
+from kdlib.targets.aggregation import TeacherEnsemble
+from kdlib.tokens import Tokens
 
-if TYPE_CHECKING:
-    from kdlib.targets.aggregation import TeacherEnsemble
-    from kdlib.tokens import Tokens
-
-BATCH, LR, LOOK = 32, 2e-3, 10
+BATCH, LR, VALIDATE_EVERY = 32, 2e-3, 10
 Loss = Callable[[Sequence[Utterance]], torch.Tensor]
 
 
 class Attention(nn.Module):
-    """A weight a teacher and frame, from what the teacher and the mean of all see there."""
+    """A weight per teacher and frame, from the teacher's activations and the mean of all teachers'."""
 
     def __init__(self, widths: Sequence[int], size: int, dim: int = 32) -> None:
         super().__init__()
@@ -39,7 +37,7 @@ class Attention(nn.Module):
 
     def forward(self, hidden: Sequence[torch.Tensor], lengths: torch.Tensor) -> tuple[torch.Tensor, None]:
         """Activations [B, T, d] of K teachers -> scores [B, T, K]."""
-        keys = torch.stack([key(one) for key, one in zip(self.keys, hidden, strict=True)], 2)  # [B, T, K, dim]
+        keys = torch.stack([key(states) for key, states in zip(self.keys, hidden, strict=True)], 2)  # [B, T, K, dim]
         query = self.query(torch.tanh(keys.mean(2)))
         return (keys * query[:, :, None]).sum(-1) / keys.shape[-1] ** 0.5 + self.bias, None
 
@@ -52,70 +50,67 @@ class Transformer(nn.Module):
         self.projections = nn.ModuleList([nn.Linear(width, dim) for width in widths])
         self.over_time = transformer_layers(dim, layers, heads)
         self.scores, self.correction = nn.Linear(dim, len(widths)), nn.Linear(dim, size)
-        for one in (self.scores, self.correction):
-            nn.init.zeros_(one.weight)
-            nn.init.zeros_(one.bias)
+        for layer in (self.scores, self.correction):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     def forward(self, hidden: Sequence[torch.Tensor], lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Activations [B, T, d] of K teachers -> scores [B, T, K] and what is added to the logits [B, T, V]."""
-        seen = sum(project(one) for project, one in zip(self.projections, hidden, strict=True))
-        seen = apply_layers(self.over_time, seen, lengths)
-        return self.scores(seen), self.correction(seen)
+        """Activations [B, T, d] of K teachers -> scores [B, T, K] and a correction of the logits [B, T, V]."""
+        encoded = sum(project(states) for project, states in zip(self.projections, hidden, strict=True))
+        encoded = apply_layers(self.over_time, encoded, lengths)
+        return self.scores(encoded), self.correction(encoded)
 
 
 def transformer_layers(dim: int, layers: int, heads: int) -> nn.Module:
-    """Transformer layers for `through_time`."""
-    one = nn.TransformerEncoderLayer(dim, heads, 2 * dim, dropout=0.1, batch_first=True, norm_first=True)
-    return nn.TransformerEncoder(one, layers, enable_nested_tensor=False)
+    """Build transformer layers for `apply_layers`."""
+    layer = nn.TransformerEncoderLayer(dim, heads, 2 * dim, dropout=0.1, batch_first=True, norm_first=True)
+    return nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
 
 
-def apply_layers(layers: nn.Module, seen: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Encodings [B, T, D] with their places in time, through layers that look at no padding."""
-    steps, dim = seen.shape[1:]
-    angles = torch.arange(steps, device=seen.device)[:, None] / 10_000 ** (
-        torch.arange(0, dim, 2, device=seen.device) / dim
-    )
-    places = torch.stack([angles.sin(), angles.cos()], -1).flatten(1)[:, :dim]
-    return layers(seen + places, src_key_padding_mask=~length_mask(lengths.to(seen.device), steps))
+def apply_layers(layers: nn.Module, encoded: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Add sinusoidal positions to encodings [B, T, D] and run the layers with padding masked."""
+    steps, dim = encoded.shape[1:]
+    exponents = torch.arange(0, dim, 2, device=encoded.device) / dim
+    angles = torch.arange(steps, device=encoded.device)[:, None] / 10_000**exponents
+    positions = torch.stack([angles.sin(), angles.cos()], -1).flatten(1)[:, :dim]
+    return layers(encoded + positions, src_key_padding_mask=~length_mask(lengths.to(encoded.device), steps))
 
 
-def new_fusion(kind: str, ensemble: "TeacherEnsemble") -> nn.Module:
-    """A fusion for the teachers of an ensemble, which says at first what their mean says."""
+def new_fusion(kind: str, ensemble: TeacherEnsemble) -> nn.Module:
+    """Build an untrained fusion for the teachers of an ensemble; its output is their mean."""
     headers = [store.header for store in ensemble.stores.values()]
     widths, size = [header.width for header in headers], headers[0].size
     return {"attention": Attention, "transformer": Transformer}[kind](widths, size)
 
 
 def fit_fusion(
-    kind: str, ensemble: "TeacherEnsemble", learnt: Sequence[Utterance], tokens: "Tokens", seed: int, steps: int
+    kind: str, ensemble: TeacherEnsemble, utterances: Sequence[Utterance], tokens: Tokens, seed: int, steps: int
 ) -> nn.Module:
-    """A fusion trained on some utterances' references by CTC, as it is best on a fifth of them that is kept apart."""
-    from kdlib.runtime import seed_everything
-
-    if not learnt:
-        raise UserError("learned fusion: there is no dev speech to learn on; name another aggregation.method")
+    """Train a fusion on references by CTC; the checkpoint that is best on a validation fifth is kept."""
+    if not utterances:
+        raise UserError("learned fusion: there is no dev speech to train on; name another aggregation.method")
     seed_everything(seed)
     fusion, ensemble = new_fusion(kind, ensemble).eval(), ensemble.cached()
-    drawn = random.Random(seed).sample(list(learnt), len(learnt))
-    check, rest = drawn[: len(drawn) // 5] or drawn, drawn[len(drawn) // 5 :]
-
-    def loss_of(utterances: Sequence[Utterance]) -> float:
-        with torch.no_grad():
-            return float(loss(utterances))
+    drawn = random.Random(seed).sample(list(utterances), len(utterances))
+    validation, train = drawn[: len(drawn) // 5] or drawn, drawn[len(drawn) // 5 :]
 
     def loss(batch: Sequence[Utterance]) -> torch.Tensor:
         logits, frames = ensemble.fused(fusion, [utt.utt_id for utt in batch], [utt.speaker for utt in batch])
         return ctc_loss(Outputs(logits, frames, logits), [tokens.encode(utt.text) for utt in batch])
 
-    best, kept = loss_of(check), copy.deepcopy(fusion.state_dict())  # the mean, until something is better
+    def validation_loss() -> float:
+        with torch.no_grad():
+            return float(loss(validation))
 
-    def look(step: int) -> None:
-        nonlocal best, kept
-        if step % LOOK == 0 and (found := loss_of(check)) < best:
-            best, kept = found, copy.deepcopy(fusion.state_dict())
+    best, weights = validation_loss(), copy.deepcopy(fusion.state_dict())  # the mean, until training improves on it
 
-    minimise(fusion, loss, rest, seed, steps, look)
-    fusion.load_state_dict(kept)
+    def validate(step: int) -> None:
+        nonlocal best, weights
+        if step % VALIDATE_EVERY == 0 and (current := validation_loss()) < best:
+            best, weights = current, copy.deepcopy(fusion.state_dict())
+
+    minimise(fusion, loss, train, seed, steps, validate)
+    fusion.load_state_dict(weights)
     return fusion.eval()
 
 
@@ -125,24 +120,24 @@ def minimise(
     utterances: Sequence[Utterance],
     seed: int,
     steps: int,
-    look: Callable[[int], None] = lambda step: None,
+    validate: Callable[[int], None] = lambda step: None,
 ) -> None:
-    """Train a small model on what stores hold: seconds, so no checkpoints. `look` is called behind every step."""
+    """Train a small model on stored outputs: seconds, so no checkpoints. `validate` is called after every step."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=1e-2)
     scale = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, steps + 1)
-    rng, waiting = random.Random(seed), []
+    rng, remaining = random.Random(seed), []
     model.train()
     for step in range(1, steps + 1):
-        if not waiting:
-            waiting = list(utterances)
-            rng.shuffle(waiting)
-        batch, waiting = waiting[:BATCH], waiting[BATCH:]
+        if not remaining:
+            remaining = list(utterances)
+            rng.shuffle(remaining)
+        batch, remaining = remaining[:BATCH], remaining[BATCH:]
         optimizer.zero_grad()
         loss(batch).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         scale.step()
         model.eval()
-        look(step)
+        validate(step)
         model.train()
     model.eval()

@@ -1,8 +1,8 @@
-"""How alike speakers sound: weights for teachers by who is speaking.
+"""Acoustic similarity of speakers: weights for teachers by the speaker of the utterance.
 
-A speaker's voice is the mean and the deviation of log-mel bands over some of the speaker's training recordings, each
-at its own loudness; alike are voices in one direction from the middle of the fold's teachers (cosine). No transcript
-and no model is asked.
+A speaker's features are the mean and the deviation of log-mel bands over a sample of the speaker's training recordings,
+each at its own loudness. Two speakers are similar if their features lie in one direction from the mean of the fold's
+teachers (cosine). Neither transcripts nor models are used.
 """
 
 import functools
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from kdlib.corpus import audio, prepare
 from kdlib.corpus.speakers import in_blocks
@@ -20,14 +21,14 @@ from kdlib.runtime import set_threads
 from kdlib.stage import produce
 
 SIMILARITY_CODE = ("targets/similarity.py", "corpus/audio.py")
-SAMPLE = 24  # recordings a speaker
+SAMPLE = 24  # recordings per speaker
 BANDS = 40
-SHARPNESS = 4.0  # a teacher of the very same voice weighs e^4 times one of no likeness
+SHARPNESS = 4.0  # a teacher of the same speaker weighs e^4 times one of similarity 0
 FILE = "speaker_features.csv"
 
 
 def speaker_features(params: Params) -> pd.DataFrame:
-    """One row a speaker: mean and deviation of every band."""
+    """One row per speaker: mean and deviation of every band."""
     table = pd.read_csv(features_folder(params) / FILE, dtype={"speaker": str}, keep_default_na=False)
     return table.set_index("speaker").astype(float)
 
@@ -39,17 +40,17 @@ def features_folder(params: Params) -> Path:
         set_threads()
         corpus, rows = prepare.load(params), {}
         for name in corpus.dysarthric:
-            there = corpus.where(lambda utt, name=name: utt.speaker == name and in_blocks(utt, params.blocks.train))
-            some = random.Random(f"{params.seed} {name}").sample(there, min(SAMPLE, len(there)))
-            if some:
-                mels = np.concatenate([_mels(audio.load(utt)) for utt in some], 1)
+            train = corpus.where(lambda utt, name=name: utt.speaker == name and in_blocks(utt, params.blocks.train))
+            sample = random.Random(f"{params.seed} {name}").sample(train, min(SAMPLE, len(train)))
+            if sample:
+                mels = np.concatenate([_log_mels(audio.load(utt)) for utt in sample], 1)
                 rows[name] = np.concatenate([mels.mean(1), mels.std(1)])
         pd.DataFrame.from_dict(rows, orient="index").rename_axis("speaker").to_csv(partial / FILE)
 
     return produce(
         params.folder / "speaker_features",
         build,
-        what="voices",
+        what="speaker features",
         parameters={"blocks": params.blocks.train},
         inputs=[prepare.corpus_folder(params)],
         seed=params.seed,
@@ -58,7 +59,7 @@ def features_folder(params: Params) -> Path:
 
 
 def speaker_similarity(table: pd.DataFrame, teachers: Sequence[str]) -> pd.DataFrame:
-    """Cosines between speakers' (rows) and teachers' voices (columns), -1 to 1, from the middle of the teachers'."""
+    """Cosines between the features of speakers (rows) and teachers (columns), -1 to 1, about the teachers' mean."""
     centred = table - table.loc[list(teachers)].mean()
     unit = centred.div(np.maximum(np.linalg.norm(centred.to_numpy(), axis=1), 1e-9), axis=0)
     return (unit @ unit.loc[list(teachers)].T).rename_axis(columns="teacher")
@@ -66,18 +67,16 @@ def speaker_similarity(table: pd.DataFrame, teachers: Sequence[str]) -> pd.DataF
 
 def similarity_weights(params: Params, teachers: Sequence[str]) -> Mapping[str, Mapping[str, float]]:
     """Speaker -> teacher -> weight."""
-    alike = speaker_similarity(speaker_features(params), teachers)
-    return {who: {name: float(np.exp(SHARPNESS * one)) for name, one in row.items()} for who, row in alike.iterrows()}
+    cosines = speaker_similarity(speaker_features(params), teachers)
+    return {who: {name: float(np.exp(SHARPNESS * cos)) for name, cos in row.items()} for who, row in cosines.iterrows()}
 
 
-def _mels(samples: np.ndarray) -> np.ndarray:
+def _log_mels(samples: np.ndarray) -> np.ndarray:
     """Log-mel bands [BANDS, T] of the louder half of a recording's frames, less their mean."""
-    import torch
-
     mels = _filters()(torch.from_numpy(samples)).clamp_min(1e-10).log().numpy()
-    loud = mels.mean(0)
-    kept = mels[:, loud >= np.median(loud)]
-    return kept - kept.mean()
+    loudness = mels.mean(0)
+    louder = mels[:, loudness >= np.median(loudness)]
+    return louder - louder.mean()
 
 
 @functools.cache

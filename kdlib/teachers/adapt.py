@@ -1,11 +1,11 @@
-"""Teachers: one shared parent, then a teacher a speaker, adapted from it on that speaker's training blocks.
+"""Teachers: one per speaker, adapted from a shared base model on that speaker's training blocks.
 
-A shared parent keeps the teachers' CTC spikes in the same frames, without which their average says little. It is
-trained on controls and so is shared by all folds, as are its teachers, each of which has heard one speaker more; one
-made `from_corpus` belongs to a fold. With `backbone: nemo` the parent is the student's own pretrained encoder, and only
-the attention decoder (and the CTC head, where the tokens are others) is trained on the controls before adapting.
-A part of the training blocks, `teacher.dev_share`, is not trained on: training stops when it gets no better. (A model
-that was pretrained `from_corpus` has heard that part too, and teachers that start from it stop later than they should.)
+A shared base model keeps the teachers' CTC spikes in the same frames, without which their average is mostly blank. It
+is trained on controls and so is shared by all folds, as are its teachers, each trained on one speaker more; one trained
+`from_corpus` belongs to a fold. With `backbone: nemo` the base model is the student's own pretrained encoder, and only
+the attention decoder (and the CTC head, where the tokens differ) is trained on the controls before adaptation.
+A part of the training blocks, `teacher.dev_share`, is kept for early stopping. (A model that was pretrained
+`from_corpus` was trained on that part too, and teachers that start from it stop later than they should.)
 """
 
 from pathlib import Path
@@ -25,7 +25,7 @@ from kdlib.training.sampling import TrainingData, set_aside
 
 
 def speaker_teacher(params: Params, speaker: str) -> Path:
-    """The folder of a speaker's teacher, trained now or found."""
+    """The folder of a speaker's teacher, trained if it does not exist."""
     settings = params.teacher
     if settings.backbone == "students":
         return _student(params, speaker)
@@ -49,7 +49,7 @@ def speaker_teacher(params: Params, speaker: str) -> Path:
 
 
 def _student(params: Params, name: str) -> Path:
-    """The folder of a fold's student, which teaches the next (born again: Furlanello et al. 2018)."""
+    """The folder of a fold's student that is the teacher of the next (born again: Furlanello et al. 2018)."""
     folder = params.fold_folder / "students" / name
     if not (folder / "model.json").is_file():
         variant, seed = name.split("/seed")
@@ -61,19 +61,19 @@ def _student(params: Params, name: str) -> Path:
 
 
 def speaker_data(params: Params, corpus: Corpus, speaker: str) -> TrainingData:
-    """What a speaker's teacher is adapted to."""
+    """Training and dev utterances of a speaker's teacher."""
     own = corpus.where(lambda utt: utt.text and utt.speaker == speaker and in_blocks(utt, params.blocks.train))
     if not own:
         raise UserError(
-            f"{corpus.source}: {speaker} says nothing in the training blocks {', '.join(params.blocks.train)}: there "
-            "can be no teacher; leave the speaker out of fold.teachers, or change blocks.train"
+            f"{corpus.source}: {speaker} has no utterances in the training blocks {', '.join(params.blocks.train)}, so "
+            "no teacher can be trained; leave the speaker out of fold.teachers, or change blocks.train"
             + (f" or label_fraction ({params.label_fraction:g}: no transcript is left)" if params.labels else "")
         )
     return set_aside(own, params.teacher.dev_share, params.seed)
 
 
 def training_utterances(params: Params, corpus: Corpus, name: str) -> list[Utterance]:
-    """What a teacher was trained on: its speaker's speech; a student, the fold's training speech."""
+    """Utterances that a teacher was trained on: its speaker's; those of a student, the fold's training speech."""
     if params.teacher.backbone == "students":
         return split(corpus, params).train
     return speaker_data(params, corpus, name).train
@@ -82,12 +82,12 @@ def training_utterances(params: Params, corpus: Corpus, name: str) -> list[Utter
 def _build_teacher(partial: Path, params: Params, speaker: str) -> None:
     from kdlib.models import hybrid
 
-    corpus, settings, start = prepare.load(params), params.teacher, base_model(params)
-    chosen = speaker_data(params, corpus, speaker)
+    corpus, start = prepare.load(params), base_model(params)
+    data = speaker_data(params, corpus, speaker)
     if start:
         model, tokens, record = hybrid.load(start)
-        before = record["train_speakers"]
+        earlier_speakers = record["train_speakers"]
     else:
         model, tokens, _ = initial_model(params)
-        before = pretraining_speakers(params)
-    train_teacher(partial, params, settings.adapt, model, tokens, chosen, f"teacher {speaker}", before)
+        earlier_speakers = pretraining_speakers(params)
+    train_teacher(partial, params, params.teacher.adapt, model, tokens, data, f"teacher {speaker}", earlier_speakers)

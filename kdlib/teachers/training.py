@@ -1,4 +1,4 @@
-"""How a teacher, or the parent of all, is trained: CTC and attention together, stopped on speech set aside."""
+"""Train a teacher or the base model: joint CTC and attention loss, early stopping on held-back speech."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,104 +7,18 @@ from typing import TYPE_CHECKING
 from kdlib.corpus import audio, labels
 from kdlib.corpus.manifest import Utterance
 from kdlib.errors import UserError
+from kdlib.models import Outputs
 from kdlib.params import Params
 from kdlib.pretrained.model import fits_frames
 from kdlib.settings import Training
-from kdlib.tokens import Tokens
+from kdlib.tokens import BLANK, Tokens
+from kdlib.training.sampling import TrainingData
+from kdlib.training.schedules import cosine
 
 if TYPE_CHECKING:
     import torch
 
-    from kdlib.models import Outputs
     from kdlib.models.hybrid import Hybrid
-    from kdlib.training.sampling import TrainingData
-
-
-def train_teacher(
-    partial: Path,
-    params: Params,
-    pace: Training,
-    model: "Hybrid",
-    tokens: Tokens,
-    chosen: "TrainingData",
-    what: str,
-    before: list[str],
-) -> None:
-    """Train a model on what was chosen, stop on what was set aside, and save it into a folder."""
-    from kdlib.models import augment, hybrid
-    from kdlib.training.checkpoints import remove_checkpoints
-    from kdlib.training.loop import EpochData, Task, fit
-    from kdlib.training.schedules import cosine
-
-    model.encoder.spec_augment = params.teacher.augment
-    learnt = [utt for utt in chosen.train if fits_frames(tokens.encode(utt.text), utt.duration_s)]
-    if not learnt:
-        raise UserError(f"{what}: every utterance has fewer frames of 40 ms than tokens; is its audio cut off?")
-
-    def read(utterances: Sequence[Utterance]) -> tuple:
-        return *audio.collate(utterances), [tokens.encode(utt.text) for utt in utterances]
-
-    def step(batch: tuple) -> "dict[str, torch.Tensor]":
-        if params.teacher.augment:
-            batch = *augment.change_tempo(*batch[:2]), batch[2]
-        return teacher_losses(model, batch, params.teacher.ctc_weight, params.teacher.label_smoothing)
-
-    dev = [read(batch) for batch in audio.batches(chosen.dev, 32)]
-    record = fit(
-        Task(model, step, lr=pace.lr, scale=cosine(pace.warmup_steps, pace.steps)),
-        EpochData(lambda epoch: audio.batches(learnt, pace.batch_size, seed=params.seed * 1009 + epoch), read),
-        folder=partial,
-        what=what,
-        steps=pace.steps,
-        seed=params.seed,
-        checkpoint_every=pace.validate_every,
-        check=(lambda: validate_teacher(model, dev, params.teacher.ctc_weight)) if dev else None,
-        validate_every=pace.validate_every,
-        patience=pace.patience,
-    )
-    known = sorted({*before, *(utt.speaker for utt in learnt)})
-    record.pop("best_checkpoints", None)  # of a teacher only the best look stays
-    sizes = {"train_utterances": len(learnt), "dev_utterances": len(chosen.dev)}
-    hybrid.save(model, tokens, partial, train_speakers=known, labels=labels.record(params), **sizes, **record)
-    remove_checkpoints(partial)
-
-
-def teacher_losses(
-    model: "Hybrid", batch: tuple, ctc_weight: float, smoothing: float = 0.0
-) -> "dict[str, torch.Tensor]":
-    """The joint loss: CTC a token, and cross-entropy of the teacher-forced decoder a token."""
-    return _answered(model, batch, ctc_weight, smoothing)[1]
-
-
-def _answered(
-    model: "Hybrid", batch: tuple, ctc_weight: float, smoothing: float = 0.0
-) -> "tuple[Outputs, dict[str, torch.Tensor]]":
-    """What a model says of a batch, and its losses."""
-    from kdlib.models.decoder import teacher_forced
-    from kdlib.objectives.reference_losses import cross_entropy, ctc_loss
-
-    samples, lengths, ids = batch
-    outputs = model(samples, lengths, teacher_forced(ids)[0].to(samples.device))
-    ctc = ctc_loss(outputs, ids)
-    attention = cross_entropy(outputs.decoder_logits, ids, smoothing)
-    return outputs, {"loss": ctc_weight * ctc + (1 - ctc_weight) * attention, "ctc": ctc, "attention": attention}
-
-
-def validate_teacher(model: "Hybrid", dev: Sequence[tuple], ctc_weight: float) -> dict[str, float]:
-    """A look at the dev block: greedy CTC accuracy, and the loss, which decides between equal ones."""
-    from kdlib.decode.greedy import greedy
-    from kdlib.tokens import BLANK
-
-    right = total = loss = 0
-    device = next(model.parameters()).device
-    for samples, lengths, ids in dev:
-        outputs, found = _answered(model, (samples.to(device), lengths.to(device), ids), ctc_weight)
-        right += sum(one == other for one, other in zip(greedy(outputs, BLANK), ids, strict=True))
-        loss += float(found["loss"]) * len(ids)
-        total += len(ids)
-    wra, loss = right / total, loss / total
-    return {"dev_wra": wra, "dev_loss": loss, "dev_score": wra - 1e-3 * min(loss, 100.0)}
-
 
 TEACHER_CODE = (
     "teachers/adapt.py",
@@ -131,3 +45,87 @@ TEACHER_CODE = (
     "tokens.py",
     "corpus/audio.py",
 )
+
+
+def train_teacher(
+    partial: Path,
+    params: Params,
+    settings: Training,
+    model: "Hybrid",
+    tokens: Tokens,
+    data: TrainingData,
+    what: str,
+    earlier_speakers: list[str],
+) -> None:
+    """Train a model on `data.train`, stop it on `data.dev`, and save it with all speakers that it was trained on."""
+    from kdlib.models import augment, hybrid
+    from kdlib.training.checkpoints import remove_checkpoints
+    from kdlib.training.loop import EpochData, Task, fit
+
+    model.encoder.spec_augment = params.teacher.augment
+    train = [utt for utt in data.train if fits_frames(tokens.encode(utt.text), utt.duration_s)]
+    if not train:
+        raise UserError(f"{what}: every utterance has fewer frames of 40 ms than tokens; is its audio cut off?")
+
+    def collate(utterances: Sequence[Utterance]) -> tuple:
+        return *audio.collate(utterances), [tokens.encode(utt.text) for utt in utterances]
+
+    def step(batch: tuple) -> "dict[str, torch.Tensor]":
+        if params.teacher.augment:
+            batch = *augment.change_tempo(*batch[:2]), batch[2]
+        return teacher_losses(model, batch, params.teacher.ctc_weight, params.teacher.label_smoothing)
+
+    dev = [collate(batch) for batch in audio.batches(data.dev, 32)]
+    record = fit(
+        Task(model, step, lr=settings.lr, scale=cosine(settings.warmup_steps, settings.steps)),
+        EpochData(lambda epoch: audio.batches(train, settings.batch_size, seed=params.seed * 1009 + epoch), collate),
+        folder=partial,
+        what=what,
+        steps=settings.steps,
+        seed=params.seed,
+        checkpoint_every=settings.validate_every,
+        validate=(lambda: validate_teacher(model, dev, params.teacher.ctc_weight)) if dev else None,
+        validate_every=settings.validate_every,
+        patience=settings.patience,
+    )
+    speakers = sorted({*earlier_speakers, *(utt.speaker for utt in train)})
+    record.pop("best_checkpoints", None)  # of a teacher only the best checkpoint is kept
+    sizes = {"train_utterances": len(train), "dev_utterances": len(data.dev)}
+    hybrid.save(model, tokens, partial, train_speakers=speakers, labels=labels.record(params), **sizes, **record)
+    remove_checkpoints(partial)
+
+
+def teacher_losses(
+    model: "Hybrid", batch: tuple, ctc_weight: float, smoothing: float = 0.0
+) -> "dict[str, torch.Tensor]":
+    """The joint loss: CTC per token, and cross-entropy of the teacher-forced decoder per token."""
+    return _outputs_and_losses(model, batch, ctc_weight, smoothing)[1]
+
+
+def _outputs_and_losses(
+    model: "Hybrid", batch: tuple, ctc_weight: float, smoothing: float = 0.0
+) -> "tuple[Outputs, dict[str, torch.Tensor]]":
+    """Outputs and losses of a model on a batch."""
+    from kdlib.models.decoder import teacher_forced
+    from kdlib.objectives.reference_losses import cross_entropy, ctc_loss
+
+    samples, lengths, ids = batch
+    outputs = model(samples, lengths, teacher_forced(ids)[0].to(samples.device))
+    ctc = ctc_loss(outputs, ids)
+    attention = cross_entropy(outputs.decoder_logits, ids, smoothing)
+    return outputs, {"loss": ctc_weight * ctc + (1 - ctc_weight) * attention, "ctc": ctc, "attention": attention}
+
+
+def validate_teacher(model: "Hybrid", dev: Sequence[tuple], ctc_weight: float) -> dict[str, float]:
+    """Validate on dev speech: accuracy of greedy CTC, and the loss, which breaks ties."""
+    from kdlib.decode.greedy import greedy
+
+    correct = total = loss = 0
+    device = next(model.parameters()).device
+    for samples, lengths, ids in dev:
+        outputs, losses = _outputs_and_losses(model, (samples.to(device), lengths.to(device), ids), ctc_weight)
+        correct += sum(output == reference for output, reference in zip(greedy(outputs, BLANK), ids, strict=True))
+        loss += float(losses["loss"]) * len(ids)
+        total += len(ids)
+    wra, loss = correct / total, loss / total
+    return {"dev_wra": wra, "dev_loss": loss, "dev_score": wra - 1e-3 * min(loss, 100.0)}

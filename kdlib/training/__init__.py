@@ -1,1 +1,1 @@
-"""The training loop: batches of utterances and an objective -> checkpoints."""
+"""The training loop: batches of utterances and a loss -> checkpoints."""

@@ -1,8 +1,8 @@
-"""The one training loop, on Lightning: deterministic epochs, checkpoints, exact resume, dev block, curves, progress.
+"""The training loop, on Lightning: deterministic epochs, checkpoints, exact resume, validation, curves, progress.
 
 Every epoch's batches and random numbers follow from the seed and the epoch's number alone, so that a run that was
-killed and goes on from its last checkpoint ends with the same weights as an undisturbed one. Training in phases is one
-`fit` after the other, each in a folder of its own: one that has ended is not made again.
+killed and resumes from its last checkpoint ends with the same weights as an undisturbed one. Training in phases is one
+`fit` after the other, each in its own folder: a finished one is not run again.
 """
 
 import logging
@@ -22,11 +22,11 @@ from kdlib.training.callbacks import Validation, _Progress, _Record, _Validate
 from kdlib.training.checkpoints import CHECKPOINT, ENDED, TENSORBOARD, checkpoint_weights, last_weights
 from kdlib.training.schedules import Scale
 
-Step = Callable[[Any], dict[str, torch.Tensor]]  # a batch -> named losses; "loss" is minimised
+Step = Callable[[Any], dict[str, torch.Tensor]]  # batch -> named losses; "loss" is minimised
 
 
 class Task(pl.LightningModule):
-    """A model, what a step computes, and its optimiser: AdamW under a schedule of the learning rate."""
+    """A model, its training step, and its optimiser: AdamW with a learning-rate schedule."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class Task(pl.LightningModule):
         super().__init__()
         self.model, self.step = model, step
         self.lr, self.scale, self.weight_decay = lr, scale, weight_decay
-        self.earlier_steps = earlier_steps  # steps of earlier phases, on whose curves this one's go on
+        self.earlier_steps = earlier_steps  # of earlier phases, whose curves this one continues
 
     def training_step(self, batch: Any, _: int) -> torch.Tensor:
         """One step; every named loss is logged."""
@@ -50,26 +50,24 @@ class Task(pl.LightningModule):
             if not torch.isfinite(value):
                 raise UserError(
                     f"training: {name} is {value.item()} at step {self.global_step}; lower the learning rate "
-                    "or look at the data of this batch"
+                    "or inspect the data of this batch"
                 )
             self.log(name, value.detach(), batch_size=1)
-        self.log(
-            "step", float(self.global_step + self.earlier_steps), batch_size=1
-        )  # Lightning's name for the abscissa
+        step = float(self.global_step + self.earlier_steps)
+        self.log("step", step, batch_size=1)  # Lightning's name for the x axis
         return losses["loss"]
 
     def configure_optimizers(self) -> dict:
         """AdamW; the schedule counts steps."""
         trained = [weight for weight in self.model.parameters() if weight.requires_grad]
         fused = self._trainer is None or self.trainer.precision == "32-true"  # else Lightning cannot clip
-        optimizer = torch.optim.AdamW(
-            trained, lr=self.lr, weight_decay=self.weight_decay, betas=(0.9, 0.98), fused=fused
-        )
+        options = {"lr": self.lr, "weight_decay": self.weight_decay, "betas": (0.9, 0.98), "fused": fused}
+        optimizer = torch.optim.AdamW(trained, **options)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.scale)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say that the epoch is over: Lightning 2.4 saves before it counts it, and would repeat a batch of it."""
+        """Mark the epoch as complete: Lightning 2.4 saves before it counts it, and would repeat one of its batches."""
         loop = checkpoint["loops"]["fit_loop"]
         loop["epoch_progress"]["current"]["completed"] = loop["epoch_progress"]["current"]["processed"]
         batches = loop["epoch_loop.batch_progress"]
@@ -78,16 +76,16 @@ class Task(pl.LightningModule):
 
 
 class EpochData(pl.LightningDataModule):
-    """Each epoch's batches, made anew from its number."""
+    """The batches of each epoch, computed from its number."""
 
     def __init__(self, batches: Callable[[int], Iterable[Any]], load: Callable[[Any], Any]) -> None:
         super().__init__()
         self.batches, self.load = batches, load
 
     def train_dataloader(self) -> torch.utils.data.DataLoader:
-        """The batches of the trainer's current epoch, in their order."""
-        chosen = list(self.batches(self.trainer.current_epoch))
-        return torch.utils.data.DataLoader(chosen, batch_size=None, shuffle=False, collate_fn=self.load)
+        """The batches of the trainer's current epoch, in order."""
+        batches = list(self.batches(self.trainer.current_epoch))
+        return torch.utils.data.DataLoader(batches, batch_size=None, shuffle=False, collate_fn=self.load)
 
 
 def fit(
@@ -101,55 +99,56 @@ def fit(
     checkpoint_every: int = 1,
     clip: float = 1.0,
     accumulate: int = 1,
-    check: Validation | None = None,
+    validate: Validation | None = None,
     validate_every: int = 1,
     patience: int = 1,
-    keep: int = 1,
-    board: Path | None = None,
+    keep_checkpoints: int = 1,
+    tensorboard: Path | None = None,
     precision: str = "32-true",
     accelerator: str = "auto",
     devices: int = 1,
     parts: int = 1,
     callbacks: Sequence[pl.Callback] = (),
 ) -> dict[str, float]:
-    """Train `task` for `steps` steps; go on from `folder`'s last checkpoint where there is one.
+    """Train `task` for `steps` steps, or resume from the last checkpoint in `folder`.
 
-    `checkpoint_every` and `validate_every` count epochs; where these are parts of epochs, `parts` says how many each has.
-    With `check` the model ends with the weights that scored best on the dev block (`last` has those of the last step,
-    `kept` those of the `keep` best looks; those of `callbacks` that have `on_validation` are told what was found), and after
-    `patience` looks without a better one training is over. The curves lie in `board`, or `folder/tensorboard`; the
-    checkpoints stay until `tidy`. Returned: steps made, the best score with its step, and scores and steps of what was
-    kept. With several `devices` Lightning runs the process's own
-    command once more for each: call this from a process that does nothing else, and go on only where `is_first`.
+    `checkpoint_every` and `validate_every` count epochs; if these are parts of real epochs, `parts` is their number per
+    epoch. With `validate` the model ends with the weights that scored best on the dev block (`last_weights` reads those
+    of the last step, `checkpoint_weights` those of the `keep_checkpoints` best; `callbacks` that have `on_validation`
+    get the metrics), and training ends after `patience` validations without improvement. The curves are in
+    `tensorboard`, or `folder/tensorboard`; the checkpoints stay until `remove_checkpoints`. Returned are the number of
+    steps, the best score with its step, and scores and steps of the best checkpoints. With several `devices` Lightning
+    runs the process's own command again for each: call this from a process that does nothing else, and continue only
+    if `is_main_process`.
     """
     if (folder / ENDED).is_file():
-        return _ended(task, folder, check is not None)
+        return _restore(task, folder, validate is not None)
     set_threads()
-    rank_zero.log.setLevel(logging.ERROR)  # Lightning's remarks on hardware
-    board = board or folder / TENSORBOARD
+    rank_zero.log.setLevel(logging.ERROR)  # silences Lightning's remarks on hardware
+    curves, latest = tensorboard or folder / TENSORBOARD, folder / CHECKPOINT
     saver = pl.callbacks.ModelCheckpoint(
         folder,
-        CHECKPOINT.removesuffix(".ckpt"),
+        latest.stem,
         every_n_epochs=checkpoint_every,
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
-    looks = [_Validate(check, validate_every, patience, folder, keep)] if check else []
+    validations = [_Validate(validate, validate_every, patience, folder, keep_checkpoints)] if validate else []
     trainer = pl.Trainer(
         max_steps=steps,
         accelerator=_accelerator(accelerator),
         devices=devices,
         strategy="auto" if devices == 1 else "ddp_find_unused_parameters_true",
         precision=precision,
-        logger=pl.loggers.TensorBoardLogger(board.parent, name="", version=board.name),
+        logger=pl.loggers.TensorBoardLogger(curves.parent, name="", version=curves.name),
         log_every_n_steps=max(1, min(10, steps // 20)),
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=[
-            _Progress(what, steps, seed, parts, looks),
+            _Progress(what, steps, seed, parts, validations),
             *callbacks,
-            *looks,
-            _Record(what, steps, folder, looks),
+            *validations,
+            _Record(what, steps, folder, validations),
             saver,
         ],
         gradient_clip_val=clip,
@@ -157,27 +156,26 @@ def fit(
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,
     )
-    latest = folder / CHECKPOINT
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             trainer.fit(task, epochs, ckpt_path=latest if latest.is_file() else None)
         except SystemExit:  # Lightning ends the whole process on Ctrl-C
-            stopped = f"{what}: stopped at step {trainer.global_step} of {steps}; run it again to go on"
+            stopped = f"{what}: stopped at step {trainer.global_step} of {steps}; run it again to resume"
             raise KeyboardInterrupt(stopped) from None
-    return _ended(task, folder, bool(looks))
+    return _restore(task, folder, bool(validations))
 
 
-def _accelerator(asked: str) -> str:
-    """Where training takes place: a CUDA GPU where there is one, else the processor."""
-    found = torch.cuda.is_available()
-    if asked == "gpu" and not found:
+def _accelerator(setting: str) -> str:
+    """The device type of the training: a CUDA GPU if available, else the CPU."""
+    available = torch.cuda.is_available()
+    if setting == "gpu" and not available:
         raise UserError("student.accelerator is 'gpu', but there is no CUDA GPU here; write accelerator: auto")
-    return "gpu" if found and asked != "cpu" else "cpu"
+    return "gpu" if available and setting != "cpu" else "cpu"
 
 
-def _ended(task: Task, folder: Path, chosen: bool) -> dict[str, float]:
-    """How training in a folder ended; the task's model gets the weights that scored best, or the last."""
+def _restore(task: Task, folder: Path, best: bool) -> dict[str, float]:
+    """Load the best or the last weights of a finished training into the task's model; returns its record."""
     record = read_json(folder / ENDED)
-    task.model.load_state_dict(checkpoint_weights(folder, record["best_step"]) if chosen else last_weights(folder))
+    task.model.load_state_dict(checkpoint_weights(folder, record["best_step"]) if best else last_weights(folder))
     return record

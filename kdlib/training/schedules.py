@@ -1,13 +1,13 @@
-"""Learning-rate schedules: a step's number -> what the learning rate is multiplied by."""
+"""Learning-rate schedules: step number -> factor of the learning rate."""
 
 import math
 from collections.abc import Callable
 
-Scale = Callable[[int], float]  # a step's number -> what the learning rate is multiplied by
+Scale = Callable[[int], float]  # step number -> factor of the learning rate
 
 
 def cosine(warmup_steps: int, total_steps: int) -> Scale:
-    """Linear warm-up, then half a cosine down to zero."""
+    """Linear warm-up, then half a cosine period down to zero."""
 
     def scale(step: int) -> float:
         if step < warmup_steps:
@@ -19,7 +19,7 @@ def cosine(warmup_steps: int, total_steps: int) -> Scale:
 
 
 def noam(warmup_steps: int, width: int) -> Scale:
-    """Linear warm-up, then the inverse square root; scaled by that of the model's width (Vaswani et al. 2017, eq. 3).
+    """Linear warm-up, then inverse square root decay; divided by sqrt(model width) (Vaswani et al. 2017, eq. 3).
 
     >>> round(noam(100, 176)(99), 6) == round((176 * 100) ** -0.5, 6)
     True

@@ -1,4 +1,4 @@
-"""The failure explorer as a person uses it: JupyterLab, a real browser, clicks."""
+"""The failure explorer in use: JupyterLab, a real browser, clicks."""
 
 import re
 
@@ -19,18 +19,18 @@ NAMES = {"pretrained": 0.6, "hard": 0.3, "ctc_kd": 0.35}
 
 @pytest.fixture(scope="module")
 def fold(tmp_path_factory):
-    """A fold of the smoke corpus, with systems that answer to it; one recording is missing."""
+    """A fold of the smoke corpus, with hypotheses of several systems; one recording is missing."""
     folder = tmp_path_factory.mktemp("lab")
     overrides = {"outputs": str(folder / "outputs"), "pretrained": "shipped"}
     params = load("params/smoke.yaml", "M08", overrides=overrides)
     from kdlib.corpus import prepare
 
     corpus, tokens = prepare.load(params), load_tokens(params)
-    spoken = [utt for utt in corpus if utt.speaker in ("M08", "M10")]
+    tests = [utt for utt in corpus if utt.speaker in ("M08", "M10")]
     for place, (name, wrong) in enumerate((NAMES | {"teachers": 0.2}).items()):
-        systems.written(folder / name, spoken, tokens, wrong, place, level=corpus.level)
+        systems.save(folder / name, tests, tokens, wrong, place, level=corpus.level)
     lab.notebook(
-        folder / "look.ipynb",
+        folder / "explore.ipynb",
         f"""
 from pathlib import Path
 from kdlib.params import load
@@ -41,27 +41,27 @@ folder = Path({str(folder)!r})""",
 explorer.explore(params, {{name: folder / name for name in {list(NAMES)}}}, teachers=folder / "teachers", before="hard")
 """,
     )
-    gone = next(utt for utt in spoken if utt.speaker == "M10")
-    gone.wav.rename(gone.wav.with_suffix(".away"))
-    return folder, params, gone.utt_id
+    missing = next(utt for utt in tests if utt.speaker == "M10")
+    missing.wav.rename(missing.wav.with_suffix(".away"))
+    return folder, params, missing.utt_id
 
 
 @pytest.fixture(scope="module")
 def page(fold):
     """The notebook, run in JupyterLab."""
     with lab.server(fold[0]) as address, lab.browser() as page:
-        lab.run_all(page, address, "look.ipynb")
+        lab.run_all(page, address, "explore.ipynb")
         page.locator(".kd-picture img").wait_for()
         yield page
 
 
 @pytest.fixture
 def clean(page):
-    """The explorer with nothing filtered."""
+    """The explorer without filters."""
     choose(page, "show", "everything")
     choose(page, "speaker", "all")
     search(page, "")
-    settled(page, lambda: len({row.split("_")[0] for row in rows(page)}) == 2)
+    wait_until(page, lambda: len({row.split("_")[0] for row in rows(page)}) == 2)
     return page
 
 
@@ -71,7 +71,7 @@ def choose(page, label, value):
 
 
 def search(page, text):
-    box = page.get_by_placeholder("search ids, words, answers, notes")
+    box = page.get_by_placeholder("search ids, words, hypotheses, notes")
     box.fill(text)
     box.press("Enter")
 
@@ -80,124 +80,124 @@ def rows(page):
     return page.locator(".kd-list select option").all_inner_texts()
 
 
-def settled(page, ready, seconds=20):
+def wait_until(page, ready, seconds=20):
     for _ in range(seconds * 10):
         if ready():
             return
         page.wait_for_timeout(100)
-    raise AssertionError("it did not happen: " + page.locator(".kd-explorer").inner_text()[:400])
+    raise AssertionError("timed out: " + page.locator(".kd-explorer").inner_text()[:400])
 
 
 def pick(page, text):
-    """Choose the first row that has a text; wait for its picture, and return its id."""
+    """Choose the first row that contains a text; wait for its figure and return its id."""
     place = next(at for at, row in enumerate(rows(page)) if text in row)
     name = rows(page)[place].split("\u00a0")[0]
     page.locator(".kd-list select").select_option(index=place)
-    settled(page, lambda: page.locator(".kd-top").get_attribute("title") == name)
+    wait_until(page, lambda: page.locator(".kd-top").get_attribute("title") == name)
     return name
 
 
-def test_the_list_is_sorted_by_a_click_and_again_the_other_way(clean):
+def test_a_click_sorts_the_list_and_a_second_reverses_it(clean):
     page = clean
     head = page.locator(".kd-head button").filter(has_text="reference")
     first = page.locator(".kd-list select option").first.inner_text()
     head.click()
-    settled(page, lambda: "▲" in head.inner_text())
-    there = rows(page)
+    wait_until(page, lambda: "▲" in head.inner_text())
+    ascending = rows(page)
     head.click()
-    settled(page, lambda: "▼" in head.inner_text())
-    back = rows(page)
-    assert there != back
-    assert sorted(there) == sorted(back)
-    assert first in there
+    wait_until(page, lambda: "▼" in head.inner_text())
+    descending = rows(page)
+    assert ascending != descending
+    assert sorted(ascending) == sorted(descending)
+    assert first in ascending
 
 
-def test_filters_and_search_leave_what_was_asked_for(clean):
+def test_filters_and_search_select_the_matching_rows(clean):
     page = clean
     whole = len(rows(page))
     choose(page, "show", "ctc_kd broke: hard was right")
-    settled(page, lambda: 0 < len(rows(page)) < whole)
+    wait_until(page, lambda: 0 < len(rows(page)) < whole)
     assert all(row.count("✓") >= 1 and "✗" in row for row in rows(page))
     choose(page, "show", "everything")
     choose(page, "speaker", "M10")
-    settled(page, lambda: {row.split("_")[0] for row in rows(page)} == {"M10"})
+    wait_until(page, lambda: {row.split("_")[0] for row in rows(page)} == {"M10"})
     search(page, "M10_B2")
-    settled(page, lambda: {row[:6] for row in rows(page)} == {"M10_B2"})
+    wait_until(page, lambda: {row[:6] for row in rows(page)} == {"M10_B2"})
 
 
-def test_a_row_shows_its_picture_and_its_sound(clean):
+def test_a_row_shows_its_figure_and_audio(clean):
     page = clean
     choose(page, "speaker", "M08")
-    settled(page, lambda: {row.split("_")[0] for row in rows(page)} == {"M08"})
+    wait_until(page, lambda: {row.split("_")[0] for row in rows(page)} == {"M08"})
     pick(page, rows(page)[3])
-    assert page.locator(".kd-picture img").evaluate("one => one.naturalWidth") > 600
-    sounds = page.locator(".kd-explorer audio")
-    assert sounds.count() >= 2  # itself, and the same word by others
-    settled(page, lambda: sounds.first.evaluate("one => one.duration") > 0.2)
+    assert page.locator(".kd-picture img").evaluate("image => image.naturalWidth") > 600
+    players = page.locator(".kd-explorer audio")
+    assert players.count() >= 2  # the recording, and the same word by other speakers
+    wait_until(page, lambda: players.first.evaluate("audio => audio.duration") > 0.2)
     assert "%" in page.locator(".kd-top").inner_text()
 
 
-def test_a_missing_recording_is_said_in_a_line(clean, fold):
+def test_a_missing_recording_is_reported(clean, fold):
     page = clean
     search(page, fold[2])
-    settled(page, lambda: len(rows(page)) == 1)
-    settled(page, lambda: "the recording is missing" in page.locator(".kd-explorer").inner_text())
+    wait_until(page, lambda: len(rows(page)) == 1)
+    wait_until(page, lambda: "the recording is missing" in page.locator(".kd-explorer").inner_text())
     assert "Traceback" not in page.locator(".kd-explorer").inner_text()
 
 
-def test_an_empty_list_says_so_and_comes_back(clean):
+def test_an_empty_list_is_reported_and_refilled(clean):
     page = clean
     search(page, "zzzz")
-    settled(page, lambda: "choose another filter" in page.locator(".kd-explorer").inner_text())
+    wait_until(page, lambda: "choose another filter" in page.locator(".kd-explorer").inner_text())
     assert rows(page) == []
     search(page, "")
-    settled(page, lambda: len(rows(page)) > 10)
+    wait_until(page, lambda: len(rows(page)) > 10)
     assert "choose another filter" not in page.locator(".kd-explorer").inner_text()
 
 
-def test_notes_are_kept_found_and_survive_a_new_run(clean, fold):
+def test_notes_are_saved_filtered_and_survive_a_new_run(clean, fold):
     page = clean
     _, params, _ = fold
     name = pick(page, rows(page)[5])
     page.get_by_placeholder("a note on this utterance").fill('breathy onset, "K" lost')
-    page.get_by_role("button", name="keep the note").click()
+    page.get_by_role("button", name="save note").click()
     path = params.fold_folder / "notes.csv"
-    settled(page, path.is_file)
+    wait_until(page, path.is_file)
     assert pd.read_csv(path).set_index("utt_id").note.to_dict() == {name: 'breathy onset, "K" lost'}
     choose(page, "show", "with a note")
-    settled(page, lambda: len(rows(page)) == 1)
+    wait_until(page, lambda: len(rows(page)) == 1)
     page.locator(".jp-Notebook .jp-CodeCell").nth(1).click()
     page.keyboard.press("Control+Enter")
-    settled(page, lambda: len(rows(page)) > 10)
+    wait_until(page, lambda: len(rows(page)) > 10)
     choose(page, "show", "with a note")
-    settled(page, lambda: len(rows(page)) == 1)
+    wait_until(page, lambda: len(rows(page)) == 1)
     assert page.get_by_placeholder("a note on this utterance").input_value() == 'breathy onset, "K" lost'
 
 
 def test_pages_of_confusions_and_speakers(clean):
     page = clean
     page.get_by_role("tab", name="Confusions").click()
-    settled(page, lambda: page.locator(".kd-explorer .jp-OutputArea img").count() >= 1)
+    wait_until(page, lambda: page.locator(".kd-explorer .jp-OutputArea img").count() >= 1)
     page.get_by_role("tab", name="Speakers").click()
-    settled(page, lambda: page.locator(".kd-explorer .jp-OutputArea table").count() >= 1)
+    wait_until(page, lambda: page.locator(".kd-explorer .jp-OutputArea table").count() >= 1)
     assert re.search(r"M08\s", page.locator(".kd-explorer .jp-OutputArea table").inner_text())
     page.get_by_role("tab", name="Utterances").click()
 
 
-def test_what_is_seen_can_be_exported(clean, fold):
+def test_figures_and_list_can_be_exported(clean, fold):
     page = clean
     out = fold[1].fold_folder / "figures"
     choose(page, "show", "ctc_kd wrong")
-    settled(page, lambda: rows(page) and all("✗" in row for row in rows(page)))
+    wait_until(page, lambda: rows(page) and all("✗" in row for row in rows(page)))
     for button, name in (("picture", "closeup_"), ("ten of these", "failures_"), ("list", "list_")):
         page.locator(".kd-explorer button").filter(has_text=button).last.click()
-        settled(page, lambda name=name: re.search(f"written: .*/{name}", page.locator(".kd-explorer").inner_text()))
+        wait_until(page, lambda name=name: re.search(f"written: .*/{name}", page.locator(".kd-explorer").inner_text()))
         assert list(out.glob(f"{name}*"))
-    (listed,) = out.glob("list_*.csv")
-    assert len(pd.read_csv(listed)) == len(rows(page))
+    (path,) = out.glob("list_*.csv")
+    assert len(pd.read_csv(path)) == len(rows(page))
 
 
-def test_a_picture_of_the_page_is_kept(clean):
+def test_the_page_is_not_cut_off_and_a_screenshot_is_saved(clean):
     page = clean
     pick(page, "✗")
     page.mouse.move(0, 0)
@@ -205,5 +205,5 @@ def test_a_picture_of_the_page_is_kept(clean):
     place.mkdir(parents=True, exist_ok=True)
     page.locator(".kd-explorer").screenshot(path=str(place / "explorer.png"))
     page.screenshot(path=str(place / "lab.png"))
-    wide = page.locator(".kd-explorer").evaluate("one => [one.scrollWidth, one.clientWidth]")
-    assert wide[0] <= wide[1] + 1  # nothing is cut off to the right
+    widths = page.locator(".kd-explorer").evaluate("page => [page.scrollWidth, page.clientWidth]")
+    assert widths[0] <= widths[1] + 1  # nothing is cut off to the right

@@ -1,1 +1,1 @@
-"""The embedded synthetic corpus: prompts, voices, simulated dysarthria."""
+"""The embedded synthetic corpus: prompts, synthetic voices, simulated dysarthria."""

@@ -1,9 +1,9 @@
-"""Graded dysarthria for the embedded corpus: what a speaker does to phonemes, and what to the signal.
+"""Graded dysarthria for the embedded corpus: changes to the phonemes and to the signal.
 
-Severity is s = 1 - intelligibility/100. Traits are drawn once a speaker; substitutions follow a map of the speaker's
-own 60 % of the time. Articulation explains most of the loss; slowness follows the word durations published for
-UA-Speech; prosody and voice add to it. Noise is the same for everybody. All randomness comes from the generator that
-is passed in. The strength was calibrated on the error of the pretrained baseline, never on what distillation gains.
+Severity is s = 1 - intelligibility/100. Traits are drawn once per speaker; 60 % of the substitutions follow the
+speaker's own map. Articulation explains most of the loss; slowness follows the word durations published for UA-Speech;
+prosody and voice add to it. Noise is the same for all speakers. All randomness comes from the generator that is passed
+in. The strength was calibrated on the error of the pretrained baseline, never on the gain of distillation.
 """
 
 from dataclasses import dataclass
@@ -16,23 +16,7 @@ from kdlib.corpus.embedded.espeak import RATE_HZ, Phone
 PAUSE = "_:"
 VOWEL_STARTS = "aAeEiIoOuUV03@"
 VOICED_TO_VOICELESS = {"b": "p", "d": "t", "g": "k", "v": "f", "z": "s", "Z": "S", "dZ": "tS", "D": "T"}
-PLACE = {
-    "p": "t",
-    "t": "k",
-    "k": "t",
-    "b": "d",
-    "d": "g",
-    "g": "d",
-    "s": "S",
-    "S": "s",
-    "T": "f",
-    "D": "v",
-    "f": "T",
-    "z": "Z",
-    "n": "m",
-    "m": "n",
-    "N": "n",
-}
+PLACE = dict(["pt", "tk", "kt", "bd", "dg", "gd", "sS", "Ss", "Tf", "Dv", "fT", "zZ", "nm", "mn", "Nn"])  # p -> t
 STOPPING = {"f": "p", "v": "b", "s": "t", "z": "d", "S": "t", "Z": "d", "T": "t", "D": "d", "tS": "t", "dZ": "d"}
 FRICATION = {"p": "f", "t": "s", "k": "h", "b": "v", "d": "z", "g": "h", "tS": "S", "dZ": "Z"}
 GLIDING = {"r": "w", "l": "w", "n": "l", "j": "w"}
@@ -43,10 +27,10 @@ STRETCH = {"vowel": 1.2, "nasal": 1.2, "approximant": 1.0, "stop": 0.5, "fricati
 
 @dataclass(frozen=True)
 class Traits:
-    """What makes a speaker: severity and the shape that it takes."""
+    """Traits of a speaker: severity and its forms."""
 
     severity: float  # 0 healthy .. 1 unintelligible
-    articulation: float  # gain x severity ** 0.7: mild speakers are heard worse by machines than by people
+    articulation: float  # gain x severity ** 0.7: recognisers are worse than listeners on mild speakers
     ratio: float  # median duration of a word relative to a control's
     ratio_sd: float  # of the log, from word to word
     pausing: float
@@ -61,7 +45,7 @@ class Traits:
 def draw_traits(
     intelligibility_pct: float, gain: float, rng: np.random.Generator, duration: tuple[float, float] | None = None
 ) -> Traits:
-    """Draw a speaker's traits. `duration`: the published median ratio and log deviation, where there are such."""
+    """Draw a speaker's traits. `duration`: the published median ratio and log deviation, if any."""
     severity = 1 - intelligibility_pct / 100
     drawn = (
         (1 + 0.85 * severity) * np.exp((0.22 if severity > 0 else 0.08) * np.clip(rng.normal(), -1, 1)),
@@ -89,30 +73,28 @@ def draw_traits(
 def misarticulate(phonemes: list[str], traits: Traits, rng: np.random.Generator) -> list[str]:
     """Substitute, centralise, delete and pause, with the speaker's probabilities."""
     s = traits.articulation
-    spoken: list[str] = []
+    result: list[str] = []
     for index, phoneme in enumerate(phonemes):
         stress, base = _stress(phoneme)
         if is_vowel(base):
-            spoken.append(stress + str(rng.choice(CENTRAL)) if rng.random() < 0.45 * s else phoneme)
-            continuing = index + 1 < len(phonemes)
-            if continuing and rng.random() < 0.35 * s * traits.pausing:
-                spoken.append(PAUSE)
+            result.append(stress + str(rng.choice(CENTRAL)) if rng.random() < 0.45 * s else phoneme)
+            if index + 1 < len(phonemes) and rng.random() < 0.35 * s * traits.pausing:
+                result.append(PAUSE)
         elif rng.random() >= _deletion(phonemes, index) * s:
-            spoken.append(_substitute(base, index, phonemes, traits, rng))
-    return spoken if any(phoneme != PAUSE for phoneme in spoken) else phonemes
+            result.append(_substitute(base, index, phonemes, traits, rng))
+    return result if any(phoneme != PAUSE for phoneme in result) else phonemes
 
 
 def distort(
     samples: np.ndarray, phones: list[Phone], healthy: list[Phone], traits: Traits, rng: np.random.Generator
 ) -> np.ndarray:
-    """Slow down, tremble, nasalise, breathe and fade one utterance. Same rate in and out.
+    """Slow down one utterance, and add tremor, nasality, breathiness and decay. Same rate in and out.
 
-    `healthy` are the phones of the word as it should have been: durations are relative to those, dropped phones or not.
+    `healthy` are the phones of the intended word: durations are relative to them, even if phones were deleted.
     """
     s = traits.severity
-    ratio = (
-        np.clip(traits.ratio * np.exp(rng.normal(0, traits.ratio_sd)), 0.5, 6.0) * _spoken(healthy) / _spoken(phones)
-    )
+    ratio = np.clip(traits.ratio * np.exp(rng.normal(0, traits.ratio_sd)), 0.5, 6.0)
+    ratio = ratio * _speech_length(healthy) / _speech_length(phones)
     voice = _stretch(samples, *_time_map(phones, float(ratio)))
     time_s = np.arange(len(voice)) / RATE_HZ
     phase = rng.uniform(0, 2 * np.pi)
@@ -125,7 +107,7 @@ def distort(
 
 
 def record(voice: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Put a voice into a room that is the same for all: silence around it, noise, a level."""
+    """Simulate the recording, with the same conditions for all speakers: silence around the voice, noise, a level."""
     voice = np.pad(voice, int(0.15 * RATE_HZ))
     rms = np.sqrt(np.mean(voice**2) + 1e-12)
     noise = signal.lfilter([1], [1, -0.85], rng.normal(size=len(voice)))
@@ -135,7 +117,7 @@ def record(voice: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def is_vowel(base: str) -> bool:
-    """Whether a mnemonic without stress mark is a vowel.
+    """True if a mnemonic without stress mark is a vowel.
 
     >>> is_vowel("eI"), is_vowel("tS")
     (True, False)
@@ -144,28 +126,14 @@ def is_vowel(base: str) -> bool:
 
 
 def phone_class(name: str) -> str:
-    """Vowel, nasal, approximant, stop, fricative or pause."""
+    """Class of a phone: vowel, nasal, approximant, stop, fricative or pause."""
     base = _stress(name)[1]
     if base.startswith("_"):
         return "pause"
     if is_vowel(base):
         return "vowel"
-    kinds = {
-        "m": "nasal",
-        "n": "nasal",
-        "N": "nasal",
-        "l": "approximant",
-        "r": "approximant",
-        "w": "approximant",
-        "j": "approximant",
-        "p": "stop",
-        "b": "stop",
-        "t": "stop",
-        "d": "stop",
-        "k": "stop",
-        "g": "stop",
-    }
-    return kinds.get(base[0], "fricative")
+    classes = {"mnN": "nasal", "lrwj": "approximant", "pbtdkg": "stop"}
+    return next((kind for bases, kind in classes.items() if base[0] in bases), "fricative")
 
 
 def _stress(phoneme: str) -> tuple[str, str]:
@@ -174,7 +142,7 @@ def _stress(phoneme: str) -> tuple[str, str]:
 
 
 def _deletion(phonemes: list[str], index: int) -> float:
-    """How readily a consonant is dropped, at severity 1: in clusters, codas, onsets."""
+    """Probability that a consonant is deleted at severity 1: in clusters, codas, onsets."""
 
     def consonant(at: int) -> bool:
         return 0 <= at < len(phonemes) and not is_vowel(_stress(phonemes[at])[1])
@@ -196,17 +164,17 @@ def _substitute(base: str, index: int, phonemes: list[str], traits: Traits, rng:
 
 
 def _without_end(phones: list[Phone]) -> list[Phone]:
-    """The phones without the silence that ends an utterance."""
+    """The phones without the final silence of an utterance."""
     return phones[:-1] if phones[-1].name.startswith("_") else phones
 
 
-def _spoken(phones: list[Phone]) -> int:
+def _speech_length(phones: list[Phone]) -> int:
     speech = _without_end(phones)
     return speech[-1].end - speech[0].start
 
 
 def _time_map(phones: list[Phone], ratio: float) -> tuple[np.ndarray, np.ndarray]:
-    """Knots (in, out) that stretch vowels and nasals more than stops and fricatives, and the whole by `ratio`."""
+    """Knots (in, out) that stretch vowels and nasals more than stops and fricatives, and the utterance by `ratio`."""
     speech = _without_end(phones)
     lengths = np.array([phone.end - phone.start for phone in speech], float)
     grown = lengths * np.array([ratio ** STRETCH[phone_class(phone.name)] for phone in speech])

@@ -1,8 +1,8 @@
-"""espeak-ng in a process of its own: phonemes in, samples and phone boundaries out.
+"""espeak-ng in a separate process: phonemes in, samples and phone boundaries out.
 
-The library is called through ctypes (espeakng-loader brings it, GPL-3) and keeps hidden state between calls: the same
-sequence of calls in a fresh process gives the same samples, another order may not. So `synthetic` starts one process a
-speaker and asks for the words in a fixed order. Voices are files in a private copy of the engine's data folder.
+The library is called through ctypes (espeakng-loader installs it, GPL-3) and keeps hidden state between calls: the same
+sequence of calls in a fresh process gives the same samples, another order may not. Hence `synthetic` starts one process
+per speaker and synthesises the words in a fixed order. Voices are files in a private copy of the engine's data folder.
 """
 
 import ctypes
@@ -24,7 +24,7 @@ PARAMETER = {"rate": 1, "pitch": 3, "range": 4}
 
 @dataclass(frozen=True, slots=True)
 class Phone:
-    """A phone as spoken: its mnemonic and where it begins and ends, in samples."""
+    """A synthesised phone: its mnemonic, and its start and end in samples."""
 
     name: str
     start: int
@@ -52,7 +52,7 @@ _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 
 class Engine:
-    """One speaker's voice. Only one engine a process: the library is global."""
+    """One speaker's voice. Only one engine per process: the library is global."""
 
     def __init__(self, voice_lines: list[str], *, rate_wpm: int, pitch: int, pitch_range: int) -> None:
         try:
@@ -78,13 +78,13 @@ class Engine:
             self._lib.espeak_SetParameter(PARAMETER[name], value, 0)
 
     def phonemes(self, text: str) -> list[str]:
-        """The mnemonics of a text, stress marks included, one a phone."""
+        """The mnemonics of a text, one per phone, with stress marks."""
         pointer = ctypes.c_char_p(text.encode())
-        spoken = self._lib.espeak_TextToPhonemes(ctypes.byref(pointer), UTF8, ord("|") << 8).decode()
-        return [name for word in spoken.split() for name in word.split("|") if name]
+        mnemonics = self._lib.espeak_TextToPhonemes(ctypes.byref(pointer), UTF8, ord("|") << 8).decode()
+        return [name for word in mnemonics.split() for name in word.split("|") if name]
 
-    def say(self, phonemes: list[str]) -> tuple[np.ndarray, list[Phone]]:
-        """Speak mnemonics: samples in [-1, 1] at `RATE_HZ`, and the phones' boundaries."""
+    def synthesise(self, phonemes: list[str]) -> tuple[np.ndarray, list[Phone]]:
+        """Synthesise mnemonics: samples in [-1, 1] at `RATE_HZ`, and the phones' boundaries."""
         self._chunks: list[np.ndarray] = []
         self._marks: list[tuple[str, int]] = []
         text = f"[[{'|'.join(phonemes)}]]".encode()

@@ -1,7 +1,7 @@
 """Short sentences for the embedded corpus: a small grammar over UA-Speech's words.
 
-Isolated words hardly need a language model; these do. A sentence has three to six words and belongs to one block, so
-that no sentence of a test block is ever trained on, though all of its words are.
+Isolated words hardly need a language model; sentences do. A sentence has three to six words and belongs to one block,
+so that no sentence of a test block is ever trained on, though all its words are.
 """
 
 import functools
@@ -26,11 +26,11 @@ RULES: tuple[tuple[tuple[str, ...], ...], ...] = (
 
 @functools.cache
 def sentences() -> dict[str, tuple[str, ...]]:
-    """All sentences of the grammar of three to six words, by block."""
-    found: dict[str, list[str]] = {block: [] for block in BLOCKS}
+    """All sentences of the grammar with three to six words, by block."""
+    by_block: dict[str, list[str]] = {block: [] for block in BLOCKS}
     for rule in RULES:
         for parts in itertools.product(*rule):
             text = " ".join(part for part in parts if part)
             if 3 <= len(text.split()) <= 6:
-                found[BLOCKS[zlib.crc32(text.encode()) % len(BLOCKS)]].append(text)
-    return {block: tuple(sorted(set(some))) for block, some in found.items()}
+                by_block[BLOCKS[zlib.crc32(text.encode()) % len(BLOCKS)]].append(text)
+    return {block: tuple(sorted(set(texts))) for block, texts in by_block.items()}

@@ -1,8 +1,8 @@
-"""The embedded corpus: UA-Speech's speakers, sexes, intelligibilities and words, spoken by espeak-ng.
+"""The embedded corpus: UA-Speech's speakers, sexes, intelligibilities and words, synthesised by espeak-ng.
 
-`plan` says who utters what; `speak` has it spoken by a fresh process a speaker (`python -m kdlib.corpus.embedded.synthetic`), so
-that the bytes do not depend on the order or on the number of processes. The corpus tests the machinery, not clinical
-benefit.
+`make_prompts` lists the prompts of each speaker; `generate` synthesises them in a fresh process per speaker
+(`python -m kdlib.corpus.embedded.synthetic`), so that the bytes do not depend on the order or on the number of
+processes. The corpus tests the machinery, not clinical benefit.
 """
 
 import csv
@@ -49,7 +49,7 @@ CODE += uaspeech.CODE
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Prompt:
-    """One word or sentence to be said by a speaker."""
+    """One word or sentence to synthesise for a speaker."""
 
     speaker: str
     block: str
@@ -64,36 +64,33 @@ class Prompt:
 
 
 def published_durations() -> dict[str, tuple[float, float]]:
-    """Median of a speaker's word durations relative to controls on UA-Speech, and the deviation of its log."""
+    """Median of a speaker's word durations relative to controls on UA-Speech, and the standard deviation of its log."""
     text = files("kdlib").joinpath("data/word_duration_ratios.csv").read_text(encoding="utf-8")
     rows = csv.DictReader(text.splitlines())
     return {row["speaker"]: (float(row["word_ratio_median"]), float(row["sd_log_ratio"])) for row in rows}
 
 
 def make_prompts(settings: Synthetic) -> dict[str, list[Prompt]]:
-    """Who says what: every speaker the chosen words and sentences by block, every control the list and those words."""
-    chosen = list(_chosen(settings))
-    known = [name for name, speaker in published_speakers().items() if not speaker.control]
-    speakers = known if settings.speakers == "all" else list(settings.speakers)
+    """Prompts of each speaker: the chosen words and sentences by block; for controls the word list and those words."""
+    chosen = list(_choose_words(settings))
+    dysarthric = [name for name, speaker in published_speakers().items() if not speaker.control]
+    speakers = dysarthric if settings.speakers == "all" else list(settings.speakers)
     for name in speakers:
-        if name not in known:
-            raise UserError(f"synthetic.speakers: unknown speaker {name!r}{nearest(name, known)}")
+        if name not in dysarthric:
+            raise UserError(f"synthetic.speakers: unknown speaker {name!r}{nearest(name, dysarthric)}")
+    repetitions = range(1, settings.repetitions + 1)
     prompts = {
-        name: [
-            Prompt(name, block, code, word, repetition)
-            for repetition in range(1, settings.repetitions + 1)
-            for block, code, word in chosen
-        ]
+        name: [Prompt(name, block, code, word, number) for number in repetitions for block, code, word in chosen]
         for name in speakers
     }
     for name, block in itertools.product(speakers, BLOCKS if settings.sentences else ()):
         drawn = random.Random(f"{settings.seed} {name} {block}").sample(grammar.sentences()[block], settings.sentences)
         prompts[name] += [Prompt(name, block, f"S{index}", text, 1) for index, text in enumerate(drawn, start=1)]
-    everything = {word: code for code, word in reversed(word_list().items())}  # the first code of a word
-    extra = list(everything.items())
+    codes = {word: code for code, word in reversed(word_list().items())}  # the first code of a word
+    extra = list(codes.items())
     if settings.control_words != "all":
-        extra = [extra[index * len(extra) // settings.control_words] for index in range(settings.control_words)]
-    own = {word: everything[word] for _, _, word in chosen}
+        extra = _spread(extra, settings.control_words)
+    own = {word: codes[word] for _, _, word in chosen}
     for name in _controls(settings):
         prompts[name] = [Prompt(name, "C", code, word, 1) for word, code in (dict(extra) | own).items()]
         prompts[name] += [Prompt(name, "C", code, word, 2) for word, code in own.items()]
@@ -101,21 +98,21 @@ def make_prompts(settings: Synthetic) -> dict[str, list[Prompt]]:
 
 
 def generate(params: Params, folder: Path) -> Corpus:
-    """Have everything of the plan spoken into `folder`/audio; what a killed run made is kept."""
+    """Synthesise all prompts into `folder`/audio; speakers that a killed run completed are kept."""
     prompts = make_prompts(params.synthetic)
     (folder / "audio").mkdir(exist_ok=True)
     with progress(sum(map(len, prompts.values())), "corpus", "utt") as bar:
-        for name in _speak(prompts, params, folder):
+        for name in _synthesise(prompts, params, folder):
             bar.update(len(prompts[name]))
-    rows = [row for name in prompts for row in _rows(folder, name)]
+    rows = [row for name in prompts for row in _read_rows(folder, name)]
     return Corpus(
         tuple(Utterance(**row | {"wav": folder / row["wav"], "duration_s": float(row["duration_s"])}) for row in rows),
         "the embedded corpus",
     )
 
 
-def _speak(prompts: dict[str, list[Prompt]], params: Params, folder: Path) -> Iterator[str]:
-    """Speak each speaker's prompts, yielding the name of each that is ready."""
+def _synthesise(prompts: dict[str, list[Prompt]], params: Params, folder: Path) -> Iterator[str]:
+    """Synthesise each speaker's prompts, yielding the name of each completed speaker."""
     ready = [name for name in prompts if (folder / f"{name}.csv").is_file()]
     yield from ready
     jobs = [
@@ -125,9 +122,9 @@ def _speak(prompts: dict[str, list[Prompt]], params: Params, folder: Path) -> It
             "seed": params.synthetic.seed,
             "folder": str(folder),
             "sample_rate": params.synthetic.sample_rate,
-            "prompts": [dataclasses.asdict(prompt) for prompt in todo],
+            "prompts": [dataclasses.asdict(prompt) for prompt in speaker_prompts],
         }
-        for name, todo in prompts.items()
+        for name, speaker_prompts in prompts.items()
         if name not in ready
     ]
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
@@ -143,49 +140,43 @@ def _speak(prompts: dict[str, list[Prompt]], params: Params, folder: Path) -> It
         if run.wait():
             errors.seek(0)
             last = errors.read().strip().splitlines()[-1:] or [f"exit code {run.returncode}"]
-            raise UserError(f"corpus: the voices failed: {last[0]}")
+            raise UserError(f"corpus: the speech synthesis failed: {last[0]}")
 
 
 def _controls(settings: Synthetic) -> list[str]:
-    """The controls who speak: so many, or those that are named."""
-    known = [name for name, speaker in published_speakers().items() if speaker.control]
+    """Choose the control speakers: by number, or by name."""
+    controls = [name for name, speaker in published_speakers().items() if speaker.control]
     if isinstance(settings.controls, int):
-        return known[-settings.controls :]
+        return controls[-settings.controls :]
     for name in settings.controls:
-        if name not in known:
-            raise UserError(f"synthetic.controls: unknown control {name!r}{nearest(name, known)}")
-    return [name for name in known if name in settings.controls]
+        if name not in controls:
+            raise UserError(f"synthetic.controls: unknown control {name!r}{nearest(name, controls)}")
+    return [name for name in controls if name in settings.controls]
 
 
-def _rows(folder: Path, name: str) -> Iterator[dict]:
+def _read_rows(folder: Path, name: str) -> Iterator[dict]:
     with (folder / f"{name}.csv").open(newline="", encoding="utf-8") as file:
         yield from csv.DictReader(file)
 
 
-def _chosen(settings: Synthetic) -> Iterator[tuple[str, str, str]]:
-    """(block, code, word), evenly spread over the list: common words in every block, uncommon ones in one each."""
-    words, counts = word_list(), settings.words
+def _choose_words(settings: Synthetic) -> Iterator[tuple[str, str, str]]:
+    """(block, code, word), evenly spread over the list: common words in all blocks, uncommon ones in one block each."""
+    words, sizes = word_list(), settings.words
+    counts = {"D": sizes.digits, "L": sizes.letters, "C": sizes.computer, "CW": sizes.common}
     for block in BLOCKS:
-        for prefix, count in (
-            ("D", counts.digits),
-            ("L", counts.letters),
-            ("C", counts.computer),
-            ("CW", counts.common),
-        ):
+        for prefix, count in counts.items():
             codes = [code for code in words if kind(code) == KINDS[prefix]]
             yield from ((block, code, words[code]) for code in _spread(codes, count))
-        codes = [code for code in words if code.startswith(f"{block}_")]
-        yield from (
-            (block, code.removeprefix(f"{block}_"), words[code]) for code in _spread(codes, counts.uncommon_per_block)
-        )
+        codes = _spread([code for code in words if code.startswith(f"{block}_")], sizes.uncommon_per_block)
+        yield from ((block, code.removeprefix(f"{block}_"), words[code]) for code in codes)
 
 
-def _spread(codes: list[str], count: int) -> list[str]:
-    return [codes[index * len(codes) // count] for index in range(count)]
+def _spread(items: list, count: int) -> list:
+    return [items[index * len(items) // count] for index in range(count)]
 
 
 def _voice(name: str, rng: np.random.Generator) -> tuple[list[str], int]:
-    """Voice lines and pitch: sex gives the range, the generator the person."""
+    """Draw a speaker's voice file and speaking rate: sex gives the range of pitch, the generator the individual."""
     female = published_speakers()[name].sex == "F"
     low = rng.uniform(135, 175) if female else rng.uniform(70, 105)
     tract = rng.uniform(1.08, 1.20) if female else rng.uniform(0.92, 1.05)
@@ -196,13 +187,12 @@ def _voice(name: str, rng: np.random.Generator) -> tuple[list[str], int]:
             f"{rng.uniform(90, 115):.0f}"
         )
     lines.append(f"consonants {rng.uniform(80, 115):.0f} {rng.uniform(85, 110):.0f}")
-    return lines, int(rng.integers(125, 150)) if published_speakers()[
-        name
-    ].control else 137  # else published durations say how slow
+    # Only controls differ in rate: dysarthric speakers are slowed down by their published durations.
+    return lines, int(rng.integers(125, 150)) if published_speakers()[name].control else 137
 
 
-def _speak_all(job: dict) -> None:
-    """What a voice's own process does: speak every prompt in order, write the files, then the list of them."""
+def _run_job(job: dict) -> None:
+    """Synthesise one speaker in a separate process: every prompt in order, the audio files, then their list."""
     import soundfile
     from scipy import signal
 
@@ -212,24 +202,24 @@ def _speak_all(job: dict) -> None:
     name, rate, folder = job["speaker"], job["sample_rate"], Path(job["folder"])
     rng = np.random.default_rng([job["seed"], zlib.crc32(name.encode())])
     lines, rate_wpm = _voice(name, rng)
-    durations = published_durations()
-    traits = dysarthria.draw_traits(
-        published_speakers()[name].intelligibility_pct, job["gain"], rng, durations.get(name)
-    )
-    spread = round(50 * (1 - 0.7 * traits.monotony * traits.severity))
-    engine = Engine(lines, rate_wpm=rate_wpm, pitch=50, pitch_range=spread)
+    intelligibility_pct, duration = published_speakers()[name].intelligibility_pct, published_durations().get(name)
+    traits = dysarthria.draw_traits(intelligibility_pct, job["gain"], rng, duration)
+    pitch_range = round(50 * (1 - 0.7 * traits.monotony * traits.severity))
+    engine = Engine(lines, rate_wpm=rate_wpm, pitch=50, pitch_range=pitch_range)
     (folder / "audio" / name).mkdir(exist_ok=True)
     up, down = rate // math.gcd(rate, RATE_HZ), RATE_HZ // math.gcd(rate, RATE_HZ)
     lowpass = signal.firwin(20 * max(up, down) + 1, 1 / max(up, down), window=("kaiser", 5.0))
-    table_ = io.StringIO()
+    table = io.StringIO()
     columns = ["utt_id", "speaker", "wav", "duration_s", "text", "block", "repetition", "word_type", "sha256"]
-    writer = csv.DictWriter(table_, columns, lineterminator="\n")
+    writer = csv.DictWriter(table, columns, lineterminator="\n")
     writer.writeheader()
     for prompt in (Prompt(**fields) for fields in job["prompts"]):
         rng = np.random.default_rng([job["seed"], zlib.crc32(prompt.utt_id.encode())])
         phonemes = engine.phonemes(prompt.word.lower())
-        _, healthy = engine.say(phonemes)
-        voice = dysarthria.distort(*engine.say(dysarthria.misarticulate(phonemes, traits, rng)), healthy, traits, rng)
+        _, healthy = engine.synthesise(phonemes)
+        voice = dysarthria.distort(
+            *engine.synthesise(dysarthria.misarticulate(phonemes, traits, rng)), healthy, traits, rng
+        )
         audio = signal.resample_poly(dysarthria.record(voice, rng), up, down, window=lowpass)
         wav, content = Path("audio") / name / f"{prompt.utt_id}.wav", io.BytesIO()
         soundfile.write(content, audio, rate, format="WAV", subtype="PCM_16")
@@ -248,39 +238,39 @@ def _speak_all(job: dict) -> None:
             }
         )
     with atomic_write(folder / f"{name}.csv") as hidden:
-        hidden.write_text(table_.getvalue(), encoding="utf-8")
+        hidden.write_text(table.getvalue(), encoding="utf-8")
 
 
-def _speak_side_by_side(jobs: list[dict], cores: int) -> Iterator[str]:
-    """A fresh process a speaker, `cores` at a time; all of them end when the one that asked for them does."""
-    fork, asker = multiprocessing.get_context("fork"), os.getppid()
+def _run_jobs(jobs: list[dict], cores: int) -> Iterator[str]:
+    """Run a fresh process per speaker, `cores` at a time; all of them end when the parent of this process does."""
+    fork, parent = multiprocessing.get_context("fork"), os.getppid()
     running: dict[int, tuple[multiprocessing.Process, str]] = {}
     while jobs or running:
         while jobs and len(running) < cores:
             job = jobs.pop(0)
-            process = fork.Process(target=_voice_process, args=(job,), daemon=True)
+            process = fork.Process(target=_job_process, args=(job,), daemon=True)
             process.start()
             running[process.sentinel] = process, job["speaker"]
         for sentinel in multiprocessing.connection.wait(list(running), timeout=1):
             process, name = running.pop(sentinel)
             process.join()
             if process.exitcode:
-                sys.exit(1 if process.exitcode > 0 else f"the voice of {name} was ended by signal {-process.exitcode}")
+                sys.exit(1 if process.exitcode > 0 else f"speaker {name} was ended by signal {-process.exitcode}")
             yield name
-        if os.getppid() != asker:
-            sys.exit("nobody waits for these voices any more")
+        if os.getppid() != parent:
+            sys.exit("the process that started the synthesis has ended")
 
 
-def _voice_process(job: dict) -> None:
+def _job_process(job: dict) -> None:
     try:
-        _speak_all(job)
+        _run_job(job)
     except Exception as error:
-        sys.exit(f"the voice of {job['speaker']}: {type(error).__name__}: {error}")
+        sys.exit(f"speaker {job['speaker']}: {type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":
-    import scipy.signal  # noqa: F401 (2 s: imported once, before the voices' processes fork)
+    import scipy.signal  # noqa: F401 (2 s: imported once, before the speakers' processes fork)
 
     affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(2)
-    for done in _speak_side_by_side(json.load(sys.stdin), len(affinity)):
-        print(done, flush=True)
+    for name in _run_jobs(json.load(sys.stdin), len(affinity)):
+        print(name, flush=True)

@@ -1,9 +1,9 @@
-"""TORGO (Rudzicz et al. 2012) as its authors give it out, words and sentences.
+"""TORGO (Rudzicz et al. 2012) as distributed by its authors, words and sentences.
 
     [F|FC|M|MC/]SPK/Session*/{prompts/NNNN.txt, wav_headMic/NNNN.wav, wav_arrayMic/NNNN.wav}
 
-F01 is a woman, FC01 one of the control group. Two microphones recorded each prompt: one of them stands for it, the
-other is for training only, when asked for. Prompts that do not say what was uttered are left out, counted by reason.
+F01 is a woman, FC01 one of the control group. Two microphones recorded each prompt: one of them is the utterance, the
+other is optional, for training only. Prompts that are no transcript are left out, counted by reason.
 """
 
 import os
@@ -14,14 +14,14 @@ from pathlib import Path
 
 from kdlib.corpus.manifest import EMPTY_BYTES, Corpus, Excluded, ImportResult, Utterance, most_common, size
 from kdlib.errors import UserError
-from kdlib.params import Torgo
+from kdlib.settings import Torgo
 
 CODE = ("corpus/importers/torgo.py",)
 SPEAKER = re.compile(r"[FM]C?\d{2}", re.IGNORECASE)
 
 
 def source_files(folder: Path, settings: Torgo) -> list[Path]:
-    """Every file that `read` looks at."""
+    """List every file that `read` depends on."""
     return [
         session / part / name
         for session in _sessions(folder)
@@ -31,7 +31,7 @@ def source_files(folder: Path, settings: Torgo) -> list[Path]:
 
 
 def read(folder: Path, settings: Torgo) -> ImportResult:
-    """The utterances of all speakers that are there; what is left out is counted and said."""
+    """Read the utterances of all speakers, and report the excluded recordings."""
     utterances: list[Utterance] = []
     problems: list[Excluded] = []
     used: Counter[str] = Counter()
@@ -40,14 +40,14 @@ def read(folder: Path, settings: Torgo) -> ImportResult:
         speaker = session.parent.name.upper()
         prompts = _names(session / "prompts", ".txt")
         recorded = {mic: _names(session / mic, ".wav") for mic in settings.microphones}
-        for number in sorted({*prompts, *(one for names in recorded.values() for one in names)}):
+        for number in sorted(set(prompts).union(*recorded.values())):
             utt_id = f"{speaker}_{session.name}_{number}"
             wavs = {mic: session / mic / names[number] for mic, names in recorded.items() if number in names}
             text = _text(session / "prompts" / prompts[number], recoded) if number in prompts else None
             full = {mic: wav for mic, wav in wavs.items() if size(wav) > EMPTY_BYTES}
             if reason := _reason(text, bool(wavs), bool(full)):
-                place = next(iter(wavs.values()), session / "prompts" / f"{number}.txt")
-                problems.append(Excluded(utt_id, speaker, str(place), reason))
+                path = next(iter(wavs.values()), session / "prompts" / f"{number}.txt")
+                problems.append(Excluded(utt_id, speaker, str(path), reason))
                 continue
             for copy, (mic, wav) in enumerate(list(full.items())[: None if settings.augment else 1]):
                 used[mic] += 1
@@ -64,7 +64,7 @@ def read(folder: Path, settings: Torgo) -> ImportResult:
 
 
 def _sessions(folder: Path) -> Iterator[Path]:
-    """The sessions of all speakers, whose folders lie here or in F, FC, M, MC."""
+    """List the sessions of all speakers, whose folders are here or in F, FC, M, MC."""
     if not folder.is_dir():
         raise UserError(f"data_folder: there is no folder {folder}; correct it in the recipe")
     groups = [folder, *(folder / group for group in ("F", "FC", "M", "MC") if (folder / group).is_dir())]
@@ -73,25 +73,25 @@ def _sessions(folder: Path) -> Iterator[Path]:
         key=lambda path: path.name,
     )
     if not speakers:
-        there = ", ".join(sorted(os.listdir(folder))[:5]) or "nothing"
+        found = ", ".join(sorted(os.listdir(folder))[:5]) or "nothing"
         raise UserError(
-            f"data_folder: no TORGO in {folder}: expected speakers' folders such as F01/Session1, found {there}"
+            f"data_folder: no TORGO in {folder}: expected speakers' folders such as F01/Session1, found {found}"
         )
     for speaker in speakers:
         yield from sorted(path for path in speaker.iterdir() if path.name.lower().startswith("session"))
 
 
 def _names(folder: Path, ending: str) -> dict[str, str]:
-    """Number -> file name, of a folder that may be missing."""
+    """Map numbers to file names in a folder that may be missing."""
     try:
-        there = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+        names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    return {name.rsplit(".", 1)[0]: name for name in there if name.lower().endswith(ending)}
+    return {name.rsplit(".", 1)[0]: name for name in names if name.lower().endswith(ending)}
 
 
 def _text(path: Path, recoded: list[Path]) -> str | None:
-    """What a prompt says; nothing where it cannot be read."""
+    """Read the text of a prompt; None if it cannot be read."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -104,7 +104,7 @@ def _text(path: Path, recoded: list[Path]) -> str | None:
 
 
 def _reason(text: str | None, recorded: bool, full: bool) -> str:
-    """Why a prompt cannot be used, or nothing."""
+    """Return why a prompt cannot be used, or an empty string."""
     if not recorded:
         return "the prompt has no recording"
     if not full:
@@ -118,5 +118,5 @@ def _reason(text: str | None, recorded: bool, full: bool) -> str:
     if "input/images" in text.lower():
         return "the prompt is a picture"
     if "xxx" in text.lower():
-        return "the prompt says xxx"
+        return "the prompt contains xxx"
     return ""
