@@ -72,7 +72,7 @@ def test_an_incomplete_ensemble_is_refused(hard, variant):
         ensembles.ensemble_scores(hard, "thre")
     with pytest.raises(UserError, match=r"averages 3 checkpoints .* only 2 are kept"):
         variant("hard", ensembles={"x": {"seeds": [1], "checkpoints": 3}})
-    with pytest.raises(UserError, match=r"ensembles.x.of: unknown variant 'hrad'"):
+    with pytest.raises(UserError, match=r"ensembles.x.variants: unknown variant 'hrad'"):
         variant("hard", ensembles={"x": {"variants": ["hrad"]}})
 
 

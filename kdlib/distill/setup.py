@@ -36,7 +36,7 @@ from kdlib.targets.similarity import features_folder
 from kdlib.targets.target_report import DEV_FITTED, best_method
 from kdlib.teachers.base_model import base_model
 from kdlib.tokens import Tokens
-from kdlib.training.sampling import set_aside
+from kdlib.training.sampling import TrainingData, set_aside
 
 SETUP_CODE = (
     "distill/setup.py",
@@ -63,11 +63,9 @@ def write_weights(model: hybrid.Hybrid, path: Path) -> None:
 
 
 @dataclass(frozen=True)
-class StudentData:
+class StudentData(TrainingData):
     """A student's training speech, and the dev speech that chooses its checkpoint."""
 
-    train: list[Utterance]
-    dev: list[Utterance]
     too_short: int  # training utterances left out: fewer frames than tokens
     unused: int = 0  # unlabelled utterances left out, where there are no teachers
 

@@ -1,6 +1,6 @@
 """Compare systems in pairs, over any number of speakers (folds) and seeds, with a verdict in words.
 
-Two questions are kept apart. *These speakers*, other recordings of theirs: bootstrap intervals over utterances within
+Two questions are separated. *These speakers*, other recordings of theirs: bootstrap intervals over utterances within
 speakers, a test that flips the signs of paired differences (with one seed and words right or wrong, McNemar's exact
 test), and Holm's correction over all pairs. *New speakers*: Student's t over the speakers' own differences, and a
 sign-flip test over speakers, which with few of them cannot reach any small p; the smallest possible p is reported. All

@@ -12,10 +12,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from kdlib.corpus import audio
-from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.manifest import LEVELS, Utterance
 from kdlib.io import atomic_write
 
-LEVELS = ("VERY_LOW", "LOW", "MID", "HIGH", "CONTROL")
 LEVEL_COLOURS = dict(
     zip(LEVELS, ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc"), strict=True)
 )  # seaborn's colorblind
