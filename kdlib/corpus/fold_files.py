@@ -60,7 +60,7 @@ def fold_file(held_out: str, speakers: Sequence[str], info: Mapping[str, Speaker
     speaker = info.get(held_out, Speaker(held_out))
     about = f" ({speaker.intelligibility_pct:g} % intelligible)" if speaker.intelligibility_pct is not None else ""
     labels = "seed     " if speaker.seed_level else "published"
-    remark = "    # not trained on, but teaching; no effect where held out" if exclude else ""
+    remark = "    # not trained on, but a teacher; no effect when held out" if exclude else ""
     return (
         f"# Held out: {held_out}{about}. Dev speaker: {rule}.\n"
         f"held_out: {_yaml(held_out)}\n"

@@ -29,7 +29,7 @@ CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 LEVELS = ("VERY_LOW", "LOW", "MID", "HIGH", CONTROL)  # of intelligibility
 # Names that a speaker cannot have: our folders, and reserved file names.
 RESERVED = {"corpus", "zero_shot", "pretrained", "figures", "logs", "teachers", "logits", "parents", "tokens"}
-RESERVED |= {"compare", "voices", "ablations", "benchmarks", "con", "nul", "aux", "prn"}
+RESERVED |= {"compare", "speaker_features", "lm", "ablations", "benchmarks", "con", "nul", "aux", "prn"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ _checked: dict[tuple[Path, str], str] = {}  # folders that this process has made
 def make(params: Params) -> Path:
     """Build the corpus folder, unless it was built from the same files."""
     own = {"synthetic"} if params.corpus == "synthetic" else {params.corpus} & {"uaspeech", "torgo"}
-    settings = params.model_dump(mode="json", include=SETTINGS | own) | {"block_source": params.blocks.source}
+    settings = params.model_dump(mode="json", include=SETTINGS | own) | {"blocks": params.blocks.source}
     lists = [resolve_path(name) for name in (params.manifest, params.lexicon) if name and params.corpus != "synthetic"]
     folder = produce(
         params.folder / "corpus",
