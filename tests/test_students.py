@@ -243,7 +243,7 @@ def test_plain_nemo_has_the_same_posteriors_as_the_student(variant, tmp_path):
 
 
 def test_a_speechbrain_student_cannot_be_exported_to_nemo(with_teachers, tmp_path):
-    with pytest.raises(UserError, match="holds a SpeechBrain encoder"):
+    with pytest.raises(UserError, match="contains a SpeechBrain encoder"):
         export.export(with_teachers.folder / "teachers/speechbrain/M04", tmp_path / "x.nemo")
 
 

@@ -1,7 +1,7 @@
 """Acoustic similarity of speakers: weights for teachers by the speaker of the utterance.
 
 A speaker's features are the mean and the deviation of log-mel bands over a sample of the speaker's training recordings,
-each at its own loudness. Two speakers are similar if their features lie in one direction from the mean of the fold's
+each normalised in loudness. Two speakers are similar if their features lie in one direction from the mean of the fold's
 teachers (cosine). Neither transcripts nor models are used.
 """
 

@@ -123,7 +123,7 @@ def report_table(folder: Path) -> pd.DataFrame:
 
 
 def best_method(params: Params) -> tuple[str, str]:
-    """Select the method for `auto`, and say why: the best one on the dev speaker, with the closed lexicon.
+    """Select the method for `auto`, with the reason: the best one on the dev speaker, with the closed lexicon.
 
     A method estimated on dev speech is scored on the half that it was not estimated on.
     """

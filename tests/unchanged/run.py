@@ -17,10 +17,10 @@ import corpora
 import numpy as np
 
 from kdlib.corpus import prepare
-from kdlib.diagnose import collapse_study
+from kdlib.diagnose import causes, collapse_study, examination
 from kdlib.distill import ensembles, logit_student, preflight
 from kdlib.distill.student_scores import student_scores
-from kdlib.evaluate import checkpoint
+from kdlib.evaluate import checkpoint, predictions
 from kdlib.evaluate.baseline import (
     baseline,
     zero_shot,
@@ -38,6 +38,7 @@ from kdlib.show import (
     examination_page,
 )
 from kdlib.targets.target_report import combined_teacher_scores, target_report
+from kdlib.tokens import Tokens
 
 RECIPE, HELD_OUT = "params/unchanged.yaml", "M08"
 ORIGINAL = Path(__file__).parents[3] / "shared/data/original"  # the original study's files, where they are at hand
@@ -135,10 +136,10 @@ def other(out: Path, manifest: Path, hard: Path) -> None:
     for path in sorted(ORIGINAL.glob("*.json")):
         listed = ["--tokenizer", str(ORIGINAL / "tokenizer.model"), "--out", str(out / "examined" / path.stem)]
         examination_page.main([str(path), *listed])
-        rows = examination_page.answers.read(path, ids=True)
-        tokens = {"tokenizer.model": examination_page.Tokens.of_file(ORIGINAL / "tokenizer.model")}
-        found = examination_page.collapse.examine(rows, tokens)
-        diagnosis = examination_page.diagnose.diagnose(examination_page.diagnose.signs(found))
+        rows = predictions.read(path, ids=True)
+        tokens = {"tokenizer.model": Tokens.of_file(ORIGINAL / "tokenizer.model")}
+        found = examination.examine(rows, tokens)
+        diagnosis = causes.diagnose(causes.signs(found))
         fits = {f"{fit.cause} {fit.case}": fit.distance for fit in diagnosis.fits}
         write_json(out / "examined" / path.stem / "distances.json", fits)
 
