@@ -34,31 +34,32 @@ def machine() -> dict[str, str]:
 
 
 def renamed(old: dict) -> dict:
-    """A frozen snapshot under the names of today."""
-    table = yaml.safe_load(TABLE.read_text(encoding="utf-8")) if TABLE.is_file() else {}
-    files, keys, signs, values = ({**table.get(part, {})} for part in ("files", "keys", "signs", "values"))
-    values |= table.get("variants", {}) | table.get("checks", {})
+    """Return a frozen snapshot under the names of today."""
+    table = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
+    names = table["variants"] | table["checks"]
 
-    def part_of(name: str, names: dict) -> str:
-        return "+".join(names.get(one, one) for one in name.split("+"))
+    def variant(name: str) -> str:
+        return "+".join(names.get(part, part) for part in name.split("+"))
 
     def path(name: str) -> str:
-        whole = "/".join(part_of(files.get(part, part), values) for part in name.split("/"))
-        return files.get(name, whole)
+        parts = [table["files"].get(part, part) for part in name.split("/")]
+        return "/".join(variant(part) if "students" in parts[:place] else part for place, part in enumerate(parts))
 
-    def key(name: str, file: str) -> str:
-        if name in keys:
-            return keys[name]
-        parts = re.split(r"(\[\]\.|\.)", name)
-        known = keys | signs if "signs" in parts else keys
-        return "".join(known.get(part, part) for part in parts)
+    def key(name: str) -> str:
+        known = table["keys"] | (table["signs"] if ".signs." in name else {})
+        if name in known:
+            return known[name]
+        parts = re.split(r"(\[\]\.|\.| )", name)  # of nested keys, or a cause and its variant
+        return "".join(known.get(part, variant(part)) for part in parts)
 
-    def value(one):
-        if isinstance(one, list):
-            return [value(each) for each in one]
-        return ", ".join(part_of(part, values) for part in one.split(", ")) if isinstance(one, str) else one
+    def value(content, name: str):
+        if isinstance(content, list):
+            return [value(part, name) for part in content]
+        if name == "severity":
+            return table["values"].get(content, content)
+        return ", ".join(map(variant, content.split(", "))) if isinstance(content, str) else content
 
-    return {path(name): {key(k, name): value(v) for k, v in found.items()} for name, found in old.items()}
+    return {path(name): {key(k): value(v, k) for k, v in found.items()} for name, found in old.items()}
 
 
 def differences(frozen: dict, found: dict, exact: bool) -> list[str]:

@@ -83,6 +83,8 @@ def run(out: Path) -> Path:
 
 def other(out: Path, manifest: Path, hard: Path) -> None:
     """What begins with other people's files: importers, logits, a manifest, a corpus of one's own, predictions."""
+    for name in ("uaspeech_files", "torgo_files"):  # of a run that was killed
+        shutil.rmtree(out / name, ignore_errors=True)
     corpora.own(out / "own", spoken=False)
     corpora.uaspeech(out / "uaspeech_files", ("M08", "M10", "CF02"), microphones=["M5", "M6"])
     corpora.torgo(out / "torgo_files")

@@ -35,7 +35,7 @@ def snapshot(folder: Path) -> dict[str, dict[str, object]]:
 
 
 def _values(path: Path) -> dict[str, object] | None:
-    if path.name == "examined.csv":  # it has the dates of files
+    if path.name in ("examined.csv", "checked_files.csv"):  # it has the dates of files
         return None
     if path.suffix == ".safetensors":
         return {"tensors": _tensors(path)} | _posteriors(path)
