@@ -1,13 +1,11 @@
 """Teachers: their training speakers and folders, and the same weights after a killed and resumed training."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 
+import forks
 import pytest
 import torch
 
@@ -43,8 +41,7 @@ adapt.speaker_teacher(load("params/smoke.yaml", "M08", overrides=settings), "M04
 
 
 def run(folder, die_at_step):
-    command = [sys.executable, "-c", RUN, str(folder), str(die_at_step)]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return forks.run(RUN, folder, die_at_step)
 
 
 def record(folder):

@@ -11,7 +11,7 @@ from kdlib.pretrained.pieces import load_tokens
 from kdlib.targets.choice import METHODS, _usable_weights, accuracies, load_target, weighting
 
 
-def with_teachers(with_teachers, names, **fold):
+def of_teachers(with_teachers, names, **fold):
     settings = {"dev": None, "exclude": ["M01"], "teachers": names} | fold
     return load("params/smoke.yaml", "M08", settings, {"outputs": with_teachers.outputs})
 
@@ -44,14 +44,14 @@ def test_analysis_stores_are_no_training_targets(with_teachers):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_gives_probabilities(with_teachers, corpus, method):
-    params = with_teachers(with_teachers, ["M04", "M10"])
+    params = of_teachers(with_teachers, ["M04", "M10"])
     utt = next(utt for utt in extract.extracted_utterances(params, corpus, "training") if utt.speaker == "M04")
     log_probs, _ = load_target(params, method).log_probs([utt.utt_id], [utt.speaker])
     assert float(log_probs.exp().sum(-1).sub(1).abs().max()) < 1e-4
 
 
 def test_own_uses_the_speakers_own_teacher(with_teachers, corpus):
-    params = with_teachers(with_teachers, ["M04", "M10"])
+    params = of_teachers(with_teachers, ["M04", "M10"])
     utt = next(utt for utt in extract.extracted_utterances(params, corpus, "training") if utt.speaker == "M10")
     log_probs, _ = load_target(params, "own").log_probs([utt.utt_id], [utt.speaker])
     alone = extract.open_store(params, "M10", "training").logits(utt.utt_id).log_softmax(-1)
@@ -59,7 +59,7 @@ def test_own_uses_the_speakers_own_teacher(with_teachers, corpus):
 
 
 def test_weights_by_loss_match_the_formula(with_teachers, corpus):
-    params = with_teachers(with_teachers, ["M04", "M10"])
+    params = of_teachers(with_teachers, ["M04", "M10"])
     utt = next(utt for utt in extract.extracted_utterances(params, corpus, "training") if utt.speaker == "M10")
     ensemble = load_target(params, "weighted_loss")
     losses = torch.tensor(
@@ -70,7 +70,7 @@ def test_weights_by_loss_match_the_formula(with_teachers, corpus):
 
 
 def test_accuracies_are_those_on_the_dev_speaker(with_teachers):
-    params = with_teachers(with_teachers, ["M04"], dev="M10")
+    params = of_teachers(with_teachers, ["M04"], dev="M10")
     expected = teacher_scores.accuracy_matrix(params, ["M04"], "greedy").loc["M04", "M10"]
     assert accuracies(params, ["M04"]) == {"M04": expected}
 

@@ -1,11 +1,9 @@
 """Extraction: the same recordings for every teacher, the same bytes after a kill, and the printed estimate."""
 
-import os
 import shutil
 import signal
-import subprocess
-import sys
 
+import forks
 import pytest
 import torch
 
@@ -38,8 +36,7 @@ for purpose in ("training", "analysis"):
 
 
 def run(folder, die_at):
-    command = [sys.executable, "-c", RUN, str(folder), str(die_at)]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return forks.run(RUN, folder, die_at)
 
 
 @pytest.fixture(scope="module")

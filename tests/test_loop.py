@@ -1,7 +1,6 @@
 import signal
-import subprocess
-import sys
 
+import forks
 import pytest
 import torch
 
@@ -92,7 +91,7 @@ print("END", record, float(model.weight))
 
 
 def train(folder, die_at):
-    return subprocess.run([sys.executable, "-c", TRAINING, str(folder), str(die_at)], capture_output=True, text=True)
+    return forks.run(TRAINING, folder, die_at)
 
 
 def test_the_best_weights_are_kept_and_a_killed_run_stops_at_the_same_step(tmp_path):

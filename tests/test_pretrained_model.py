@@ -1,10 +1,9 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 
+import forks
 import pytest
 import torch
 from corpora import own
@@ -35,8 +34,7 @@ model.pretrained_model(load("params/smoke.yaml", "M08", overrides={"outputs": sy
 
 
 def run(folder, die_at_step):
-    command = [sys.executable, "-c", RUN, str(folder), str(die_at_step)]
-    return subprocess.run(command, capture_output=True, text=True)
+    return forks.run(RUN, folder, die_at_step)
 
 
 def weights(path):

@@ -3,9 +3,8 @@
 import random
 import shutil
 import signal
-import subprocess
-import sys
 
+import forks
 import pandas as pd
 import pytest
 import torch
@@ -143,13 +142,9 @@ def test_a_student_killed_at_a_random_step_and_resumed_has_the_same_weights(vari
         shutil.copytree(with_teachers.folder / name, tmp_path / "smoke" / name)
     step, folder = random.randrange(3, 14), tmp_path / "smoke/M08/students/ctc_kd/seed1"
 
-    def run(step):
-        command = [sys.executable, "-c", KILLED, str(tmp_path), str(step)]
-        return subprocess.run(command, capture_output=True, text=True)
-
-    assert run(step).returncode == -signal.SIGKILL, step
+    assert forks.run(KILLED, tmp_path, step).returncode == -signal.SIGKILL, step
     assert not folder.exists()
-    resumed = run(0)
+    resumed = forks.run(KILLED, tmp_path, 0)
     assert resumed.returncode == 0, resumed.stderr
     assert "resumes from step" in resumed.stdout + resumed.stderr
     assert same(folder, whole), step
