@@ -52,4 +52,7 @@ def with_teachers(smoke) -> Params:
 
 def pytest_collection_modifyitems(items):
     """Run the longest file first: one of several processes runs it while the others run the rest."""
-    items.sort(key=lambda item: "test_notebooks" not in item.nodeid)
+    longest = ("test_notebooks", "test_unchanged", "test_external_corpus", "test_students")
+    items.sort(
+        key=lambda item: next((place for place, name in enumerate(longest) if name in item.nodeid), len(longest))
+    )
