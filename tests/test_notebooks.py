@@ -11,7 +11,7 @@ import yaml
 from graph import BIN, ENVIRONMENT, papermill, snakemake
 
 from kdlib.console import explain_failure
-from kdlib.io import repository_root
+from kdlib.io import atomic_write, repository_root
 
 NOTEBOOKS = sorted((repository_root() / "notebooks").glob("*.ipynb"))
 
@@ -122,11 +122,13 @@ def test_nothing_is_run_again_even_after_saving_with_outputs(demo, recipe):
         notebook = nbformat.reads(before, as_version=4)
         for cell in notebook.cells:
             if cell.cell_type == "code":
-                cell.execution_count, cell.outputs = 1, [nbformat.v4.newoutput("stream", text="saved")]
-        nbformat.write(notebook, path)
+                cell.execution_count, cell.outputs = 1, [nbformat.v4.new_output("stream", text="saved")]
+        with atomic_write(path) as hidden:  # another process may be reading it
+            hidden.write_text(nbformat.writes(notebook), encoding="utf-8")
         run = snakemake(recipe, "folds=M08", "--dry-run", "--quiet", "host")
     finally:
-        path.write_text(before)
+        with atomic_write(path) as hidden:
+            hidden.write_text(before, encoding="utf-8")
     assert "Nothing to be done" in run.stdout + run.stderr
 
 
