@@ -16,8 +16,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import run
-import snapshot
 import yaml
 
 FROZEN = Path(__file__).with_name("frozen.json")
@@ -93,6 +91,9 @@ def _same(before, after, exact: bool) -> bool:
 
 def main(folder: Path, freeze: bool) -> int:
     """Run, and freeze or compare; the number of differences is the exit code's reason."""
+    import run
+    import snapshot
+
     with contextlib.redirect_stdout(io.StringIO()):
         run.run(folder)
     found = snapshot.snapshot(folder)
