@@ -82,7 +82,7 @@ export: $(READY)
 	@$(BIN)/python -m kdlib.models.export $(CHECKPOINT) $(NEMO)
 
 test: $(READY)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 bench: $(READY)
 	@for script in benchmarks/*.py; do PYTHONPATH=tests $(BIN)/python $$script || exit 1; done
