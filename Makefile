@@ -89,7 +89,7 @@ bench: $(READY)
 
 # Run everything once and compare every value with those of revision 52d94dd.
 unchanged: $(READY)
-	@$(BIN)/python tests/unchanged outputs/unchanged
+	@PYTHONPATH=tests $(BIN)/python -m unchanged outputs/unchanged
 
 lint: $(READY)
 	$(BIN)/ruff check .

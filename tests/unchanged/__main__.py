@@ -1,6 +1,6 @@
 """`make unchanged`: run everything once and compare every value with those frozen at revision 52d94dd.
 
-`python tests/unchanged FOLDER` runs into a folder (and goes on there after a kill); with `--freeze` it writes
+`PYTHONPATH=tests python -m unchanged FOLDER` runs into a folder (and resumes there after a kill); `--freeze` writes
 frozen.json instead. Keys, stage folders and settings may be called otherwise than then, as kdlib/data/renamed.yaml
 says; values may not differ: not in a bit on a processor and with versions as they were, elsewhere by 1e-5.
 """
@@ -14,8 +14,6 @@ import re
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 import yaml
 
 FROZEN = Path(__file__).with_name("frozen.json")
@@ -25,6 +23,7 @@ TOLERANCE = 1e-5  # relative, on another machine
 
 def machine() -> dict[str, str]:
     """The processor, and the versions of what computes."""
+    model = None
     with contextlib.suppress(OSError):
         model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "nemo_toolkit", "speechbrain")}
@@ -62,18 +61,18 @@ def renamed(old: dict) -> dict:
 
 def differences(frozen: dict, found: dict, exact: bool) -> list[str]:
     """What differs, a line each."""
-    told = []
+    lines = []
     for name in sorted(frozen.keys() | found.keys()):
         if name not in found or name not in frozen:
-            told.append(f"{name}: {'no longer made' if name not in found else 'new'}")
+            lines.append(f"{name}: {'no longer made' if name not in found else 'new'}")
             continue
         before, after = frozen[name], found[name]
         for key in sorted(before.keys() | after.keys()):
             if key not in after or key not in before:
-                told.append(f"{name}: {key}: {'no longer there' if key not in after else 'new'}")
+                lines.append(f"{name}: {key}: {'no longer there' if key not in after else 'new'}")
             elif not _same(before[key], after[key], exact):
-                told.append(f"{name}: {key}: {before[key]} -> {after[key]}")
-    return told
+                lines.append(f"{name}: {key}: {before[key]} -> {after[key]}")
+    return lines
 
 
 def _same(before, after, exact: bool) -> bool:
@@ -91,15 +90,14 @@ def _same(before, after, exact: bool) -> bool:
 
 def main(folder: Path, freeze: bool) -> int:
     """Run, and freeze or compare; the number of differences is the exit code's reason."""
-    import run
-    import snapshot
+    from unchanged import run, snapshot
 
     with contextlib.redirect_stdout(io.StringIO()):
         run.run(folder)
     found = snapshot.snapshot(folder)
     if freeze:
-        lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(values)}" for name, values in found.items())
-        FROZEN.write_text(f'{{"machine": {json.dumps(machine())},\n"files": {{\n{lines}\n}}}}\n')
+        rows = ",\n".join(f"{json.dumps(name)}: {json.dumps(values)}" for name, values in found.items())
+        FROZEN.write_text(f'{{"machine": {json.dumps(machine())},\n"files": {{\n{rows}\n}}}}\n')
         print(f"{FROZEN.name}: {len(found)} files, {sum(map(len, found.values()))} values")
         return 0
     frozen = json.loads(FROZEN.read_text(encoding="utf-8"))
@@ -107,11 +105,11 @@ def main(folder: Path, freeze: bool) -> int:
     before = renamed(frozen["files"])
     if not run.ORIGINAL.is_dir():
         before = {name: one for name, one in before.items() if not re.match("examined/(evaluation|misnamed)_", name)}
-    told = differences(before, found, exact)
+    lines = differences(before, found, exact)
     count, how = sum(map(len, found.values())), "to the bit" if exact else f"to {TOLERANCE:g} (another machine)"
-    print("\n".join(told[:200]))
-    print(f"{count} values in {len(found)} files compared {how}: {len(told)} differ")
-    return min(1, len(told))
+    print("\n".join(lines[:200]))
+    print(f"{count} values in {len(found)} files compared {how}: {len(lines)} differ")
+    return min(1, len(lines))
 
 
 if __name__ == "__main__":

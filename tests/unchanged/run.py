@@ -1,17 +1,7 @@
-# ruff: noqa: E402
-"""Everything once: `python tests/unchanged/run.py FOLDER` makes each kind of artefact of `params/unchanged.yaml`."""
+"""Everything once: `run` makes each kind of artefact of `params/unchanged.yaml`."""
 
-import contextlib
-import io
-import json
-import os
 import shutil
-import sys
 from pathlib import Path
-
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import corpora
 import numpy as np
@@ -144,9 +134,3 @@ def other(out: Path, manifest: Path, hard: Path) -> None:
         diagnosis = causes.diagnose(causes.signs(found))
         fits = {f"{fit.cause} {fit.case}": fit.distance for fit in diagnosis.fits}
         write_json(out / "examined" / path.stem / "distances.json", fits)
-
-
-if __name__ == "__main__":
-    with contextlib.redirect_stdout(io.StringIO()):
-        made = run(Path(sys.argv[1]).resolve())
-    print(json.dumps({"made": str(made)}))
