@@ -16,21 +16,16 @@ import jiwer
 import torch
 from torchaudio.models.decoder import ctc_decoder
 
-from kdlib.corpus import prepare
-from kdlib.corpus.speakers import split
 from kdlib.decode import beam, lm
 from kdlib.decode.beam import UNUSED, BeamSearch, BeamSettings
 from kdlib.decode.greedy import greedy
-from kdlib.distill.student_scores import student_scores
 from kdlib.evaluate import posteriors
-from kdlib.evaluate.decoder_setup import language_model
 from kdlib.evaluate.posteriors import Posteriors
 from kdlib.evaluate.score import read_hypotheses
 from kdlib.io import read_json, repository_root, write_json
 from kdlib.models import Outputs
 from kdlib.models.nemo_files import quiet_nemo
-from kdlib.params import Params, load
-from kdlib.pretrained.pieces import load_tokens
+from kdlib.pipeline import Fold
 from kdlib.runtime import set_threads
 from kdlib.tokens import BLANK, Tokens
 
@@ -82,9 +77,9 @@ def nemos(tokens: Tokens, sentences: list[str], order: int, alpha: float, folder
     return texts
 
 
-def student_outputs(params: Params) -> tuple[Outputs, list[str], dict]:
+def student_outputs(params: Fold) -> tuple[Outputs, list[str], dict]:
     """The student's outputs on the held-out speaker's test sentences, the references, and the chosen settings."""
-    folder = student_scores(params, 1)
+    folder = params.scores(1)
     kept, rows = Posteriors(folder / "posteriors" / posteriors.FILE), read_hypotheses(folder / "hypotheses.csv")
     frames = [torch.from_numpy(kept[row.utt_id]) for row in rows]
     padded = torch.nn.utils.rnn.pad_sequence(frames, batch_first=True)
@@ -95,13 +90,13 @@ def student_outputs(params: Params) -> tuple[Outputs, list[str], dict]:
 def main() -> None:
     """Measure, print, and write outputs/benchmarks/beam.json."""
     set_threads()
-    params = load(repository_root() / "params" / "demo_sentences.yaml", "M08", variant="hard")
+    params = Fold.load(repository_root() / "params" / "demo_sentences.yaml", "M08", "hard")
     outputs, references, chosen = student_outputs(params)
-    tokens, corpus = load_tokens(params), prepare.load(params)
+    tokens, corpus = params.tokens, params.corpus
     setting = BeamSettings(chosen["lm_weight"], chosen["word_bonus"], chosen["size"])
-    arpa = language_model(params, tokens)
-    sentences = [utt.text for utt in split(corpus, params).train]
-    words = BeamSearch(tokens, prepare.lexicon(params), arpa, setting)
+    arpa = params.language_model(tokens)
+    sentences = [utt.text for utt in params.splits.train]
+    words = BeamSearch(tokens, params.lexicon, arpa, setting)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pieces = folder / "pieces.arpa"

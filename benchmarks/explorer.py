@@ -18,11 +18,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import systems  # with lab in tests/: PYTHONPATH=tests, as `make bench` has it
 
-from kdlib.corpus import prepare
 from kdlib.evaluate import posteriors
 from kdlib.io import repository_root, write_json
-from kdlib.params import load
-from kdlib.pretrained.pieces import load_tokens
+from kdlib.pipeline import Fold
 from kdlib.show import explorer_data, utterance_figure
 
 REPEATS, UTTERANCES, MANY = 20, 1785, 20_000
@@ -118,8 +116,8 @@ def main() -> None:
     if not lab.CHROMIUM.is_file():
         print(f"explorer: not measured, for there is no browser at {lab.CHROMIUM}")
         return
-    params = load("params/demo.yaml", "M08")
-    corpus, tokens = prepare.load(params), load_tokens(params)
+    params = Fold.load("params/demo.yaml", "M08")
+    corpus, tokens = params.corpus, params.tokens
     utterances = list(corpus)[:UTTERANCES]
     many = [replace(utt, utt_id=f"{utt.utt_id}x{copy}") for copy in range(MANY // len(corpus) + 1) for utt in corpus][
         :MANY

@@ -17,11 +17,10 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from kdlib.corpus import prepare
 from kdlib.corpus.importers import uaspeech
 from kdlib.corpus.speakers import published_speakers
 from kdlib.io import repository_root, write_json
-from kdlib.params import load
+from kdlib.pipeline import Fold
 
 
 def lay_out(folder: Path, files: int, seconds: float) -> int:
@@ -54,12 +53,12 @@ def main(files: int, seconds: float) -> None:
         folder = Path(name)
         made = lay_out(folder, files, seconds)
         settings = {"data_folder": name, "outputs": f"{name}/out", "uaspeech": {"augment": "all"}}
-        params = load("params/uaspeech.yaml", "M08", overrides=settings)
-        first = timed(lambda: prepare.make(params))
+        params = Fold.load("params/uaspeech.yaml", "M08", overrides=settings)
+        first = timed(lambda: params.prepared_corpus())
         wavs = sorted(folder.rglob("*.wav"))
         peer = statistics.median(timed(lambda: [soundfile.read(wav) for wav in wavs]) for _ in range(3))
-        second = statistics.median(timed(lambda: prepare.make(params)) for _ in range(5))
-        loaded = statistics.median(timed(lambda: prepare.load(params)) for _ in range(5))
+        second = statistics.median(timed(lambda: params.prepared_corpus()) for _ in range(5))
+        loaded = statistics.median(timed(lambda: params.corpus) for _ in range(5))
     result = {
         "files": made,
         "seconds_each": seconds,

@@ -21,7 +21,7 @@ from kdlib.models.hybrid import Heads, Hybrid, NeMoHybridStudent
 from kdlib.models.nemo_files import conformer_config
 from kdlib.objectives.objective import Batch, Objective, TrainableStudent
 from kdlib.runtime import set_threads
-from kdlib.settings import Distill
+from kdlib.settings.distill import Distill
 from kdlib.targets.aggregation import TeacherEnsemble, Weighting
 
 BATCH, SECONDS, SIZE, TEACHERS, ROUNDS, UTTERANCES = 8, 3.0, 5000, 14, 5, 32

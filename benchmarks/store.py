@@ -22,14 +22,12 @@ import h5py
 import numpy as np
 import torch
 
-from kdlib.corpus import audio, prepare
-from kdlib.corpus.speakers import split
+from kdlib.corpus import audio
 from kdlib.io import repository_root, write_json
 from kdlib.logits.store import Header, LogitStore, Writer
 from kdlib.models import hybrid
-from kdlib.params import load
+from kdlib.pipeline import Fold
 from kdlib.runtime import set_threads
-from kdlib.teachers.adapt import speaker_teacher
 
 WIDE = {
     "name": "bench-store",
@@ -41,8 +39,8 @@ SPEAKER, TOP, ROUNDS, READS = "F05", 64, 5, 100
 
 def outputs(params, count: int):
     """A real teacher's activations on training speech, its head, and the exact logits."""
-    teacher = hybrid.TrainedModel(speaker_teacher(params, SPEAKER))
-    utterances = random.Random(0).sample(split(prepare.load(params), params).train, count)
+    teacher = hybrid.TrainedModel(params.teacher(SPEAKER))
+    utterances = random.Random(0).sample(params.splits.train, count)
     kept = {}
     for batch in audio.batches(utterances, 32):
         said = teacher(*audio.collate(batch))
@@ -160,7 +158,7 @@ def rate(read, names: list[str]) -> float:
 def measure(params, count: int) -> dict:
     teacher, kept, head, exact = outputs(params, count)
     frames = sum(map(len, kept.values()))
-    train = split(prepare.load(params), params).train
+    train = params.splits.train
     all_frames = frames / count * len(train)
     ways = {
         "kdlib fp16": lambda folder: Store(folder, "fp16", teacher, kept, head),
@@ -210,7 +208,7 @@ def main(count: int) -> None:
     set_threads()
     results = {}
     for title, overrides in (("V = 5,000", WIDE), ("the demo", {})):
-        results[title] = found = measure(load("params/demo.yaml", "M08", overrides=overrides), count)
+        results[title] = found = measure(Fold.load("params/demo.yaml", "M08", overrides=overrides), count)
         print(f"\n{title}: {found['outputs']} outputs, width {found['width']}, {found['frames']} frames")
         print(f"{'':20} B/frame  smaller (with head)  write s  reads/s  faster logits/s  KL at T = 1, 2, 3, 4")
         for way, row in found["ways"].items():

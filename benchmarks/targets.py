@@ -21,7 +21,7 @@ from kdlib.logits.store import Header, LogitStore, Writer
 from kdlib.models import Outputs
 from kdlib.objectives.objective import Batch, Objective
 from kdlib.runtime import set_threads
-from kdlib.settings import Distill
+from kdlib.settings.distill import Distill
 from kdlib.targets.aggregation import TeacherEnsemble, Weighting
 from kdlib.targets.pseudo_labels import TeacherHypotheses
 from kdlib.tokens import Tokens, train_tokenizer

@@ -9,60 +9,57 @@ import functools
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
-from kdlib import settings as parts
 from kdlib.errors import UserError, nearest
 from kdlib.io import repository_root
-from kdlib.settings import AsTuple, Names
+from kdlib.settings import AsTuple, Names, Section
+from kdlib.settings.corpus import CorpusSettings, SplitSettings
+from kdlib.settings.distill import Distill
+from kdlib.settings.evaluation import BeamSearchSettings, Scoring
+from kdlib.settings.pretrained import PretrainedSettings, TokenSettings
+from kdlib.settings.student import EnsembleMembers, Faults, Student
+from kdlib.settings.targets import Aggregation, LogitStudentSettings
+from kdlib.settings.teacher import Teacher
+
+SomeSection = TypeVar("SomeSection", bound=Section)
 
 
-class Params(parts.Section):
+class Params(CorpusSettings, SplitSettings, PretrainedSettings):
     """All parameters of a run."""
 
     name: str = Field(pattern=r"^[\w-][\w.-]*$")  # outputs/<name>/; the recipe's file name
-    held_out: str
-    seed: int = Field(1, ge=0)
-    fold: parts.Fold = parts.Fold()
     folds: str | None = None  # params/folds/<folds>/; by default the corpus's: uaspeech, torgo, or the recipe's name
-    corpus: Literal["synthetic", "manifest", "uaspeech", "torgo"] = "synthetic"
-    manifest: str | None = None  # SpeechBrain CSV or NeMo JSON lines, where corpus: manifest
-    data_folder: str | None = None  # the value of $data_folder; the folder of UA-Speech or TORGO
-    speakers: Literal["uaspeech"] | dict[str, parts.SpeakerInfo] = Field({})  # metadata that the corpus does not have
-    lexicon: str | None = None  # closed vocabulary, one word per line; by default all transcripts except the controls'
-    # replaced in transcripts, before all else: {"&": "and", "7": "seven"}
-    replace: dict[Annotated[str, Field(min_length=1)], str] = Field({})
-    hyphens: Literal["keep", "space"] = "keep"  # of transcripts; NVIDIA's tokenizers have no hyphen
-    punctuation: Literal["keep", "drop"] = "keep"
-    audio: parts.AudioChecks = parts.AudioChecks()
-    uaspeech: parts.UASpeech = parts.UASpeech()
-    torgo: parts.Torgo = parts.Torgo()
-    blocks: parts.Blocks = parts.Blocks()
-    label_fraction: float = Field(1.0, gt=0, le=1)  # share of each speaker's training utterances with transcripts
-    label_by: Literal["utterance", "word"] = "utterance"  # a share of the utterances, or all utterances of some words
-    use_unlabelled_held_out: bool = False  # train on it without transcripts: no strict leave-one-speaker-out
-    synthetic: parts.Synthetic = parts.Synthetic()
-    pretrained: Literal["shipped", "controls", "from_corpus", "nemo"] = "shipped"
-    nemo_model: str = "nvidia/stt_en_conformer_ctc_small"  # a model's name, or the path of a .nemo file
-    pretraining: parts.Pretraining = parts.Pretraining()
-    tokens: parts.TokenSettings = parts.TokenSettings()
-    teacher: parts.Teacher = parts.Teacher()
-    aggregation: parts.Aggregation = parts.Aggregation()
-    logit_student: parts.LogitStudentSettings = parts.LogitStudentSettings()
-    student: parts.Student = parts.Student()
-    distill: parts.Distill = parts.Distill()
-    faults: parts.Faults = parts.Faults()
+    tokens: TokenSettings = TokenSettings()
+    teacher: Teacher = Teacher()
+    aggregation: Aggregation = Aggregation()
+    logit_student: LogitStudentSettings = LogitStudentSettings()
+    student: Student = Student()
+    distill: Distill = Distill()
+    faults: Faults = Faults()
     variant: str = Field("", pattern=r"^[\w.+-]*$")  # name of the chosen variant: set by `load`
     variants: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], dict[str, Any]] = Field({})  # settings that differ
     compare: Names = ("hard", "ctc_kd")  # variants that a whole run trains
     seeds: Annotated[tuple[int, ...], AsTuple] = (1,)  # of each variant
-    ensembles: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], parts.EnsembleMembers] = Field({})  # of students
-    scoring: parts.Scoring = parts.Scoring()
-    search: parts.BeamSearchSettings = parts.BeamSearchSettings()
+    ensembles: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], EnsembleMembers] = Field({})  # of students
+    scoring: Scoring = Scoring()
+    search: BeamSearchSettings = BeamSearchSettings()
     outputs: str = "outputs"
+
+    def part(self, section: type[SomeSection]) -> SomeSection:
+        """The parameters of one section alone, such as `SplitSettings`."""
+        return section.model_construct(**{name: getattr(self, name) for name in section.model_fields})
+
+    def but(self, **sections: dict[str, Any]) -> "Params":
+        """A copy with other values: `params.but(aggregation={"method": "best"})`."""
+        changed = {
+            name: getattr(self, name).model_copy(update=value) if isinstance(value, dict) else value
+            for name, value in sections.items()
+        }
+        return self.model_copy(update=changed)
 
     @property
     def fold_set(self) -> str:
@@ -71,36 +68,38 @@ class Params(parts.Section):
         return self.folds or (self.name if own else "torgo" if self.corpus == "torgo" else "uaspeech")
 
     @property
-    def folder(self) -> Path:
-        """Folder of this recipe's artefacts."""
-        return repository_root() / self.outputs / self.name
-
-    @property
-    def fold_folder(self) -> Path:
-        """Folder of the artefacts that depend on the held-out speaker."""
-        return self.folder / self.held_out
-
-    @property
-    def label_folder(self) -> Path:
-        """Folder of the artefacts that depend on the available transcripts."""
-        return self.fold_folder / self.labels if self.labels else self.fold_folder
-
-    @property
-    def labels(self) -> str:
-        """Name of the label condition; empty if all transcripts of the training speakers are used.
-
-        >>> load("params/demo.yaml", "M08", overrides={"label_fraction": 0.2, "label_by": "word"}).labels
-        'labels-20-by-word'
-        """
-        named = []
-        if self.label_fraction < 1:
-            named += [f"labels-{100 * self.label_fraction:g}", *(["by-word"] if self.label_by == "word" else [])]
-        return "-".join(named + ["with-held-out"] * self.use_unlabelled_held_out)
-
-    @property
     def with_all_labels(self) -> "Params":
         """The same parameters with every transcript: for scoring, never for training."""
-        return self.model_copy(update={"label_fraction": 1.0, "use_unlabelled_held_out": False})
+        return self.but(label_fraction=1.0, use_unlabelled_held_out=False)
+
+    @property
+    def tokens_per_fold(self) -> bool:
+        """True if each fold has its own pieces: those of a model that was trained on its speakers."""
+        return self.tokens.source == "pretrained" and self.pretrained == "from_corpus"
+
+    @property
+    def base_model_per_fold(self) -> bool:
+        """True if teachers, or the model that they start from, were trained on the speakers of one fold."""
+        if self.teacher.backbone == "students":
+            return True
+        from_checkpoint = self.teacher.backbone == "nemo" and self.pretrained == "from_corpus"
+        return self.teacher.parent == "from_corpus" or from_checkpoint or self.tokens_per_fold
+
+    @property
+    def teachers_per_fold(self) -> bool:
+        """True if teachers and their outputs depend on the fold's speakers or on its labels."""
+        return self.base_model_per_fold or bool(self.labels)
+
+    @property
+    def crosses_encoders(self) -> bool:
+        """True if a decoder on NeMo's encoder would be trained on targets of SpeechBrain teachers."""
+        backbones = self.student.backbone, self.teacher.backbone
+        return self.distill.heads != "ctc" and self.distill.uses_teachers and backbones == ("nemo", "sb")
+
+    @property
+    def needs_beam(self) -> bool:
+        """True if the teachers' texts come from beam search."""
+        return self.distill.sequence.weight > 0 and self.distill.sequence.hypotheses_from == "beam"
 
 
 def load(
@@ -133,6 +132,11 @@ def load(
     _check_recipe(params, shown)
     _check_fold(params, fold_source, shown)
     return params
+
+
+def load_recipe(recipe: str | Path, overrides: dict | None = None) -> Params:
+    """Load a recipe without a fold, for what all folds share."""
+    return load(recipe, "nobody", {"exclude": []}, overrides)
 
 
 def _variant(params: Params, variant: str, held_out: str, recipe: str) -> tuple[str, dict]:
@@ -250,7 +254,7 @@ def _check_fold(params: Params, fold_source: str, recipe: str) -> None:
         for name, what in ((held_out, "held-out"), (fold.dev, "dev")):
             if isinstance(getattr(fold, role), tuple) and name in getattr(fold, role):
                 raise UserError(f"{fold_source}: the {what} speaker {name} is also in fold.{role}; remove it there")
-    leaked = set(params.pretraining.speakers) & {held_out, fold.dev}
+    leaked = set(params.pretraining.speakers) & set(params.excluded_speakers)
     if params.pretrained == "from_corpus" and leaked:
         raise UserError(
             f"{recipe}: pretraining.speakers names {min(leaked)}, the held-out or the dev speaker of this fold; "

@@ -1,11 +1,10 @@
 """Stages: atomic folders of artefacts, with provenance and resume, rebuilt only after a change.
 
-`produce(folder, build, ...)` calls `build(partial)` on a hidden sibling and renames it when it is complete, with a
+`produce(stage)` calls `stage.build(partial)` on a hidden sibling and renames it when it is complete, with a
 `run.json` next to the artefacts. A killed run leaves only the hidden sibling; the next run with the same parameters,
 inputs and code resumes there.
 """
 
-import ast
 import contextlib
 import datetime
 import fcntl
@@ -21,9 +20,11 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
+from kdlib import source_code
 from kdlib.console import print_once
 from kdlib.io import check_writable, read_json, sha256, short_path, write_json
 
@@ -31,34 +32,32 @@ FORMAT = 2  # of the stages' files; 1 had other names
 PACKAGES = ("torch", "torchaudio", "nemo_toolkit", "speechbrain", "lightning", "numpy", "scipy", "sentencepiece")
 PACKAGES += ("espeakng-loader", "jiwer", "pandas")
 
-PACKAGE = Path(__file__).parent
-# Read at import: the fingerprint is of the code that runs, not of later edits.
-SOURCES = {
-    path.relative_to(PACKAGE).as_posix(): path.read_text(encoding="utf-8")
-    for path in sorted(PACKAGE.rglob("*"))
-    if path.suffix in (".py", ".json", ".csv")
-}
+
+@dataclass(frozen=True)
+class Stage:
+    """An artefact: where it lies, how it is built, and all that it depends on."""
+
+    folder: Path
+    what: str  # in messages
+    _: KW_ONLY
+    build: Callable[[Path], None]
+    settings: Any = None  # the parameters that it depends on
+    inputs: Iterable[Path] = ()  # files, or folders of other stages
+    seed: int | None = None
+    before: Callable[[], None] | None = None  # called before it is built, to refuse
 
 
-def produce(
-    folder: Path,
-    build: Callable[[Path], None],
-    *,
-    what: str,
-    parameters: Any = None,
-    inputs: Iterable[Path] = (),
-    code: Iterable[str] = (),
-    seed: int | None = None,
-) -> Path:
-    """Build `folder` by `build(partial)`, unless it was built with the same parameters, inputs and code.
+def produce(stage: Stage, code: Iterable[str] = ()) -> Path:
+    """Build a stage's folder, unless it was built with the same parameters, inputs, seed and code.
 
-    `inputs` are files or stage folders, `code` the source files (relative to kdlib/) whose change requires a new run.
+    `code` are the source files (relative to kdlib/) whose change requires a new run.
     """
+    folder, what = stage.folder, stage.what
     depends = {
-        "parameters": _as_json(parameters),
-        "inputs": _input_fingerprints(inputs),
-        "code": code_fingerprint(code),
-        "seed": seed,
+        "parameters": _as_json(stage.settings),
+        "inputs": _input_fingerprints(stage.inputs),
+        "code": source_code.fingerprint(code),
+        "seed": stage.seed,
     }
     key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
     if _key(folder) == key:
@@ -66,6 +65,8 @@ def produce(
         return folder
     if (old := _record(folder)) and old.get("format") != FORMAT:
         print_once(f"{short_path(folder.parent)}: made by an earlier version of kdlib, with other names; rebuilt")
+    if stage.before:
+        stage.before()
     with _locked(folder, what):
         if _key(folder) == key:  # built by another process in the meantime
             return folder
@@ -74,7 +75,7 @@ def produce(
             _replace(partial, folder)
             return folder
         started = time.monotonic()
-        build(partial)
+        stage.build(partial)
         record = {
             "what": what,
             "format": FORMAT,
@@ -104,14 +105,6 @@ def fingerprint(path: Path) -> str:
     if path.is_dir():
         return _key(path) or "none"
     return sha256(path)[:16] if path.is_file() else "none"
-
-
-def code_fingerprint(files: Iterable[str]) -> str:
-    """Fingerprint files in kdlib/: code without comments, layout and docstrings, and data."""
-    digest = hashlib.sha256()
-    for name in sorted(set(files)):
-        digest.update((_canonical_code(SOURCES[name]) if name.endswith(".py") else SOURCES[name]).encode())
-    return digest.hexdigest()[:16]
 
 
 def notebook_fingerprint(notebook: Path) -> str:
@@ -184,7 +177,7 @@ def _provenance() -> dict:
 
 @functools.cache
 def _revision() -> str:
-    command = ["git", "-C", str(PACKAGE), "describe", "--always", "--dirty", "--abbrev=12"]
+    command = ["git", "-C", str(source_code.PACKAGE), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
@@ -198,16 +191,6 @@ def _versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return versions
-
-
-@functools.cache
-def _canonical_code(source: str) -> str:
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        match getattr(node, "body", None):
-            case [ast.Expr(value=ast.Constant()), *_]:
-                node.body.pop(0)
-    return ast.dump(tree)
 
 
 def _as_json(value: Any) -> Any:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kdlib.params import Params, load
+from kdlib.pipeline import Fold
 
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")  # before torch is imported by any test
@@ -18,35 +18,32 @@ def outputs(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def smoke(outputs) -> Params:
+def smoke(outputs) -> Fold:
     """The smoke recipe's parameters, writing into `outputs`."""
-    return load("params/smoke.yaml", "M08", overrides={"outputs": str(outputs)})
+    return Fold.load("params/smoke.yaml", "M08", overrides={"outputs": str(outputs)})
 
 
 @pytest.fixture(scope="session")
 def corpus(smoke):
     """The smoke recipe's corpus."""
-    from kdlib.corpus import prepare
 
-    return prepare.load(smoke)
+    return smoke.corpus
 
 
 @pytest.fixture(scope="session")
 def small_model(smoke) -> Path:
     """A `.nemo` file trained for a few steps on the smoke corpus."""
-    from kdlib.pretrained.model import pretrained_model
 
-    return pretrained_model(smoke)
+    return smoke.pretrained_model()
 
 
 @pytest.fixture(scope="session")
-def with_teachers(smoke) -> Params:
+def with_teachers(smoke) -> Fold:
     """The smoke recipe's parameters, with the teachers of all its three speakers trained, extracted and scored."""
-    from kdlib.logits import extract, teacher_scores
 
     for name in ("M04", "M08", "M10"):
-        teacher_scores.teacher_scores(smoke, name)
-        extract.extract(smoke, name, "training")
+        smoke.teacher_scores(name)
+        smoke.outputs(name, "training")
     return smoke
 
 

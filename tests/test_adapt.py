@@ -9,23 +9,19 @@ import forks
 import pytest
 import torch
 
-from kdlib.corpus import prepare
-from kdlib.corpus.speakers import in_blocks, split
+from kdlib.corpus.speakers import in_blocks
 from kdlib.errors import UserError
 from kdlib.models import hybrid
 from kdlib.models.nemo_files import SHIPPED_MODEL, read_tokenizer, restore_model
-from kdlib.params import load
-from kdlib.pretrained.model import training_record
-from kdlib.teachers.adapt import speaker_teacher
-from kdlib.teachers.base_model import SHIPPED, _build, base_model
-from kdlib.teachers.teacher_sets import teacher_names
+from kdlib.pipeline import Fold
+from kdlib.teachers.base_model import SHIPPED, _build
 from kdlib.tokens import Tokens
 from kdlib.training.sampling import set_aside
 
 RUN = """
 import os, sys
 from kdlib.training import callbacks
-from kdlib.params import load
+from kdlib.pipeline import Fold
 from kdlib.teachers import adapt
 
 def step_and_die(self, trainer, *rest, step=callbacks._Progress.on_train_batch_end):
@@ -49,16 +45,16 @@ def record(folder):
 
 
 def test_a_teacher_is_trained_on_controls_and_its_own_speaker(with_teachers, corpus):
-    speakers = record(base_model(with_teachers))["train_speakers"]
+    speakers = record(with_teachers.base_model())["train_speakers"]
     assert len(speakers) > 1
-    assert set(record(speaker_teacher(with_teachers, "M04"))["train_speakers"]) == {*speakers, "M04"}
+    assert set(record(with_teachers.teacher("M04"))["train_speakers"]) == {*speakers, "M04"}
     assert all(map(corpus.is_control, speakers))
 
 
 def test_teachers_are_shared_by_folds(with_teachers):
-    other_fold = load("params/smoke.yaml", "M10", overrides={"outputs": with_teachers.outputs})
-    assert speaker_teacher(other_fold, "M04") == speaker_teacher(with_teachers, "M04")
-    assert speaker_teacher(with_teachers, "M04").parent == with_teachers.folder / "teachers" / "speechbrain"
+    other_fold = Fold.load("params/smoke.yaml", "M10", overrides={"outputs": with_teachers.outputs})
+    assert other_fold.teacher("M04") == with_teachers.teacher("M04")
+    assert with_teachers.teacher("M04").parent == with_teachers.layout.recipe / "teachers" / "speechbrain"
 
 
 def test_dev_utterances_are_not_trained_on(corpus):
@@ -83,7 +79,7 @@ def test_other_microphones_follow_their_utterance(corpus):
 
 def test_a_killed_and_resumed_training_ends_with_the_same_weights(with_teachers, tmp_path):
     for name in ("corpus", "pretrained"):
-        shutil.copytree(with_teachers.folder / name, tmp_path / "smoke" / name)
+        shutil.copytree(with_teachers.layout.recipe / name, tmp_path / "smoke" / name)
     shutil.copytree(tmp_path, tmp_path / "whole")
     whole = run(tmp_path / "whole", 0)
     assert whole.returncode == 0, whole.stderr
@@ -102,42 +98,44 @@ def test_a_killed_and_resumed_training_ends_with_the_same_weights(with_teachers,
 
 
 def test_teachers_of_backbone_nemo_start_from_the_students_checkpoint(outputs, corpus):
-    params = load(
+    params = Fold.load(
         "params/smoke.yaml",
         "M08",
         overrides={"outputs": str(outputs), "pretrained": "shipped", "teacher": {"backbone": "nemo"}, "name": "nemo"},
     )
-    base, _, base_record = hybrid.load(base_model(params))
+    base, _, base_record = hybrid.load(params.base_model())
     source = restore_model(SHIPPED_MODEL)
     for name, weight in source.encoder.state_dict().items():  # frozen while the decoder is trained
         assert torch.equal(weight, base.encoder.encoder.state_dict()[name]), name
     assert torch.equal(base.ctc_head.weight[5], source.decoder.decoder_layers[0].weight[5, :, 0])
     assert base_record["backbone"] == "nemo"
-    teacher, _, teacher_record = hybrid.load(speaker_teacher(params, "M04"))
+    teacher, _, teacher_record = hybrid.load(params.teacher("M04"))
     assert not torch.equal(teacher.ctc_head.weight, base.ctc_head.weight)
     assert set(teacher_record["train_speakers"]) == {"M04", *base_record["train_speakers"]}
-    assert set(teacher_record["train_speakers"]) >= set(training_record(params)["speakers"])
+    assert set(teacher_record["train_speakers"]) >= set(params.pretrained_record()["speakers"])
 
 
 def test_a_teacher_from_scratch_is_trained_on_its_speaker_alone(outputs):
-    params = load("params/smoke.yaml", "M08", overrides={"outputs": str(outputs), "teacher": {"parent": "none"}})
-    assert base_model(params) is None
-    folder = speaker_teacher(params, "M04")
+    params = Fold.load("params/smoke.yaml", "M08", overrides={"outputs": str(outputs), "teacher": {"parent": "none"}})
+    assert params.base_model() is None
+    folder = params.teacher("M04")
     assert folder.parent.name == "speechbrain-scratch"
     assert record(folder)["train_speakers"] == ["M04"]
 
 
 def test_a_base_model_of_the_folds_speakers_belongs_to_the_fold(outputs, corpus):
-    params = load("params/smoke.yaml", "M08", overrides={"outputs": str(outputs), "teacher": {"parent": "from_corpus"}})
-    folder = base_model(params)
-    assert folder == params.fold_folder / "parents" / "speechbrain"
-    assert record(folder)["train_speakers"] == sorted({utt.speaker for utt in split(corpus, params).train})
+    params = Fold.load(
+        "params/smoke.yaml", "M08", overrides={"outputs": str(outputs), "teacher": {"parent": "from_corpus"}}
+    )
+    folder = params.base_model()
+    assert folder == params.layout.fold / "parents" / "speechbrain"
+    assert record(folder)["train_speakers"] == sorted({utt.speaker for utt in params.splits.train})
     assert not {params.held_out, params.fold.dev} & set(record(folder)["train_speakers"])
 
 
 def test_without_controls_the_error_names_other_settings(monkeypatch, outputs, tmp_path):
-    params = load("params/smoke.yaml", "M08", overrides={"outputs": str(outputs), "name": "uncontrolled"})
-    monkeypatch.setattr(type(prepare.load(params)), "is_control", lambda self, name: False)
+    params = Fold.load("params/smoke.yaml", "M08", overrides={"outputs": str(outputs), "name": "uncontrolled"})
+    monkeypatch.setattr(type(params.corpus), "is_control", lambda self, name: False)
     with pytest.raises(UserError, match="no control speakers to train the base model of the teachers on;"):
         _build(tmp_path, params)
 
@@ -148,7 +146,7 @@ def test_the_shipped_base_model_fits_the_demo_and_no_other_shape(tmp_path):
     assert sum(file.stat().st_size for file in SHIPPED.iterdir()) < 5e6
     settings = {"outputs": str(tmp_path), "pretrained": "shipped", "teacher": {"parent": "shipped"}}
     with pytest.raises(UserError, match="the shipped base model has other tokens or another shape"):
-        base_model(load("params/smoke.yaml", "M08", overrides=settings))
+        Fold.load("params/smoke.yaml", "M08", overrides=settings).base_model()
 
 
 @pytest.mark.parametrize(
@@ -163,7 +161,7 @@ def test_the_shipped_base_model_fits_the_demo_and_no_other_shape(tmp_path):
     ],
 )
 def test_teachers_are_requested_by_name_or_by_part(smoke, corpus, speakers, names):
-    assert teacher_names(smoke, speakers) == names
+    assert smoke.teacher_names(speakers) == names
 
 
 @pytest.mark.parametrize(
@@ -176,4 +174,4 @@ def test_teachers_are_requested_by_name_or_by_part(smoke, corpus, speakers, name
 )
 def test_unknown_speakers_and_parts_are_refused(smoke, corpus, speakers, message):
     with pytest.raises(UserError, match=message):
-        teacher_names(smoke, speakers)
+        smoke.teacher_names(speakers)

@@ -6,7 +6,7 @@ from kdlib.corpus import audio
 from kdlib.corpus.audio_checks import ADVICE, CHECKED_FILES, UNREADABLE, _fault, check_recordings
 from kdlib.corpus.manifest import Corpus, Utterance
 from kdlib.errors import UserError
-from kdlib.settings import AudioChecks
+from kdlib.settings.corpus import AudioChecks
 
 
 def utterance(path, name="a"):

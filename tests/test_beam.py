@@ -13,7 +13,7 @@ from kdlib.decode import lm
 from kdlib.decode.beam import BeamSearch, BeamSettings
 from kdlib.errors import UserError
 from kdlib.models import Outputs
-from kdlib.settings import BeamSearchSettings
+from kdlib.settings.evaluation import BeamSearchSettings
 from kdlib.tokens import Tokens, train_tokenizer
 
 LN10 = math.log(10)

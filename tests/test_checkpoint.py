@@ -6,7 +6,6 @@ import sys
 import pandas as pd
 import pytest
 
-from kdlib.corpus import prepare
 from kdlib.decode import lm
 from kdlib.errors import UserError
 from kdlib.evaluate import checkpoint
@@ -16,11 +15,11 @@ from kdlib.models.nemo_files import SHIPPED_MODEL, read_tokenizer
 
 @pytest.fixture(scope="module")
 def manifest(with_teachers):
-    return prepare.corpus_folder(with_teachers) / "manifest.csv"
+    return with_teachers.corpus_folder / "manifest.csv"
 
 
 def test_a_teacher_is_scored_on_a_manifest_from_the_command_line(with_teachers, manifest, tmp_path):
-    folder = with_teachers.folder / "teachers/speechbrain/M04"
+    folder = with_teachers.layout.recipe / "teachers/speechbrain/M04"
     command = [
         sys.executable,
         "-m",
@@ -52,7 +51,7 @@ def test_a_nemo_file_is_scored(with_teachers, manifest, tmp_path):
 
 def test_a_tokenizer_other_than_the_models_is_refused(with_teachers, manifest, tmp_path):
     """The WRA of 0 % in the original study: correct tokens, decoded with the wrong tokenizer."""
-    folder = with_teachers.folder / "teachers/speechbrain/M04"
+    folder = with_teachers.layout.recipe / "teachers/speechbrain/M04"
     other = tmp_path / "other.model"
     other.write_bytes(read_tokenizer(SHIPPED_MODEL))
     with pytest.raises(UserError, match=r"is not the one that .* was trained with: its ids are other pieces"):

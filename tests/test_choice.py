@@ -3,22 +3,20 @@
 import pytest
 import torch
 
-from kdlib.corpus.speakers import split
 from kdlib.errors import UserError
 from kdlib.logits import extract, teacher_scores
-from kdlib.params import load
-from kdlib.pretrained.pieces import load_tokens
-from kdlib.targets.choice import METHODS, _usable_weights, accuracies, load_target, weighting
+from kdlib.pipeline import Fold
+from kdlib.targets.choice import METHODS, _usable_weights, accuracies, weighting
 
 
 def of_teachers(with_teachers, names, **fold):
     settings = {"dev": None, "exclude": ["M01"], "teachers": names} | fold
-    return load("params/smoke.yaml", "M08", settings, {"outputs": with_teachers.outputs})
+    return Fold.load("params/smoke.yaml", "M08", fold=settings, overrides={"outputs": with_teachers.outputs})
 
 
 def test_the_target_is_one_distribution_per_frame(with_teachers, corpus):
-    utt = split(corpus, with_teachers).train[0]
-    log_probs, frames = load_target(with_teachers).log_probs([utt.utt_id], [utt.speaker])
+    utt = with_teachers.splits.train[0]
+    log_probs, frames = with_teachers.targets().log_probs([utt.utt_id], [utt.speaker])
     assert torch.allclose(log_probs.exp().sum(-1), torch.ones(1, int(frames[0])), atol=1e-4)
 
 
@@ -26,42 +24,42 @@ def test_the_target_is_one_distribution_per_frame(with_teachers, corpus):
 def test_there_is_no_target_on_held_out_and_dev_speech(with_teachers, corpus, speaker, why):
     utt = next(utt for utt in extract.extracted_utterances(with_teachers, corpus, "training") if utt.speaker == speaker)
     with pytest.raises(UserError, match=f"{utt.utt_id}: {speaker} {why}: no training target"):
-        load_target(with_teachers).log_probs([utt.utt_id], [utt.speaker])
+        with_teachers.targets().log_probs([utt.utt_id], [utt.speaker])
 
 
 def test_a_teacher_trained_on_the_held_out_speaker_is_refused(with_teachers):
-    store = extract.open_store(with_teachers, "M08", "training")
+    store = with_teachers.store("M08", "training")
     with pytest.raises(UserError, match="its teacher M08 was trained on M08"):
-        store.check(tokens=load_tokens(with_teachers), held_out=["M08"])
+        store.check(tokens=with_teachers.tokens, held_out=["M08"])
 
 
 def test_analysis_stores_are_no_training_targets(with_teachers):
-    store = extract.open_store(with_teachers, "M04", "analysis")
+    store = with_teachers.store("M04", "analysis")
     with pytest.raises(UserError, match="made for analysis of a held-out speaker; it is no training target"):
-        store.check(tokens=load_tokens(with_teachers), held_out=["M08"])
-    assert load_target(with_teachers, purpose="analysis").stores.keys() == {"M04"}
+        store.check(tokens=with_teachers.tokens, held_out=["M08"])
+    assert with_teachers.targets(purpose="analysis").stores.keys() == {"M04"}
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_gives_probabilities(with_teachers, corpus, method):
     params = of_teachers(with_teachers, ["M04", "M10"])
     utt = next(utt for utt in extract.extracted_utterances(params, corpus, "training") if utt.speaker == "M04")
-    log_probs, _ = load_target(params, method).log_probs([utt.utt_id], [utt.speaker])
+    log_probs, _ = params.targets(method).log_probs([utt.utt_id], [utt.speaker])
     assert float(log_probs.exp().sum(-1).sub(1).abs().max()) < 1e-4
 
 
 def test_own_uses_the_speakers_own_teacher(with_teachers, corpus):
     params = of_teachers(with_teachers, ["M04", "M10"])
     utt = next(utt for utt in extract.extracted_utterances(params, corpus, "training") if utt.speaker == "M10")
-    log_probs, _ = load_target(params, "own").log_probs([utt.utt_id], [utt.speaker])
-    alone = extract.open_store(params, "M10", "training").logits(utt.utt_id).log_softmax(-1)
+    log_probs, _ = params.targets("own").log_probs([utt.utt_id], [utt.speaker])
+    alone = params.store("M10", "training").logits(utt.utt_id).log_softmax(-1)
     assert torch.allclose(log_probs[0], alone, atol=1e-4)
 
 
 def test_weights_by_loss_match_the_formula(with_teachers, corpus):
     params = of_teachers(with_teachers, ["M04", "M10"])
     utt = next(utt for utt in extract.extracted_utterances(params, corpus, "training") if utt.speaker == "M10")
-    ensemble = load_target(params, "weighted_loss")
+    ensemble = params.targets("weighted_loss")
     losses = torch.tensor(
         [extract.teacher_outputs(params, name, "training")[utt.utt_id].ctc_loss for name in ("M04", "M10")]
     )

@@ -8,7 +8,7 @@ from kdlib.diagnose.causes import CAUSES, NO_FAULT, Fingerprint
 from kdlib.diagnose.collapse_study import Case
 from kdlib.errors import UserError
 from kdlib.evaluate import compare, predictions
-from kdlib.params import load
+from kdlib.pipeline import Fold
 
 RECIPE = "params/ablations/collapse.yaml"
 WORDS = ["ONE", "TWO", "SEVEN", "NINE", "COME", "GO", "YALE", "CAN", "THE", "WATER", "OTHER", "PEOPLE"]
@@ -22,8 +22,8 @@ def case(variant, seed, cause, wra):
 
 
 def test_the_recipe_has_a_variant_for_every_cause():
-    params = load(RECIPE, "M08")
-    true = {name: collapse_study.causes_of(load(RECIPE, "M08", variant=name)) for name in params.compare}
+    params = Fold.load(RECIPE, "M08")
+    true = {name: collapse_study.causes_of(Fold.load(RECIPE, "M08", name)) for name in params.compare}
     fingerprints = {Case(name, 1, cause, None, {}).fingerprint.cause for name, cause in true.items()}
     assert set(CAUSES) <= fingerprints
     assert true["hard"] == true["decoder_hard"] == true["ctc_kd"] == true["few_labels"] == NO_FAULT
@@ -31,7 +31,7 @@ def test_the_recipe_has_a_variant_for_every_cause():
     assert Case("", 1, "abd", None, {}).mixed
     assert not Case("", 1, "bd", None, {}).mixed
     assert collapse_study.is_factorial(params)
-    assert not collapse_study.is_factorial(load("params/demo.yaml", "M08"))
+    assert not collapse_study.is_factorial(Fold.load("params/demo.yaml", "M08"))
     assert len(params.seeds) >= 2
 
 
@@ -40,8 +40,8 @@ def test_every_student_of_the_factorial_has_the_control_of_its_head_and_backbone
         for name in collapse_study._factorial_variants():
             if name.split("+")[0] != base:
                 continue
-            params = load(RECIPE, "M08", variant=name)
-            control = load(RECIPE, "M08", variant=params.distill.control)
+            params = Fold.load(RECIPE, "M08", name)
+            control = Fold.load(RECIPE, "M08", params.distill.control)
             assert not control.distill.uses_teachers
             assert control.student == params.student
             assert control.distill.heads == params.distill.heads == {"CTC": "ctc", "decoder": "decoder"}[head]
@@ -52,7 +52,7 @@ def test_every_student_of_the_factorial_has_the_control_of_its_head_and_backbone
 
 
 def test_the_parts_cover_every_student_once():
-    params = load(RECIPE, "M08")
+    params = Fold.load(RECIPE, "M08")
     students = collapse_study.listed_students(params)
     parts = [collapse_study.listed_students(params, part) for part in ("1/2", "2/2")]
     assert sorted([*parts[0], *parts[1]]) == sorted(students)
@@ -106,7 +106,7 @@ def test_the_factorial_reports_what_collapses_and_what_hurts(monkeypatch, tmp_pa
 
     monkeypatch.setattr(collapse_study, "student_scores", fake_scores)
     monkeypatch.setattr(compare, "collect", fake_collect)
-    table = collapse_study.factorial(lambda name: load(RECIPE, "M08", variant=name), (1, 2)).set_index("system")
+    table = collapse_study.factorial(lambda name: Fold.load(RECIPE, "M08", name), (1, 2)).set_index("system")
     assert len(table) == 4 * 9
     assert table.loc["ctc_kd+shifted_tokens", "verdict"] == "collapses"
     assert table.loc["ctc_kd+own_recordings", "verdict"] == "hurts"

@@ -3,20 +3,16 @@
 import pandas as pd
 import pytest
 
-from kdlib.corpus import prepare
-from kdlib.corpus.speakers import split
 from kdlib.decode import lm
-from kdlib.evaluate.baseline import baseline, zero_shot
-from kdlib.evaluate.decoder_setup import TUNING, decoder_set, language_model
+from kdlib.evaluate.decoder_setup import TUNING, decoder_set
 from kdlib.io import read_json
 from kdlib.models.nemo_files import NeMoCTC
-from kdlib.params import load
-from kdlib.pretrained.model import pretrained_model
+from kdlib.pipeline import Fold
 
 
 @pytest.fixture(scope="module")
 def model(smoke):
-    return NeMoCTC(pretrained_model(smoke))
+    return NeMoCTC(smoke.pretrained_model())
 
 
 def words(path):
@@ -24,15 +20,15 @@ def words(path):
 
 
 def test_the_language_model_has_the_training_words_only(smoke, model, corpus):
-    splits = split(corpus, smoke)
-    assert words(language_model(smoke, model.tokens)) == {utt.text for utt in splits.train}
+    splits = smoke.splits
+    assert words(smoke.language_model(model.tokens)) == {utt.text for utt in splits.train}
     unseen = {utt.text for utt in splits.test} - splits.train_words
     assert unseen  # words of the test block that are never trained on
-    assert not unseen & words(language_model(smoke, model.tokens, all_speakers=True))
+    assert not unseen & words(smoke.language_model(model.tokens, all_speakers=True))
 
 
 def test_beam_settings_are_chosen_on_the_dev_speaker(smoke):
-    folder = baseline(smoke)
+    folder = smoke.baseline()
     scores = read_json(folder / "scores.json")
     setting, grid = scores["settings"]["beam"], pd.read_csv(folder / TUNING)
     assert setting["chosen_on"] == smoke.fold.dev
@@ -43,18 +39,18 @@ def test_beam_settings_are_chosen_on_the_dev_speaker(smoke):
 
 
 def test_without_a_dev_speaker_the_settings_of_the_recipe_are_used(smoke):
-    folder = zero_shot(smoke)
+    folder = smoke.zero_shot()
     setting = read_json(folder / "scores.json")["settings"]["beam"]
     assert (setting["chosen_on"], setting["lm_weight"]) == ("", smoke.search.lm_weight)
     assert not (folder / TUNING).exists()
 
 
 def test_beam_search_over_pieces_needs_no_lexicon(smoke, model, outputs):
-    params = load("params/smoke.yaml", "M08", overrides={"outputs": str(outputs), "search": {"units": "pieces"}})
+    params = Fold.load("params/smoke.yaml", "M08", overrides={"outputs": str(outputs), "search": {"units": "pieces"}})
     decoders = decoder_set(params, model.tokens)
     assert decoders.beam.words is None
-    assert language_model(params, model.tokens) != language_model(smoke, model.tokens)
-    assert words(language_model(params, model.tokens)) <= set(model.tokens.pieces)
+    assert params.language_model(model.tokens) != smoke.language_model(model.tokens)
+    assert words(params.language_model(model.tokens)) <= set(model.tokens.pieces)
 
 
 def test_a_model_without_a_trained_ctc_head_is_not_scored_with_ctc_decoders(smoke, model):
@@ -68,4 +64,4 @@ def test_a_model_without_a_trained_ctc_head_is_not_scored_with_ctc_decoders(smok
     assert both.columns == (
         "greedy", "lexicon", "beam", "attention", "attention_beam", "attention_lexicon", "joint", "joint_lexicon",
     )  # fmt: skip
-    assert prepare.lexicon(smoke)
+    assert smoke.lexicon

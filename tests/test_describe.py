@@ -5,7 +5,7 @@ import soundfile
 
 from kdlib.corpus import describe
 from kdlib.corpus.manifest import Corpus, Utterance
-from kdlib.corpus.speakers import published_speakers, split
+from kdlib.corpus.speakers import published_speakers
 
 
 def utterance(path, speaker, seconds, text="ONE"):
@@ -44,7 +44,7 @@ def test_one_row_per_speaker_from_least_to_most_intelligible(corpus):
 
 
 def test_roles_add_up(corpus, smoke):
-    roles = describe.split_table(split(corpus, smoke)).set_index("role")
+    roles = describe.split_table(smoke.splits).set_index("role")
     assert roles.utterances.to_dict() == {
         "training": 12,
         "dev": 6,

@@ -6,15 +6,12 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
-from kdlib.distill import ensembles, students
+from kdlib.distill import ensembles
 from kdlib.distill.setup import student_folder
-from kdlib.distill.student_scores import student_scores
 from kdlib.errors import UserError
 from kdlib.io import read_json, repository_root
-from kdlib.params import load
+from kdlib.pipeline import Fold
 from kdlib.show import comparison
-from kdlib.targets.choice import load_target, target_teachers
-from kdlib.teachers.adapt import speaker_teacher
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +24,7 @@ def variant(with_teachers, outputs):
             "checkpoints": {"variants": ["hard"], "seeds": [1], "average": "weights", "checkpoints": 2},
             "three": {"variants": ["hard"], "seeds": [1, 2, 7]},
         }
-        return load("params/smoke.yaml", "M08", overrides=defaults | overrides, variant=name)
+        return Fold.load("params/smoke.yaml", "M08", name, overrides=defaults | overrides)
 
     return load_variant
 
@@ -35,7 +32,7 @@ def variant(with_teachers, outputs):
 @pytest.fixture(scope="module")
 def hard(variant):
     for seed in (1, 2):
-        student_scores(variant("hard"), seed)
+        variant("hard").scores(seed)
     return variant("hard")
 
 
@@ -52,7 +49,7 @@ def test_the_best_checkpoints_are_kept(hard):
 
 def test_an_ensemble_is_scored_like_a_student(hard):
     for name in ("two", "soup", "checkpoints"):
-        folder = ensembles.ensemble_scores(hard, name)
+        folder = hard.ensemble(name)
         scores = read_json(folder / "scores.json")
         assert scores["system"] == f"ensemble {name}"
         assert set(scores["decoders"]) == {"greedy", "lexicon", "beam"}
@@ -67,9 +64,9 @@ def test_an_ensemble_is_scored_like_a_student(hard):
 
 def test_an_incomplete_ensemble_is_refused(hard, variant):
     with pytest.raises(UserError, match=r"no student 'hard' of seed 7 .*train it first"):
-        ensembles.ensemble_scores(hard, "three")
+        hard.ensemble("three")
     with pytest.raises(UserError, match="unknown ensemble 'thre'; did you mean 'three'"):
-        ensembles.ensemble_scores(hard, "thre")
+        hard.ensemble("thre")
     with pytest.raises(UserError, match=r"averages 3 checkpoints .* only 2 are kept"):
         variant("hard", ensembles={"x": {"seeds": [1], "checkpoints": 3}})
     with pytest.raises(UserError, match=r"ensembles.x.variants: unknown variant 'hrad'"):
@@ -78,15 +75,15 @@ def test_an_incomplete_ensemble_is_refused(hard, variant):
 
 def test_students_are_teachers_of_the_next(hard, variant):
     params = variant("born_again", teacher={"student_seeds": [1, 2]})
-    assert target_teachers(params) == ["hard/seed1", "hard/seed2"]
-    ensemble = load_target(params)
+    assert params.target_teachers() == ["hard/seed1", "hard/seed2"]
+    ensemble = params.targets()
     store = ensemble.stores["hard/seed1"]
     assert store.header.train_speakers == tuple(read_json(student_folder(hard, 1) / "model.json")["train_speakers"])
     assert not {"M08", "M10"} & set(store.header.train_speakers)
-    record = read_json(students.student(params) / "model.json")
+    record = read_json(params.student() / "model.json")
     assert record["uses_teachers"]
     with pytest.raises(UserError, match=r"no student 'hard' of seed 9 .*train it first"):
-        speaker_teacher(variant("born_again", teacher={"student_seeds": [9]}), "hard/seed9")
+        variant("born_again", teacher={"student_seeds": [9]}).teacher("hard/seed9")
 
 
 def test_a_student_trained_on_the_dev_speaker_is_no_member(hard, variant, monkeypatch):
@@ -94,7 +91,7 @@ def test_a_student_trained_on_the_dev_speaker_is_no_member(hard, variant, monkey
         ensembles, "EnsembleSystem", lambda *_: type("System", (), {"record": {"train_speakers": ["M10"]}})
     )
     with pytest.raises(UserError, match="a member was trained on M10"):
-        ensembles.ensemble_scores(variant("hard", scoring={"bootstrap": 201}), "two")
+        variant("hard", scoring={"bootstrap": 201}).ensemble("two")
 
 
 def test_the_command_prints_tables_and_verdicts_and_draws_them(hard, outputs, tmp_path, capsys):

@@ -4,13 +4,12 @@ import pandas as pd
 import pytest
 import systems
 
-from kdlib.pretrained.pieces import load_tokens
 from kdlib.show import explorer, explorer_data
 
 
 @pytest.fixture
 def page(smoke, corpus, tmp_path):
-    tokens = load_tokens(smoke)
+    tokens = smoke.tokens
     tests = [utt for utt in corpus if utt.speaker in ("M08", "M10")]
     folders = {
         name: systems.save(tmp_path / name, tests, tokens, wrong, place, level=corpus.level)
@@ -146,6 +145,6 @@ def test_columns_are_aligned_for_any_text():
 
 def test_headless_run_draws_the_most_informative_failures(smoke, corpus, tmp_path):
     tests = [utt for utt in corpus if utt.speaker == "M08"]
-    folder = systems.save(tmp_path / "hard", tests, load_tokens(smoke), 0.5, 1)
+    folder = systems.save(tmp_path / "hard", tests, smoke.tokens, 0.5, 1)
     figure = explorer.explore(smoke, {"hard": folder})
     assert "most informative failures" in figure.get_suptitle()

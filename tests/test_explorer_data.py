@@ -244,12 +244,11 @@ def test_every_filter_has_a_label():
 
 
 def test_data_of_a_fold(smoke, tmp_path):
-    from kdlib.corpus import prepare
 
-    tests = [utt for utt in prepare.load(smoke) if utt.speaker == "M08"]
+    tests = [utt for utt in smoke.corpus if utt.speaker == "M08"]
     tokens = Tokens.for_teachers(train_tokenizer(sorted({utt.text for utt in tests}), 40, tmp_path))
     data = explorer_data.fold_data(smoke, {"one": systems.save(tmp_path / "one", tests, tokens, 0.5, 1)})
-    assert data.notes_file == smoke.fold_folder / "notes.csv"
+    assert data.notes_file == smoke.layout.fold / "notes.csv"
     assert data.teacher_speakers
     assert set(data.metadata.level) == {"HIGH"}
     assert np.isfinite(data.by_speaker(data.table()).wra).all()

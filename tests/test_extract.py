@@ -11,12 +11,11 @@ from kdlib.corpus import audio
 from kdlib.logits import extract
 from kdlib.models import hybrid
 from kdlib.models.decoder import teacher_forced
-from kdlib.teachers.adapt import speaker_teacher
 from kdlib.tokens import BLANK
 
 RUN = """
 import os, sys
-from kdlib.params import load
+from kdlib.pipeline import Fold
 from kdlib.logits import extract, store
 
 extract.BATCH = 4
@@ -41,20 +40,20 @@ def run(folder, die_at):
 
 @pytest.fixture(scope="module")
 def teacher(with_teachers):
-    return hybrid.TrainedModel(speaker_teacher(with_teachers, "M04"))
+    return hybrid.TrainedModel(with_teachers.teacher("M04"))
 
 
 def test_every_teacher_is_extracted_on_the_same_recordings(with_teachers, corpus):
     utt_ids = [utt.utt_id for utt in extract.extracted_utterances(with_teachers, corpus, "training")]
     for name in ("M04", "M08", "M10"):
         for output in ("ctc", "decoder"):
-            assert sorted(extract.open_store(with_teachers, name, "training", output)) == sorted(utt_ids)
+            assert sorted(with_teachers.store(name, "training", output)) == sorted(utt_ids)
     assert {utt.block for utt in extract.extracted_utterances(with_teachers, corpus, "training")} == {"B1", "B3"}
     assert {utt.block for utt in extract.extracted_utterances(with_teachers, corpus, "analysis")} == {"B2"}
 
 
 def test_stored_outputs_are_those_of_the_teacher(with_teachers, corpus, teacher):
-    stores = {output: extract.open_store(with_teachers, "M04", "training", output) for output in ("ctc", "decoder")}
+    stores = {output: with_teachers.store("M04", "training", output) for output in ("ctc", "decoder")}
     rows = extract.teacher_outputs(with_teachers, "M04", "training")
     for utt in extract.extracted_utterances(with_teachers, corpus, "training")[::5]:
         ids = teacher.tokens.encode(utt.text)
@@ -84,18 +83,16 @@ def test_the_decoder_runs_free_on_analysis_speech(with_teachers, corpus, teacher
 
 
 def test_headers_state_the_permitted_use(with_teachers):
-    training, analysis = (
-        extract.open_store(with_teachers, "M04", purpose).header for purpose in ("training", "analysis")
-    )
+    training, analysis = (with_teachers.store("M04", purpose).header for purpose in ("training", "analysis"))
     assert (training.purpose, analysis.purpose) == ("training", "analysis")
     assert "M04" in training.train_speakers
     assert training.stride_ms == 40
-    assert extract.open_store(with_teachers, "M04", "training", "decoder").header.stride_ms == 0
+    assert with_teachers.store("M04", "training", "decoder").header.stride_ms == 0
 
 
 def test_a_killed_and_resumed_extraction_has_the_same_bytes(with_teachers, tmp_path):
     for name in ("corpus", "pretrained", "tokens", "parents", "teachers"):
-        shutil.copytree(with_teachers.folder / name, tmp_path / "smoke" / name)
+        shutil.copytree(with_teachers.layout.recipe / name, tmp_path / "smoke" / name)
     shutil.copytree(tmp_path, tmp_path / "whole")
     assert run(tmp_path / "whole", 0).returncode == 0
     for die_at in (6, 5, 30):  # in a batch of four, twice; then in the analysis
@@ -119,9 +116,9 @@ def test_time_and_size_are_estimated_beforehand(with_teachers, corpus, teacher, 
 
 
 def test_sizes_are_those_of_the_files(with_teachers):
-    folder = extract.extract(with_teachers, "M04", "training")
+    folder = with_teachers.outputs("M04", "training")
     row = extract.store_sizes({"M04": folder}).loc["M04"]
-    stores = [extract.open_store(with_teachers, "M04", "training", output) for output in ("ctc", "decoder")]
+    stores = [with_teachers.store("M04", "training", output) for output in ("ctc", "decoder")]
     assert row["CTC frames"] == sum(map(stores[0].frames, stores[0]))
     dense = sum(4 * store.header.size * sum(map(store.frames, store)) for store in stores)
     assert row["MB as float32 logits"] == round(dense / 1e6, 1)

@@ -8,16 +8,14 @@ import torch
 
 from kdlib.corpus.manifest import Utterance
 from kdlib.diagnose import collapse_study
-from kdlib.distill import faults, preflight, students
+from kdlib.distill import faults
 from kdlib.distill.checks import REFUSE, WARN
 from kdlib.distill.faults import FaultyStore
-from kdlib.distill.setup import initial_student, kl_judge, student_data, student_settings
-from kdlib.distill.student_scores import student_scores
+from kdlib.distill.setup import initial_student, kl_judge, student_settings
 from kdlib.errors import UserError
 from kdlib.evaluate.score import read_hypotheses
 from kdlib.logits.store import Header, LogitStore, Writer
-from kdlib.params import load
-from kdlib.pretrained.pieces import load_tokens
+from kdlib.pipeline import Fold
 from kdlib.targets.aggregation import TeacherEnsemble, Weighting
 from kdlib.tokens import Tokens
 
@@ -92,13 +90,13 @@ def faulty(with_teachers, outputs):
 
     def load_faulty(of="ctc_kd", **setting):
         overrides = {"outputs": str(outputs), "variants": {"broken": setting}}
-        return load("params/smoke.yaml", "M08", overrides=overrides, variant=f"{of}+broken")
+        return Fold.load("params/smoke.yaml", "M08", f"{of}+broken", overrides=overrides)
 
     return load_faulty
 
 
 def checks(params):
-    return {check.name: check for check in preflight.preflight(params)}
+    return {check.name: check for check in params.preflight()}
 
 
 DECODER = {"student": {"decoder_layers": 1}, "distill": {"heads": "decoder", "allow_decoder_kd": True}}
@@ -126,14 +124,14 @@ def test_the_preflight_detects_every_fault(faulty, setting, check, verdict):
 
 def test_a_student_with_a_fault_is_marked_and_examined(faulty):
     params = faulty(faults={"decode_offset": 1}, distill={"allow": ["target", "decoding"]})
-    folder = student_scores(params)
+    folder = params.scores()
     assert "with faults on purpose: decode_offset 1" in json.loads((folder / "scores.json").read_text())["remark"]
-    tokens = load_tokens(params)
+    tokens = params.tokens
     rows = read_hypotheses(folder / "hypotheses.csv")
     for row in rows:
         ids = [int(token) for token in row.token_ids.split()]
         assert row.greedy == tokens.decode(token + 1 for token in ids)
-    case = collapse_study.examined(params, 1)
+    case = params.examination(1)
     assert case.cause == "h"
     assert case.examination.figures["n"] == len(rows)
     assert {"lost_after_training", "better_checkpoint", "wra", "blank_frames"} <= set(case.signs)
@@ -143,7 +141,7 @@ def test_choosing_by_kl_keeps_the_checkpoint_nearest_to_the_teachers(faulty):
     params = faulty(
         faults={"choose_by": "kl"}, student={"validations_per_epoch": 3, "phases": [{"steps": 6, "lr": 1e-3}]}
     )
-    record = json.loads((students.student(params) / "model.json").read_text())
+    record = json.loads((params.student() / "model.json").read_text())
     assert record["best_dev_score"] < 0  # minus a divergence
     judge = kl_judge(params)
     assert judge is not None
@@ -153,7 +151,7 @@ def test_choosing_by_kl_keeps_the_checkpoint_nearest_to_the_teachers(faulty):
 
 def test_only_the_limited_words_are_trained_on(faulty):
     params = faulty("hard", faults={"max_words": 3})
-    data = student_data(params, load_tokens(params))
+    data = params.student_data(params.tokens)
     assert len({utt.text for utt in data.train}) == 3
     assert len({utt.text for utt in data.dev}) > 3
     assert collapse_study.causes_of(params) == "g"
@@ -167,12 +165,12 @@ def test_an_untrained_head_stays_at_its_initial_weights(faulty):
 
     from kdlib.runtime import seed_everything
 
-    student = students.student(params)
+    student = params.student()
     seed_everything(1)
-    before = initial_student(params, load_tokens(params), 1).ctc_head.weight
+    before = initial_student(params, params.tokens, 1).ctc_head.weight
     after = load_file(student / "model.safetensors")["ctc_head.weight"]
     assert torch.equal(before, after)
-    assert "greedy" in json.loads((student_scores(params) / "scores.json").read_text())["decoders"]
+    assert "greedy" in json.loads((params.scores() / "scores.json").read_text())["decoders"]
     assert collapse_study.decoder(params) == "greedy"
 
 
@@ -180,7 +178,7 @@ def test_of_joined_variants_the_later_overrides_the_earlier(faulty):
     params = faulty(distill={"beta": 0.0})
     assert (params.variant, params.distill.beta, params.distill.control) == ("ctc_kd+broken", 0.0, "hard")
     with pytest.raises(UserError, match=r"unknown variant 'brokn'.*broken"):
-        load("params/smoke.yaml", "M08", overrides={"variants": {"broken": {}}}, variant="hard+brokn")
+        Fold.load("params/smoke.yaml", "M08", "hard+brokn", overrides={"variants": {"broken": {}}})
 
 
 def test_a_healthy_recipe_has_no_fault(faulty):
@@ -194,7 +192,7 @@ def test_a_healthy_recipe_has_no_fault(faulty):
 
 
 def test_a_tokenizer_of_the_lexicons_own_pieces_decodes_differently(faulty):
-    tokens = load_tokens(faulty())
+    tokens = Fold(faulty()).tokens
     decode = faults.text_decoder(faulty(faults={"decode_tokenizer": "lexicon"}), tokens)
     words = ["ONE", "TWO", "THREE"]
     assert any(decode(tokens.encode(word)) != word for word in words)

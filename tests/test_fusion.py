@@ -5,17 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdlib.corpus import prepare
 from kdlib.corpus.manifest import Utterance
-from kdlib.corpus.speakers import split
 from kdlib.errors import UserError
 from kdlib.logits.store import Header, LogitStore, Writer
-from kdlib.params import load
+from kdlib.pipeline import Fold
 from kdlib.targets import choice, fusion, similarity
 from kdlib.targets.aggregation import FUSIONS, TeacherEnsemble, Weighting
-from kdlib.targets.choice import METHODS, CrossFitted, half_of, load_target, weighting
+from kdlib.targets.choice import METHODS, CrossFitted, half_of, weighting
 from kdlib.targets.similarity import FILE, similarity_weights, speaker_features, speaker_similarity
-from kdlib.targets.target_report import NOT_COMPARABLE, best_method
+from kdlib.targets.target_report import NOT_COMPARABLE
 
 V, D, LENGTH = 9, 6, 8
 
@@ -99,7 +97,12 @@ def test_no_dev_speech_for_a_fusion_is_refused(stores):
 
 @pytest.fixture(scope="module")
 def two(with_teachers):
-    return load("params/smoke.yaml", "M08", {"dev": "M10", "teachers": ["M04"]}, {"outputs": with_teachers.outputs})
+    return Fold.load(
+        "params/smoke.yaml",
+        "M08",
+        fold={"dev": "M10", "teachers": ["M04"]},
+        overrides={"outputs": with_teachers.outputs},
+    )
 
 
 def test_each_half_of_dev_speech_is_scored_with_weights_of_the_other(two, monkeypatch):
@@ -108,31 +111,31 @@ def test_each_half_of_dev_speech_is_scored_with_weights_of_the_other(two, monkey
     monkeypatch.setattr(choice, "weighting", lambda *args: halves.append(args[-1]) or original(*args))
     crossed = CrossFitted(two, "weighted_accuracy")
     assert halves == [1, 0]
-    dev = split(prepare.load(two), two).dev
+    dev = two.splits.dev
     names = [utt.utt_id for utt in dev]
     assert {half_of(name) for name in names} == {0, 1}
     log_probs, frames = crossed.log_probs(names, ["M10"] * len(names))
-    expected, expected_frames = load_target(two, purpose="analysis").log_probs(names, ["M10"] * len(names))
+    expected, expected_frames = two.targets(purpose="analysis").log_probs(names, ["M10"] * len(names))
     assert frames.tolist() == expected_frames.tolist()
     for row, expected_row, length in zip(log_probs, expected, frames.tolist(), strict=True):
         assert torch.allclose(row[:length], expected_row[:length], atol=1e-4)  # a single teacher has all the weight
 
 
 def test_auto_reports_the_selected_method_and_why(two):
-    method, why = best_method(two)
+    method, why = two.best_method()
     assert method in METHODS
     assert method not in NOT_COMPARABLE
     assert why.startswith(f"auto: {method}, with ")
     assert "on the dev speaker M10; next " in why
     both = two.model_copy(update={"distill": two.distill.model_copy(update={"heads": "both"})})
-    assert best_method(both)[0] not in FUSIONS  # which cannot combine a decoder's outputs
+    assert both.best_method()[0] not in FUSIONS  # which cannot combine a decoder's outputs
     with pytest.raises(UserError, match="the fold has no dev speaker to choose by"):
-        best_method(two.model_copy(update={"fold": two.fold.model_copy(update={"dev": None})}))
+        Fold(two.model_copy(update={"fold": two.fold.model_copy(update={"dev": None})})).best_method()
 
 
 def test_a_fusion_of_decoder_outputs_is_refused(two):
     with pytest.raises(UserError, match="'attention' is trained on CTC outputs and cannot combine a decoder's"):
-        load_target(two, "attention", output="decoder")
+        two.targets("attention", output="decoder")
 
 
 def test_the_most_similar_speaker_is_the_speaker(with_teachers, tmp_path, monkeypatch):

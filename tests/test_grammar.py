@@ -2,7 +2,7 @@ from collections import Counter
 
 from kdlib.corpus.embedded import grammar, synthetic
 from kdlib.corpus.importers.uaspeech import word_list
-from kdlib.settings import Synthetic, WordCounts
+from kdlib.settings.corpus import Synthetic, WordCounts
 
 NONE = WordCounts(digits=0, computer=0, common=0)
 

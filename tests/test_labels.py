@@ -9,20 +9,14 @@ import pytest
 from test_speakers import SPEAKERS, all_speakers, fold
 
 from kdlib.corpus import labels, prepare
-from kdlib.corpus.speakers import split
-from kdlib.distill import ensembles, preflight, students
-from kdlib.distill.setup import student_data, teacher_hypotheses
-from kdlib.distill.student_scores import student_scores
+from kdlib.distill import students
 from kdlib.errors import UserError
 from kdlib.evaluate import score
-from kdlib.evaluate.decoder_setup import language_model
 from kdlib.io import read_json
 from kdlib.logits import extract
-from kdlib.params import load
-from kdlib.pretrained.pieces import load_tokens
+from kdlib.pipeline import Fold
 from kdlib.show import comparison
-from kdlib.targets.choice import target_teachers, weighting
-from kdlib.teachers.adapt import speaker_teacher
+from kdlib.targets.choice import weighting
 
 
 def few(**settings):
@@ -78,12 +72,12 @@ def test_a_corpus_without_blocks_keeps_the_references_of_dev_and_test_speakers()
     assert all(utt.text for utt in hidden if utt.speaker in ("M08", "M10"))
     assert Counter(bool(utt.text) for utt in hidden if utt.speaker == "M04") == {True: 3, False: 3}
     with pytest.raises(UserError, match="use_unlabelled_held_out: M08 has no utterance in the training blocks"):
-        split(hidden, few(use_unlabelled_held_out=True))
+        Fold(few(use_unlabelled_held_out=True)).splits
 
 
 def test_the_held_out_speakers_other_blocks_may_be_used_without_transcripts():
     params = fold().model_copy(update={"use_unlabelled_held_out": True})
-    splits = split(labels.hide_unknown(all_speakers(), params), params)
+    splits = params.splits
     assert {(utt.speaker, utt.block, utt.text) for utt in splits.unlabelled} == {("M08", "B1", ""), ("M08", "B3", "")}
     assert {utt.speaker for utt in splits.train} == set(SPEAKERS) - {"M08", "M10", "M01"}
 
@@ -114,14 +108,14 @@ def worlds(with_teachers, tmp_path_factory):
     folders = []
     for swapped in (False, True):
         out = tmp_path_factory.mktemp("swapped" if swapped else "plain")
-        shutil.copytree(with_teachers.folder / "corpus", out / "smoke" / "corpus")
+        shutil.copytree(with_teachers.layout.recipe / "corpus", out / "smoke" / "corpus")
         for shared in ("pretrained", "tokens", "parents"):
-            shutil.copytree(with_teachers.folder / shared, out / "smoke" / shared)
+            shutil.copytree(with_teachers.layout.recipe / shared, out / "smoke" / shared)
         folders.append(out)
         if not swapped:
             continue
         params, manifest = in_world(out, "hard_20"), out / "smoke" / "corpus" / "manifest.csv"
-        corpus = prepare.load(params.with_all_labels)
+        corpus = Fold(params.with_all_labels).corpus
         labelled = labels.labelled(corpus, params)
         hidden = {utt.utt_id for utt in corpus if labels.trainable(corpus, utt, params)} - labelled
         rows = list(csv.DictReader(manifest.open(newline="", encoding="utf-8")))
@@ -136,13 +130,13 @@ def worlds(with_teachers, tmp_path_factory):
         assert len(hidden) > len(labelled)
     for out in folders:  # the teachers
         for name in ("hard", "hard_20"):
-            students.student(in_world(out, name))
+            Fold(in_world(out, name)).student()
     return folders
 
 
 def in_world(out, variant, **teacher):
     teacher |= {"student_seeds": [1]}
-    return load("params/smoke.yaml", "M08", overrides={"outputs": str(out), "teacher": teacher}, variant=variant)
+    return Fold.load("params/smoke.yaml", "M08", variant, overrides={"outputs": str(out), "teacher": teacher})
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -151,13 +145,13 @@ def test_students_do_not_depend_on_withheld_transcripts(worlds, name):
     contents = []
     for out in worlds:
         params = in_world(out, name)
-        folder = students.student(params)
-        files = [folder / "model.safetensors", language_model(params, load_tokens(params))]
+        folder = params.student()
+        files = [folder / "model.safetensors", params.language_model(params.tokens)]
         if params.distill.uses_teachers:
-            teacher = target_teachers(params)[0]
-            store = extract.extract(params, teacher, "training")
+            teacher = params.target_teachers()[0]
+            store = params.outputs(teacher, "training")
             files += [
-                speaker_teacher(params, teacher) / "model.safetensors",
+                params.teacher(teacher) / "model.safetensors",
                 store / "ctc/frames.bin",
                 store / "outputs.csv",
             ]
@@ -170,20 +164,20 @@ def test_students_do_not_depend_on_withheld_transcripts(worlds, name):
 
 def test_students_depend_on_available_transcripts(worlds):
     """Otherwise the test above would prove nothing."""
-    weights = [(students.student(in_world(out, "hard")) / "model.safetensors").read_bytes() for out in worlds]
+    weights = [(Fold(in_world(out, "hard")).student() / "model.safetensors").read_bytes() for out in worlds]
     assert weights[0] != weights[1]
 
 
 def test_a_teacher_with_more_labels_is_refused(worlds):
     params = in_world(worlds[0], "words_20", students=["hard"])
     with pytest.raises(UserError, match=r"teacher hard/seed1 was trained with all of the labels, but the student"):
-        students.student(params)
+        params.student()
 
 
 def test_speech_without_transcripts_has_no_decoder_targets_and_no_loss(worlds):
     params = in_world(worlds[0], "ctc_kd_20")
-    splits = split(prepare.load(params), params)
-    store = extract.open_store(params, "M04", "training", "decoder")
+    splits = params.splits
+    store = params.store("M04", "training", "decoder")
     outputs = extract.teacher_outputs(params, "M04", "training")
     assert {utt.utt_id in store for utt in splits.train} == {True}
     assert {utt.utt_id in store for utt in splits.unlabelled} == {False}
@@ -196,7 +190,7 @@ def test_the_validations_do_not_depend_on_the_number_of_labels(worlds):
     plans = []
     for name in ("hard", "hard_20", "words_20"):
         params = in_world(worlds[0], name)
-        data = student_data(params, load_tokens(params))
+        data = params.student_data(params.tokens)
         plan = students.batch_plan(params, data)
         plans.append((plan.groups, plan.parts, plan.steps))
         batches = [utt for part in range(plan.parts) for batch in plan.part(data.train, part, 1) for utt in batch]
@@ -205,14 +199,11 @@ def test_the_validations_do_not_depend_on_the_number_of_labels(worlds):
 
 
 def test_training_on_the_held_out_speaker_without_transcripts_is_recorded(worlds):
-    params = load(
-        "params/smoke.yaml",
-        "M08",
-        overrides={"outputs": str(worlds[0]), "use_unlabelled_held_out": True},
-        variant="one_best",
+    params = Fold.load(
+        "params/smoke.yaml", "M08", "one_best", overrides={"outputs": str(worlds[0]), "use_unlabelled_held_out": True}
     ).model_copy(update={"variant": "unlabelled"})
     params = params.model_copy(update={"teacher": params.teacher.model_copy(update={"student_seeds": (1,)})})
-    folder = student_scores(params)
+    folder = params.scores()
     record = read_json(folder.parent / "model.json")
     assert record["labels"]["unlabelled_speakers"] == ["M08"]
     assert record["unlabelled_utterances"] == 12  # B1 and B3 of the held-out speaker
@@ -220,10 +211,10 @@ def test_training_on_the_held_out_speaker_without_transcripts_is_recorded(worlds
     remark = "trained on M08 without transcripts: no leave-one-speaker-out result"
     assert read_json(folder / "scores.json")["remark"] == remark
     assert comparison.fold_table({("unlabelled", 1): folder}).loc[("unlabelled", 1), "remark"] == remark
-    assert "speaker independence" in [check.name for check in preflight.preflight(params)]
+    assert "speaker independence" in [check.name for check in params.preflight()]
     strict = in_world(worlds[0], "words", students=["unlabelled"])
     with pytest.raises(UserError, match="unlabelled/seed1 was trained on M08 without transcripts, who is held out"):
-        students.student(strict)
+        strict.student()
 
 
 def test_pseudo_labels_are_counted(worlds):
@@ -245,20 +236,20 @@ def test_pseudo_labels_are_counted(worlds):
 )
 def test_leaks_and_impossible_settings_are_refused_in_one_line(worlds, changes, message):
     more = {"student": {"decoder_layers": 1}} if "distill" in changes else {}
-    params = load(
+    params = Fold.load(
         "params/smoke.yaml",
         "M08",
+        "words_20",
         overrides={"outputs": str(worlds[0]), "teacher": {"student_seeds": [1]}} | more | changes,
-        variant="words_20",
     )
     with pytest.raises(UserError, match=message):
-        students.student(params)
+        params.student()
 
 
 def test_another_draw_of_labels_has_another_language_model(worlds):
     params = in_world(worlds[0], "hard_20")
-    tokens = load_tokens(params)
-    texts = [language_model(draw, tokens).read_bytes() for draw in (params, params.model_copy(update={"seed": 4}))]
+    tokens = params.tokens
+    texts = [draw.language_model(tokens).read_bytes() for draw in (params, params.model_copy(update={"seed": 4}))]
     assert texts[0] != texts[1]
 
 
@@ -266,7 +257,7 @@ def test_sentences_are_not_a_closed_lexicon(worlds, monkeypatch):
     params = in_world(worlds[0], "n_best_20")
     monkeypatch.setattr(prepare, "spellings", lambda params: {f"GO {word}": [f"GO {word}"] for word in ("UP", "ON")})
     with pytest.raises(UserError, match=r"most of these 2 are whole sentences, including those of unlabelled"):
-        teacher_hypotheses(params, {})
+        params.teacher_hypotheses({})
 
 
 def test_an_ensemble_has_the_labels_of_its_members(worlds):
@@ -274,11 +265,11 @@ def test_an_ensemble_has_the_labels_of_its_members(worlds):
         "few": {"variants": ["hard_20"], "seeds": [1, 2]},
         "mixed": {"variants": ["hard", "hard_20"], "seeds": [1]},
     }
-    params = load("params/smoke.yaml", "M08", overrides={"outputs": str(worlds[0]), "ensembles": group})
-    students.student(in_world(worlds[0], "hard_20"), 2)
-    folder = ensembles.ensemble_scores(params, "few")
+    params = Fold.load("params/smoke.yaml", "M08", overrides={"outputs": str(worlds[0]), "ensembles": group})
+    Fold(in_world(worlds[0], "hard_20")).student(2)
+    folder = params.ensemble("few")
     seen = {row.seen for row in score.read_hypotheses(folder / "hypotheses.csv")}
     assert "no" in seen
     assert read_json(folder / "run.json")["parameters"]["labels"] == "labels-20"
     with pytest.raises(UserError, match=r"ensembles\.mixed: its members were trained with different labels"):
-        ensembles.ensemble_scores(params, "mixed")
+        params.ensemble("mixed")

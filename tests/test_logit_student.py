@@ -3,16 +3,15 @@
 import pandas as pd
 import torch
 
-from kdlib.distill import logit_student
 from kdlib.distill.logit_student import LogitStudent
 from kdlib.io import read_json
-from kdlib.params import load
+from kdlib.pipeline import Fold
 
 
 def test_the_logit_student_is_trained_validated_and_scored(with_teachers):
-    params = load("params/smoke.yaml", "M08", overrides={"outputs": with_teachers.outputs})
+    params = Fold.load("params/smoke.yaml", "M08", overrides={"outputs": with_teachers.outputs})
     assert (params.logit_student.temperature, params.teacher.backbone) == (3.0, "sb")
-    folder = logit_student.logit_student_scores(params)
+    folder = params.logit_student()
     assert read_json(folder / "scores.json")["held_out"] == "M08"
     assert set(pd.read_csv(folder / "hypotheses.csv").speaker) == {"M08"}
     assert set(pd.read_csv(folder / "dev/hypotheses.csv").speaker) == {"M10"}

@@ -9,7 +9,7 @@ import torch
 from kdlib.corpus import audio
 from kdlib.errors import UserError
 from kdlib.models.nemo_files import SHIPPED_MODEL, NeMoCTC, find_model, restore_model
-from kdlib.params import load
+from kdlib.pipeline import Fold
 
 
 @pytest.fixture(scope="module")
@@ -66,21 +66,21 @@ def test_another_file_is_rejected(tmp_path):
 
 
 def test_a_missing_path_has_a_message_with_the_alternatives():
-    params = load("params/demo.yaml", "M08", overrides={"pretrained": "nemo", "nemo_model": "models/none.nemo"})
+    params = Fold.load("params/demo.yaml", "M08", overrides={"pretrained": "nemo", "nemo_model": "models/none.nemo"})
     with pytest.raises(UserError, match=r"there is no file .*models/none\.nemo; correct the path"):
         find_model(params)
 
 
 def test_a_local_file_is_used_directly():
     overrides = {"pretrained": "nemo", "nemo_model": str(SHIPPED_MODEL)}
-    assert find_model(load("params/demo.yaml", "M08", overrides=overrides)) == SHIPPED_MODEL
+    assert find_model(Fold.load("params/demo.yaml", "M08", overrides=overrides)) == SHIPPED_MODEL
 
 
 def test_without_a_network_the_message_has_both_alternatives(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # no server there
-    params = load("params/demo.yaml", "M08", overrides={"pretrained": "nemo"})
+    params = Fold.load("params/demo.yaml", "M08", overrides={"pretrained": "nemo"})
     with pytest.raises(UserError) as caught:
         find_model(params)
     assert "nemo_model: path/to/it.nemo" in str(caught.value)

@@ -12,7 +12,7 @@ from kdlib.models.hybrid import Heads, Hybrid
 from kdlib.objectives import losses
 from kdlib.objectives.objective import Batch, Objective, TrainableStudent
 from kdlib.objectives.reference_losses import cross_entropy, ctc_loss
-from kdlib.settings import Distill
+from kdlib.settings.distill import Distill
 from kdlib.targets.aggregation import Coverage
 
 SIZE, WIDTH = 12, 6

@@ -5,17 +5,15 @@ import dataclasses
 import pytest
 import torch
 
-from kdlib.corpus import prepare
-from kdlib.distill import checks, preflight, students
+from kdlib.distill import checks, preflight
 from kdlib.distill.checks import PASS, REFUSE, WARN
-from kdlib.distill.setup import resolved, student_folder
+from kdlib.distill.setup import student_folder
 from kdlib.errors import UserError
 from kdlib.logits import extract
 from kdlib.logits.store import Header
 from kdlib.models.nemo_files import SHIPPED_MODEL, read_tokenizer
-from kdlib.params import load
-from kdlib.pretrained.pieces import load_tokens
-from kdlib.settings import Distill
+from kdlib.pipeline import Fold
+from kdlib.settings.distill import Distill
 from kdlib.targets import choice
 from kdlib.tokens import Tokens
 
@@ -197,7 +195,7 @@ def test_each_check_detects_its_fault(name, tokens, references):
 @pytest.fixture(scope="module")
 def variant(with_teachers, outputs):
     def named(which, **overrides):
-        return load("params/smoke.yaml", "M08", overrides={"outputs": str(outputs)} | overrides, variant=which)
+        return Fold.load("params/smoke.yaml", "M08", which, overrides={"outputs": str(outputs)} | overrides)
 
     return named
 
@@ -208,7 +206,7 @@ def by_name(results):
 
 def test_the_preflight_of_the_smoke_recipe_refuses_its_untrained_teachers_only_for_an_empty_target(variant):
     """Its teachers were trained for four steps, and their output is empty."""
-    results = by_name(preflight.preflight(variant("ctc_kd")))
+    results = by_name(variant("ctc_kd").preflight())
     assert results["target"].verdict == REFUSE
     assert {name for name, check in results.items() if check.verdict == REFUSE} == {"target"}
     assert {"tokens", "held out", "recording", "stored and live", "gradients", "shift of ctc targets"} <= set(results)
@@ -218,27 +216,27 @@ def test_the_preflight_of_the_smoke_recipe_refuses_its_untrained_teachers_only_f
 
 
 def test_hard_labels_need_no_check_of_teachers(variant):
-    results = by_name(preflight.preflight(variant("hard")))
+    results = by_name(variant("hard").preflight())
     assert set(results) == {"decoding", "lengths", "unseen words", "choice", "heads"}
 
 
 def test_a_refused_student_is_not_trained(variant):
     params = variant("ctc_kd", distill={"allow": [], "temperature": 3.0})
     with pytest.raises(UserError, match=r"refuses to train:\n  target: the target is empty in 100 %"):
-        students.student(params, seed=7)
+        params.student(seed=7)
     assert not (student_folder(params, 7) / "model.json").exists()
 
 
 def test_decoder_distillation_across_encoders_is_switched_to_ctc_with_the_reason(variant):
     requested = variant("decoder_kd", distill={"allow_decoder_kd": False})
-    used = resolved(requested)
+    used = requested.resolved
     assert (requested.distill.heads, used.distill.heads) == ("decoder", "ctc")
     switched = checks.check_decoder_kd(requested.distill, used.distill)
     assert switched.verdict == WARN
     assert "switched to CTC: the original study ended at 0 %" in switched.reason
     forced = variant("decoder_kd")
-    assert resolved(forced).distill.heads == "decoder"
-    assert "on purpose" in checks.check_decoder_kd(forced.distill, resolved(forced).distill).reason
+    assert forced.resolved.distill.heads == "decoder"
+    assert "on purpose" in checks.check_decoder_kd(forced.distill, forced.resolved.distill).reason
 
 
 @pytest.mark.parametrize(
@@ -254,12 +252,12 @@ def test_an_unusable_store_is_refused_before_its_outputs_are_combined(monkeypatc
     open_store = extract.open_store
 
     def changed(*arguments):
-        store = open_store(*arguments)
+        store = Fold(*arguments).store()
         store.header = dataclasses.replace(store.header, **change)
         return store
 
     monkeypatch.setattr(extract, "open_store", changed)
-    results = by_name(preflight._check_teachers(params, load_tokens(params), 1))
+    results = by_name(preflight._check_teachers(params, params.tokens, 1))
     assert results[name].verdict == REFUSE
     assert reason in results[name].reason
 
@@ -267,13 +265,13 @@ def test_an_unusable_store_is_refused_before_its_outputs_are_combined(monkeypatc
 def test_outputs_of_another_recording_are_detected(monkeypatch, variant):
     """A teacher's rows of two utterances of different length, swapped."""
     params = variant("ctc_kd")
-    tokens = load_tokens(params)
-    corpus = prepare.load(params)
+    tokens = params.tokens
+    corpus = params.corpus
     durations = {utt.utt_id: utt.duration_s for utt in corpus}
     open_store = extract.open_store
 
     def swapped(*arguments):
-        store = open_store(*arguments)
+        store = Fold(*arguments).store()
         own = sorted((utt_id for utt_id in store if utt_id.startswith("M04")), key=durations.get)
         longest, shortest = own[-1], own[0]
         store._rows = store._rows | {longest: store._rows[shortest], shortest: store._rows[longest]}

@@ -8,20 +8,19 @@ import pytest
 import torch
 from corpora import own
 
-from kdlib.corpus import prepare
 from kdlib.corpus.manifest import Corpus
 from kdlib.corpus.speakers import published_speakers
 from kdlib.errors import UserError
 from kdlib.evaluate import baseline, score
 from kdlib.models.nemo_files import SHIPPED_MODEL, NeMoCTC, restore_model
-from kdlib.params import load
-from kdlib.pretrained.model import pretrained_model, split_controls, split_fold, training_record
+from kdlib.pipeline import Fold
+from kdlib.pretrained.model import split_controls, split_fold
 
 RUN = """
 import os, sys
 from kdlib.training import callbacks
 from kdlib.pretrained import model
-from kdlib.params import load
+from kdlib.pipeline import Fold
 
 def step_and_die(self, trainer, *rest, step=callbacks._Progress.on_train_batch_end):
     step(self, trainer, *rest)
@@ -51,20 +50,20 @@ def test_only_controls_are_trained_on_and_some_speakers_and_words_are_held_out(s
 
 
 def test_the_record_names_the_training_speakers(smoke, small_model, corpus):
-    record = training_record(smoke)
+    record = smoke.pretrained_record()
     assert set(record["speakers"]) == {utt.speaker for utt in split_controls(corpus, smoke).train}
     assert record["tokens"] == NeMoCTC(small_model).tokens.fingerprint
 
 
 def test_the_shipped_model_was_trained_on_no_speaker_of_any_fold():
-    record = training_record(load("params/demo.yaml", "M08"))
+    record = Fold.load("params/demo.yaml", "M08").pretrained_record()
     assert all(published_speakers()[name].control for name in record["speakers"])
     assert record["tokens"] == NeMoCTC(SHIPPED_MODEL).tokens.fingerprint
 
 
 def test_a_killed_and_resumed_run_has_the_same_weights(smoke, small_model, corpus, tmp_path):
     """kill -9 in the middle of the second epoch; the resumed run must end with the weights of the undisturbed one."""
-    shutil.copytree(smoke.folder / "corpus", tmp_path / "smoke" / "corpus")
+    shutil.copytree(smoke.layout.recipe / "corpus", tmp_path / "smoke" / "corpus")
     assert run(tmp_path, die_at_step=9).returncode == -signal.SIGKILL
     assert not (tmp_path / "smoke" / "pretrained").exists()
     assert (tmp_path / "smoke" / ".pretrained.partial" / "latest.ckpt").exists()
@@ -78,9 +77,9 @@ def test_a_killed_and_resumed_run_has_the_same_weights(smoke, small_model, corpu
 
 
 def test_nothing_is_trained_twice(smoke, small_model, capsys):
-    before = json.loads((smoke.folder / "pretrained" / "run.json").read_text())["finished"]
-    assert pretrained_model(smoke) == small_model
-    assert json.loads((smoke.folder / "pretrained" / "run.json").read_text())["finished"] == before
+    before = json.loads((smoke.layout.recipe / "pretrained" / "run.json").read_text())["finished"]
+    assert smoke.pretrained_model() == small_model
+    assert json.loads((smoke.layout.recipe / "pretrained" / "run.json").read_text())["finished"] == before
     assert "step" not in capsys.readouterr().err
 
 
@@ -109,14 +108,14 @@ def people(tmp_path_factory):
 def own_params(folder, name="own", fold=None, **pretraining):
     settings = {"manifest": str(folder / "corpus.csv"), "outputs": str(folder / "out"), "name": name, "folds": "none"}
     settings |= {"pretraining": TINY | pretraining, "speakers": {"Eve": {"level": "CONTROL"}}}
-    return load("params/own.yaml", "Ann", {"dev": "Bob"} | (fold or {}), settings)
+    return Fold.load("params/own.yaml", "Ann", fold={"dev": "Bob"} | (fold or {}), overrides=settings)
 
 
 def test_a_folds_own_model_is_trained_on_its_training_speakers_only(people):
     params = own_params(people)
-    path = pretrained_model(params)
+    path = params.pretrained_model()
     assert path == people / "out/own/Ann/pretrained/pretrained.nemo"
-    record = training_record(params)
+    record = params.pretrained_record()
     assert record["speakers"] == ["Cid", "Dee"]
     assert record["words"] == ["CAN'T", "X-RAY"]
     tokens = NeMoCTC(path).tokens
@@ -133,7 +132,7 @@ def test_its_zero_shot_scores_are_of_speakers_that_it_was_not_trained_on(people)
 
 
 def test_a_recipe_can_name_controls_to_train_on(people):
-    corpus = prepare.load(own_params(people))
+    corpus = Fold(own_params(people)).corpus
     assert {utt.speaker for utt in split_fold(corpus, own_params(people, speakers=["Eve"])).train} == {"Eve"}
     with pytest.raises(
         UserError, match=r"pretraining\.speakers names 'Even', who has no utterances; did you mean 'Eve'"
@@ -155,13 +154,13 @@ def test_test_controls_are_of_both_sexes_if_sexes_are_known(smoke, corpus):
 
 def test_a_changed_fold_trains_its_model_again(people):
     """A model that was trained on the previous fold file's speakers must not be used with an edited one."""
-    before = training_record(own_params(people))["speakers"]
-    after = training_record(own_params(people, fold={"dev": "Cid"}))["speakers"]
+    before = Fold(own_params(people)).pretrained_record()["speakers"]
+    after = Fold(own_params(people, fold={"dev": "Cid"})).pretrained_record()["speakers"]
     assert (before, after) == (["Cid", "Dee"], ["Bob", "Dee"])
 
 
 def test_excluded_speakers_are_not_trained_on_even_if_named(people):
-    corpus = prepare.load(own_params(people))
+    corpus = Fold(own_params(people)).corpus
     chosen = own_params(people, fold={"exclude": ["Cid"]}, speakers=["Cid", "Dee"])
     assert {utt.speaker for utt in split_fold(corpus, chosen).train} == {"Dee"}
     with pytest.raises(UserError, match=r"names only speakers that fold\.exclude keeps out of training"):
@@ -171,7 +170,7 @@ def test_excluded_speakers_are_not_trained_on_even_if_named(people):
 
 
 def test_seen_words_are_those_that_the_model_was_trained_on(people):
-    rows = score.read_hypotheses(baseline.baseline(own_params(people)) / "hypotheses.csv")
+    rows = score.read_hypotheses(Fold(own_params(people)).baseline() / "hypotheses.csv")
     assert {row.reference: row.seen for row in rows} == {"CAFÉ": "no", "X-RAY": "yes"}
 
 
@@ -188,6 +187,6 @@ def test_copies_are_not_scored(people, tmp_path):
 
 
 def test_the_shipped_models_speakers_are_not_in_another_corpus():
-    assert training_record(load("params/demo.yaml", "M08"))["speakers"]
-    other = load("params/uaspeech.yaml", "M08", overrides={"pretrained": "shipped"})
-    assert training_record(other)["speakers"] == []
+    assert Fold.load("params/demo.yaml", "M08").pretrained_record()["speakers"]
+    other = Fold.load("params/uaspeech.yaml", "M08", overrides={"pretrained": "shipped"})
+    assert other.pretrained_record()["speakers"] == []

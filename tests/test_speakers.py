@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from kdlib.corpus.manifest import Corpus, Speaker, Utterance
-from kdlib.corpus.speakers import dev_speaker, fold_teachers, published_speakers, speaker_info, split
+from kdlib.corpus.speakers import dev_speaker, fold_teachers, published_speakers, speaker_info
 from kdlib.errors import UserError
-from kdlib.params import load
+from kdlib.pipeline import Fold
 
 SPEAKERS = sorted(name for name, speaker in published_speakers().items() if not speaker.control)
 
@@ -27,7 +27,9 @@ def all_speakers(names=("CM01", *SPEAKERS)):
 
 def fold(held_out="M08", **settings):
     overrides = {"teacher": {"max_teachers": None}}
-    return load("params/demo.yaml", held_out, {"dev": "M10", "exclude": ["M01"]} | settings, overrides)
+    return Fold.load(
+        "params/demo.yaml", held_out, fold={"dev": "M10", "exclude": ["M01"]} | settings, overrides=overrides
+    )
 
 
 def test_the_table_holds_15_speakers_and_13_controls():
@@ -36,7 +38,7 @@ def test_the_table_holds_15_speakers_and_13_controls():
 
 
 def test_no_speaker_is_in_two_splits():
-    splits = split(all_speakers(), fold())
+    splits = Fold(fold()).splits
     train, dev, test = ({utt.speaker for utt in part} for part in (splits.train, splits.dev, splits.test))
     assert test == {"M08"}
     assert dev == {"M10"}
@@ -45,7 +47,7 @@ def test_no_speaker_is_in_two_splits():
 
 
 def test_blocks_of_training_and_test():
-    splits = split(all_speakers(), fold())
+    splits = Fold(fold()).splits
     assert {utt.block for utt in splits.train} == {"B1", "B3"}
     assert {utt.block for utt in splits.test} == {"B2"}
     assert sorted((utt.text, splits.seen(utt)) for utt in splits.test) == [("ONE", True), ("ONLYB2", False)]
@@ -54,7 +56,7 @@ def test_blocks_of_training_and_test():
 def test_an_excluded_speaker_still_has_a_teacher_and_may_be_held_out():
     assert "M01" in fold_teachers(fold(), all_speakers())
     params = fold("M01", exclude=["M01"])
-    assert {utt.speaker for utt in split(all_speakers(), params).test} == {"M01"}
+    assert {utt.speaker for utt in params.splits.test} == {"M01"}
 
 
 def test_teachers_of_all_others_leave_out_held_out_and_dev():
@@ -94,30 +96,32 @@ def test_levels_of_both_labels():
 )
 def test_missing_speakers_are_named(names, message):
     with pytest.raises(UserError, match=message):
-        split(all_speakers(names), fold())
+        Fold(fold()).splits
 
 
 def test_blocks_that_the_corpus_does_not_have_are_named():
-    params = load("params/demo.yaml", "M08", overrides={"blocks": {"test": ["B7"]}})
+    params = Fold.load("params/demo.yaml", "M08", overrides={"blocks": {"test": ["B7"]}})
     with pytest.raises(UserError, match=r"there is no block 'B7' in this corpus; it has B1, B2, B3"):
-        split(all_speakers(), params)
+        params.splits
 
 
 def test_the_same_name_is_another_person_in_another_corpus():
-    ua, torgo = (load(f"params/{name}.yaml", "M05") for name in ("uaspeech", "torgo"))
+    ua, torgo = (Fold.load(f"params/{name}.yaml", "M05") for name in ("uaspeech", "torgo"))
     assert speaker_info(ua, ["M05"])["M05"].level == "MID"
     assert speaker_info(torgo, ["M05"])["M05"].level == "LOW"
-    own = load("params/own.yaml", "M05", fold={"exclude": []})
+    own = Fold.load("params/own.yaml", "M05", fold={"exclude": []})
     assert speaker_info(own, ["M05", "CM01"])["M05"].level == ""
     assert not speaker_info(own, ["M05", "CM01"])["CM01"].control
 
 
 def test_a_recipe_may_have_metadata_of_its_speakers():
     metadata = {"ANNA": {"level": "LOW", "sex": "F"}, "CARL": {"level": "CONTROL"}}
-    params = load("params/own.yaml", "ANNA", {"exclude": []}, {"speakers": metadata, "folds": "none"})
+    params = Fold.load(
+        "params/own.yaml", "ANNA", fold={"exclude": []}, overrides={"speakers": metadata, "folds": "none"}
+    )
     info = speaker_info(params, ["ANNA", "BEN", "CARL"])
     assert (info["ANNA"].level, info["ANNA"].sex, info["BEN"].level, info["CARL"].control) == ("LOW", "F", "", True)
-    published = load("params/own.yaml", "M08", {"dev": "M10"}, {"speakers": "uaspeech"})
+    published = Fold.load("params/own.yaml", "M08", fold={"dev": "M10"}, overrides={"speakers": "uaspeech"})
     assert speaker_info(published, ["M08"]) == {"M08": published_speakers()["M08"]}
     assert published.fold_set == "uaspeech"
 
@@ -131,13 +135,13 @@ def test_without_metadata_every_speaker_is_the_dev_speaker_of_a_fold():
 def test_a_speaker_of_the_fold_who_is_not_in_the_corpus_is_named(role):
     corpus = all_speakers(["M08", "M10", "M09"])
     with pytest.raises(UserError, match=f"fold.{role} names 'M05', who has no utterances"):
-        split(corpus, fold(**{role: ["M09", "M05"]}))
+        Fold(fold(**{role: ["M09", "M05"]})).splits
 
 
 def test_another_microphones_recordings_are_trained_on_and_never_tested_on():
     corpus = all_speakers(["M08", "M10", "M09"])
     copies = tuple(replace(utt, utt_id=f"{utt.utt_id}_M3", copy_of=utt.utt_id) for utt in corpus)
-    before, after = (split(data, fold()) for data in (corpus, replace(corpus, utterances=corpus.utterances + copies)))
+    before, after = (Fold(fold()).splits for data in (corpus, replace(corpus, utterances=corpus.utterances + copies)))
     assert (len(after.train), len(after.dev), len(after.test)) == (
         2 * len(before.train),
         len(before.dev),

@@ -10,21 +10,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kdlib.corpus import audio, prepare
-from kdlib.corpus.speakers import split
+from kdlib.corpus import audio
 from kdlib.decode.greedy import greedy
 from kdlib.distill import setup, students
-from kdlib.distill.setup import LATEST, student_data, student_folder
-from kdlib.distill.student_scores import student_scores
+from kdlib.distill.setup import LATEST, student_folder
 from kdlib.errors import UserError
 from kdlib.evaluate import compare
 from kdlib.evaluate.score import Hypothesis, write_hypotheses
 from kdlib.io import read_json
 from kdlib.models import export, hybrid
 from kdlib.models.nemo_files import NeMoCTC, quiet_nemo, restore_model
-from kdlib.params import load
-from kdlib.pretrained.model import pretrained_model
-from kdlib.pretrained.pieces import load_tokens
+from kdlib.pipeline import Fold
 from kdlib.show import comparison
 from kdlib.tokens import BLANK
 from kdlib.training.checkpoints import read_curves
@@ -33,7 +29,7 @@ from kdlib.training.checkpoints import read_curves
 @pytest.fixture(scope="module")
 def variant(with_teachers, outputs):
     def named(which, **overrides):
-        return load("params/smoke.yaml", "M08", overrides={"outputs": str(outputs)} | overrides, variant=which)
+        return Fold.load("params/smoke.yaml", "M08", which, overrides={"outputs": str(outputs)} | overrides)
 
     return named
 
@@ -45,7 +41,7 @@ def same(folder, expected_folder, file="model.safetensors"):
 
 def test_a_student_is_chosen_on_the_dev_speaker_and_scored_on_the_held_out_one(variant):
     params = variant("ctc_kd")
-    folder = students.student(params)
+    folder = params.student()
     record = read_json(folder / "model.json")
     assert not {"M08", "M10"} & set(record["train_speakers"])
     assert (record["variant"], record["seed"], record["heads_trained"], record["steps"]) == ("ctc_kd", 1, ["ctc"], 6)
@@ -54,11 +50,11 @@ def test_a_student_is_chosen_on_the_dev_speaker_and_scored_on_the_held_out_one(v
     assert not list(folder.glob("**/*.ckpt")) + list(folder.glob("**/*.pt"))  # no file that has to be unpickled
     curves = read_curves(folder / "tensorboard")
     assert {"loss", "ctc", "kd_ctc", "dev_wra"} <= set(curves.name)
-    scored = student_scores(params)
+    scored = params.scores()
     assert read_json(scored / "scores.json")["held_out"] == "M08"
-    corpus = prepare.load(params)
+    corpus = params.corpus
     hypotheses = pd.read_csv(scored / "hypotheses.csv")
-    assert set(hypotheses.utt_id) == {utt.utt_id for utt in split(corpus, params).test}
+    assert set(hypotheses.utt_id) == {utt.utt_id for utt in params.splits.test}
     assert set(pd.read_csv(scored / "dev/hypotheses.csv").speaker) == {"M10"}
 
 
@@ -66,19 +62,19 @@ def test_the_control_is_trained_on_the_same_batches_without_teachers(variant, mo
     hard, distilled = variant("hard"), variant("ctc_kd")
     parts = {}
     for params in (hard, distilled):
-        data = student_data(params, load_tokens(params))
+        data = params.student_data(params.tokens)
         plan = students.batch_plan(params, data)
         parts[params.variant] = [
             [utt.utt_id for batch in plan.part(data.train, number, 1) for utt in batch] for number in range(4)
         ]
     assert parts["hard"] == parts["ctc_kd"]
     monkeypatch.setattr(setup, "load_target", lambda *_, **__: pytest.fail("a teacher's target was loaded"))
-    assert students.student(hard)
+    assert hard.student()
 
 
 def test_the_parts_of_an_epoch_are_the_whole_epoch(variant):
     params = variant("hard", student={"validations_per_epoch": 2, "batch_size": 4})
-    data = student_data(params, load_tokens(params))
+    data = params.student_data(params.tokens)
     plan = students.batch_plan(params, data)
     assert plan.parts == 2
     utt_ids = [utt.utt_id for part in (0, 1) for batch in plan.part(data.train, part, 1) for utt in batch]
@@ -98,11 +94,11 @@ def test_two_phases_in_one_run_equal_two_runs_with_resume(variant, tmp_path):
     """Seed 000's recipe both ways: the encoder frozen, then not, from the latest weights and with a new optimiser."""
 
     def train(name, **student):
-        shutil.copytree(students.student(variant("two_stage", student=student), seed=2), tmp_path / name)
+        shutil.copytree(variant("two_stage", student=student).student(seed=2), tmp_path / name)
         return tmp_path / name
 
     whole, first = train("whole", phases=PHASES), train("first", phases=PHASES[:1])
-    start, frozen = restore_model(pretrained_model(variant("hard"))), load_file(first / LATEST)
+    start, frozen = restore_model(variant("hard").pretrained_model()), load_file(first / LATEST)
     for name, weight in start.encoder.state_dict().items():
         assert torch.equal(weight, frozen[f"encoder.encoder.{name}"]), name
     second = train("second", phases=PHASES[1:], resume=str(first))
@@ -113,14 +109,14 @@ def test_two_phases_in_one_run_equal_two_runs_with_resume(variant, tmp_path):
 
 def test_resuming_from_a_missing_student_is_refused_with_its_folder(variant):
     with pytest.raises(UserError, match=r"student.resume: there is no student in .*none.*; train it first"):
-        students.student(variant("ctc_kd", student={"resume": "none"}))
+        variant("ctc_kd", student={"resume": "none"}).student()
 
 
 KILLED = """
 import os, sys
 from kdlib.training import callbacks
 from kdlib.distill import students
-from kdlib.params import load
+from kdlib.pipeline import Fold
 
 def die(self, trainer, *rest, end=callbacks._Progress.on_train_batch_end):
     end(self, trainer, *rest)
@@ -137,9 +133,9 @@ students.student(params)
 def test_a_student_killed_at_a_random_step_and_resumed_has_the_same_weights(variant, with_teachers, tmp_path):
     student = {"phases": [{"steps": 14, "warmup_steps": 2}], "validations_per_epoch": 2, "backbone": "sb"}
     whole = tmp_path / "whole"
-    shutil.copytree(students.student(variant("ctc_kd", student=student), seed=1), whole)
+    shutil.copytree(variant("ctc_kd", student=student).student(seed=1), whole)
     for name in ("corpus", "pretrained", "tokens", "parents", "teachers", "logits"):
-        shutil.copytree(with_teachers.folder / name, tmp_path / "smoke" / name)
+        shutil.copytree(with_teachers.layout.recipe / name, tmp_path / "smoke" / name)
     step, folder = random.randrange(3, 14), tmp_path / "smoke/M08/students/ctc_kd/seed1"
 
     assert forks.run(KILLED, tmp_path, step).returncode == -signal.SIGKILL, step
@@ -188,7 +184,7 @@ def test_a_student_killed_at_a_random_step_and_resumed_has_the_same_weights(vari
 )
 def test_every_kind_of_student_trains_and_is_scored(variant, settings):
     params = variant("ctc_kd", **settings)
-    decoders = read_json(student_scores(params, 3) / "scores.json")["decoders"]
+    decoders = read_json(params.scores(3) / "scores.json")["decoders"]
     assert {"greedy", "lexicon"} <= set(decoders)
     assert ("attention_lexicon" in decoders) == bool(params.student.decoder_layers)
     record = read_json(student_folder(params, 3) / "model.json")
@@ -200,20 +196,20 @@ def test_two_processes_train_one_student(variant):
     """DDP on the CPU: each process gets half of the batches, and both end with one student."""
     phases = [{"steps": 3, "freeze_encoder": True}, {"steps": 3}]
     params = variant("hard", student={"devices": 2, "accelerator": "cpu", "backbone": "sb", "phases": phases})
-    folder = students.student(params, 5)
+    folder = params.student(5)
     assert read_json(folder / "model.json")["steps"] == 6
     assert not (folder / "params.json").exists()
     assert hybrid.TrainedModel(folder).record["variant"] == "hard"
 
 
 def test_plain_nemo_transcribes_with_an_exported_ctc_student(variant, tmp_path):
-    folder = students.student(variant("hard"))
+    folder = variant("hard").student()
     path = export.export(folder, tmp_path / "student.nemo")
     nemo = restore_model(path)
     assert type(nemo).__name__ == "EncDecCTCModelBPE"
     nemo.eval()
     student = hybrid.TrainedModel(folder)
-    utterances = split(prepare.load(variant("hard")), variant("hard")).test
+    utterances = variant("hard").splits.test
     hypotheses = []
     for utt in utterances:
         hypotheses += [student.tokens.decode(ids) for ids in greedy(student(*audio.collate([utt])), BLANK)]
@@ -224,10 +220,10 @@ def test_plain_nemo_transcribes_with_an_exported_ctc_student(variant, tmp_path):
 
 def test_plain_nemo_has_the_same_posteriors_as_the_student(variant, tmp_path):
     """The smoke student's output is nearly empty: compare probabilities, blank with blank, piece with piece."""
-    folder = students.student(variant("hard"))
+    folder = variant("hard").student()
     nemo = NeMoCTC(export.export(folder, tmp_path / "student.nemo"))
     student = hybrid.TrainedModel(folder)
-    batch = audio.collate(split(prepare.load(variant("hard")), variant("hard")).test[:3])
+    batch = audio.collate(variant("hard").splits.test[:3])
     ours, theirs = student(*batch), nemo(*batch)
     pieces = len(student.tokens.pieces)
     plain = [index for index in range(pieces) if index > 2]
@@ -239,7 +235,7 @@ def test_plain_nemo_has_the_same_posteriors_as_the_student(variant, tmp_path):
 
 def test_a_speechbrain_student_cannot_be_exported_to_nemo(with_teachers, tmp_path):
     with pytest.raises(UserError, match="contains a SpeechBrain encoder"):
-        export.export(with_teachers.folder / "teachers/speechbrain/M04", tmp_path / "x.nemo")
+        export.export(with_teachers.layout.recipe / "teachers/speechbrain/M04", tmp_path / "x.nemo")
 
 
 def test_the_comparison_has_student_baseline_and_control(variant):
@@ -264,16 +260,16 @@ def test_a_control_of_other_steps_is_refused(variant):
 
 def test_resuming_from_a_student_trained_on_the_held_out_speaker_is_refused(variant):
     fold, overrides = {"dev": "M10", "exclude": []}, {"outputs": variant("hard").outputs}
-    folder = students.student(load("params/smoke.yaml", "M04", fold, overrides, "hard"))  # trained on M08
+    folder = Fold.load("params/smoke.yaml", "M04", "hard", fold=fold, overrides=overrides).student()  # trained on M08
     params = variant("hard", student={"resume": str(folder)})
     with pytest.raises(UserError, match=r"student.resume: .* was trained on M08"):
-        students.student(params, 8)
+        params.student(8)
 
 
 def test_a_speechbrain_student_without_a_base_model_is_refused(variant):
     params = variant("hard", student={"backbone": "sb"}, teacher={"parent": "none"})
     with pytest.raises(UserError, match=r"starts from the teachers' base model, but teacher.parent is 'none'"):
-        students.student(params, 8)
+        params.student(8)
 
 
 def test_fixed_and_broken_utterances_are_counted(tmp_path):

@@ -4,20 +4,20 @@ from collections import Counter
 
 import pytest
 
-from kdlib.corpus import manifest, prepare
+from kdlib.corpus import manifest
 from kdlib.corpus.embedded import synthetic
 from kdlib.corpus.importers import uaspeech
 from kdlib.corpus.speakers import published_speakers
 from kdlib.errors import UserError
 from kdlib.io import read_json, sha256
 from kdlib.models.nemo_files import SHIPPED_MODEL
-from kdlib.params import load
-from kdlib.settings import Synthetic
+from kdlib.pipeline import Fold
+from kdlib.settings.corpus import Synthetic
 
 MAKE = """
 import sys
 from kdlib.corpus import prepare
-from kdlib.params import load
+from kdlib.pipeline import Fold
 prepare.make(load("params/smoke.yaml", "M08", overrides={"outputs": sys.argv[1]}))
 """
 
@@ -37,7 +37,7 @@ def test_the_word_list_is_that_of_uaspeech():
 
 @pytest.mark.parametrize(("recipe", "control_count"), [("demo", 3), ("shipped", 13)])
 def test_prompts_follow_the_recipe(recipe, control_count):
-    prompts = synthetic.make_prompts(load(f"params/{recipe}.yaml", "M08").synthetic)
+    prompts = synthetic.make_prompts(Fold.load(f"params/{recipe}.yaml", "M08").synthetic)
     speakers, controls = (
         [name for name in prompts if published_speakers()[name].control == control] for control in (False, True)
     )
@@ -51,7 +51,7 @@ def test_prompts_follow_the_recipe(recipe, control_count):
 
 
 def test_ids_are_unique():
-    prompts = synthetic.make_prompts(load("params/demo.yaml", "M08").synthetic)
+    prompts = synthetic.make_prompts(Fold.load("params/demo.yaml", "M08").synthetic)
     ids = [prompt.utt_id for speaker_prompts in prompts.values() for prompt in speaker_prompts]
     assert len(ids) == len(set(ids)) == 15 * 288 + 3 * 509
 
@@ -65,11 +65,11 @@ def test_controls_may_be_named():
 
 def test_the_demos_controls_are_the_shipped_models_test_speakers():
     record = read_json(SHIPPED_MODEL.with_suffix(".train_data.json"))
-    assert load("params/demo.yaml", "M08").synthetic.controls == tuple(record["test_speakers"])
+    assert Fold.load("params/demo.yaml", "M08").synthetic.controls == tuple(record["test_speakers"])
 
 
 def test_unknown_speakers_are_refused():
-    params = load("params/demo.yaml", "M08", overrides={"synthetic": {"speakers": ["M08", "M80"]}})
+    params = Fold.load("params/demo.yaml", "M08", overrides={"synthetic": {"speakers": ["M08", "M80"]}})
     with pytest.raises(UserError, match="unknown speaker 'M80'"):
         synthetic.make_prompts(params.synthetic)
 
@@ -77,7 +77,9 @@ def test_unknown_speakers_are_refused():
 def test_two_fresh_processes_make_the_same_bytes(tmp_path, corpus, smoke):
     subprocess.run([sys.executable, "-c", MAKE, str(tmp_path)], check=True, capture_output=True)
     second = manifest.read(tmp_path / "smoke" / "corpus" / "manifest.csv")
-    assert (tmp_path / "smoke/corpus/manifest.csv").read_bytes() == (smoke.folder / "corpus/manifest.csv").read_bytes()
+    assert (tmp_path / "smoke/corpus/manifest.csv").read_bytes() == (
+        smoke.layout.recipe / "corpus/manifest.csv"
+    ).read_bytes()
     assert all(a.wav.read_bytes() == b.wav.read_bytes() for a, b in zip(corpus, second, strict=True))
 
 
@@ -86,8 +88,8 @@ def test_the_hash_in_the_manifest_is_the_files(corpus):
 
 
 def test_another_seed_gives_another_corpus(tmp_path, corpus):
-    params = load("params/smoke.yaml", "M08", overrides={"outputs": str(tmp_path), "synthetic": {"seed": 2}})
-    hashes = {utt.utt_id: utt.sha256 for utt in prepare.load(params)}
+    params = Fold.load("params/smoke.yaml", "M08", overrides={"outputs": str(tmp_path), "synthetic": {"seed": 2}})
+    hashes = {utt.utt_id: utt.sha256 for utt in params.corpus}
     assert all(hashes[utt.utt_id] != utt.sha256 for utt in corpus)
 
 
@@ -108,11 +110,13 @@ def test_a_killed_run_keeps_the_completed_speakers(tmp_path, corpus, smoke):
     wavs = [wav for name in speakers for wav in (tmp_path / "smoke/corpus/audio" / name).glob("*.wav")]
     assert wavs
     assert all(wav.stat().st_mtime_ns <= max(ready.values()) for wav in wavs)
-    assert (tmp_path / "smoke/corpus/manifest.csv").read_bytes() == (smoke.folder / "corpus/manifest.csv").read_bytes()
+    assert (tmp_path / "smoke/corpus/manifest.csv").read_bytes() == (
+        smoke.layout.recipe / "corpus/manifest.csv"
+    ).read_bytes()
 
 
 def test_a_failed_synthesis_is_one_error(tmp_path):
-    params = load("params/smoke.yaml", "M08", overrides={"outputs": str(tmp_path)})
+    params = Fold.load("params/smoke.yaml", "M08", overrides={"outputs": str(tmp_path)})
     (tmp_path / "audio").write_text("in the way of the folder")
     with pytest.raises(UserError, match=r"the speech synthesis failed: .*audio") as caught:
         list(synthetic._synthesise(synthetic.make_prompts(params.synthetic), params, tmp_path))

@@ -1,25 +1,24 @@
 import json
 
-from kdlib.corpus.speakers import split
-from kdlib.params import load
+from kdlib.pipeline import Fold
 from kdlib.targets.choice import METHODS
-from kdlib.targets.target_report import SAMPLE, disagreement, report_table, target_report
+from kdlib.targets.target_report import SAMPLE, disagreement, report_table
 
 
 def test_every_method_is_decoded_on_training_and_dev_speech(with_teachers, corpus):
-    folder = target_report(with_teachers)
+    folder = with_teachers.target_report()
     table = report_table(folder)
     assert set(zip(table["aggregate"], table.speech, strict=True)) == {
         (method, speech) for method in METHODS for speech in ("training", "dev")
     }
-    train = split(corpus, with_teachers).train
+    train = with_teachers.splits.train
     assert table[table.speech == "training"].n.unique().tolist() == [min(SAMPLE, len(train))]
     coverage = json.loads((folder / "logprob_mean" / "coverage.json").read_text())
     assert coverage == {"teachers": 1, "usable": len(train), "incomplete": 0, "left_out": 0}
 
 
 def test_a_single_teacher_scores_the_same_under_every_mean(with_teachers):
-    table = report_table(target_report(with_teachers)).set_index(["aggregate", "speech"])
+    table = report_table(with_teachers.target_report()).set_index(["aggregate", "speech"])
     for speech in ("training", "dev"):
         means = [method for method in METHODS if method != "transformer"]  # which corrects even a single teacher
         scores = {tuple(table.loc[(method, speech)].drop(["teachers", "remark"])) for method in means}
@@ -28,8 +27,8 @@ def test_a_single_teacher_scores_the_same_under_every_mean(with_teachers):
 
 def test_a_fold_without_a_dev_speaker_has_no_dev_speech(with_teachers):
     fold = {"dev": None, "exclude": ["M01"], "teachers": ["M04", "M10"]}
-    params = load("params/smoke.yaml", "M08", fold, {"outputs": with_teachers.outputs})
-    folder = target_report(params)
+    params = Fold.load("params/smoke.yaml", "M08", fold=fold, overrides={"outputs": with_teachers.outputs})
+    folder = params.target_report()
     assert set(report_table(folder).speech) == {"training"}
     pairs, simultaneous = disagreement(folder)
     assert len(pairs) == 1

@@ -1,28 +1,27 @@
 import json
 
-from kdlib.corpus import audio, prepare
+from kdlib.corpus import audio
 from kdlib.decode.greedy import greedy
 from kdlib.logits import extract, teacher_scores
 from kdlib.models import hybrid
-from kdlib.teachers.adapt import speaker_teacher
 
 
 def test_stored_outputs_give_the_hypotheses_of_the_model(with_teachers, corpus):
-    teacher = hybrid.TrainedModel(speaker_teacher(with_teachers, "M04"))
-    store = extract.open_store(with_teachers, "M04", "analysis")
+    teacher = hybrid.TrainedModel(with_teachers.teacher("M04"))
+    store = with_teachers.store("M04", "analysis")
     batch = extract.extracted_utterances(with_teachers, corpus, "analysis")[:6]
     hypotheses = greedy(teacher(*audio.collate(batch)), 2)
     assert greedy(teacher_scores.stored_outputs(store, batch), 2) == hypotheses
 
 
 def test_every_decoder_and_speaker_is_scored(with_teachers):
-    folder = teacher_scores.teacher_scores(with_teachers, "M04")
+    folder = with_teachers.teacher_scores("M04")
     decoders = json.loads((folder / "scores.json").read_text())["decoders"]
     assert list(decoders) == ["greedy", "lexicon", "beam", "attention"]
     for scores in decoders.values():
         assert set(scores["by"]["speaker"]) == {"M04", "M08", "M10"}
     assert (folder / "evaluation_attention.json").is_file()
-    assert set(prepare.lexicon(with_teachers)) >= {
+    assert set(with_teachers.lexicon) >= {
         row["target"] for row in json.loads((folder / "evaluation_lexicon.json").read_text())["predictions"]
     }
 

@@ -5,12 +5,10 @@ from collections import Counter
 import pytest
 from corpora import PROMPTS, torgo
 
-from kdlib.corpus import prepare
 from kdlib.corpus.importers import torgo as importer
-from kdlib.corpus.speakers import split
 from kdlib.errors import UserError
-from kdlib.params import fold_names, load
-from kdlib.settings import Torgo
+from kdlib.params import fold_names
+from kdlib.settings.corpus import Torgo
 
 
 @pytest.fixture
@@ -20,7 +18,7 @@ def tree(tmp_path):
 
 def params(tree, held_out="M01", **overrides):
     settings = {"data_folder": str(tree), "outputs": str(tree.parent / "out")}
-    return load("params/torgo.yaml", held_out, fold={"dev": None}, overrides=settings | overrides)
+    return Fold.load("params/torgo.yaml", held_out, fold={"dev": None}, overrides=settings | overrides)
 
 
 def test_words_and_sentences_of_every_session(tree):
@@ -52,7 +50,7 @@ def test_the_other_microphone_is_for_training_only(tree):
 
 
 def test_the_recipe_has_controls_and_severities(tree):
-    corpus = prepare.load(params(tree))
+    corpus = Fold(params(tree)).corpus
     assert corpus.dysarthric == ["F01", "M01"]
     assert (corpus.level("M01"), corpus.person("M01").sex) == ("VERY_LOW", "M")
     assert corpus.is_control("FC01")
@@ -61,19 +59,19 @@ def test_the_recipe_has_controls_and_severities(tree):
         "DON'T": "word",
         "THE QUICK BROWN FOX JUMPS OVER THE LAZY DOG": "sentence",
     }
-    assert {utt.speaker for utt in split(corpus, params(tree)).train} == {"F01"}
+    assert {utt.speaker for utt in Fold(params(tree)).splits.train} == {"F01"}
 
 
 def test_severities_are_configuration(tree):
     changed = params(tree, speakers={"M01": {"level": "LOW"}})
-    assert prepare.load(changed).level("M01") == "LOW"
+    assert changed.corpus.level("M01") == "LOW"
 
 
 def test_torgo_has_its_own_fold_files():
     assert fold_names("torgo") == ["F01", "F03", "F04", "M01", "M02", "M03", "M04", "M05"]
-    m05 = load("params/torgo.yaml", "M05")
+    m05 = Fold.load("params/torgo.yaml", "M05")
     assert (m05.fold_set, m05.fold.exclude) == ("torgo", ())
-    assert load("params/uaspeech.yaml", "M05").fold.dev == "M11"  # another M05
+    assert Fold.load("params/uaspeech.yaml", "M05").fold.dev == "M11"  # another M05
     assert m05.fold.dev != "M11"
 
 
@@ -92,10 +90,10 @@ def test_a_changed_prompt_rebuilds_the_corpus(tree):
     prompt = tree / "M01/Session1/prompts/0001.txt"
     (prompt.parent / "0001.txt~").write_text("old")
     assert prompt in importer.source_files(tree, Torgo())
-    assert "YES" in {utt.text for utt in prepare.load(params(tree))}
+    assert "YES" in {utt.text for utt in Fold(params(tree)).corpus}
     prompt.write_text("maybe\n")
-    prepare.make(params(tree))
-    assert "MAYBE" in {utt.text for utt in prepare.load(params(tree))}
+    Fold(params(tree)).prepared_corpus()
+    assert "MAYBE" in {utt.text for utt in Fold(params(tree)).corpus}
 
 
 def test_prompts_in_another_encoding_keep_their_letters_and_are_reported(tree):
@@ -129,4 +127,4 @@ def test_a_folder_without_permission_is_one_error(tree, monkeypatch):
 
     monkeypatch.setattr(importer, "source_files", refuse)
     with pytest.raises(UserError, match=r"TORGO/M01: cannot be read \(Permission denied\); check its permissions"):
-        prepare.make(params(tree))
+        Fold(params(tree)).prepared_corpus()

@@ -6,12 +6,11 @@ from collections import Counter
 import pytest
 from corpora import uaspeech, write_mlf, write_xls
 
-from kdlib.corpus import prepare
 from kdlib.corpus.importers import uaspeech as importer
-from kdlib.corpus.speakers import published_speakers, speaker_info, split
+from kdlib.corpus.speakers import published_speakers, speaker_info
 from kdlib.errors import UserError
-from kdlib.params import load
-from kdlib.settings import UASpeech
+from kdlib.pipeline import Fold
+from kdlib.settings.corpus import UASpeech
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +81,7 @@ def test_further_microphones_are_for_training_only(tree):
 
 def test_all_speakers_of_the_table_have_metadata(tree):
     assert (len(published_speakers()), sum(speaker.control for speaker in published_speakers().values())) == (28, 13)
-    params = load("params/uaspeech.yaml", "M08", overrides={"data_folder": str(tree)})
+    params = Fold.load("params/uaspeech.yaml", "M08", overrides={"data_folder": str(tree)})
     info = speaker_info(params, ["F02", "CF02"])
     assert (info["F02"].level, info["F02"].seed_level) == ("LOW", "HIGH")
     assert info["CF02"].control
@@ -170,13 +169,13 @@ def test_bad_trees_are_refused_in_one_line(tmp_path, case):
 def test_copies_are_never_test_utterances(tmp_path):
     tree = uaspeech(tmp_path / "UASpeech", ("M08", "M10", "F05", "CM01"), microphones=["M3", "M5"])
     settings = {"data_folder": str(tree), "outputs": str(tmp_path / "out"), "uaspeech": {"augment": "all"}}
-    params = load("params/uaspeech.yaml", "M08", overrides=settings)
-    corpus = prepare.load(params)
+    params = Fold.load("params/uaspeech.yaml", "M08", overrides=settings)
+    corpus = params.corpus
     assert len(corpus) == 4 * 2 * 765
-    splits = split(corpus, params)
+    splits = params.splits
     assert (len(splits.train), len(splits.dev), len(splits.test)) == (2 * 2 * 255, 255, 255)
     assert not any(utt.copy_of for utt in (*splits.dev, *splits.test))
-    words = prepare.lexicon(params)
+    words = params.lexicon
     assert len(words) == 449
     assert "X RAY" in words  # hyphens: space
 
@@ -246,4 +245,4 @@ def test_a_damaged_xls_is_one_error(small, cut):
 
 def test_microphones_that_do_not_exist_are_refused():
     with pytest.raises(UserError, match=r"uaspeech\.augment"):
-        load("params/uaspeech.yaml", "M08", overrides={"uaspeech": {"augment": ["M9"]}})
+        Fold.load("params/uaspeech.yaml", "M08", overrides={"uaspeech": {"augment": ["M9"]}})

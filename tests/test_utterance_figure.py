@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 import systems
 
-from kdlib.pretrained.pieces import load_tokens
 from kdlib.show import explorer_data, utterance_figure
 
 
 @pytest.fixture(scope="module")
 def data(smoke, corpus, tmp_path_factory):
-    folder, tokens = tmp_path_factory.mktemp("closeup"), load_tokens(smoke)
+    folder, tokens = tmp_path_factory.mktemp("closeup"), smoke.tokens
     tests = [utt for utt in corpus if utt.speaker == "M08"]
     folders = {
         name: systems.save(folder / name, tests, tokens, wrong, place)
@@ -56,7 +55,7 @@ def test_missing_recording_is_reported_in_the_figure(data, monkeypatch):
 
 def test_system_without_posteriors_is_drawn(data, tmp_path, corpus, smoke):
     tests = [utt for utt in corpus if utt.speaker == "M08"]
-    bare = systems.save(tmp_path / "bare", tests, load_tokens(smoke), 0.5, 1, posteriors=False)
+    bare = systems.save(tmp_path / "bare", tests, smoke.tokens, 0.5, 1, posteriors=False)
     alone = explorer_data.fold_data(smoke, {"bare": bare})
     assert alone.frames(tests[0].utt_id) == {}
     text = " ".join(texts(utterance_figure.utterance_figure(alone, tests[0].utt_id)))
@@ -65,7 +64,7 @@ def test_system_without_posteriors_is_drawn(data, tmp_path, corpus, smoke):
 
 
 def test_of_many_systems_the_compared_ones_are_drawn(data, tmp_path, corpus, smoke):
-    tests, tokens = [utt for utt in corpus if utt.speaker == "M08"], load_tokens(smoke)
+    tests, tokens = [utt for utt in corpus if utt.speaker == "M08"], smoke.tokens
     folders = {f"s{place}": systems.save(tmp_path / f"s{place}", tests, tokens, 0.5, place) for place in range(6)}
     many = explorer_data.fold_data(smoke, folders, before="s4", after="s5")
     text = " ".join(texts(utterance_figure.utterance_figure(many, tests[0].utt_id)))

@@ -19,8 +19,8 @@ from kdlib.corpus.audio import MARGIN_S, QUIET_DB, RATE_HZ, loud_part, read_samp
 from kdlib.corpus.manifest import Corpus, Excluded, Utterance
 from kdlib.errors import UserError
 from kdlib.io import atomic_write
-from kdlib.settings import AudioChecks
-from kdlib.stage import code_fingerprint
+from kdlib.settings.corpus import AudioChecks
+from kdlib.source_code import fingerprint
 
 SILENT = 1e-4  # peak below which a file is silence
 CLIPPED = 0.5  # share of samples at full scale above which a file is nothing but clipping
@@ -226,7 +226,7 @@ def _fault(samples: np.ndarray) -> str:
 
 
 def _version_line() -> str:
-    return f"examined by {code_fingerprint(['corpus/audio.py', 'corpus/audio_checks.py'])}"
+    return f"examined by {fingerprint(['corpus/audio.py', 'corpus/audio_checks.py'])}"
 
 
 def _is_current(path: Path) -> bool:

@@ -3,25 +3,18 @@
 An existing file is never overwritten: it may have been edited.
 """
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
 
-from kdlib.corpus import prepare
-from kdlib.corpus.manifest import Speaker
+from kdlib.corpus.manifest import Corpus, Speaker
 from kdlib.corpus.speakers import dev_speaker
-from kdlib.errors import UserError
-from kdlib.io import repository_root
-from kdlib.params import load
+from kdlib.io import short_path
 
 
-def write_fold_files(recipe: str) -> Path:
-    """Write the fold files of a recipe's corpus; return their folder."""
-    params = load(recipe, "nobody", fold={"exclude": []})
-    corpus = prepare.load(params)
-    folder = repository_root() / "params" / "folds" / params.fold_set
+def write_fold_files(corpus: Corpus, folder: Path, recipe: str) -> None:
+    """Write the fold files of a recipe's corpus into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     kept = []
     for held_out in corpus.dysarthric:
@@ -30,14 +23,13 @@ def write_fold_files(recipe: str) -> Path:
             kept.append(held_out)
         else:
             path.write_text(text, encoding="utf-8")
-    print(f"{folder.relative_to(repository_root())}: fold files of {', '.join(corpus.dysarthric)}")
+    print(f"{short_path(folder)}: fold files of {', '.join(corpus.dysarthric)}")
     unused = sorted(path.stem for path in folder.glob("*.yaml") if path.stem not in corpus.dysarthric)
     if unused:
         print(f"not needed, since their speakers are controls or not in the corpus: {', '.join(unused)}")
     if kept:
         print(f"edited, and not overwritten: {', '.join(kept)}")
     print(f"next: make folds RECIPE={recipe} FOLDS={','.join(corpus.dysarthric[:2])}   (or FOLDS=all)")
-    return folder
 
 
 def fold_file(held_out: str, speakers: Sequence[str], info: Mapping[str, Speaker], exclude: Sequence[str] = ()) -> str:
@@ -75,10 +67,3 @@ def fold_file(held_out: str, speakers: Sequence[str], info: Mapping[str, Speaker
 def _yaml(value: str | list | None) -> str:
     """Format a value so that YAML reads it back unchanged: names such as 01 and NO in quotes."""
     return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True).removesuffix("...\n").strip()
-
-
-if __name__ == "__main__":
-    try:
-        write_fold_files(sys.argv[1])
-    except UserError as error:
-        sys.exit(f"\n{error}\n")

@@ -9,12 +9,12 @@ import csv
 import functools
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.resources import files
 
 from kdlib.corpus.manifest import LEVELS, Corpus, Speaker, Utterance
 from kdlib.errors import UserError, nearest
-from kdlib.params import Params
+from kdlib.settings.corpus import CorpusSettings, SplitSettings
 
 
 @functools.cache
@@ -25,15 +25,15 @@ def published_speakers() -> dict[str, Speaker]:
     return {row["speaker"]: Speaker(**row | {"intelligibility_pct": float(row["intelligibility_pct"])}) for row in rows}
 
 
-def speaker_info(params: Params, names: Iterable[str]) -> dict[str, Speaker]:
+def speaker_info(settings: CorpusSettings, names: Iterable[str]) -> dict[str, Speaker]:
     """Collect the metadata of a corpus's speakers: UA-Speech's table or TORGO's names, then the recipe."""
-    if params.corpus in ("synthetic", "uaspeech") or params.speakers == "uaspeech":
+    if settings.corpus in ("synthetic", "uaspeech") or settings.speakers == "uaspeech":
         speakers = {name: published_speakers().get(name, Speaker(name)) for name in names}
-    elif params.corpus == "torgo":  # FC01: a woman of the control group
+    elif settings.corpus == "torgo":  # FC01: a woman of the control group
         speakers = {name: Speaker(name, sex=name[0], level="CONTROL" if name[1] == "C" else "") for name in names}
     else:
         speakers = {name: Speaker(name) for name in names}
-    recipe = {} if isinstance(params.speakers, str) else params.speakers
+    recipe = {} if isinstance(settings.speakers, str) else settings.speakers
     return {
         name: replace(speaker, **recipe[name].model_dump(exclude_none=True)) if name in recipe else speaker
         for name, speaker in speakers.items()
@@ -72,24 +72,6 @@ def dev_speaker(held_out: str, candidates: Iterable[str], info: Mapping[str, Spe
     return chosen, rules[distance(chosen)[0]]
 
 
-def fold_teachers(params: Params, corpus: Corpus) -> list[str]:
-    """Return the speakers whose teachers a fold averages."""
-    fold = params.fold
-    others = [name for name in corpus.dysarthric if name not in (params.held_out, fold.dev)]
-    if isinstance(fold.teachers, tuple):
-        return list(fold.teachers)
-    if fold.teachers == "all":
-        ordered = [name for name in corpus.by_intelligibility if name in others]
-        return evenly_spaced(ordered, params.teacher.max_teachers)
-    level = corpus.level(params.held_out, fold.levels)
-    same = [name for name in others if level and corpus.level(name, fold.levels) == level]
-    if not same:
-        why = f"no other speaker is {level}" if level else f"the level of {params.held_out} is not known"
-        text = f"{why} by the {fold.levels} labels: the teachers of {params.held_out} are all {len(others)} others"
-        warnings.warn(text, stacklevel=2)
-    return same or others
-
-
 def evenly_spaced(ordered: Sequence[str], count: int | None) -> list[str]:
     """Select at most `count` of them, evenly spaced from the first to the last; sorted by name.
 
@@ -103,27 +85,92 @@ def evenly_spaced(ordered: Sequence[str], count: int | None) -> list[str]:
     return sorted(ordered[round(index * (len(ordered) - 1) / (count - 1))] for index in range(count))
 
 
-@dataclass(frozen=True)
 class Splits:
-    """A fold's utterances by purpose."""
+    """A fold's utterances by purpose. No speaker is in two of training, dev and test."""
 
-    train: list[Utterance]  # with transcripts
-    dev: list[Utterance]
-    test: list[Utterance]
-    controls: list[Utterance]
-    train_words: frozenset[str]
-    unlabelled: list[Utterance]  # training speech without transcripts: their texts are empty
+    def __init__(self, corpus: Corpus, settings: SplitSettings) -> None:
+        """Split a corpus, and check that the fold's speakers and blocks exist in it."""
+        self.corpus, self.settings = corpus, settings
+        held_out, fold, blocks = settings.held_out, settings.fold, settings.blocks
+        _check_speakers(corpus, settings)
+        _check_blocks(corpus, settings)
+        away = {*settings.excluded_speakers, *fold.exclude}
+        named = corpus.dysarthric if fold.train == "all" else fold.train
+        self.train_speakers = [name for name in named if name not in away]
+        if not self.train_speakers:
+            raise UserError(
+                f"{corpus.source}: no training speaker is left: {held_out} is held out, {fold.dev} is the dev "
+                f"speaker, {', '.join(fold.exclude) or 'no speaker is'} excluded"
+            )
+        trainable = corpus.where(lambda utt: utt.speaker in self.train_speakers and in_blocks(utt, blocks.train))
+        self.train = [utt for utt in trainable if utt.text]
+        self.unlabelled = [utt for utt in trainable if not utt.text]  # training speech without transcripts
+        if settings.use_unlabelled_held_out:
+            self.unlabelled += _unlabelled_held_out(corpus, settings)
+        self.dev = corpus.where(lambda utt: utt.speaker == fold.dev and is_test(utt, blocks.test))
+        self.test = corpus.where(lambda utt: utt.speaker == held_out and is_test(utt, blocks.test))
+        self.controls = corpus.where(lambda utt: corpus.is_control(utt.speaker))
+        self.train_words = frozenset(utt.text for utt in self.train)
+        self._check_not_empty()
 
     def seen(self, utt: Utterance) -> bool:
         """True if the word of an utterance is in the training set."""
         return utt.text in self.train_words
 
+    def speech_of(self, speaker: str) -> list[Utterance]:
+        """A speaker's labelled utterances in the training blocks: what their teacher is trained on."""
+        blocks = self.settings.blocks.train
+        return self.corpus.where(lambda utt: utt.text and utt.speaker == speaker and in_blocks(utt, blocks))
 
-def split(corpus: Corpus, params: Params) -> Splits:
-    """Split a corpus for a fold, and check that no speaker is in two splits."""
-    held_out, fold, blocks = params.held_out, params.fold, params.blocks
-    speakers = corpus.dysarthric
-    for role, name in (("held-out", held_out), ("dev", fold.dev)):
+    def speech_of_all(self, *, test: bool = False) -> list[Utterance]:
+        """The training blocks of all dysarthric speakers, the held-out one included; or the test blocks."""
+        corpus, blocks = self.corpus, self.settings.blocks
+        if test:
+            return corpus.where(
+                lambda utt: utt.text and not corpus.is_control(utt.speaker) and is_test(utt, blocks.test)
+            )
+        return corpus.where(lambda utt: not corpus.is_control(utt.speaker) and in_blocks(utt, blocks.train))
+
+    def teachers(self, most: int | None = None, *, same_level: bool = False) -> list[str]:
+        """The speakers whose teachers the fold averages: at most so many, or those of the held-out speaker's level."""
+        fold, held_out, corpus = self.settings.fold, self.settings.held_out, self.corpus
+        others = [name for name in corpus.dysarthric if name not in self.settings.excluded_speakers]
+        if isinstance(fold.teachers, tuple) and not same_level:
+            return list(fold.teachers)
+        if fold.teachers == "all" and not same_level:
+            ordered = [name for name in corpus.by_intelligibility if name in others]
+            return evenly_spaced(ordered, most)
+        level = corpus.level(held_out, fold.levels)
+        same = [name for name in others if level and corpus.level(name, fold.levels) == level]
+        if not same:
+            why = f"no other speaker is {level}" if level else f"the level of {held_out} is not known"
+            text = f"{why} by the {fold.levels} labels: the teachers of {held_out} are all {len(others)} others"
+            warnings.warn(text, stacklevel=2)
+        return same or others
+
+    def _check_not_empty(self) -> None:
+        blocks = self.settings.blocks
+        parts = (
+            ("training", self.train, blocks.train),
+            ("dev", self.dev, blocks.test),
+            ("test", self.test, blocks.test),
+        )
+        speakers = {"dev": self.settings.fold.dev, "test": self.settings.held_out}
+        for name, utterances, expected in parts:
+            if utterances or (name == "dev" and not self.settings.fold.dev):
+                continue
+            speaker = speakers.get(name)
+            found = {utt.block or "(none)" for utt in self.corpus if speaker in (None, utt.speaker)}
+            raise UserError(
+                f"{self.corpus.source}: the {name} set{f' of {speaker}' if speaker else ''} is empty: expected blocks "
+                f"{', '.join(expected)}, found {', '.join(sorted(found))}"
+            )
+
+
+def _check_speakers(corpus: Corpus, settings: SplitSettings) -> None:
+    """Refuse a fold that names a speaker without utterances."""
+    speakers, fold = corpus.dysarthric, settings.fold
+    for role, name in (("held-out", settings.held_out), ("dev", fold.dev)):
         if name is not None and name not in speakers:
             raise UserError(f"{corpus.source}: the {role} speaker {name!r} has no utterances{nearest(name, speakers)}")
     for role in ("train", "teachers"):
@@ -132,42 +179,27 @@ def split(corpus: Corpus, params: Params) -> Splits:
                 raise UserError(
                     f"{corpus.source}: fold.{role} names {name!r}, who has no utterances{nearest(name, speakers)}"
                 )
+
+
+def _check_blocks(corpus: Corpus, settings: SplitSettings) -> None:
+    """Refuse blocks that the corpus does not have."""
     corpus_blocks = {utt.block for utt in corpus}
-    for block in (*blocks.train, *blocks.test):
+    for block in (*settings.blocks.train, *settings.blocks.test):
         if corpus_blocks != {""} and block not in corpus_blocks:
             named = ", ".join(sorted(corpus_blocks))
             raise UserError(f"{corpus.source}: blocks: there is no block {block!r} in this corpus; it has {named}")
-    away = {held_out, fold.dev, *fold.exclude}
-    train_speakers = [name for name in (speakers if fold.train == "all" else fold.train) if name not in away]
-    if not train_speakers:
+
+
+def _unlabelled_held_out(corpus: Corpus, settings: SplitSettings) -> list[Utterance]:
+    """The held-out speaker's speech that is not test speech, without transcripts."""
+    held_out, blocks = settings.held_out, settings.blocks.train
+    more = corpus.where(lambda utt: utt.speaker == held_out and in_blocks(utt, blocks) and not utt.text)
+    if not more:
         raise UserError(
-            f"{corpus.source}: no training speaker is left: {held_out} is held out, {fold.dev} is the dev "
-            f"speaker, {', '.join(fold.exclude) or 'no speaker is'} excluded"
+            f"{corpus.source}: use_unlabelled_held_out: {held_out} has no utterance in the training blocks "
+            f"{', '.join(blocks)} that is not test speech; remove the setting"
         )
-    trainable = corpus.where(lambda utt: utt.speaker in train_speakers and in_blocks(utt, blocks.train))
-    train = [utt for utt in trainable if utt.text]
-    unlabelled = [utt for utt in trainable if not utt.text]
-    if params.use_unlabelled_held_out:
-        more = corpus.where(lambda utt: utt.speaker == held_out and in_blocks(utt, blocks.train) and not utt.text)
-        if not more:
-            raise UserError(
-                f"{corpus.source}: use_unlabelled_held_out: {held_out} has no utterance in the training blocks "
-                f"{', '.join(blocks.train)} that is not test speech; remove the setting"
-            )
-        unlabelled += more
-    dev = corpus.where(lambda utt: utt.speaker == fold.dev and is_test(utt, blocks.test))
-    test = corpus.where(lambda utt: utt.speaker == held_out and is_test(utt, blocks.test))
-    parts = (("training", train, blocks.train), ("dev", dev, blocks.test), ("test", test, blocks.test))
-    for name, utterances, expected in parts:
-        if not utterances and (name != "dev" or fold.dev):
-            speaker = {"dev": f" of {fold.dev}", "test": f" of {held_out}"}.get(name, "")
-            found = sorted({utt.block or "(none)" for utt in corpus if not speaker or utt.speaker == speaker[4:]})
-            raise UserError(
-                f"{corpus.source}: the {name} set{speaker} is empty: expected blocks {', '.join(expected)}, "
-                f"found {', '.join(found)}"
-            )
-    controls = corpus.where(lambda utt: corpus.is_control(utt.speaker))
-    return Splits(train, dev, test, controls, frozenset(utt.text for utt in train), unlabelled)
+    return more
 
 
 def in_blocks(utt: Utterance, blocks: tuple[str, ...]) -> bool:

@@ -14,7 +14,6 @@ from kdlib.models.encoder_conformer import length_mask
 from kdlib.models.hybrid import Hybrid
 from kdlib.tokens import Tokens
 
-CODE = ("decode/attention.py", "models/decoder.py")
 CHUNK = 2000  # spellings per pass of the decoder
 
 
@@ -30,11 +29,10 @@ class AttentionDecoding:
         longest: int | None = None,
         size: int = 8,
         ctc_weight: float = 0.3,
-        joint: bool = True,
     ) -> None:
-        """Decode at most `longest` tokens with a beam of `size`; `joint` is True if the CTC head is trained as well."""
+        """Decode at most `longest` tokens with a beam of `size`; `ctc_weight` is 0 if the CTC head is not trained."""
         self.model, self.tokens, self.lexicon, self.size = model, tokens, lexicon, size
-        self.ctc_weight = ctc_weight if joint else 0.0
+        self.ctc_weight = ctc_weight
         self.longest = longest or max(map(len, lexicon.sequences)) + 4
         self.columns = ("attention", "attention_beam", "attention_lexicon")
         self.columns += ("joint", "joint_lexicon") if self.ctc_weight else ()

@@ -23,10 +23,9 @@ from kdlib.decode.lexicon import Words
 from kdlib.decode.lm import BEGIN, END, UNKNOWN
 from kdlib.errors import UserError
 from kdlib.models import Outputs
-from kdlib.settings import BeamSearchSettings
+from kdlib.settings.evaluation import BeamSearchSettings
 from kdlib.tokens import Tokens, normalise
 
-CODE = ("decode/beam.py", "decode/lm.py")
 NAMES = "names.txt"
 UNUSED = "<never>"  # flashlight requires a token for silence between words: one that no model outputs
 IMPOSSIBLE = -1e4  # its log-probability

@@ -2,8 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from kdlib.decode import attention, beam
-from kdlib.decode import lexicon as closed
 from kdlib.decode.attention import AttentionDecoding
 from kdlib.decode.beam import BeamSearch
 from kdlib.decode.greedy import blank_share, greedy
@@ -11,7 +9,6 @@ from kdlib.decode.lexicon import Lexicon
 from kdlib.models import Outputs
 from kdlib.tokens import Tokens
 
-DECODERS_CODE = ("decode/decoders.py", "decode/greedy.py", *closed.CODE, *beam.CODE, *attention.CODE)
 GREEDY, CLOSED, BEAM = "greedy", "lexicon", "beam"
 
 

@@ -16,7 +16,6 @@ from kdlib.errors import UserError
 from kdlib.models import Outputs
 from kdlib.tokens import Tokens, normalise
 
-CODE = ("decode/lexicon.py", "decode/trie.py")
 Words = Iterable[str] | Mapping[str, Iterable[str]]  # or each word with all its spellings
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from kdlib.errors import UserError
 from kdlib.io import atomic_write
 
-CODE = ("decode/lm.py",)
 BEGIN, END, UNKNOWN = "<s>", "</s>", "<unk>"
 FALLBACK = (
     0.5,

@@ -1,7 +1,7 @@
 """The study of collapses: examine a fold's students, collect fingerprints of known causes, and find which collapse it.
 
 Every student of a recipe can be examined; those of `params/ablations/collapse.yaml` have known causes, read off the
-recipe. `cases` trains missing students; several processes share the work by parts of `listed_students`.
+recipe.
 """
 
 import itertools
@@ -16,26 +16,19 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student_t
 
-from kdlib.corpus import prepare
 from kdlib.diagnose import causes
 from kdlib.diagnose.causes import NO_FAULT, Diagnosis, Fingerprint
 from kdlib.diagnose.examination import Examination, examine
-from kdlib.distill import faults, preflight
-from kdlib.distill.checks import PASS
-from kdlib.distill.setup import resolved, student_data
-from kdlib.distill.student_scores import student_scores
 from kdlib.errors import UserError
 from kdlib.evaluate import compare, posteriors, predictions
-from kdlib.evaluate.baseline import baseline
 from kdlib.evaluate.score import interval
 from kdlib.evaluate.statistics import LEVEL
 from kdlib.evaluate.verdict import NO_DIFFERENCE
-from kdlib.params import Params
-from kdlib.pretrained.pieces import load_tokens
-from kdlib.targets.target_report import combined_teacher_scores
+from kdlib.settings.distill import Distill
+from kdlib.settings.student import Faults
+from kdlib.tokens import Tokens
 from kdlib.training.checkpoints import TENSORBOARD, read_curves
 
-Variants = Callable[[str], Params]  # a variant's name -> its parameters, in one fold
 FACTORS = ("own_recordings", "no_references", "shifted_tokens")  # joined to a base
 BASES = {  # a base of the factorial -> student, head
     "ctc_kd": ("NeMo", "CTC"),
@@ -69,20 +62,34 @@ class Case:
         return self.cause != NO_FAULT and len(self.fingerprint.cause) > 1
 
 
-def listed_students(params: Params, part: str = "") -> list[tuple[str, int]]:
-    """The students of a recipe, by variant and seed; of a part such as `1/2`, every second one."""
-    students = [(variant, seed) for seed in params.seeds for variant in params.compare]
-    if not part:
-        return students
-    number, _, parts = part.partition("/")
+@dataclass(frozen=True)
+class StudentResults:
+    """What is examined of a student."""
+
+    variant: str
+    seed: int
+    cause: str  # that its recipe has, or NO_FAULT
+    scores: Path  # its folder of scores
+    decoder: str
+    tokens: Tokens
+    vocabulary: Sequence[str]
+    training: Sequence[str]  # texts
+    teachers: Path | None = None  # scores of its combined teachers on the same speech
+    checks: tuple[str, ...] = ()  # preflight checks that warned or refused
+
+
+def share_of(students: Sequence[tuple[str, int]], share: str = "") -> list[tuple[str, int]]:
+    """The students of one of several processes: of the share `1/2`, every second one; all by default."""
+    if not share:
+        return list(students)
+    number, _, parts = share.partition("/")
     if not (number.isdigit() and parts.isdigit() and 1 <= int(number) <= int(parts)):
-        raise UserError(f"part: expected something like 1/2, found {part!r}")
-    return students[int(number) - 1 :: int(parts)]
+        raise UserError(f"share: expected something like 1/2, found {share!r}")
+    return list(students[int(number) - 1 :: int(parts)])
 
 
-def causes_of(params: Params) -> str:
+def causes_of(fault: Faults, settings: Distill) -> str:
     """The known causes that a recipe has, by their letters, or `NO_FAULT`."""
-    fault, settings = params.faults, params.distill
     distilled = settings.uses_teachers
     present = {
         "a": distilled and fault.own_recordings,
@@ -92,30 +99,26 @@ def causes_of(params: Params) -> str:
         "e": distilled and settings.blanks == "drop_blank",
         "f": distilled and fault.frame_jitter,
         "g": fault.max_words,
-        "h": faults.changes_decoding(params),
+        "h": fault.changes_decoding,
         "i": fault.untrained_head,
         "j": distilled and fault.mispaired,
     }
     return "".join(name for name, value in present.items() if value) or NO_FAULT
 
 
-def decoder(params: Params) -> str:
+def examined_decoder(fault: Faults, settings: Distill) -> str:
     """The decoder whose hypotheses are examined: of the trained head, or of the one that should have been trained."""
-    return "attention" if params.distill.heads == "decoder" and not params.faults.untrained_head else "greedy"
+    return "attention" if settings.heads == "decoder" and not fault.untrained_head else "greedy"
 
 
-def examined(params: Params, seed: int) -> Case:
+def examine_student(results: StudentResults) -> Case:
     """Examine a student's hypotheses on the held-out speaker's test speech, with the record of its training."""
-    folder, used = student_scores(params, seed), resolved(params)
-    name = decoder(used)
-    tokens = load_tokens(params)
-    data = student_data(params, tokens)
-    teachers = combined_teacher_scores(used)
+    folder, name, teachers = results.scores, results.decoder, results.teachers
     examination = examine(
         predictions.read(folder, name, ids=True),
-        {"the student's own pieces": tokens},
-        vocabulary=list(prepare.spellings(params)),
-        training=[utt.text for utt in data.train if utt.text],
+        {"the student's own pieces": results.tokens},
+        vocabulary=results.vocabulary,
+        training=results.training,
         teachers=_token_ids(teachers) if teachers else None,
         posteriors=folder / "posteriors" / posteriors.FILE if name == "greedy" else None,
     )
@@ -124,20 +127,7 @@ def examined(params: Params, seed: int) -> Case:
         dev = predictions.read(folder / "dev", name)
         dev_wra = float((dev.reference == dev.hypothesis).mean())
     signs = causes.signs(examination, read_curves(folder.parent / TENSORBOARD), dev_wra)
-    checks = tuple(check.name for check in preflight.preflight(params, seed) if check.verdict != PASS)
-    return Case(params.variant, seed, causes_of(used), examination, signs, checks)
-
-
-def cases(of: Variants, names: Sequence[tuple[str, int]]) -> list[Case]:
-    """Examine the students of a recipe; train those that do not exist yet."""
-    return [examined(of(variant), seed) for variant, seed in names]
-
-
-def compared_systems(of: Variants, case: Case) -> dict[str, Path]:
-    """The scores of the pretrained model, of a case's control and of the case itself, for comparison."""
-    params = of(case.variant)
-    names = dict.fromkeys([params.distill.control, case.variant])
-    return {"pretrained": baseline(params)} | {name: student_scores(of(name), case.seed) for name in names}
+    return Case(results.variant, results.seed, results.cause, examination, signs, results.checks)
 
 
 def is_complete(cases: Sequence[Case]) -> bool:
@@ -147,19 +137,17 @@ def is_complete(cases: Sequence[Case]) -> bool:
     return times[NO_FAULT] > 1 and sum(count > 1 for count in times.values()) > 3
 
 
-def is_factorial(params: Params) -> bool:
-    """True if a recipe has all students of the factorial."""
-    return set(_factorial_variants()) <= set(params.compare)
+def is_factorial(variants: Sequence[str]) -> bool:
+    """True if these are all students of the factorial."""
+    return set(_factorial_variants()) <= set(variants)
 
 
-def write(params: Params, table: pd.DataFrame, known: Sequence[Fingerprint] | None) -> Path:
+def write(folder: Path, table: pd.DataFrame, known: Sequence[Fingerprint] | None, recipe: str, held_out: str) -> None:
     """Write the summary of a fold's students and, where they are a study, their fingerprints."""
-    folder = params.fold_folder / "collapse"
     folder.mkdir(parents=True, exist_ok=True)
     table.to_csv(folder / "summary.csv")
     if known:
-        causes.save(known, folder / "fingerprints.json", recipe=params.name, held_out=params.held_out)
-    return folder
+        causes.save(known, folder / "fingerprints.json", recipe=recipe, held_out=held_out)
 
 
 def summary(cases: Sequence[Case], known: Sequence[Fingerprint] | None = None) -> pd.DataFrame:
@@ -216,19 +204,22 @@ def identification_rates(known: Sequence[Fingerprint], mixed: Sequence[Fingerpri
     return pd.DataFrame(rows).set_index("cases")
 
 
-def factorial(of: Variants, seeds: Sequence[int]) -> pd.DataFrame:
+def factorial(
+    scores: Callable[[str, int], Path], control_of: Callable[[str], str], seeds: Sequence[int]
+) -> pd.DataFrame:
     """WRA of every combination of causes, and of the control of the same student and head, with intervals and verdicts.
 
     Two seeds per cell hardly show the spread of trainings, so this is pooled over all cells, and a difference must be
-    significant against it and over the utterances (Holm's correction over the combinations of one control).
+    significant against it and over the utterances (Holm's correction over the combinations of one control). `scores`
+    gives the folder of a variant and seed.
     """
     rows, spreads = [], []
     for base, (student, head) in BASES.items():
         names = [name for name in _factorial_variants() if name.split("+")[0] == base]
-        control = of(base).distill.control
+        control = control_of(base)
         systems, decoder_name = {}, "attention" if head == "decoder" else "greedy"
         for name in [control, *names]:
-            systems[name] = compare.collect([student_scores(of(name), seed) for seed in seeds], decoder_name)
+            systems[name] = compare.collect([scores(name, seed) for seed in seeds], decoder_name)
         verdicts = {verdict.a: verdict for verdict in compare.compare(systems, against=control)}
         control_wra = (systems[control].reference == systems[control].hypothesis).mean()
         for name in [control, *names]:

@@ -14,7 +14,7 @@ from kdlib.decode.greedy import greedy
 from kdlib.evaluate.measures import OFFSETS, position_matches
 from kdlib.logits.store import Header
 from kdlib.models import Outputs
-from kdlib.settings import Distill
+from kdlib.settings.distill import Distill
 from kdlib.targets.aggregation import MAX_DRIFT
 from kdlib.tokens import Tokens
 

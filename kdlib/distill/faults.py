@@ -15,17 +15,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kdlib.corpus import prepare
 from kdlib.corpus.manifest import Utterance
-from kdlib.corpus.speakers import split
+from kdlib.decode.lexicon import Words
 from kdlib.errors import UserError
 from kdlib.io import resolve_path
 from kdlib.logits.store import LogitStore
-from kdlib.params import Params
+from kdlib.settings.student import Faults
 from kdlib.targets.aggregation import TeacherEnsemble
 from kdlib.tokens import Tokens, train_tokenizer
 
-CODE = ("distill/faults.py",)
 Source = Callable[[str], str | None]  # utterance -> the utterance whose output is used in its place
 SPECIAL = 3  # BOS, EOS and blank stay where they are when ids are shifted
 
@@ -59,9 +57,14 @@ class FaultyStore(LogitStore):
         return _shift_ids(hidden, self.shift, 1) if self.head is None and self.shift else hidden
 
 
-def apply_faults(params: Params, ensemble: TeacherEnsemble, *, training: bool = True) -> TeacherEnsemble:
-    """The ensemble with the recipe's faults, or unchanged without any. Only training speech gets other recordings."""
-    faults = params.faults
+def apply_faults(
+    faults: Faults, ensemble: TeacherEnsemble, train: Sequence[Utterance] | None, seed: int
+) -> TeacherEnsemble:
+    """The ensemble with the recipe's faults, or unchanged without any.
+
+    Only training speech gets other recordings: `train`, or None for other speech.
+    """
+    training = train is not None
     if not (faults.token_shift or faults.frame_jitter or (training and (faults.own_recordings or faults.mispaired))):
         return ensemble
     if faults.own_recordings and faults.mispaired:
@@ -69,13 +72,12 @@ def apply_faults(params: Params, ensemble: TeacherEnsemble, *, training: bool = 
     names, stores = list(ensemble.stores), {}
     delays = np.linspace(-faults.frame_jitter, faults.frame_jitter, len(names)).round().astype(int)
     delays = delays if len(names) > 1 else [0]
-    train = split(prepare.load(params), params).train if training else []
     for name, delay in zip(names, delays, strict=True):
         source = None
         if training and faults.own_recordings:
             source = _own_recordings(train, name)
         elif training and faults.mispaired:
-            source = _mispaired(train, params.seed)
+            source = _mispaired(train, seed)
         store = FaultyStore(ensemble.stores[name], source, int(delay), faults.token_shift)
         if source is None or any(True for _ in store):  # a teacher without training speech has no own recordings
             stores[name] = store
@@ -85,23 +87,25 @@ def apply_faults(params: Params, ensemble: TeacherEnsemble, *, training: bool = 
     return TeacherEnsemble(stores, replace(ensemble.weighting, cut=cut), ensemble.excluded)
 
 
-def limit_words(params: Params, utterances: Sequence[Utterance]) -> list[Utterance]:
+def limit_words(faults: Faults, utterances: Sequence[Utterance], seed: int) -> list[Utterance]:
     """Restrict training speech to `faults.max_words` different words."""
-    if not params.faults.max_words:
+    if not faults.max_words:
         return list(utterances)
     words = sorted({utt.text for utt in utterances if utt.text})
-    kept = set(random.Random(params.seed).sample(words, min(params.faults.max_words, len(words))))
+    kept = set(random.Random(seed).sample(words, min(faults.max_words, len(words))))
     return [utt for utt in utterances if utt.text in kept]
 
 
-def text_decoder(params: Params, tokens: Tokens) -> Callable[[Iterable[int]], str]:
-    """The function that evaluation decodes token ids to text with."""
-    faults, tokenizer = params.faults, tokens
+def text_decoder(faults: Faults, tokens: Tokens, lexicon: Words) -> Callable[[Iterable[int]], str] | None:
+    """The function that evaluation decodes token ids to text with; None if it decodes them correctly."""
+    if not faults.changes_decoding:
+        return None
+    tokenizer = tokens
     if faults.decode_tokenizer == "lexicon":
         with tempfile.TemporaryDirectory() as folder:
-            path = train_tokenizer(prepare.spellings(params), max(len(tokens.pieces), 64), Path(folder))
+            path = train_tokenizer(lexicon, max(len(tokens.pieces), 64), Path(folder))
             tokenizer = Tokens.for_teachers(path)
-    elif path := tokenizer_files(params):
+    elif path := tokenizer_files(faults):
         if not path[0].is_file():
             raise UserError(
                 f"faults.decode_tokenizer: there is no file {path[0]}; name a sentencepiece model, or: lexicon"
@@ -110,15 +114,10 @@ def text_decoder(params: Params, tokens: Tokens) -> Callable[[Iterable[int]], st
     return lambda ids: tokenizer.decode(token + faults.decode_offset for token in ids)
 
 
-def tokenizer_files(params: Params) -> list[Path]:
+def tokenizer_files(faults: Faults) -> list[Path]:
     """The tokenizer file that evaluation decodes with, if the recipe names one."""
-    name = params.faults.decode_tokenizer
+    name = faults.decode_tokenizer
     return [resolve_path(name)] if name and name != "lexicon" else []
-
-
-def changes_decoding(params: Params) -> bool:
-    """True if evaluation decodes token ids with the wrong offset or tokenizer."""
-    return bool(params.faults.decode_offset or params.faults.decode_tokenizer)
 
 
 def _own_recordings(train: Sequence[Utterance], teacher: str) -> Source:

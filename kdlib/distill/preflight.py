@@ -1,91 +1,73 @@
 """Preflight: check before training that a distillation can work; each check passes, warns or refuses, with its reason.
 
-`preflight` computes on a sample of the fold's training speech what the checks (`checks.py`) judge; `require` stops a
+`run_checks` computes on a sample of the fold's training speech what the checks (`checks.py`) judge; `require` stops a
 run that one of them refuses.
 """
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
-from kdlib.corpus import audio, prepare
+from kdlib.corpus import audio
 from kdlib.corpus.manifest import Utterance
-from kdlib.corpus.speakers import split
+from kdlib.corpus.speakers import Splits
 from kdlib.decode.greedy import greedy
-from kdlib.distill import checks, faults
+from kdlib.distill import checks
 from kdlib.distill.checks import PASS, REFUSE, WARN, Check
-from kdlib.distill.setup import (
-    SETUP_CODE,
-    build_objective,
-    crosses_encoders,
-    initial_student,
-    make_batch,
-    needed_outputs,
-    resolved,
-    student_data,
-    student_folder,
-    student_inputs,
-    student_settings,
-    student_targets,
-    teacher_hypotheses,
-    text_source,
-)
+from kdlib.distill.setup import StudentData, StudentSetup, make_batch
 from kdlib.errors import UserError
-from kdlib.io import read_json, write_json
-from kdlib.logits import extract
+from kdlib.io import write_json
 from kdlib.logits.store import LogitStore
 from kdlib.models import Outputs
 from kdlib.models.decoder import teacher_forced
 from kdlib.models.hybrid import Hybrid, TrainedModel
-from kdlib.models.nemo_files import read_tokenizer
 from kdlib.objectives import losses
-from kdlib.params import Params
-from kdlib.pretrained.model import pretrained_model
-from kdlib.pretrained.pieces import load_tokens
-from kdlib.stage import produce
+from kdlib.settings.distill import Distill
+from kdlib.settings.student import Faults
 from kdlib.targets.aggregation import TeacherEnsemble
-from kdlib.targets.choice import target_teachers
-from kdlib.targets.pseudo_labels import TeacherHypotheses
 from kdlib.targets.target_report import sample_utterances
-from kdlib.teachers.adapt import speaker_teacher
 from kdlib.tokens import BLANK, EOS, Tokens, normalise
 
-CODE = (
-    *("distill/preflight.py", "distill/checks.py", "evaluate/measures.py", "targets/target_report.py"),
-    *("evaluate/transcribe.py", *SETUP_CODE),
-)
 SAMPLE, LIVE, GRADIENTS = 64, 2, 8  # utterances: of the sample, per teacher for live outputs, for gradients
 
 
-def preflight(params: Params, seed: int = 1) -> list[Check]:
-    """Run all checks that apply to a recipe's student."""
-    used = resolved(params)
-    folder = produce(
-        student_folder(params, seed).parent / f"preflight{seed if params.student.resume else ''}",
-        lambda partial: _build(partial, params, used, seed),
-        what=f"preflight of {params.variant or 'the student'}",
-        parameters=student_settings(used) | {"asked": params.distill.heads},
-        inputs=student_inputs(used, seed),
-        code=CODE,
-    )
-    return [Check(**row) for row in read_json(folder / "checks.json")]
+@dataclass(frozen=True)
+class Plan:
+    """What is known of a student before anything is loaded."""
+
+    splits: Splits
+    tokens: Tokens
+    data: StudentData
+    requested: Distill  # the loss that the recipe names
+    used: Distill  # and the one that is carried out: a decoder may be left out
+    faults: Faults
+    text_of: Callable | None = None  # decodes token ids to text, where that is a fault
+    switched: bool = False  # decoder distillation across encoders was asked for
 
 
-def require(params: Params, seed: int = 1) -> None:
+@dataclass(frozen=True)
+class Teachers:
+    """What the checks of teachers need."""
+
+    stores: Mapping[str, LogitStore]  # of the main output, as they are on disk
+    folders: Mapping[str, Path]  # of their models
+    setup: Callable[[], StudentSetup]  # called once the stores are known to fit together
+
+
+def require(results: Sequence[Check], allowed: Sequence[str], name: str) -> None:
     """Stop if a check refuses, unless the recipe allows it."""
-    results, allowed = preflight(params, seed), params.distill.allow
     refused = [check for check in results if check.verdict == REFUSE and check.name not in allowed]
     if refused:
         reasons = "\n".join(f"  {check.name}: {check.reason}" for check in refused)
         allow = ", ".join(check.name for check in refused)
         raise UserError(
-            f"preflight of {params.variant or 'the student'} refuses to train:\n{reasons}\n"
+            f"preflight of {name} refuses to train:\n{reasons}\n"
             f"correct this; or, to train all the same, write in the recipe: distill: {{allow: [{allow}]}}"
         )
 
@@ -97,51 +79,48 @@ def table(results: Sequence[Check]) -> pd.DataFrame:
     return pd.DataFrame([asdict(check) for check in rows]).rename(columns={"name": "check"}).set_index("check")
 
 
-def _build(partial: Path, params: Params, used: Params, seed: int) -> None:
-    tokens = load_tokens(params)
-    splits, data = split(prepare.load(params), params), student_data(params, tokens)
+def run_checks(partial: Path, plan: Plan, teachers: Teachers | None = None) -> None:
+    """Run all checks that apply to a student, and write them; `teachers` where its loss uses them."""
+    splits, data, used = plan.splits, plan.data, plan.used
     labelled = [utt.text for utt in data.train if utt.text]
     train, test = set(labelled), [utt.text for utt in splits.test]
-    heads = ["ctc", "decoder"] if used.distill.heads == "both" else [used.distill.heads]
-    text_of = faults.text_decoder(params, tokens) if faults.changes_decoding(params) else None
+    heads = ["ctc", "decoder"] if used.heads == "both" else [used.heads]
     results = [
-        checks.check_decoding(tokens, [*train, *test], text_of),
-        checks.check_choice(params.faults.choose_by),
-        checks.check_heads(["ctc", *heads] if params.faults.untrained_head else heads, heads),
+        checks.check_decoding(plan.tokens, [*train, *test], plan.text_of),
+        checks.check_choice(plan.faults.choose_by),
+        checks.check_heads(["ctc", *heads] if plan.faults.untrained_head else heads, heads),
         checks.check_lengths(data.too_short, data.too_short + len(labelled)),
-        checks.check_words(test, sorted(train), used.distill.heads != "ctc"),
+        checks.check_words(test, sorted(train), used.heads != "ctc"),
     ]
-    if params.use_unlabelled_held_out:
-        results.append(checks.check_speaker_independence(params.held_out, len(splits.unlabelled)))
-    if crosses_encoders(params):
-        results.append(checks.check_decoder_kd(params.distill, used.distill))
-    if used.distill.uses_teachers:
-        results += _check_teachers(used, tokens, seed)
+    if splits.settings.use_unlabelled_held_out:
+        results.append(checks.check_speaker_independence(splits.settings.held_out, len(splits.unlabelled)))
+    if plan.switched:
+        results.append(checks.check_decoder_kd(plan.requested, used))
+    if teachers:
+        results += _check_teachers(plan, teachers)
     write_json(partial / "checks.json", [asdict(check) for check in results])
 
 
-def _check_teachers(params: Params, tokens: Tokens, seed: int) -> list[Check]:
+def _check_teachers(plan: Plan, teachers: Teachers) -> list[Check]:
     """The checks of the teachers' stores and targets."""
-    names = target_teachers(params, params.aggregation.method)
-    main = needed_outputs(params)[0]
-    headers = {name: extract.open_store(params, name, "training", main).header for name in names}
-    excluded = [name for name in (params.held_out, params.fold.dev) if name]
+    tokens, main = plan.tokens, plan.used.outputs[0]
+    headers = {name: store.header for name, store in teachers.stores.items()}
     results = [
         checks.check_tokens(tokens, headers),
-        checks.check_training_speakers(headers, excluded),
-        checks.check_temperature(headers, params.distill),
+        checks.check_training_speakers(headers, list(plan.splits.settings.excluded_speakers)),
+        checks.check_temperature(headers, plan.used),
     ]
     if any(check.verdict == REFUSE for check in results):
         return results  # such stores cannot be combined at all
-    targets = student_targets(params)
+    setup = teachers.setup()
+    targets, model = setup.targets, setup.model.eval()
     ensemble = targets[main]
-    sample = [utt for utt in sample_utterances(params, SAMPLE) if ensemble.coverage([utt.utt_id]).usable]
+    sample = [utt for utt in sample_utterances(plan.splits, SAMPLE) if ensemble.coverage([utt.utt_id]).usable]
     if not sample:
         return [*results, Check("target", REFUSE, "no training utterance has a target; see aggregation.missing")]
     rows = {name: store.logits(next(iter(store))) for name, store in ensemble.stores.items()}
     results.append(checks.check_logits(rows))
     references = [tokens.encode(utt.text) for utt in sample]
-    model = initial_student(params, tokens, seed).eval()
     if "ctc" in targets:
         results.append(_check_recording(targets["ctc"], sample, model))
         if results[-1].verdict == REFUSE:
@@ -150,34 +129,35 @@ def _check_teachers(params: Params, tokens: Tokens, seed: int) -> list[Check]:
         logits = [target.logits([utt.utt_id], [utt.speaker])[0][0] for utt in sample]
         hypotheses = [_decode(row, output) for row in logits]
         results.append(checks.check_shift(hypotheses, references, output))
-        if output == "ctc" and (pseudo_labels := teacher_hypotheses(params, targets)):
-            results.append(_check_pseudo_labels(params, pseudo_labels, sample))
+        if output == "ctc" and setup.hypotheses:
+            results.append(_check_pseudo_labels(setup, sample))
         if output == main:
             texts, words = [tokens.decode(ids) for ids in hypotheses], [utt.text for utt in sample]
             results.append(checks.check_target(texts, words))
             results.append(checks.check_pairs(hypotheses, references))
             correct = sum(hyp == ref for hyp, ref in zip(hypotheses, references, strict=True)) / len(sample)
-            results.append(checks.check_accuracy(correct, _student_accuracy(params, model, sample, tokens)))
+            results.append(checks.check_accuracy(correct, _student_accuracy(setup, sample)))
             by_teacher = _teacher_accuracies(target, sample, references, output)
             results.append(checks.check_best_teacher(correct, by_teacher))
     if "ctc" in targets:
-        results += _check_frames(params, targets["ctc"], sample, model)
-    results.append(_check_gradients(params, model, targets, sample, tokens))
-    results.append(_check_live(params, ensemble.stores, sample, main))
+        results += _check_frames(setup, targets["ctc"], sample)
+    results.append(_check_gradients(setup, sample))
+    results.append(_check_live(teachers.folders, ensemble.stores, sample, main))
     return results
 
 
-def _check_pseudo_labels(params: Params, pseudo_labels: TeacherHypotheses, sample: Sequence[Utterance]) -> Check:
+def _check_pseudo_labels(setup: StudentSetup, sample: Sequence[Utterance]) -> Check:
     """The pseudo-labels of the sample, which has references."""
-    source, confidence = text_source(params)
-    best = zip(pseudo_labels.best(sample, source), sample, strict=True)
+    source, confidence = setup.distill.text_source
+    best = zip(setup.hypotheses.best(sample, source), sample, strict=True)
     labels = [(share, text == normalise(utt.text)) for (text, share), utt in best]
     return checks.check_pseudo_labels(labels, confidence, source)
 
 
-def _student_accuracy(params: Params, model: Hybrid, sample: Sequence[Utterance], tokens: Tokens) -> float | None:
+def _student_accuracy(setup: StudentSetup, sample: Sequence[Utterance]) -> float | None:
     """The share of the sample that the student recognises by CTC before training, unless its head is new."""
-    if params.distill.heads == "decoder" or not _head_is_trained(params):
+    model, tokens = setup.model, setup.tokens
+    if setup.distill.heads == "decoder" or not setup.start.head_is_trained:
         return None
     correct = 0
     for batch in audio.batches(sample, 16):
@@ -201,8 +181,9 @@ def _check_recording(ensemble: TeacherEnsemble, sample: Sequence[Utterance], mod
     return checks.check_recording(frames, expected, ensemble.stride_ms, model.encoder.stride_ms)
 
 
-def _check_frames(params: Params, ensemble: TeacherEnsemble, sample: Sequence[Utterance], model: Hybrid) -> list[Check]:
+def _check_frames(setup: StudentSetup, ensemble: TeacherEnsemble, sample: Sequence[Utterance]) -> list[Check]:
     """The checks of blanks and spikes, from the frames of student and teachers."""
+    model = setup.model
     shifts, fits, mass = [], [], []
     for batch in audio.batches(sample, 16):
         with torch.inference_mode():
@@ -216,30 +197,19 @@ def _check_frames(params: Params, ensemble: TeacherEnsemble, sample: Sequence[Ut
             _, fit = losses.best_shift(row[None, :count], target, lengths, 0, BLANK)
             shifts, fits = [*shifts, int(shift)], [*fits, float(fit)]
             mass.append(float(target.softmax(-1)[..., BLANK].mean()))
-    blanks = checks.check_blanks(float(np.mean(mass)), params.distill.blanks == "drop_blank")
-    if _head_is_trained(params):
+    blanks = checks.check_blanks(float(np.mean(mass)), setup.distill.blanks == "drop_blank")
+    if setup.start.head_is_trained:
         return [blanks, checks.check_spikes(shifts, fits)]
     return [blanks, Check("spikes", PASS, "the student's CTC head is new: it has no spikes yet to compare")]
 
 
-def _head_is_trained(params: Params) -> bool:
-    """True if the student's CTC head is trained before this training."""
-    if params.student.resume:
-        return True
-    if params.student.backbone == "sb":
-        return params.student.start == "pretrained"
-    return read_tokenizer(pretrained_model(params)) == load_tokens(params).model
-
-
-def _check_gradients(
-    params: Params, model: Hybrid, targets: Mapping[str, TeacherEnsemble], sample: Sequence[Utterance], tokens: Tokens
-) -> Check:
+def _check_gradients(setup: StudentSetup, sample: Sequence[Utterance]) -> Check:
     """The gradient norms of the teachers' and the references' terms at step 0."""
-    settings = params.distill
-    model.freeze(params.student.phases[0].freeze_encoder)
-    objective = build_objective(params, model, targets)
+    settings = setup.distill
+    setup.model.freeze(setup.settings.phases[0].freeze_encoder)
+    objective = setup.objective()
     progress = float((settings.alpha_end or 0.0) > settings.alpha)  # the end of training, if alpha starts lower
-    parts = objective.parts(make_batch(sample[:GRADIENTS], tokens), progress)
+    parts = objective.parts(make_batch(sample[:GRADIENTS], setup.tokens), progress)
     weights = [weight for weight in objective.learner.student.parameters() if weight.requires_grad]
     norms = {}
     for kind, names in (
@@ -254,11 +224,13 @@ def _check_gradients(
     return checks.check_gradients(norms["soft"], norms["hard"])
 
 
-def _check_live(params: Params, stores: Mapping[str, LogitStore], sample: Sequence[Utterance], output: str) -> Check:
+def _check_live(
+    folders: Mapping[str, Path], stores: Mapping[str, LogitStore], sample: Sequence[Utterance], output: str
+) -> Check:
     """Every teacher's outputs computed again; reported is the one that differs most from its store."""
     worst = -1.0, ""
     for name, store in stores.items():
-        teacher = TrainedModel(speaker_teacher(params, name))
+        teacher = TrainedModel(folders[name])
         utts = [utt for utt in sample if utt.utt_id in store][:LIVE]
         inputs = teacher_forced([teacher.tokens.encode(utt.text) for utt in utts])[0] if output == "decoder" else None
         with torch.inference_mode():

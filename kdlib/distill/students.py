@@ -8,10 +8,10 @@ with checkpoints: a killed run continues in the phase that had not ended.
 
 import math
 import shutil
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -19,41 +19,18 @@ import torch
 
 from kdlib.corpus import audio, labels
 from kdlib.decode.greedy import greedy
-from kdlib.distill import preflight
 from kdlib.distill.collapse_alarm import CollapseAlarm
-from kdlib.distill.setup import (
-    LATEST,
-    SETUP_CODE,
-    StudentData,
-    build_objective,
-    checkpoint_file,
-    initial_speakers,
-    initial_student,
-    kl_judge,
-    make_batch,
-    resolved,
-    student_data,
-    student_folder,
-    student_inputs,
-    student_settings,
-    student_targets,
-    write_weights,
-)
-from kdlib.errors import UserError
-from kdlib.io import repository_root
+from kdlib.distill.setup import LATEST, StudentData, StudentSetup, checkpoint_file, make_batch, write_weights
 from kdlib.models import augment, hybrid
 from kdlib.models.encoder_cache import EncoderCache
 from kdlib.objectives.objective import Batch, Objective
 from kdlib.objectives.reference_losses import cross_entropy, ctc_loss
-from kdlib.params import Params
-from kdlib.pretrained.pieces import load_tokens
 from kdlib.runtime import is_main_process
-from kdlib.settings import Phase
-from kdlib.stage import produce
+from kdlib.settings.student import Phase, Student
 from kdlib.targets.aggregation import TeacherEnsemble
 from kdlib.tokens import BLANK
 from kdlib.training.checkpoints import TENSORBOARD, checkpoint_weights, last_weights, read_curves
-from kdlib.training.loop import EpochData, Task, fit
+from kdlib.training.loop import EpochData, Run, Task, Validations, fit
 from kdlib.training.sampling import BatchPlan
 from kdlib.training.schedules import Scale, cosine, noam
 
@@ -61,48 +38,24 @@ COLLAPSED = "collapsed.json"  # in the folder of a student whose training was st
 Watch = Callable[[pd.DataFrame], None]  # called with the training curves at every validation
 
 
-def student(params: Params, seed: int = 1, watch: Watch | None = None) -> Path:
-    """Return the folder of the recipe's student for a seed; train it if it does not exist yet."""
-    used = resolved(params)
-    return produce(
-        student_folder(params, seed),
-        lambda partial: _train(partial, params, seed, watch),
-        what=f"student {params.variant or 'unnamed'}, seed {seed}",
-        parameters=student_settings(used),
-        inputs=student_inputs(used, seed),
-        seed=seed,
-        code=("distill/students.py", "training/sampling.py", *SETUP_CODE),
-    )
-
-
-def _train(partial: Path, params: Params, seed: int, watch: Watch | None) -> None:
-    if params.student.devices > 1:
-        _build_in_subprocess(partial, params, seed)
-    else:
-        _build(partial, params, seed, watch)
-
-
-def _build(partial: Path, params: Params, seed: int, watch: Watch | None) -> None:
+def train_student(partial: Path, setup: StudentSetup, watch: Watch | None = None) -> None:
     """Train a student phase by phase, and write the weights of the best checkpoints and of the last step."""
-    preflight.require(params, seed)
-    params = resolved(params)
-    tokens = load_tokens(params)
-    data, model = student_data(params, tokens), initial_student(params, tokens, seed)
-    objective = build_objective(params, model, student_targets(params))
-    plan = batch_plan(params, data)
+    data, objective = setup.data, setup.objective()
+    plan = batch_plan(setup.settings, data)
     alarm = CollapseAlarm(
-        f"{params.variant or 'student'}, seed {seed}",
+        setup.title,
         sum(plan.steps),
         utterances=len(data.dev),
         words=len({utt.text for utt in data.dev}),
         parts=plan.parts,
-        stop=partial / COLLAPSED if params.student.on_collapse == "stop" else None,
+        stop=partial / COLLAPSED if setup.settings.on_collapse == "stop" else None,
     )
+    training = _Training(partial, setup, objective, plan, alarm, watch)
     records, earlier_steps, checkpoints = [], 0, []
     for number in range(len(plan.steps)):
         folder = partial / f"phase{number + 1}"
         folder.mkdir(exist_ok=True)
-        record = _phase(partial, params, seed, number, earlier_steps, plan, objective, data, alarm, watch)
+        record = training.phase(number, earlier_steps)
         records.append(record | {"earlier_steps": earlier_steps})
         checkpoints += [(score, earlier_steps + step, folder, step) for score, step in record["best_checkpoints"]]
         objective.learner.load_state_dict(last_weights(folder))
@@ -112,22 +65,23 @@ def _build(partial: Path, params: Params, seed: int, watch: Watch | None) -> Non
             break
     if not is_main_process():
         sys.exit(0)
-    write_weights(model, partial / LATEST)
-    best = sorted(checkpoints, key=lambda row: (-row[0], row[1]))[: params.student.keep_checkpoints]
+    write_weights(setup.model, partial / LATEST)
+    best = sorted(checkpoints, key=lambda row: (-row[0], row[1]))[: setup.settings.keep_checkpoints]
     for rank, (_, _, folder, step) in reversed(list(enumerate(best, start=1))):  # the best one last: model.safetensors
         objective.learner.load_state_dict(checkpoint_weights(folder, step))
         if len(best) > 1:
-            write_weights(model, partial / checkpoint_file(rank))
+            write_weights(setup.model, partial / checkpoint_file(rank))
+    held_out = setup.fold.held_out
     hybrid.save(
-        model,
-        tokens,
+        setup.model,
+        setup.tokens,
         partial,
-        train_speakers=sorted({*initial_speakers(params, seed), *(utt.speaker for utt in data.train if utt.text)}),
-        labels=labels.record(params, unlabelled_held_out=any(utt.speaker == params.held_out for utt in data.train)),
-        variant=params.variant,
-        seed=seed,
-        uses_teachers=params.distill.uses_teachers,
-        references_only=params.distill.references_only,
+        train_speakers=setup.train_speakers,
+        labels=labels.record(setup.fold, unlabelled_held_out=any(utt.speaker == held_out for utt in data.train)),
+        variant=setup.name,
+        seed=setup.seed,
+        uses_teachers=setup.distill.uses_teachers,
+        references_only=setup.distill.references_only,
         heads_trained=list(objective.heads),
         steps=earlier_steps,
         best_step=best[0][1],
@@ -142,71 +96,61 @@ def _build(partial: Path, params: Params, seed: int, watch: Watch | None) -> Non
         shutil.rmtree(partial / f"phase{number + 1}")
 
 
-def _build_in_subprocess(partial: Path, params: Params, seed: int) -> None:
-    """Train on several devices: in a separate process, whose command Lightning starts again for each device."""
-    (partial / "params.json").write_text(params.model_dump_json(), encoding="utf-8")
-    command = [sys.executable, "-m", "kdlib.distill.students", str(partial), str(seed)]
-    status = subprocess.run(command, cwd=repository_root(), check=False).returncode
-    if status:
-        raise UserError(f"student {params.variant}, seed {seed}: training on several devices ended with {status}")
-    (partial / "params.json").unlink()
+@dataclass(frozen=True)
+class _Training:
+    """What all phases of a student's training share."""
 
+    partial: Path
+    setup: StudentSetup
+    objective: Objective
+    plan: BatchPlan
+    alarm: CollapseAlarm
+    watch: Watch | None
 
-def _phase(
-    partial: Path,
-    params: Params,
-    seed: int,
-    number: int,
-    earlier_steps: int,
-    plan: BatchPlan,
-    objective: Objective,
-    data: StudentData,
-    alarm: CollapseAlarm,
-    watch: Watch | None,
-) -> dict[str, float]:
-    """Train one phase, after the `earlier_steps` of previous phases; the student ends with the phase's best weights."""
-    settings, tokens, steps = params.student, load_tokens(params), plan.steps[number]
-    phase, learner = settings.phases[number], objective.learner
-    model = learner.student
-    dev = [make_batch(batch, tokens) for batch in audio.batches(data.dev, 32)]
-    judge = kl_judge(params)
-    model.freeze(phase.freeze_encoder)
-    cached = phase.freeze_encoder and settings.augment != "mask_and_tempo" and learner.intermediate_head is None
-    objective.encoder_cache = EncoderCache(model.encoder) if cached else None
+    def phase(self, number: int, earlier_steps: int) -> dict[str, float]:
+        """Train one phase, after `earlier_steps` of previous ones; the student ends with the phase's best weights."""
+        setup, settings, objective, plan = self.setup, self.setup.settings, self.objective, self.plan
+        tokens, data, seed, steps = setup.tokens, setup.data, setup.seed, plan.steps[number]
+        phase, learner = settings.phases[number], objective.learner
+        dev = [make_batch(batch, tokens) for batch in audio.batches(data.dev, 32)]
+        setup.model.freeze(phase.freeze_encoder)
+        cached = phase.freeze_encoder and settings.augment != "mask_and_tempo" and learner.intermediate_head is None
+        objective.encoder_cache = EncoderCache(setup.model.encoder) if cached else None
+        curves = self.partial / TENSORBOARD
 
-    def step(batch: Batch) -> dict[str, torch.Tensor]:
-        if settings.augment == "mask_and_tempo":
-            wavs, lengths = augment.change_tempo(batch.wavs, batch.wav_lens)
-            batch = batch._replace(wavs=wavs, wav_lens=lengths)
-        return objective(batch, (earlier_steps + task.global_step) / sum(plan.steps))
+        def step(batch: Batch) -> dict[str, torch.Tensor]:
+            if settings.augment == "mask_and_tempo":
+                wavs, lengths = augment.change_tempo(batch.wavs, batch.wav_lens)
+                batch = batch._replace(wavs=wavs, wav_lens=lengths)
+            return objective(batch, (earlier_steps + task.global_step) / sum(plan.steps))
 
-    def validation() -> dict[str, float]:
-        if watch:
-            task.logger.experiment.flush()
-            watch(read_curves(partial / TENSORBOARD))
-        return validate(objective, dev, judge)
+        def validation() -> dict[str, float]:
+            if self.watch:
+                task.logger.experiment.flush()
+                self.watch(read_curves(curves))
+            return validate(objective, dev, setup.judge)
 
-    scale = _scale(params, phase, steps, model)
-    task = Task(learner, step, lr=phase.lr, scale=scale, earlier_steps=earlier_steps)
-    return fit(
-        task,
-        EpochData(lambda epoch: plan.part(data.train, epoch, seed), lambda utts: make_batch(utts, tokens)),
-        folder=partial / f"phase{number + 1}",
-        what=f"{params.variant or 'student'}, seed {seed}" + f", phase {number + 1}" * (len(plan.steps) > 1),
-        steps=steps,
-        seed=seed,
-        clip=settings.clip,
-        accumulate=settings.accumulate,
-        validate=validation,
-        patience=settings.patience,
-        keep_checkpoints=settings.keep_checkpoints,
-        tensorboard=partial / TENSORBOARD,
-        precision={"fp32": "32-true", "bf16": "bf16-mixed"}[settings.precision],
-        accelerator=settings.accelerator,
-        devices=settings.devices,
-        parts=plan.parts,
-        callbacks=[alarm],
-    )
+        scale = _scale(settings, phase, steps, setup.model)
+        task = Task(learner, step, lr=phase.lr, scale=scale, earlier_steps=earlier_steps)
+        return fit(
+            task,
+            EpochData(lambda epoch: plan.part(data.train, epoch, seed), lambda utts: make_batch(utts, tokens)),
+            Run(
+                folder=self.partial / f"phase{number + 1}",
+                what=setup.title + f", phase {number + 1}" * (len(plan.steps) > 1),
+                steps=steps,
+                seed=seed,
+                parts=plan.parts,
+                clip=settings.clip,
+                accumulate=settings.accumulate,
+                tensorboard=curves,
+                precision={"fp32": "32-true", "bf16": "bf16-mixed"}[settings.precision],
+                accelerator=settings.accelerator,
+                devices=settings.devices,
+            ),
+            Validations(validation, patience=settings.patience, keep=settings.keep_checkpoints),
+            [self.alarm],
+        )
 
 
 def validate(objective: Objective, dev: Sequence[Batch], judge: TeacherEnsemble | None = None) -> dict[str, float]:
@@ -246,9 +190,8 @@ def validate(objective: Objective, dev: Sequence[Batch], judge: TeacherEnsemble 
     }
 
 
-def batch_plan(params: Params, data: StudentData) -> BatchPlan:
+def batch_plan(settings: Student, data: StudentData) -> BatchPlan:
     """The parts of an epoch and the number of steps of each phase."""
-    settings = params.student
     groups = math.ceil((len(data.train) + data.unused) / settings.batch_size)
     size = math.ceil(groups / settings.validations_per_epoch)
     sizes = [min(size, groups - begin) for begin in range(0, groups, size)]
@@ -257,17 +200,8 @@ def batch_plan(params: Params, data: StudentData) -> BatchPlan:
     return BatchPlan(settings.batch_size, groups, len(sizes), steps)
 
 
-def _scale(params: Params, phase: Phase, steps: int, model: hybrid.Hybrid) -> Scale:
+def _scale(settings: Student, phase: Phase, steps: int, model: hybrid.Hybrid) -> Scale:
     """The learning-rate schedule of a phase."""
-    if params.student.schedule == "noam":
+    if settings.schedule == "noam":
         return noam(phase.warmup_steps, model.encoder.width)
     return cosine(phase.warmup_steps, steps)
-
-
-if __name__ == "__main__":
-    try:
-        folder = Path(sys.argv[1])
-        settings = Params.model_validate_json((folder / "params.json").read_text(encoding="utf-8"))
-        _build(folder, settings, int(sys.argv[2]), None)
-    except UserError as error:
-        sys.exit(f"\n{error}\n")

@@ -1,123 +1,52 @@
 """Score the pretrained model without any training: always run this baseline first.
 
-`baseline` scores the held-out speaker of a fold. `zero_shot` scores all speakers that the pretrained model was not
-trained on: once for all folds, except where each fold has a model of its own (`pretrained: from_corpus`). Its scores
-show how hard each speaker is.
+`score_held_out` scores the held-out speaker of a fold. `score_others` scores all speakers that the pretrained model was
+not trained on: once for all folds, except where each fold has a model of its own (`pretrained: from_corpus`). These
+scores show how hard each speaker is.
 """
 
-from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from kdlib.corpus import audio, prepare
-from kdlib.corpus.manifest import Corpus, Utterance
-from kdlib.corpus.speakers import is_test, split
-from kdlib.evaluate import score
-from kdlib.evaluate.decoder_setup import DECODER_SETUP_CODE, decoder_set, decoder_settings, tune_beam
-from kdlib.evaluate.transcribe import TRANSCRIBE_CODE, transcribe
-from kdlib.models.nemo_files import NEMO_CODE, NeMoCTC
-from kdlib.params import Params
-from kdlib.pretrained.model import pretrained_model, training_record
-from kdlib.stage import produce
-
-CODE = ("evaluate/baseline.py", "pretrained/model.py", *DECODER_SETUP_CODE, *TRANSCRIBE_CODE, *NEMO_CODE)
+from kdlib.corpus.speakers import Splits, is_test
+from kdlib.evaluate.decoder_setup import DecoderSetup
+from kdlib.evaluate.report import score_system
+from kdlib.evaluate.score import About
+from kdlib.evaluate.transcribe import Evaluation, recordings
+from kdlib.models.nemo_files import NeMoCTC
+from kdlib.settings.evaluation import Scoring
 
 
-def baseline(params: Params) -> Path:
-    """Score the pretrained model on the held-out speaker's test blocks; return the stage's folder."""
-    params = params.with_all_labels  # one pretrained on the fold's speakers had all of their transcripts
-
-    def build(partial: Path) -> None:
-        corpus = prepare.load(params)
-        splits = split(corpus, params)
-        words = set(training_record(params)["words"]) if params.pretrained == "from_corpus" else splits.train_words
-        _score(
-            partial,
-            params,
-            corpus,
-            splits.test,
-            dev=splits.dev,
-            held_out=params.held_out,
-            seen=lambda utt: utt.text in words,
-        )
-
-    return produce(
-        params.fold_folder / "baseline",
-        build,
-        what="baseline",
-        inputs=[prepare.corpus_folder(params), pretrained_model(params)],
-        parameters={
-            "scoring": params.scoring.model_dump(),
-            "search": params.search.model_dump(mode="json"),
-            "fold": params.fold.model_dump(mode="json"),
-            "blocks": params.blocks.model_dump(mode="json"),
-        },
-        code=CODE,
-    )
-
-
-def zero_shot(params: Params) -> Path:
-    """Score the pretrained model on the test blocks of all speakers unseen in its training, controls separately."""
-    params = params.with_all_labels
-
-    def build(partial: Path) -> None:
-        corpus, record = prepare.load(params), training_record(params) or {"speakers": [], "words": None}
-        words = set(record["words"] or ())
-        seen = None if record["words"] is None else lambda utt: utt.text in words
-        new = corpus.where(lambda utt: utt.speaker not in record["speakers"] and not utt.copy_of)
-        test = [utt for utt in new if not corpus.is_control(utt.speaker) and is_test(utt, params.blocks.test)]
-        _score(partial, params, corpus, test, held_out="", seen=seen)
-        if controls := [utt for utt in new if corpus.is_control(utt.speaker)]:
-            (partial / "controls").mkdir(exist_ok=True)
-            _score(partial / "controls", params, corpus, controls, held_out="", seen=seen, words=corpus.lexicon)
-
-    return produce(
-        (params.fold_folder if params.pretrained == "from_corpus" else params.folder) / "zero_shot",
-        build,
-        what="zero-shot scores",
-        inputs=[prepare.corpus_folder(params), pretrained_model(params)],
-        parameters={
-            "scoring": params.scoring.model_dump(),
-            "search": params.search.model_dump(mode="json"),
-            "blocks": params.blocks.model_dump(mode="json"),
-        },
-        code=CODE,
-    )
-
-
-def _score(
-    folder: Path,
-    params: Params,
-    corpus: Corpus,
-    utterances: list[Utterance],
-    *,
-    held_out: str,
-    seen: Callable[[Utterance], bool] | None,
-    dev: Sequence[Utterance] = (),
-    words: list[str] | None = None,
+def score_held_out(
+    folder: Path, model: Path, splits: Splits, words: frozenset[str], setup: DecoderSetup, scoring: Scoring
 ) -> None:
-    model = NeMoCTC(pretrained_model(params))
-    all_speakers = not held_out and params.pretrained != "from_corpus"
-    decoders = decoder_set(params, model.tokens, words=words, all_speakers=all_speakers)
-    decoders = tune_beam(decoders, lambda batch: model(*audio.collate(batch)), dev, params, folder)
-    rows = transcribe(
-        model,
-        utterances,
-        decoders,
-        batch_size=params.scoring.batch_size,
-        level=corpus.level,
-        seen=seen,
-        what="baseline" if held_out else "zero-shot",
-        posteriors_folder=folder / "posteriors" if held_out else None,
-    )
-    score.write(
-        rows,
-        decoders.columns,
+    """Score the pretrained model on the held-out speaker's test blocks; `words` are those of its training speech."""
+    system = NeMoCTC(model)
+    setup, dev = replace(setup, tokens=system.tokens), splits.settings.fold.dev or ""
+    decoders = setup.tuned(setup.decoders(), recordings(system), splits.dev, folder, scoring.batch_size)
+    settings = setup.record(decoders, dev if splits.dev else "")
+    score_system(
+        recordings(system),
+        splits.test,
         folder,
-        system="pretrained",
-        held_out=held_out,
-        tokenizer=model.tokens.fingerprint,
-        checkpoint=model.path.name,
-        settings=decoder_settings(decoders, params, params.fold.dev or "" if dev else ""),
-        fold_homophones=params.scoring.fold_homophones,
-        bootstrap=params.scoring.bootstrap,
+        Evaluation(decoders, "baseline", scoring, splits.corpus.level, lambda utt: utt.text in words),
+        About("pretrained", splits.settings.held_out, model.name, settings),
+        system.stride_ms,
     )
+
+
+def score_others(folder: Path, model: Path, splits: Splits, record: dict | None, setup: DecoderSetup, scoring: Scoring):
+    """Score the pretrained model on the test blocks of all speakers unseen in its training, controls separately."""
+    system, corpus, record = NeMoCTC(model), splits.corpus, record or {"speakers": [], "words": None}
+    setup, words = replace(setup, tokens=system.tokens), set(record["words"] or ())
+    seen = None if record["words"] is None else lambda utt: utt.text in words
+    new = corpus.where(lambda utt: utt.speaker not in record["speakers"] and not utt.copy_of)
+    test = [utt for utt in new if not corpus.is_control(utt.speaker) and is_test(utt, splits.settings.blocks.test)]
+    controls = [utt for utt in new if corpus.is_control(utt.speaker)]
+    parts = [(folder, test, setup), (folder / "controls", controls, replace(setup, lexicon=corpus.lexicon))]
+    for part, utterances, its_setup in parts:
+        if utterances or part == folder:
+            decoders = its_setup.decoders()
+            evaluation = Evaluation(decoders, "zero-shot", scoring, corpus.level, seen)
+            about = About("pretrained", "", model.name, its_setup.record(decoders))
+            score_system(recordings(system), utterances, part, evaluation, about)

@@ -4,9 +4,7 @@ A checkpoint is the folder of a student or a teacher, or a `.nemo` file. A token
 model was trained with: another one makes every word wrong without any other sign of it.
 """
 
-import argparse
-import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from kdlib.corpus.audio_checks import check_recordings
@@ -17,17 +15,30 @@ from kdlib.decode.beam import BeamSearch, BeamSettings
 from kdlib.decode.decoders import DecoderSet
 from kdlib.decode.lexicon import Lexicon
 from kdlib.errors import UserError
-from kdlib.evaluate import score
-from kdlib.evaluate.tables import headline
-from kdlib.evaluate.transcribe import System, transcribe
-from kdlib.io import repository_root
+from kdlib.evaluate.report import score_system
+from kdlib.evaluate.score import About
+from kdlib.evaluate.transcribe import Evaluation, System, recordings
 from kdlib.models.hybrid import TrainedModel
 from kdlib.models.nemo_files import NeMoCTC
 
-OPTIONS = {
-    "checkpoint": "the folder of a saved model (model.json, model.safetensors, tokenizer.model), or a .nemo file",
-    "manifest": "SpeechBrain CSV or NeMo JSON lines",
-}
+CHECKPOINT = "the folder of a saved model (model.json, model.safetensors, tokenizer.model), or a .nemo file"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a saved model decodes."""
+
+    tokenizer: Path | None = None  # for a check: must be the model's own
+    max_decode_len: int | None = None  # of the attention decoder, in tokens
+    lexicon: Path | None = None  # closed vocabulary; by default all transcripts
+    data_folder: Path | None = None  # what $data_folder stands for in the manifest
+    lm: Path | None = None  # ARPA file of words, for beam search
+    lm_weight: float = 0.9
+    word_bonus: float = 0.0
+    beam: int = 20
+
+
+DEFAULT = Options()
 
 
 def load_system(path: Path) -> System:
@@ -35,26 +46,14 @@ def load_system(path: Path) -> System:
     if path.suffix == ".nemo":
         return NeMoCTC(path)
     if not path.is_dir():
-        raise UserError(f"checkpoint: there is no {path}; expected {OPTIONS['checkpoint']}")
+        raise UserError(f"checkpoint: there is no {path}; expected {CHECKPOINT}")
     return TrainedModel(path)
 
 
-def evaluate(
-    checkpoint: Path,
-    manifest: Path,
-    out: Path,
-    *,
-    tokenizer: Path | None = None,
-    max_decode_len: int | None = None,
-    lexicon: Path | None = None,
-    data_folder: Path | None = None,
-    lm: Path | None = None,
-    lm_weight: float = 0.9,
-    word_bonus: float = 0.0,
-    size: int = 20,
-) -> dict:
+def evaluate(checkpoint: Path, manifest: Path, out: Path, options: Options = DEFAULT) -> dict:
     """Score a model on a manifest; write hypotheses, scores and evaluation files to `out`; return the scores."""
     system = load_system(checkpoint)
+    tokenizer = options.tokenizer
     if tokenizer and not tokenizer.is_file():
         raise UserError(f"tokenizer: there is no file {tokenizer}")
     if tokenizer and tokenizer.read_bytes() != system.tokens.model:
@@ -62,62 +61,29 @@ def evaluate(
             f"tokenizer: {tokenizer} is not the one that {checkpoint} was trained with: its ids are other pieces, and "
             "all words would be wrong; leave the option out, the model includes its own"
         )
-    for name, path in (("lexicon", lexicon), ("lm", lm)):
+    for name, path in (("lexicon", options.lexicon), ("lm", options.lm)):
         if path and not path.is_file():
             raise UserError(f"{name}: there is no file {path}")
-    corpus, report = check_recordings(read(manifest, data_folder))
+    corpus, report = check_recordings(read(manifest, options.data_folder))
     print(report)
     words = corpus.lexicon
-    if lexicon:
+    if path := options.lexicon:
         try:
-            words = parse_lexicon(lexicon.read_text(encoding="utf-8-sig").splitlines())
+            words = parse_lexicon(path.read_text(encoding="utf-8-sig").splitlines())
         except UnicodeDecodeError as error:
-            raise UserError(f"{lexicon}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
+            raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
     heads = getattr(system, "record", {"heads_trained": ("ctc",)}).get("heads_trained", ("ctc", "decoder"))
-    closed, attention = Lexicon(words, system.tokens), None
+    closed, attention, ctc = Lexicon(words, system.tokens), None, "ctc" in heads
     if "decoder" in heads:
-        attention = AttentionDecoding(system.model, system.tokens, closed, longest=max_decode_len, joint="ctc" in heads)
-    elif max_decode_len:
+        weight, longest = 0.3 if ctc else 0.0, options.max_decode_len
+        attention = AttentionDecoding(system.model, system.tokens, closed, longest=longest, ctc_weight=weight)
+    elif options.max_decode_len:
         print("max_decode_len has no effect: this model has no trained decoder, and CTC output ends with the recording")
-    search = BeamSearch(system.tokens, words, lm, BeamSettings(lm_weight, word_bonus, size)) if lm else None
-    decoders = DecoderSet(system.tokens, closed, beam=search, attention=attention, ctc="ctc" in heads)
-    rows = transcribe(system, list(corpus), decoders, level=corpus.level, what="evaluation")
-    out.mkdir(parents=True, exist_ok=True)
-    return score.write(
-        rows,
-        decoders.columns,
-        out,
-        system=checkpoint.stem,
-        held_out="",
-        tokenizer=system.tokens.fingerprint,
-        checkpoint=str(checkpoint),
-        settings={"beam": asdict(search.setting) | {"lm": str(lm), "chosen_on": ""}} if search else {},
-    )
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Score a saved model on a manifest.")
-    for name, text in OPTIONS.items():
-        parser.add_argument(name, type=Path, help=text)
-    parser.add_argument("--tokenizer", type=Path, help="for a check: must be the model's own")
-    parser.add_argument("--max-decode-len", type=int, help="of the attention decoder, in tokens")
-    parser.add_argument(
-        "--lexicon",
-        type=Path,
-        help="closed vocabulary, one word (tab, spelling) per line; by default all transcripts",
-    )
-    parser.add_argument("--lm", type=Path, help="ARPA file of words, for beam search")
-    parser.add_argument("--lm-weight", type=float, default=0.9, help="weight of its natural log-probabilities")
-    parser.add_argument("--word-bonus", type=float, default=0.0, help="nats per word")
-    parser.add_argument("--beam", dest="size", type=int, default=20, help="hypotheses kept")
-    parser.add_argument("--data-folder", type=Path, help="what $data_folder stands for in the manifest")
-    parser.add_argument("--out", type=Path, help="by default outputs/evaluations/<checkpoint>-<manifest>")
-    options = vars(parser.parse_args())
-    model = "-".join(options["checkpoint"].resolve().parts[-4:])
-    default = repository_root() / "outputs" / "evaluations" / f"{model}-{options['manifest'].stem}"
-    target = options.pop("out") or default
-    try:
-        print(headline(evaluate(**options, out=target)).to_string())
-        print(f"written to {target}")
-    except UserError as error:
-        sys.exit(f"\n{error}\n")
+    search, settings = None, {}
+    if options.lm:
+        setting = BeamSettings(options.lm_weight, options.word_bonus, options.beam)
+        search = BeamSearch(system.tokens, words, options.lm, setting)
+        settings = {"beam": asdict(setting) | {"lm": str(options.lm), "chosen_on": ""}}
+    decoders = DecoderSet(system.tokens, closed, beam=search, attention=attention, ctc=ctc)
+    about = About(checkpoint.stem, checkpoint=str(checkpoint), settings=settings)
+    return score_system(recordings(system), list(corpus), out, Evaluation(decoders, level=corpus.level), about)

@@ -17,7 +17,6 @@ from kdlib.tokens import Tokens
 TOP = 16  # tokens stored per frame
 FLOOR = -60.0  # nats, for no remaining probability
 FILE = "ctc.safetensors"
-CODE = ("evaluate/posteriors.py",)
 
 
 class PosteriorWriter:

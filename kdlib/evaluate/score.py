@@ -8,8 +8,8 @@ bootstrap percentiles over utterances. `evaluation_<decoder>.json` has the forma
 import csv
 import functools
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -17,8 +17,10 @@ import numpy as np
 
 from kdlib.errors import UserError
 from kdlib.io import read_json, write_json
+from kdlib.settings.evaluation import Scoring
 from kdlib.tokens import normalise
 
+DEFAULT = Scoring()
 GROUPS = ("speaker", "level", "word_type", "seen")
 IDS = {"greedy": "token_ids", "attention": "attention_ids"}  # decoder -> column of its token ids
 
@@ -62,6 +64,17 @@ class Score:
     insertions: int
     reference_words: int
     cer: float
+
+
+@dataclass(frozen=True)
+class About:
+    """What the report of a system says of it."""
+
+    system: str
+    held_out: str = ""
+    checkpoint: str = ""
+    settings: Mapping = field(default_factory=dict)  # of its decoders, and the speaker that they were chosen on
+    remark: str = ""  # a limit to what the scores show
 
 
 def score(
@@ -130,11 +143,12 @@ def scores_by(rows: Sequence[Hypothesis], decoder: str, group: str, **options) -
     return {name: _score_decoder(part, decoder, **options) for name, part in sorted(parts.items()) if name}
 
 
-def summary(rows: Sequence[Hypothesis], decoders: Sequence[str], *, system: str, held_out: str, **options) -> dict:
+def summary(rows: Sequence[Hypothesis], decoders: Sequence[str], about: About, scoring: Scoring) -> dict:
     """The content of `scores.json`: headline and breakdowns of every decoder.
 
     The decoders are listed, not inferred: one whose hypotheses are all empty scores 0 %, it is not left out.
     """
+    options = {"fold_homophones": scoring.fold_homophones, "bootstrap": scoring.bootstrap}
     scores = {}
     for name in decoders:
         headline = asdict(_score_decoder(rows, name, **options))
@@ -143,39 +157,34 @@ def summary(rows: Sequence[Hypothesis], decoders: Sequence[str], *, system: str,
             for group in GROUPS
         }
         scores[name] = headline | {"by": groups}
-    return {
-        "system": system,
-        "held_out": held_out,
+    content = {
+        "system": about.system,
+        "held_out": about.held_out,
         "n": len(rows),
-        "homophones_folded": options.get("fold_homophones", False),
+        "homophones_folded": scoring.fold_homophones,
         "decoders": scores,
+        "settings": dict(about.settings),
     }
+    return content | ({"remark": about.remark} if about.remark else {})
 
 
 def write(
     rows: Sequence[Hypothesis],
     decoders: Sequence[str],
     folder: Path,
-    *,
-    system: str,
-    held_out: str,
-    tokenizer: str,
-    checkpoint: str,
-    settings: dict | None = None,
-    remark: str = "",
-    **options,
+    about: About,
+    tokenizer: str = "",
+    scoring: Scoring = DEFAULT,
 ) -> dict:
-    """Write hypotheses.csv, scores.json and one evaluation_<decoder>.json per decoder; return the scores.
+    """Write hypotheses.csv, scores.json, scores.csv and one evaluation_<decoder>.json per decoder; return the scores.
 
-    `settings` holds the decoders' settings and the speaker they were chosen on; `remark` limits what the scores show.
+    `tokenizer` is the fingerprint of the system's tokens.
     """
     write_hypotheses(rows, folder / "hypotheses.csv")
-    scores = summary(rows, decoders, system=system, held_out=held_out, **options) | {"settings": settings or {}}
-    if remark:
-        scores["remark"] = remark
+    scores = summary(rows, decoders, about, scoring)
     write_json(folder / "scores.json", scores)
     for name, result in scores["decoders"].items():
-        write_json(folder / f"evaluation_{name}.json", _evaluation(rows, name, result, tokenizer, checkpoint))
+        write_json(folder / f"evaluation_{name}.json", _evaluation(rows, name, result, tokenizer, about.checkpoint))
     return scores
 
 

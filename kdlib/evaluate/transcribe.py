@@ -4,31 +4,22 @@ Before anything is decoded, every reference makes the round trip through the sys
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from kdlib.console import progress
 from kdlib.corpus import audio
 from kdlib.corpus.manifest import Utterance
-from kdlib.decode.decoders import DECODERS_CODE, DecoderSet
-from kdlib.evaluate import posteriors
+from kdlib.decode.decoders import DecoderSet
 from kdlib.evaluate.posteriors import PosteriorWriter
-from kdlib.evaluate.score import Hypothesis
+from kdlib.evaluate.score import DEFAULT, Hypothesis
 from kdlib.models import Outputs
 from kdlib.runtime import set_threads
+from kdlib.settings.evaluation import Scoring
 from kdlib.tokens import Tokens, check_round_trip, normalise
 
-ExtraColumns = Callable[[list[Utterance]], Mapping[str, Sequence]]  # -> column -> values, one per utterance
-TRANSCRIBE_CODE = (
-    "data/homophones.json",
-    "models/__init__.py",
-    "evaluate/transcribe.py",
-    "evaluate/score.py",
-    *posteriors.CODE,
-    "tokens.py",
-    "corpus/audio.py",
-    *DECODERS_CODE,
-)
+Forward = Callable[[list[Utterance]], Outputs]
 
 
 class System(Protocol):
@@ -43,56 +34,46 @@ class System(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """How a system's outputs become rows of hypotheses."""
+
+    decoders: DecoderSet
+    what: str = "evaluation"  # in the progress bar
+    scoring: Scoring = DEFAULT
+    level: Callable[[str], str] = lambda speaker: ""
+    seen: Callable[[Utterance], bool] | None = None
+    extra_columns: Callable[[list[Utterance]], Mapping[str, Sequence]] | None = None  # one value per utterance
+    change: Callable[[Hypothesis], Hypothesis] | None = None  # applied to each row
+
+
+def recordings(system: System) -> Forward:
+    """Run a system on the recordings of utterances."""
+    return lambda batch: system(*audio.collate(batch))
+
+
 def transcribe(
-    system: System,
-    utterances: Sequence[Utterance],
-    decoders: DecoderSet,
-    *,
-    what: str = "evaluation",
-    posteriors_folder: Path | None = None,
-    **options,
+    forward: Forward, utterances: Sequence[Utterance], evaluation: Evaluation, writer: PosteriorWriter | None = None
 ) -> list[Hypothesis]:
-    """Transcribe utterances with a system; for the options see `decode_outputs`.
+    """Decode the outputs of `forward` with all decoders; return rows in the order of the utterances.
 
-    The CTC posteriors of every frame are written to `posteriors_folder`, if given (`posteriors`).
-    """
-    writer = PosteriorWriter(system.tokens, system.stride_ms) if posteriors_folder else None
-    rows = decode_outputs(
-        lambda batch: system(*audio.collate(batch)), utterances, decoders, what=what, writer=writer, **options
-    )
-    if writer and rows:
-        writer.write(posteriors_folder)
-    return rows
-
-
-def decode_outputs(
-    forward: Callable[[list[Utterance]], Outputs],
-    utterances: Sequence[Utterance],
-    decoders: DecoderSet,
-    *,
-    batch_size: int = 32,
-    level: Callable[[str], str] = lambda speaker: "",
-    seen: Callable[[Utterance], bool] | None = None,
-    what: str = "decoding",
-    writer: PosteriorWriter | None = None,
-    extra_columns: ExtraColumns | None = None,
-) -> list[Hypothesis]:
-    """Decode the outputs of `forward` for each batch with all decoders; return rows in the order of the utterances.
-
-    `extra_columns` gives columns from elsewhere; `writer` collects the posteriors of every frame.
+    The CTC posteriors of every frame are added to `writer`, if given.
     """
     set_threads()
+    decoders, seen = evaluation.decoders, evaluation.seen
     check_round_trip(decoders.tokens, [utt.text for utt in utterances])
     rows: dict[str, Hypothesis] = {}
-    with progress(len(utterances), what, "utt") as bar:
-        for batch in audio.batches(utterances, batch_size):
+    with progress(len(utterances), evaluation.what, "utt") as bar:
+        for batch in audio.batches(utterances, evaluation.scoring.batch_size):
             outputs = forward(batch)
-            columns = {**decoders(outputs), **(extra_columns(batch) if extra_columns else {})}
+            columns = dict(decoders(outputs))
+            if evaluation.extra_columns:
+                columns |= evaluation.extra_columns(batch)
             for row, utt in enumerate(batch):
                 rows[utt.utt_id] = Hypothesis(
                     utt.utt_id,
                     utt.speaker,
-                    level(utt.speaker),
+                    evaluation.level(utt.speaker),
                     utt.word_type,
                     "" if seen is None else "yes" if seen(utt) else "no",
                     normalise(utt.text),
@@ -103,4 +84,5 @@ def decode_outputs(
                 for utt, row, length in zip(batch, logprobs, outputs.lengths.tolist(), strict=True):
                     writer.add(utt.utt_id, row[:length])
             bar.update(len(batch))
-    return [rows[utt.utt_id] for utt in utterances]
+    ordered = [rows[utt.utt_id] for utt in utterances]
+    return [evaluation.change(row) for row in ordered] if evaluation.change else ordered

@@ -11,6 +11,7 @@ import contextlib
 import csv
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -18,23 +19,15 @@ import pandas as pd
 import torch
 
 from kdlib.console import progress
-from kdlib.corpus import audio, labels, prepare
-from kdlib.corpus.manifest import Corpus, Utterance
-from kdlib.corpus.speakers import in_blocks, is_test, split
+from kdlib.corpus import audio
+from kdlib.corpus.manifest import Utterance
 from kdlib.errors import UserError
 from kdlib.logits.store import Header, LogitStore, Writer
-from kdlib.models import read_record
 from kdlib.models.decoder import teacher_forced
 from kdlib.models.hybrid import TrainedModel
-from kdlib.params import Params
-from kdlib.stage import produce
-from kdlib.teachers.adapt import speaker_teacher
-from kdlib.teachers.teacher_sets import fold_settings, teacher_root
 from kdlib.tokens import BLANK, BOS, EOS
 
 Purpose = Literal["training", "analysis"]
-CODE = ("logits/extract.py", "logits/store.py", *labels.CODE, "models/hybrid.py", "models/encoder_conformer.py")
-CODE += ("models/decoder.py", "models/encoder_nemo.py", "models/nemo_files.py", "tokens.py", "corpus/audio.py")
 BATCH = 32
 OUTPUTS = "outputs.csv"  # next to the stores: hypotheses of the free-running decoder, and CTC losses of the references
 
@@ -47,39 +40,34 @@ class TeacherOutput(NamedTuple):
     ctc_loss: float  # of the reference, in nats per token
 
 
-def extracted_utterances(params: Params, corpus: Corpus, purpose: Purpose) -> list[Utterance]:
-    """Utterances to extract: the same for all teachers and, where folds share the teachers, for all folds."""
-    blocks = params.blocks
-    if purpose == "analysis":
-        return corpus.where(lambda utt: utt.text and not corpus.is_control(utt.speaker) and is_test(utt, blocks.test))
-    if teacher_root(params) != params.folder:
-        splits = split(corpus, params)
-        return [*splits.train, *splits.unlabelled]
-    return corpus.where(lambda utt: not corpus.is_control(utt.speaker) and in_blocks(utt, blocks.train))
+@dataclass(frozen=True)
+class Extraction:
+    """Whose outputs are stored, what for, and how."""
+
+    teacher: str
+    purpose: Purpose
+    encoding: str
 
 
-def extract(params: Params, speaker: str, purpose: Purpose) -> Path:
-    """The folder of a teacher's outputs: `ctc` and, for training, `decoder`, and outputs.csv."""
-    settings = {"encoding": params.aggregation.encoding, "purpose": purpose}
-    blocks = params.blocks.train if purpose == "training" else params.blocks.test
-    return produce(
-        teacher_root(params) / "logits" / params.teacher.family / speaker / purpose,
-        lambda partial: _build(partial, params, speaker, purpose),
-        what=f"outputs of {speaker} for {purpose}",
-        parameters=settings | {"blocks": blocks} | fold_settings(params),
-        inputs=[prepare.corpus_folder(params), speaker_teacher(params, speaker)],
-        code=CODE,
-    )
-
-
-def open_store(params: Params, speaker: str, purpose: Purpose, output: str = "ctc") -> LogitStore:
-    """A teacher's store."""
-    if output == "decoder" and not read_record(speaker_teacher(params, speaker))["heads"]["layers"]:
-        raise UserError(
-            f"teacher {speaker} has no decoder, only CTC outputs; write distill: {{heads: ctc}}, or name teachers with "
-            "a decoder"
-        )
-    return LogitStore(extract(params, speaker, purpose) / output)
+def extract(
+    partial: Path, model: TrainedModel, utterances: Sequence[Utterance], lexicon: Iterable[str], job: Extraction
+) -> None:
+    """Store a teacher's outputs on utterances: `ctc` and, for training, `decoder`; and outputs.csv."""
+    has_decoder = model.model.decoder is not None  # a student as teacher may have none
+    outputs = ("ctc", "decoder") if job.purpose == "training" and has_decoder else ("ctc",)
+    longest = max(len(model.tokens.encode(text)) for text in {*lexicon, *(utt.text for utt in utterances)})
+    max_len = longest + 4 if job.purpose == "analysis" and has_decoder else 0
+    with contextlib.ExitStack() as stack:
+        headers = {name: _header(model, name, job) for name in outputs}
+        _announce(job.teacher, model, utterances, [header for header, _ in headers.values()])
+        writers = {name: stack.enter_context(Writer(partial / name, *headers[name])) for name in outputs}
+        rows = stack.enter_context(_OutputsFile(partial / OUTPUTS))
+        bar = stack.enter_context(progress(len(utterances), f"{job.teacher} on {job.purpose} speech", "utt"))
+        for batch in (batch for part in _by_speaker(utterances) for batch in audio.batches(part, BATCH)):
+            sinks = {"rows": rows, **writers}
+            if any(utt.utt_id not in sinks[name] for utt in batch for name in sinks if _has_output(utt, name)):
+                _extract_batch(model, batch, writers, rows, max_len)
+            bar.update(len(batch))
 
 
 def store_sizes(folders: Mapping[str, Path]) -> pd.DataFrame:
@@ -98,31 +86,6 @@ def store_sizes(folders: Mapping[str, Path]) -> pd.DataFrame:
             "MB as float32 logits": round(dense / 1e6, 1),
         }
     return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def teacher_outputs(params: Params, speaker: str, purpose: Purpose) -> dict[str, TeacherOutput]:
-    """Rows of a teacher's outputs.csv, by utterance."""
-    return _read_outputs(extract(params, speaker, purpose) / OUTPUTS)
-
-
-def _build(partial: Path, params: Params, speaker: str, purpose: Purpose) -> None:
-    teacher, corpus = TrainedModel(speaker_teacher(params, speaker)), prepare.load(params)
-    utts = extracted_utterances(params, corpus, purpose)
-    has_decoder = teacher.model.decoder is not None  # a student as teacher may have none
-    outputs = ("ctc", "decoder") if purpose == "training" and has_decoder else ("ctc",)
-    longest = max(len(teacher.tokens.encode(text)) for text in {*prepare.lexicon(params), *(utt.text for utt in utts)})
-    max_len = longest + 4 if purpose == "analysis" and has_decoder else 0
-    with contextlib.ExitStack() as stack:
-        headers = {name: _header(teacher, speaker, name, params, purpose) for name in outputs}
-        _announce(speaker, teacher, utts, [header for header, _ in headers.values()])
-        writers = {name: stack.enter_context(Writer(partial / name, *headers[name])) for name in outputs}
-        rows = stack.enter_context(_OutputsFile(partial / OUTPUTS))
-        bar = stack.enter_context(progress(len(utts), f"{speaker} on {purpose} speech", "utt"))
-        for batch in (batch for part in _by_speaker(utts) for batch in audio.batches(part, BATCH)):
-            sinks = {"rows": rows, **writers}
-            if any(utt.utt_id not in sinks[name] for utt in batch for name in sinks if _has_output(utt, name)):
-                _extract_batch(teacher, batch, writers, rows, max_len)
-            bar.update(len(batch))
 
 
 def _extract_batch(
@@ -166,16 +129,14 @@ def _by_speaker(utts: Sequence[Utterance]) -> list[list[Utterance]]:
     return [[utt for utt in utts if utt.speaker == name] for name in sorted({utt.speaker for utt in utts})]
 
 
-def _header(
-    teacher: TrainedModel, speaker: str, output: str, params: Params, purpose: Purpose
-) -> tuple[Header, tuple[torch.Tensor, torch.Tensor]]:
+def _header(teacher: TrainedModel, output: str, job: Extraction) -> tuple[Header, tuple[torch.Tensor, torch.Tensor]]:
     """The header of a store, and the head that turns its activations into logits."""
     head = teacher.model.ctc_head if output == "ctc" else teacher.model.decoder.head
     header = Header(
-        teacher=speaker,
+        teacher=job.teacher,
         train_speakers=tuple(teacher.record["train_speakers"]),
         output=output,
-        encoding=params.aggregation.encoding,
+        encoding=job.encoding,
         size=teacher.tokens.size,
         width=head.in_features,
         tokens=teacher.tokens.fingerprint,
@@ -183,7 +144,7 @@ def _header(
         bos=BOS,
         eos=EOS,
         stride_ms=teacher.model.encoder.stride_ms if output == "ctc" else 0.0,
-        purpose=purpose,
+        purpose=job.purpose,
     )
     return header, (head.weight, head.bias)
 
@@ -215,7 +176,7 @@ class _OutputsFile:
     """outputs.csv, appended batch by batch; a row that a killed run left incomplete is dropped."""
 
     def __init__(self, path: Path) -> None:
-        self._done = _read_outputs(path) if path.is_file() else {}
+        self._done = read_outputs(path) if path.is_file() else {}
         self._file = path.open("w", newline="", encoding="utf-8")
         self._writer = csv.writer(self._file, lineterminator="\n")
         self._writer.writerow([*TeacherOutput._fields, "whole"])
@@ -241,7 +202,8 @@ class _OutputsFile:
         self._file.flush()
 
 
-def _read_outputs(path: Path) -> dict[str, TeacherOutput]:
+def read_outputs(path: Path) -> dict[str, TeacherOutput]:
+    """Rows of an outputs.csv, by utterance."""
     with path.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.reader(file) if len(row) == 4 and row[3] == "."]
     return {row[0]: TeacherOutput(row[0], tuple(map(int, row[1].split())), float(row[2])) for row in rows}

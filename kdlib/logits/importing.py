@@ -17,7 +17,6 @@ from kdlib.console import progress
 from kdlib.errors import UserError
 from kdlib.logits.store import Header, LogitStore, Writer
 
-CODE = ("logits/importing.py", "logits/store.py")
 SAMPLE = 1200  # frames that the rank is estimated from; enough for widths up to 600
 EXACT = 1e-4  # residual, relative to the spread of the logits, that counts as zero
 

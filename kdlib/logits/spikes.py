@@ -17,8 +17,6 @@ from kdlib.corpus.manifest import Utterance
 from kdlib.logits.store import LogitStore
 from kdlib.tokens import BLANK, Tokens
 
-CODE = ("logits/spikes.py", "logits/store.py", "tokens.py")
-
 
 def times_ms(logits: torch.Tensor, ids: Sequence[int], stride_ms: float) -> np.ndarray:
     """Start time of each token in the best alignment with [T, V]; empty if the tokens do not fit into the frames.

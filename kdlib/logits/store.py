@@ -29,7 +29,6 @@ from kdlib.errors import UserError, nearest
 from kdlib.io import sha256, write_json
 from kdlib.tokens import Tokens
 
-CODE = ("logits/store.py",)
 SCHEMA = 2  # of the header: schema 1 had other names
 ENCODINGS = {"fp16": np.float16, "int8": np.int8, "dense16": np.float16, "dense32": np.float32}
 INDEX = ("utt_id", "start", "frames", "crc32")

@@ -5,7 +5,6 @@ Random numbers are torch's, which the training loop seeds before every batch.
 
 import torch
 
-CODE = ("models/augment.py",)
 MASKS = 2  # of each type
 BAND_SHARE, MAX_FRAMES, MAX_SHARE = 0.2, 20, 0.25  # of the bands; frames of 10 ms, and of the utterance
 TEMPO = 0.12  # tempo and pitch change by up to this share

@@ -17,7 +17,6 @@ from kdlib.models import Outputs, hybrid
 from kdlib.models.decoder import greedy
 from kdlib.runtime import set_threads
 
-CODE = ("models/averaging.py", *hybrid.CODE)
 Average = Literal["outputs", "probabilities", "weights"]
 Member = tuple[Path, str]  # the folder of a saved model, and one of its weight files
 

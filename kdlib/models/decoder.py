@@ -12,8 +12,6 @@ from torch import nn
 from kdlib.models.encoder_conformer import length_mask
 from kdlib.tokens import BOS, EOS
 
-CODE = ("models/decoder.py", "models/encoder_conformer.py")
-
 
 class AttentionDecoder(nn.Module):
     """SpeechBrain's Transformer decoder between an embedding and an output layer."""

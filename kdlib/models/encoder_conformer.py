@@ -14,7 +14,6 @@ from kdlib.corpus.audio import RATE_HZ
 from kdlib.errors import UserError
 from kdlib.models import augment
 
-CODE = ("models/encoder_conformer.py", "models/augment.py")
 HOP = RATE_HZ // 100
 STRIDE_MS = 40.0
 

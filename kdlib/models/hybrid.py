@@ -14,21 +14,11 @@ from torch import nn
 
 from kdlib.errors import UserError
 from kdlib.io import write_json
-from kdlib.models import Outputs, decoder, encoder_conformer, read_record
+from kdlib.models import Outputs, encoder_conformer, read_record
 from kdlib.models.decoder import AttentionDecoder
 from kdlib.models.encoder_nemo import NeMoEncoder
 from kdlib.runtime import set_threads
 from kdlib.tokens import Tokens
-
-CODE = (
-    "models/hybrid.py",
-    "models/__init__.py",
-    "tokens.py",
-    "models/encoder_nemo.py",
-    "models/nemo_files.py",
-    *encoder_conformer.CODE,
-    *decoder.CODE,
-)
 
 
 @dataclass(frozen=True)

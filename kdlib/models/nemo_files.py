@@ -20,15 +20,13 @@ from kdlib.corpus.audio import RATE_HZ
 from kdlib.errors import UserError
 from kdlib.io import resolve_path
 from kdlib.models import Outputs
-from kdlib.params import Params
 from kdlib.runtime import set_threads
-from kdlib.settings import Pretraining
+from kdlib.settings.pretrained import PretrainedSettings, Pretraining
 from kdlib.tokens import Tokens
 
 if TYPE_CHECKING:
     import torch
 
-NEMO_CODE = ("models/nemo_files.py",)
 SHIPPED_MODEL = Path(__file__).parents[1] / "data" / "standin.nemo"
 
 
@@ -56,11 +54,11 @@ class NeMoCTC:
         return Outputs(logits[:, :longest], frames, encoded.transpose(1, 2)[:, :longest])
 
 
-def find_model(params: Params) -> Path:
+def find_model(settings: PretrainedSettings) -> Path:
     """Return the `.nemo` file that a recipe names, if it needs no training; download it if necessary."""
-    if params.pretrained == "shipped":
+    if settings.pretrained == "shipped":
         return SHIPPED_MODEL
-    name = params.nemo_model
+    name = settings.nemo_model
     if name.endswith(".nemo"):
         path = resolve_path(name)
         if not path.is_file():

@@ -21,7 +21,7 @@ from kdlib.models.encoder_conformer import length_mask
 from kdlib.models.hybrid import Hybrid
 from kdlib.objectives import losses
 from kdlib.objectives.reference_losses import cross_entropies, cross_entropy, ctc_loss
-from kdlib.settings import Distill
+from kdlib.settings.distill import Distill
 from kdlib.targets.aggregation import TeacherEnsemble
 from kdlib.targets.pseudo_labels import TeacherHypotheses
 from kdlib.tokens import BLANK, BOS, EOS

@@ -12,8 +12,6 @@ from kdlib.models.decoder import teacher_forced
 from kdlib.models.encoder_conformer import length_mask
 from kdlib.tokens import BLANK
 
-REFERENCE_LOSS_CODE = ("objectives/reference_losses.py", "models/decoder.py", "models/encoder_conformer.py")
-
 
 def ctc_loss(outputs: Outputs, ids: Sequence[Sequence[int]]) -> torch.Tensor:
     """-log P(ids | frames) per token, mean over utterances; 0 for ids that do not fit into the frames."""

@@ -1,33 +1,27 @@
 """Compare students: the baseline, the hard-label run of the same steps and seed, and the distilled students.
 
-`python -m kdlib.show.comparison RECIPE FOLD,... VARIANT,... SEED,... [ENSEMBLE,...]` prints the scores of each fold's
+`compare_folds` (`make compare`) prints the scores of each fold's
 students and ensembles, and the verdict on each against its control over all folds; both are written to
 `outputs/<recipe>/compare/`.
 """
 
 import itertools
 import random
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from kdlib.corpus import prepare
-from kdlib.corpus.speakers import split
-from kdlib.distill import ensembles
-from kdlib.distill.setup import resolved, resumed_from, student_targets, teacher_hypotheses, text_source
-from kdlib.distill.student_scores import student_scores
 from kdlib.errors import UserError
 from kdlib.evaluate import compare
-from kdlib.evaluate.baseline import baseline
 from kdlib.evaluate.score import read_hypotheses
 from kdlib.evaluate.verdict import Verdict, verdict_frame, verdict_table
 from kdlib.io import atomic_write, read_json
 from kdlib.models import read_record
-from kdlib.params import Params, load
-from kdlib.settings import Scoring
+from kdlib.params import Params
+from kdlib.pipeline import Fold
+from kdlib.settings.evaluation import Scoring
 from kdlib.show import figures
 from kdlib.tokens import normalise
 
@@ -35,13 +29,11 @@ DECODERS = ("greedy", "lexicon", "beam", "attention", "attention_beam", "attenti
 BASELINE = "baseline"
 
 
-def student_table(params: Params, control: Params, seed: int) -> pd.DataFrame:
+def student_table(fold: Fold, seed: int) -> pd.DataFrame:
     """WRA (or WER) in per cent by decoder: held-out speaker, and dev speaker, on whom the weights were selected."""
-    check_control(params, control)
-    measure = params.scoring.measure
-    rows = [_row(BASELINE, "", baseline(params), measure)]
-    for run in (control, params) if control.variant != params.variant else (params,):
-        rows.append(_row(run.variant, seed, student_scores(run, seed), measure))
+    check_control(fold)
+    systems, measure = fold.systems(seed), fold.params.scoring.measure
+    rows = [_row(BASELINE if name == "pretrained" else name, seed, path, measure) for name, path in systems.items()]
     columns = {}
     for speech, prefix in (("held out", ""), ("dev", "dev ")):
         for row in rows:
@@ -52,26 +44,27 @@ def student_table(params: Params, control: Params, seed: int) -> pd.DataFrame:
     return table.loc[[name for name in DECODERS if name in table.index]]
 
 
-def verdict(params: Params, control: Params, seed: int, decoder: str) -> Verdict | None:
+def verdict(fold: Fold, seed: int, decoder: str) -> Verdict | None:
     """Test a student against its control, on one speaker and one seed."""
-    if control.variant == params.variant:
+    control, scoring = fold.control, fold.params.scoring
+    if control.params.variant == fold.params.variant:
         return None
-    folded = {"fold_homophones": params.scoring.fold_homophones}
     systems = {
-        run.variant: compare.collect([student_scores(run, seed)], decoder, **folded) for run in (params, control)
+        run.params.variant: compare.collect([run.scores(seed)], decoder, fold_homophones=scoring.fold_homophones)
+        for run in (fold, control)
     }
-    return compare.compare(systems, against=control.variant, measure=params.scoring.measure)[0]
+    return compare.compare(systems, against=control.params.variant, measure=scoring.measure)[0]
 
 
-def score_folders(params: Params, variants: Sequence[str], seeds: Sequence[int], groups: Sequence[str] = ()) -> dict:
+def score_folders(fold: Fold, variants: Sequence[str], seeds: Sequence[int], groups: Sequence[str] = ()) -> dict:
     """Map (system, seed) to its folder of scores in a fold: baseline, students, ensembles."""
-    folders = {(BASELINE, ""): baseline(params)}
+    folders = {(BASELINE, ""): fold.baseline()}
     for name, seed in itertools.product(variants, seeds):
-        folder = params.fold_folder / "students" / name / f"seed{seed}" / "scores"
+        folder = fold.layout.student_scores(seed, name)
         if not (folder / "scores.json").is_file():
             raise UserError(f"{folder}: no scores here; train this student with: make compare VARIANTS={name}")
         folders[name, seed] = folder
-    return folders | {(name, "ensemble"): ensembles.ensemble_scores(params, name) for name in groups}
+    return folders | {(name, "ensemble"): fold.ensemble(name) for name in groups}
 
 
 def fold_table(folders: Mapping[tuple[str, object], Path], measure: str = "wra") -> pd.DataFrame:
@@ -123,21 +116,20 @@ def changed_utterances(before: Path, after: Path, decoder: str = "greedy") -> pd
     return table[old_right != new_right].sort_values(["change", "reference"])
 
 
-def pseudo_label_table(params: Params, sample: int = 400) -> pd.DataFrame | None:
+def pseudo_label_table(fold: Fold, sample: int = 400) -> pd.DataFrame | None:
     """How often the teachers' pseudo-labels are used and correct; None for a variant that trains on no pseudo-labels.
 
     The references of speech without transcripts (`label_fraction`) are read for this table alone.
     """
-    used = resolved(params)
-    if not used.distill.uses_teachers or not (hypotheses := teacher_hypotheses(used, student_targets(used))):
+    if not (hypotheses := fold.resolved.teacher_hypotheses()):
         return None
-    source, confidence = text_source(used)
-    truth = {utt.utt_id: utt.text for utt in prepare.load(params.with_all_labels)}
-    splits, rows = split(prepare.load(params), params), {}
+    source, confidence = fold.params.distill.text_source
+    truth = {utt.utt_id: utt.text for utt in fold.all_labels.corpus}
+    splits, rows = fold.splits, {}
     for speech, utterances in (("labelled", splits.train), ("without transcript", splits.unlabelled)):
         usable = set(hypotheses.ensemble.coverage([utt.utt_id for utt in utterances]).usable)
         drawn = [utt for utt in utterances if utt.utt_id in usable]
-        drawn = random.Random(params.seed).sample(drawn, min(sample, len(drawn)))
+        drawn = random.Random(fold.params.seed).sample(drawn, min(sample, len(drawn)))
         if not drawn:
             continue
         best = hypotheses.best(drawn, source)
@@ -154,15 +146,17 @@ def pseudo_label_table(params: Params, sample: int = 400) -> pd.DataFrame | None
     return pd.DataFrame.from_dict(rows, orient="index").round(1)
 
 
-def check_control(params: Params, control: Params) -> None:
+def check_control(fold: Fold, control: Fold | None = None) -> None:
     """Check that a control is the same student with the same steps, trained on the references alone."""
-    if _steps(resolved(params)) != _steps(control) or not control.distill.references_only:
+    baseline = control or fold.control
+    params, control = fold.params, baseline.params
+    if _steps(fold.resolved.params) != _steps(control) or not control.distill.references_only:
         raise UserError(
             f"variants: {control.variant!r} is no control of {params.variant!r}: it must have the same student, steps, "
             "heads, speech and label_fraction, and neither teachers nor smoothing (distill: every weight but beta 0); "
             "set another one: distill: {control: ...}"
         )
-    start = resumed_from(control, 1)
+    start = baseline.resumed_from(1)
     before = read_record(start) if start else {}
     if before.get("uses_teachers") or not before.get("references_only", True):
         raise UserError(
@@ -198,21 +192,20 @@ def _row(name: str, seed: object, folder: Path, measure: str) -> dict:
     return row
 
 
-def main(
+def compare_folds(
     recipe: str, held_out: Sequence[str], variants: Sequence[str], seeds: Sequence[int], groups: Sequence[str]
 ) -> None:
-    """Run the command: tables of the folds, verdicts over them, their figure; by default all that a recipe compares."""
-    folds = [load(recipe, name) for name in held_out]
-    first = folds[0]
-    variants, seeds = variants or first.compare, seeds or first.seeds
-    out = first.folder / "compare"
+    """Tables of the folds, verdicts over them, their figure; by default all that a recipe compares."""
+    folds = [Fold.load(recipe, name) for name in held_out]
+    first, params = folds[0], folds[0].params
+    variants, seeds, out = variants or params.compare, seeds or params.seeds, first.layout.compare
     out.mkdir(parents=True, exist_ok=True)
-    control = {name: load(recipe, held_out[0], variant=name).distill.control for name in variants}
+    control = {name: first.of(name).params.distill.control for name in variants}
     variants = [*sorted(set(control.values()) - set(variants)), *variants]  # with the control of each
     control = {name: control[name] if control.get(name, name) != name else BASELINE for name in variants}
-    folders = [score_folders(params, variants, seeds, groups) for params in folds]
+    folders = [score_folders(fold, variants, seeds, groups) for fold in folds]
     tables = pd.concat(
-        {p.held_out: fold_table(fold, p.scoring.measure) for p, fold in zip(folds, folders, strict=True)},
+        {name: fold_table(systems, params.scoring.measure) for name, systems in zip(held_out, folders, strict=True)},
         names=["fold"],
     )
     with atomic_write(out / "table.csv") as hidden:
@@ -221,16 +214,16 @@ def main(
     if "remark" in tables:
         for (speaker, name, seed), remark in tables.remark.dropna().items():
             print(f"{speaker}, {name} {seed}: {remark}")
-    members = {name: list(first.ensembles[name].variants) for name in groups}
+    members = {name: list(params.ensembles[name].variants) for name in groups}
     control |= {name: of[0] if of[0] in variants else BASELINE for name, of in members.items()}
     rows: list[tuple[str, Verdict]] = []
-    sentences = first.scoring.measure == "wer"  # the closed lexicon then has the test sentences themselves
-    few = {name for name in variants if load(recipe, held_out[0], variant=name).labels}
+    sentences = params.scoring.measure == "wer"  # the closed lexicon then has the test sentences themselves
+    few = {name for name in variants if first.of(name).params.labels}
     for decoder in (name for name in DECODERS if not (sentences and name.endswith("lexicon"))):
         pairs = control
-        if decoder == "beam" or first.pretrained == "from_corpus":  # the baseline's was trained on all transcripts
+        if decoder == "beam" or params.pretrained == "from_corpus":  # the baseline's was trained on all transcripts
             pairs = {a: b for a, b in control.items() if a not in few or b != BASELINE}
-        rows += [(decoder, result) for result in verdicts(folders, pairs, decoder, first.scoring)]
+        rows += [(decoder, result) for result in verdicts(folders, pairs, decoder, params.scoring)]
     if not rows:
         print("No two of these systems share a decoder: there is nothing to compare.")
         return
@@ -245,12 +238,3 @@ def main(
     with atomic_write(out / "verdicts.csv") as hidden:
         verdict_frame(results).assign(decoder=decoders).to_csv(hidden, index=False)
     figures.save(figures.differences(table), out, "differences")
-
-
-if __name__ == "__main__":
-    try:
-        recipe, *listed = sys.argv[1:]
-        names, variants, numbers, groups = ([name for name in text.split(",") if name] for text in [*listed, ""][:4])
-        main(recipe, names, variants, [int(number) for number in numbers], groups)
-    except UserError as error:
-        sys.exit(f"\n{error}\n")

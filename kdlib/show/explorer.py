@@ -22,7 +22,7 @@ from IPython.display import display
 from kdlib.corpus import audio
 from kdlib.errors import UserError
 from kdlib.io import atomic_write, short_path
-from kdlib.params import Params
+from kdlib.pipeline import Fold
 from kdlib.show import explorer_data, figures, utterance_figure
 from kdlib.show.explorer_data import FILTERS, ExplorerData
 from kdlib.show.explorer_widgets import ExplorerWidgets
@@ -33,16 +33,16 @@ PICTURE_IN, DPI = 8.4, 96  # width and resolution of a figure on the screen
 
 
 def explore(
-    params: Params, systems: Mapping[str, Path], *, teachers: Path | None = None, before: str = "", after: str = ""
+    fold: Fold, systems: Mapping[str, Path], *, teachers: Path | None = None, before: str = "", after: str = ""
 ):
     """Explore systems of a fold: widgets in an interactive notebook, the most informative failures in a headless run.
 
     `systems` are folders of scores, or files of hypotheses of other code; `before` and `after` are compared.
     """
-    data = explorer_data.fold_data(params, systems, teachers=teachers, before=before, after=after)
+    data = explorer_data.fold_data(fold, systems, teachers=teachers, before=before, after=after)
     if not attended():
         return utterance_figure.failures_figure(data)
-    return Explorer(data, params.fold_folder / "figures").page
+    return Explorer(data, fold.layout.figures).page
 
 
 def attended() -> bool:

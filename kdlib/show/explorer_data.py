@@ -12,14 +12,13 @@ import numpy as np
 import pandas as pd
 from rapidfuzz.distance import Levenshtein
 
-from kdlib.corpus import prepare, speakers
 from kdlib.corpus.manifest import Corpus, Utterance
 from kdlib.errors import UserError, nearest
 from kdlib.evaluate import posteriors, predictions
 from kdlib.evaluate.posteriors import Posteriors
 from kdlib.evaluate.score import fold_words, interval
 from kdlib.io import atomic_write
-from kdlib.params import Params
+from kdlib.pipeline import Fold
 from kdlib.tokens import normalise
 
 ABOUT = ["speaker", "level", "word_type", "seen", "reference"]
@@ -304,19 +303,19 @@ class ExplorerData:
 
 
 def fold_data(
-    params: Params, systems: Mapping[str, Path], *, teachers: Path | None = None, before: str = "", after: str = ""
+    fold: Fold, systems: Mapping[str, Path], *, teachers: Path | None = None, before: str = "", after: str = ""
 ) -> ExplorerData:
     """Systems of a fold with its corpus, its notes and its teachers' speakers."""
-    corpus = prepare.load(params)
-    teacher_speakers = () if params.teacher.backbone == "students" else speakers.fold_teachers(params, corpus)
+    params = fold.params
+    teacher_speakers = () if params.teacher.backbone == "students" else fold.target_teachers()
     return ExplorerData(
         systems,
-        corpus,
+        fold.corpus,
         teachers=teachers,
         teacher_speakers=teacher_speakers,
         before=before,
         after=after,
-        notes=params.fold_folder / "notes.csv",
+        notes=fold.layout.notes,
         fold_homophones=params.scoring.fold_homophones,
     )
 

@@ -18,7 +18,6 @@ from torch.nn.utils.rnn import pad_sequence
 from kdlib.errors import UserError
 from kdlib.logits.store import LogitStore
 
-AGGREGATION_CODE = ("targets/aggregation.py", "logits/store.py")
 MEANS = ("logprob_mean", "prob_mean")
 FUSIONS = ("attention", "transformer")  # learned, in `fusion.py`
 MISSING = ("strict", "partial", "all")

@@ -7,8 +7,11 @@ trained on: on training speech every speaker's own teacher would win by overfitt
 import copy
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kdlib.corpus.manifest import Utterance
@@ -18,10 +21,20 @@ from kdlib.models.encoder_conformer import length_mask
 from kdlib.objectives.reference_losses import ctc_loss
 from kdlib.runtime import seed_everything
 from kdlib.targets.aggregation import TeacherEnsemble
+from kdlib.targets.choice import half_of
 from kdlib.tokens import Tokens
 
 BATCH, LR, VALIDATE_EVERY = 32, 2e-3, 10
+PARTS = {None: "whole", 0: "half0", 1: "half1"}  # of the dev speech
 Loss = Callable[[Sequence[Utterance]], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Training:
+    """The training of a small model on stored outputs."""
+
+    seed: int
+    steps: int
 
 
 class Attention(nn.Module):
@@ -83,12 +96,33 @@ def new_fusion(kind: str, ensemble: TeacherEnsemble) -> nn.Module:
     return {"attention": Attention, "transformer": Transformer}[kind](widths, size)
 
 
+def train_fusions(
+    partial: Path, kind: str, ensemble: TeacherEnsemble, dev: Sequence[Utterance], tokens: Tokens, training: Training
+) -> None:
+    """Train a fusion on dev speech, and one on each half of it, for scores on the other half."""
+    usable = [utt for utt in dev if ensemble.coverage([utt.utt_id]).usable]
+    for part, name in PARTS.items():
+        utterances = [utt for utt in usable if part in (None, half_of(utt.utt_id))]
+        trained = fit_fusion(kind, ensemble, utterances, tokens, training)
+        weights = {key: weight.contiguous() for key, weight in trained.state_dict().items()}
+        save_file(weights, partial / f"{name}.safetensors")
+
+
+def load_fusion(folder: Path, kind: str, ensemble: TeacherEnsemble, half: int | None = None) -> nn.Module:
+    """Load a trained fusion: of all dev speech, or of one half of it."""
+    model = new_fusion(kind, ensemble)
+    model.load_state_dict(load_file(folder / f"{PARTS[half]}.safetensors"))
+    with torch.no_grad():
+        return model.eval().requires_grad_(False)
+
+
 def fit_fusion(
-    kind: str, ensemble: TeacherEnsemble, utterances: Sequence[Utterance], tokens: Tokens, seed: int, steps: int
+    kind: str, ensemble: TeacherEnsemble, utterances: Sequence[Utterance], tokens: Tokens, training: Training
 ) -> nn.Module:
     """Train a fusion on references by CTC; the checkpoint that is best on a validation fifth is kept."""
     if not utterances:
         raise UserError("learned fusion: there is no dev speech to train on; name another aggregation.method")
+    seed = training.seed
     seed_everything(seed)
     fusion, ensemble = new_fusion(kind, ensemble).eval(), ensemble.cached()
     drawn = random.Random(seed).sample(list(utterances), len(utterances))
@@ -109,7 +143,7 @@ def fit_fusion(
         if step % VALIDATE_EVERY == 0 and (current := validation_loss()) < best:
             best, weights = current, copy.deepcopy(fusion.state_dict())
 
-    minimise(fusion, loss, train, seed, steps, validate)
+    minimise(fusion, loss, train, training, validate)
     fusion.load_state_dict(weights)
     return fusion.eval()
 
@@ -118,16 +152,15 @@ def minimise(
     model: nn.Module,
     loss: Loss,
     utterances: Sequence[Utterance],
-    seed: int,
-    steps: int,
+    training: Training,
     validate: Callable[[int], None] = lambda step: None,
 ) -> None:
     """Train a small model on stored outputs: seconds, so no checkpoints. `validate` is called after every step."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=1e-2)
-    scale = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, steps + 1)
-    rng, remaining = random.Random(seed), []
+    scale = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, training.steps + 1)
+    rng, remaining = random.Random(training.seed), []
     model.train()
-    for step in range(1, steps + 1):
+    for step in range(1, training.steps + 1):
         if not remaining:
             remaining = list(utterances)
             rng.shuffle(remaining)

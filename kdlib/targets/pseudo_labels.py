@@ -20,13 +20,6 @@ from kdlib.objectives.reference_losses import ctc_losses
 from kdlib.targets.aggregation import TeacherEnsemble
 from kdlib.tokens import BLANK, Tokens
 
-PSEUDO_LABEL_CODE = (
-    "targets/pseudo_labels.py",
-    "decode/lexicon.py",
-    "decode/trie.py",
-    "decode/greedy.py",
-    "decode/beam.py",
-)
 KEPT = 512  # most probable words of a lexicon that are kept per utterance; the probability of the rest is negligible
 Text = tuple[list[int], float]  # token ids, and their probability among the candidates
 

@@ -14,48 +14,34 @@ import numpy as np
 import pandas as pd
 import torch
 
-from kdlib.corpus import audio, prepare
+from kdlib.corpus import audio
+from kdlib.corpus.manifest import Corpus
 from kdlib.corpus.speakers import in_blocks
-from kdlib.params import Params
 from kdlib.runtime import set_threads
-from kdlib.stage import produce
 
-SIMILARITY_CODE = ("targets/similarity.py", "corpus/audio.py")
 SAMPLE = 24  # recordings per speaker
 BANDS = 40
 SHARPNESS = 4.0  # a teacher of the same speaker weighs e^4 times one of similarity 0
 FILE = "speaker_features.csv"
 
 
-def speaker_features(params: Params) -> pd.DataFrame:
-    """One row per speaker: mean and deviation of every band."""
-    table = pd.read_csv(features_folder(params) / FILE, dtype={"speaker": str}, keep_default_na=False)
+def build_features(partial: Path, corpus: Corpus, blocks: tuple[str, ...], seed: int) -> None:
+    """Write one row per speaker: mean and deviation of every band."""
+    set_threads()
+    rows = {}
+    for name in corpus.dysarthric:
+        train = corpus.where(lambda utt, name=name: utt.speaker == name and in_blocks(utt, blocks))
+        sample = random.Random(f"{seed} {name}").sample(train, min(SAMPLE, len(train)))
+        if sample:
+            mels = np.concatenate([_log_mels(audio.load(utt)) for utt in sample], 1)
+            rows[name] = np.concatenate([mels.mean(1), mels.std(1)])
+    pd.DataFrame.from_dict(rows, orient="index").rename_axis("speaker").to_csv(partial / FILE)
+
+
+def read_features(folder: Path) -> pd.DataFrame:
+    """Read the features, by speaker."""
+    table = pd.read_csv(folder / FILE, dtype={"speaker": str}, keep_default_na=False)
     return table.set_index("speaker").astype(float)
-
-
-def features_folder(params: Params) -> Path:
-    """The stage's folder, shared by all folds."""
-
-    def build(partial: Path) -> None:
-        set_threads()
-        corpus, rows = prepare.load(params), {}
-        for name in corpus.dysarthric:
-            train = corpus.where(lambda utt, name=name: utt.speaker == name and in_blocks(utt, params.blocks.train))
-            sample = random.Random(f"{params.seed} {name}").sample(train, min(SAMPLE, len(train)))
-            if sample:
-                mels = np.concatenate([_log_mels(audio.load(utt)) for utt in sample], 1)
-                rows[name] = np.concatenate([mels.mean(1), mels.std(1)])
-        pd.DataFrame.from_dict(rows, orient="index").rename_axis("speaker").to_csv(partial / FILE)
-
-    return produce(
-        params.folder / "speaker_features",
-        build,
-        what="speaker features",
-        parameters={"blocks": params.blocks.train},
-        inputs=[prepare.corpus_folder(params)],
-        seed=params.seed,
-        code=SIMILARITY_CODE,
-    )
 
 
 def speaker_similarity(table: pd.DataFrame, teachers: Sequence[str]) -> pd.DataFrame:
@@ -65,9 +51,9 @@ def speaker_similarity(table: pd.DataFrame, teachers: Sequence[str]) -> pd.DataF
     return (unit @ unit.loc[list(teachers)].T).rename_axis(columns="teacher")
 
 
-def similarity_weights(params: Params, teachers: Sequence[str]) -> Mapping[str, Mapping[str, float]]:
+def similarity_weights(table: pd.DataFrame, teachers: Sequence[str]) -> Mapping[str, Mapping[str, float]]:
     """Speaker -> teacher -> weight."""
-    cosines = speaker_similarity(speaker_features(params), teachers)
+    cosines = speaker_similarity(table, teachers)
     return {who: {name: float(np.exp(SHARPNESS * cos)) for name, cos in row.items()} for who, row in cosines.iterrows()}
 
 

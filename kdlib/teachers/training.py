@@ -1,6 +1,7 @@
 """Train a teacher or the base model: joint CTC and attention loss, early stopping on held-back speech."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,11 +9,10 @@ from kdlib.corpus import audio, labels
 from kdlib.corpus.manifest import Utterance
 from kdlib.errors import UserError
 from kdlib.models import Outputs
-from kdlib.params import Params
-from kdlib.pretrained.model import fits_frames
-from kdlib.settings import Training
+from kdlib.settings.corpus import SplitSettings
+from kdlib.settings.teacher import Teacher, Training
 from kdlib.tokens import BLANK, Tokens
-from kdlib.training.sampling import TrainingData
+from kdlib.training.sampling import TrainingData, fits_frames
 from kdlib.training.schedules import cosine
 
 if TYPE_CHECKING:
@@ -20,78 +20,62 @@ if TYPE_CHECKING:
 
     from kdlib.models.hybrid import Hybrid
 
-TEACHER_CODE = (
-    "teachers/adapt.py",
-    "teachers/base_model.py",
-    "teachers/teacher_sets.py",
-    "teachers/training.py",
-    "models/hybrid.py",
-    "pretrained/pieces.py",
-    "models/encoder_conformer.py",
-    "models/augment.py",
-    "models/decoder.py",
-    "models/encoder_nemo.py",
-    "models/nemo_files.py",
-    "objectives/reference_losses.py",
-    "pretrained/model.py",
-    *labels.CODE,
-    "decode/greedy.py",
-    "training/loop.py",
-    "training/callbacks.py",
-    "training/checkpoints.py",
-    "training/schedules.py",
-    "training/sampling.py",
-    "runtime.py",
-    "tokens.py",
-    "corpus/audio.py",
-)
+
+@dataclass(frozen=True)
+class InitialModel:
+    """The model that a training starts from."""
+
+    model: "Hybrid"
+    tokens: Tokens
+    train_speakers: Sequence[str]  # that its weights were trained on
+    head_is_trained: bool = True  # the CTC head
 
 
-def train_teacher(
-    partial: Path,
-    params: Params,
-    settings: Training,
-    model: "Hybrid",
-    tokens: Tokens,
-    data: TrainingData,
-    what: str,
-    earlier_speakers: list[str],
-) -> None:
+@dataclass(frozen=True)
+class TeacherTraining:
+    """How a teacher, or the base model of all, is trained."""
+
+    what: str
+    settings: Teacher
+    schedule: Training
+    fold: SplitSettings
+
+
+def train_teacher(partial: Path, start: InitialModel, data: TrainingData, how: TeacherTraining) -> None:
     """Train a model on `data.train`, stop it on `data.dev`, and save it with all speakers that it was trained on."""
     from kdlib.models import augment, hybrid
     from kdlib.training.checkpoints import remove_checkpoints
-    from kdlib.training.loop import EpochData, Task, fit
+    from kdlib.training.loop import EpochData, Run, Task, Validations, fit
 
-    model.encoder.spec_augment = params.teacher.augment
+    settings, schedule, seed = how.settings, how.schedule, how.fold.seed
+    model, tokens = start.model, start.tokens
+    model.encoder.spec_augment = settings.augment
     train = [utt for utt in data.train if fits_frames(tokens.encode(utt.text), utt.duration_s)]
     if not train:
-        raise UserError(f"{what}: every utterance has fewer frames of 40 ms than tokens; is its audio cut off?")
+        raise UserError(f"{how.what}: every utterance has fewer frames of 40 ms than tokens; is its audio cut off?")
 
     def collate(utterances: Sequence[Utterance]) -> tuple:
         return *audio.collate(utterances), [tokens.encode(utt.text) for utt in utterances]
 
     def step(batch: tuple) -> "dict[str, torch.Tensor]":
-        if params.teacher.augment:
+        if settings.augment:
             batch = *augment.change_tempo(*batch[:2]), batch[2]
-        return teacher_losses(model, batch, params.teacher.ctc_weight, params.teacher.label_smoothing)
+        return teacher_losses(model, batch, settings.ctc_weight, settings.label_smoothing)
 
     dev = [collate(batch) for batch in audio.batches(data.dev, 32)]
-    record = fit(
-        Task(model, step, lr=settings.lr, scale=cosine(settings.warmup_steps, settings.steps)),
-        EpochData(lambda epoch: audio.batches(train, settings.batch_size, seed=params.seed * 1009 + epoch), collate),
-        folder=partial,
-        what=what,
-        steps=settings.steps,
-        seed=params.seed,
-        checkpoint_every=settings.validate_every,
-        validate=(lambda: validate_teacher(model, dev, params.teacher.ctc_weight)) if dev else None,
-        validate_every=settings.validate_every,
-        patience=settings.patience,
+    validations = Validations(
+        lambda: validate_teacher(model, dev, settings.ctc_weight), schedule.validate_every, schedule.patience
     )
-    speakers = sorted({*earlier_speakers, *(utt.speaker for utt in train)})
+    record = fit(
+        Task(model, step, lr=schedule.lr, scale=cosine(schedule.warmup_steps, schedule.steps)),
+        EpochData(lambda epoch: audio.batches(train, schedule.batch_size, seed=seed * 1009 + epoch), collate),
+        Run(partial, how.what, schedule.steps, seed, checkpoint_every=schedule.validate_every),
+        validations if dev else None,
+    )
+    speakers = sorted({*start.train_speakers, *(utt.speaker for utt in train)})
     record.pop("best_checkpoints", None)  # of a teacher only the best checkpoint is kept
     sizes = {"train_utterances": len(train), "dev_utterances": len(data.dev)}
-    hybrid.save(model, tokens, partial, train_speakers=speakers, labels=labels.record(params), **sizes, **record)
+    hybrid.save(model, tokens, partial, train_speakers=speakers, labels=labels.record(how.fold), **sizes, **record)
     remove_checkpoints(partial)
 
 

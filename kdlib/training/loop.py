@@ -8,6 +8,7 @@ killed and resumes from its last checkpoint ends with the same weights as an und
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -88,71 +89,85 @@ class EpochData(pl.LightningDataModule):
         return torch.utils.data.DataLoader(batches, batch_size=None, shuffle=False, collate_fn=self.load)
 
 
+@dataclass(frozen=True)
+class Run:
+    """One call of `fit`: where it writes, how long it trains, and on what hardware."""
+
+    folder: Path
+    what: str  # in the progress bar
+    steps: int
+    seed: int
+    checkpoint_every: int = 1  # epochs; if these are parts of real epochs, `parts` is their number per epoch
+    parts: int = 1
+    clip: float = 1.0  # gradient norm
+    accumulate: int = 1
+    tensorboard: Path | None = None  # folder of the curves; by default folder/tensorboard
+    precision: str = "32-true"
+    accelerator: str = "auto"
+    devices: int = 1
+
+
+@dataclass(frozen=True)
+class Validations:
+    """Validations during a training: the best checkpoints are kept, and `patience` without improvement ends it."""
+
+    validate: Validation
+    every: int = 1  # epochs
+    patience: int = 1
+    keep: int = 1
+
+
 def fit(
     task: Task,
     epochs: EpochData,
-    *,
-    folder: Path,
-    what: str,
-    steps: int,
-    seed: int,
-    checkpoint_every: int = 1,
-    clip: float = 1.0,
-    accumulate: int = 1,
-    validate: Validation | None = None,
-    validate_every: int = 1,
-    patience: int = 1,
-    keep_checkpoints: int = 1,
-    tensorboard: Path | None = None,
-    precision: str = "32-true",
-    accelerator: str = "auto",
-    devices: int = 1,
-    parts: int = 1,
+    run: Run,
+    validations: Validations | None = None,
     callbacks: Sequence[pl.Callback] = (),
 ) -> dict[str, float]:
-    """Train `task` for `steps` steps, or resume from the last checkpoint in `folder`.
+    """Train `task` for `run.steps` steps, or resume from the last checkpoint in its folder.
 
-    `checkpoint_every` and `validate_every` count epochs; if these are parts of real epochs, `parts` is their number per
-    epoch. With `validate` the model ends with the weights that scored best on the dev block (`last_weights` reads those
-    of the last step, `checkpoint_weights` those of the `keep_checkpoints` best; `callbacks` that have `on_validation`
-    get the metrics), and training ends after `patience` validations without improvement. The curves are in
-    `tensorboard`, or `folder/tensorboard`; the checkpoints stay until `remove_checkpoints`. Returned are the number of
-    steps, the best score with its step, and scores and steps of the best checkpoints. With several `devices` Lightning
-    runs the process's own command again for each: call this from a process that does nothing else, and continue only
-    if `is_main_process`.
+    With validations the model ends with the weights that scored best on the dev block (`last_weights` reads those of
+    the last step, `checkpoint_weights` those of the best; `callbacks` that have `on_validation` get the metrics). The
+    checkpoints stay until `remove_checkpoints`. Returned are the number of steps, the best score with its step, and
+    scores and steps of the best checkpoints. With several devices Lightning runs the process's own command again for
+    each: call this from a process that does nothing else, and continue only if `is_main_process`.
     """
+    folder, what, steps = run.folder, run.what, run.steps
     if (folder / ENDED).is_file():
-        return _restore(task, folder, validate is not None)
+        return _restore(task, folder, validations is not None)
     set_threads()
     rank_zero.log.setLevel(logging.ERROR)  # silences Lightning's remarks on hardware
-    curves, latest = tensorboard or folder / TENSORBOARD, folder / CHECKPOINT
+    curves, latest = run.tensorboard or folder / TENSORBOARD, folder / CHECKPOINT
     saver = pl.callbacks.ModelCheckpoint(
         folder,
         latest.stem,
-        every_n_epochs=checkpoint_every,
+        every_n_epochs=run.checkpoint_every,
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
-    validations = [_Validate(validate, validate_every, patience, folder, keep_checkpoints)] if validate else []
+    validators = []
+    if validations:
+        every, patience, keep = validations.every, validations.patience, validations.keep
+        validators = [_Validate(validations.validate, every, patience, folder, keep)]
     trainer = pl.Trainer(
         max_steps=steps,
-        accelerator=_accelerator(accelerator),
-        devices=devices,
-        strategy="auto" if devices == 1 else "ddp_find_unused_parameters_true",
-        precision=precision,
+        accelerator=_accelerator(run.accelerator),
+        devices=run.devices,
+        strategy="auto" if run.devices == 1 else "ddp_find_unused_parameters_true",
+        precision=run.precision,
         logger=pl.loggers.TensorBoardLogger(curves.parent, name="", version=curves.name),
         log_every_n_steps=max(1, min(10, steps // 20)),
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=[
-            _Progress(what, steps, seed, parts, validations),
+            _Progress(what, steps, run.seed, run.parts, validators),
             *callbacks,
-            *validations,
-            _Record(what, steps, folder, validations),
+            *validators,
+            _Record(what, steps, folder, validators),
             saver,
         ],
-        gradient_clip_val=clip,
-        accumulate_grad_batches=accumulate,
+        gradient_clip_val=run.clip,
+        accumulate_grad_batches=run.accumulate,
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,
     )
@@ -163,7 +178,7 @@ def fit(
         except SystemExit:  # Lightning ends the whole process on Ctrl-C
             stopped = f"{what}: stopped at step {trainer.global_step} of {steps}; run it again to resume"
             raise KeyboardInterrupt(stopped) from None
-    return _restore(task, folder, bool(validations))
+    return _restore(task, folder, bool(validators))
 
 
 def _accelerator(setting: str) -> str:

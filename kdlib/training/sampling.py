@@ -1,5 +1,6 @@
 """The selection of training and dev utterances, and their division into batches."""
 
+import itertools
 import math
 import random
 from collections.abc import Sequence
@@ -7,6 +8,8 @@ from dataclasses import dataclass
 
 from kdlib.corpus import audio
 from kdlib.corpus.manifest import Utterance
+
+FRAME_S = 0.04  # of the encoders' outputs
 
 
 @dataclass(frozen=True)
@@ -52,3 +55,12 @@ def set_aside(utterances: Sequence[Utterance], share: float, seed: int) -> Train
 
     dev = [utt for utt in utterances if is_dev(utt) and not utt.copy_of]
     return TrainingData([utt for utt in utterances if not is_dev(utt)], dev)
+
+
+def fits_frames(ids: Sequence[int], duration_s: float) -> bool:
+    """Return whether the tokens fit into the frames for CTC: one frame each, and a blank between equal ones.
+
+    >>> fits_frames([5, 6, 6], 0.16), fits_frames([5, 6, 6], 0.12)
+    (True, False)
+    """
+    return len(ids) + sum(a == b for a, b in itertools.pairwise(ids)) <= int(duration_s / FRAME_S + 1e-6)

@@ -8,8 +8,7 @@ import pytest
 import systems
 
 from kdlib.io import repository_root
-from kdlib.params import load
-from kdlib.pretrained.pieces import load_tokens
+from kdlib.pipeline import Fold
 
 pytestmark = pytest.mark.skipif(
     not lab.CHROMIUM.is_file(), reason=f"no browser: {lab.CHROMIUM} is missing (apt install chromium)"
@@ -22,10 +21,9 @@ def fold(tmp_path_factory):
     """A fold of the smoke corpus, with hypotheses of several systems; one recording is missing."""
     folder = tmp_path_factory.mktemp("lab")
     overrides = {"outputs": str(folder / "outputs"), "pretrained": "shipped"}
-    params = load("params/smoke.yaml", "M08", overrides=overrides)
-    from kdlib.corpus import prepare
+    params = Fold.load("params/smoke.yaml", "M08", overrides=overrides)
 
-    corpus, tokens = prepare.load(params), load_tokens(params)
+    corpus, tokens = params.corpus, params.tokens
     tests = [utt for utt in corpus if utt.speaker in ("M08", "M10")]
     for place, (name, wrong) in enumerate((NAMES | {"teachers": 0.2}).items()):
         systems.save(folder / name, tests, tokens, wrong, place, level=corpus.level)
@@ -33,7 +31,7 @@ def fold(tmp_path_factory):
         folder / "explore.ipynb",
         f"""
 from pathlib import Path
-from kdlib.params import load
+from kdlib.pipeline import Fold
 from kdlib.show import explorer
 params = load("params/smoke.yaml", "M08", overrides={overrides})
 folder = Path({str(folder)!r})""",
@@ -161,7 +159,7 @@ def test_notes_are_saved_filtered_and_survive_a_new_run(clean, fold):
     name = pick(page, rows(page)[5])
     page.get_by_placeholder("a note on this utterance").fill('breathy onset, "K" lost')
     page.get_by_role("button", name="save note").click()
-    path = params.fold_folder / "notes.csv"
+    path = params.layout.fold / "notes.csv"
     wait_until(page, path.is_file)
     assert pd.read_csv(path).set_index("utt_id").note.to_dict() == {name: 'breathy onset, "K" lost'}
     choose(page, "show", "with a note")
@@ -186,7 +184,7 @@ def test_pages_of_confusions_and_speakers(clean):
 
 def test_figures_and_list_can_be_exported(clean, fold):
     page = clean
-    out = fold[1].fold_folder / "figures"
+    out = fold[1].layout.fold / "figures"
     choose(page, "show", "ctc_kd wrong")
     wait_until(page, lambda: rows(page) and all("✗" in row for row in rows(page)))
     for button, name in (("picture", "closeup_"), ("ten of these", "failures_"), ("list", "list_")):

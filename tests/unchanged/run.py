@@ -6,28 +6,14 @@ from pathlib import Path
 import corpora
 import numpy as np
 
-from kdlib.corpus import prepare
 from kdlib.diagnose import causes, collapse_study, examination
-from kdlib.distill import ensembles, logit_student, preflight
-from kdlib.distill.student_scores import student_scores
 from kdlib.evaluate import checkpoint, predictions
-from kdlib.evaluate.baseline import (
-    baseline,
-    zero_shot,
-)
 from kdlib.io import write_json
-from kdlib.logits import (
-    importing,
-    teacher_scores,
-)
+from kdlib.logits import importing
 from kdlib.logits.store import Header
 from kdlib.models import export
-from kdlib.params import load
-from kdlib.show import (
-    comparison,
-    examination_page,
-)
-from kdlib.targets.target_report import combined_teacher_scores, target_report
+from kdlib.pipeline import Fold
+from kdlib.show import comparison, examination_page
 from kdlib.tokens import Tokens
 
 RECIPE, HELD_OUT = "params/unchanged.yaml", "M08"
@@ -38,37 +24,37 @@ def run(out: Path) -> Path:
     """Make everything below a folder, and return the recipe's own."""
 
     def of(variant: str = "", **overrides):
-        return load(RECIPE, HELD_OUT, overrides={"outputs": str(out)} | overrides, variant=variant)
+        return Fold.load(RECIPE, HELD_OUT, variant, overrides={"outputs": str(out)} | overrides)
 
-    params = of()
-    baseline(params)
-    zero_shot(params)
+    fold = of()
+    fold.baseline()
+    fold.zero_shot()
     for name in ("M04", "M05", "F03"):
-        teacher_scores.teacher_scores(params, name)
-    target_report(params)
-    combined_teacher_scores(params)
-    logit_student.logit_student_scores(params)
+        fold.teacher_scores(name)
+    fold.target_report()
+    fold.combined_teachers()
+    fold.logit_student()
     for seed in (1, 2):
         for variant in ("hard", "half"):
-            student_scores(of(variant), seed)
-    cases = collapse_study.cases(of, [(name, 1) for name in params.compare])
-    collapse_study.write(params, collapse_study.summary(cases), collapse_study.fingerprints(cases))
-    for name in params.ensembles:
-        ensembles.ensemble_scores(params, name)
-    preflight.preflight(of("ctc_kd_only"))
+            of(variant).scores(seed)
+    cases = [of(name).examination(1) for name in fold.params.compare]
+    summary, known = collapse_study.summary(cases), collapse_study.fingerprints(cases)
+    collapse_study.write(fold.layout.collapse, summary, known, fold.params.name, HELD_OUT)
+    for name in fold.params.ensembles:
+        fold.ensemble(name)
+    of("ctc_kd_only").preflight()
     recipe = out / "unchanged.yaml"
     recipe.write_text(f"extends: {Path('params/unchanged.yaml').resolve()}\noutputs: {out}\n")
-    comparison.main(str(recipe), [HELD_OUT], ["hard", "ctc_kd", "half"], [1], list(params.ensembles))
+    groups = list(fold.params.ensembles)
+    comparison.compare_folds(str(recipe), [HELD_OUT], ["hard", "ctc_kd", "half"], [1], groups)
+    shared = fold.layout.recipe
     for name in ("pieces", "int8"):  # the same corpus, tokens and model in folders of their own
         for stage in ("corpus", "pretrained", "tokens"):
-            shutil.copytree(params.folder / stage, out / name / stage, dirs_exist_ok=True)
-    pieces = of("hard", name="pieces", search={"units": "pieces"}, scoring={"measure": "wer"})
-    student_scores(pieces)
-    int8 = of("ctc_kd", name="int8", aggregation={"encoding": "int8"}, teacher={"parent": "none"})
-    student_scores(int8)
-    hard = params.fold_folder / "students/hard/seed1"
-    other(out, params.folder / "corpus/manifest.csv", hard)
-    return params.folder
+            shutil.copytree(shared / stage, out / name / stage, dirs_exist_ok=True)
+    of("hard", name="pieces", search={"units": "pieces"}, scoring={"measure": "wer"}).scores()
+    of("ctc_kd", name="int8", aggregation={"encoding": "int8"}, teacher={"parent": "none"}).scores()
+    other(out, shared / "corpus/manifest.csv", fold.layout.student(1, "hard"))
+    return shared
 
 
 def other(out: Path, manifest: Path, hard: Path) -> None:
@@ -100,10 +86,11 @@ def other(out: Path, manifest: Path, hard: Path) -> None:
     }
     own |= {"student": {"batch_size": 8, "phases": [{"epochs": 1}]}, "distill": {"allow": ["target"]}}
     fold = {"dev": "Boris", "exclude": []}
-    student_scores(load("params/smoke.yaml", "Alma", fold, own, "ctc_kd"))
+    Fold.load("params/smoke.yaml", "Alma", "ctc_kd", fold=fold, overrides=own).scores()
     for name, held_out in (("uaspeech", "M08"), ("torgo", "F01")):
         settings = {"data_folder": str(out / f"{name}_files"), "outputs": str(out)}
-        prepare.make(load(f"params/{name}.yaml", held_out, {"dev": None, "exclude": []}, settings))
+        fold = {"dev": None, "exclude": []}
+        Fold.load(f"params/{name}.yaml", held_out, fold=fold, overrides=settings).prepared_corpus()
     rng = np.random.default_rng(0)
     head, bias = rng.normal(size=(12, 40)), rng.normal(size=40)
     logits = {f"M08_B1_D{index}_M5": rng.normal(size=(20 + index, 12)) @ head + bias for index in range(30)}

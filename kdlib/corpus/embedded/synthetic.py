@@ -28,23 +28,12 @@ import numpy as np
 
 from kdlib.console import progress
 from kdlib.corpus.embedded import grammar
-from kdlib.corpus.importers import uaspeech
 from kdlib.corpus.importers.uaspeech import BLOCKS, KINDS, kind, word_list
 from kdlib.corpus.manifest import Corpus, Utterance
 from kdlib.corpus.speakers import published_speakers
 from kdlib.errors import UserError, nearest
 from kdlib.io import atomic_write
-from kdlib.params import Params
-from kdlib.settings import Synthetic
-
-CODE = (
-    "corpus/embedded/synthetic.py",
-    "corpus/embedded/grammar.py",
-    "corpus/embedded/dysarthria.py",
-    "corpus/embedded/espeak.py",
-    "data/word_duration_ratios.csv",
-)
-CODE += uaspeech.CODE
+from kdlib.settings.corpus import Synthetic
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -97,12 +86,12 @@ def make_prompts(settings: Synthetic) -> dict[str, list[Prompt]]:
     return prompts
 
 
-def generate(params: Params, folder: Path) -> Corpus:
+def generate(settings: Synthetic, folder: Path) -> Corpus:
     """Synthesise all prompts into `folder`/audio; speakers that a killed run completed are kept."""
-    prompts = make_prompts(params.synthetic)
+    prompts = make_prompts(settings)
     (folder / "audio").mkdir(exist_ok=True)
     with progress(sum(map(len, prompts.values())), "corpus", "utt") as bar:
-        for name in _synthesise(prompts, params, folder):
+        for name in _synthesise(prompts, settings, folder):
             bar.update(len(prompts[name]))
     rows = [row for name in prompts for row in _read_rows(folder, name)]
     return Corpus(
@@ -111,17 +100,17 @@ def generate(params: Params, folder: Path) -> Corpus:
     )
 
 
-def _synthesise(prompts: dict[str, list[Prompt]], params: Params, folder: Path) -> Iterator[str]:
+def _synthesise(prompts: dict[str, list[Prompt]], settings: Synthetic, folder: Path) -> Iterator[str]:
     """Synthesise each speaker's prompts, yielding the name of each completed speaker."""
     ready = [name for name in prompts if (folder / f"{name}.csv").is_file()]
     yield from ready
     jobs = [
         {
             "speaker": name,
-            "gain": params.synthetic.severity_gain,
-            "seed": params.synthetic.seed,
+            "gain": settings.severity_gain,
+            "seed": settings.seed,
             "folder": str(folder),
-            "sample_rate": params.synthetic.sample_rate,
+            "sample_rate": settings.sample_rate,
             "prompts": [dataclasses.asdict(prompt) for prompt in speaker_prompts],
         }
         for name, speaker_prompts in prompts.items()

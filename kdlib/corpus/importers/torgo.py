@@ -14,9 +14,8 @@ from pathlib import Path
 
 from kdlib.corpus.manifest import EMPTY_BYTES, Corpus, Excluded, ImportResult, Utterance, most_common, size
 from kdlib.errors import UserError
-from kdlib.settings import Torgo
+from kdlib.settings.corpus import Torgo
 
-CODE = ("corpus/importers/torgo.py",)
 SPEAKER = re.compile(r"[FM]C?\d{2}", re.IGNORECASE)
 
 

@@ -19,10 +19,9 @@ from pathlib import Path
 
 from kdlib.corpus.manifest import EMPTY_BYTES, Corpus, Excluded, ImportResult, Utterance, most_common, size
 from kdlib.errors import UserError
-from kdlib.settings import UASpeech
+from kdlib.settings.corpus import UASpeech
 from kdlib.tokens import normalise
 
-CODE = ("corpus/importers/uaspeech.py", "data/uaspeech_words.json", "data/speakers.csv")
 KINDS = {"D": "digit", "L": "letter", "C": "computer", "CW": "common", "UW": "uncommon"}
 BLOCKS = ("B1", "B2", "B3")
 PER_BLOCK, PER_SPEAKER = 255, 765  # utterances

@@ -1,0 +1,83 @@
+"""Where every artefact of a recipe lies, below outputs/<recipe>/.
+
+Shared by all folds is only what never heard a speaker of any fold, or one speaker alone; all else is in the folder of
+the held-out speaker and, with few labels, in a folder of that label condition.
+"""
+
+from pathlib import Path
+
+from kdlib.io import repository_root
+from kdlib.params import Params
+
+
+class Layout:
+    """The folders of one fold of a recipe."""
+
+    def __init__(self, params: Params) -> None:
+        family = params.teacher.family
+        self.recipe = repository_root() / params.outputs / params.name
+        self.fold = self.recipe / params.held_out
+        self.labels = self.fold / params.labels if params.labels else self.fold
+        self.teachers = self.labels if params.teachers_per_fold else self.recipe  # and their outputs
+        self._set, self._family, self._variant = params.teacher.teacher_set, family, params.variant
+        self._of_students = params.teacher.backbone == "students"
+        own = params.pretrained == "from_corpus"
+        # shared by folds, unless they depend on one
+        self.corpus = self.recipe / "corpus"
+        self.pretrained = (self.labels if own else self.recipe) / "pretrained"
+        self.tokens = (self.labels if params.tokens_per_fold else self.recipe) / "tokens"
+        self.zero_shot = (self.fold if own else self.recipe) / "zero_shot"
+        self.base_model = (self.labels if params.base_model_per_fold else self.recipe) / "parents" / family
+        self.speaker_features = self.recipe / "speaker_features"
+        # of the fold
+        self.baseline = self.fold / "baseline"
+        self.target_report = self.labels / "target_report" / self._set
+        self.logit_student = self.labels / "logit_student" / self._set
+        self.collapse = self.fold / "collapse"
+        self.notes = self.fold / "notes.csv"
+        self.figures = self.fold / "figures"
+        # across folds
+        self.shared_figures = self.recipe / "figures"
+        self.compare = self.recipe / "compare"
+
+    def language_model(self, name: str, *, all_speakers: bool = False) -> Path:
+        """The language model of the fold's training texts, or of all speakers'."""
+        return (self.recipe if all_speakers else self.labels) / "lm" / name
+
+    def teacher(self, name: str) -> Path:
+        """The teacher of a speaker; students that teach are among the fold's students."""
+        if self._of_students:
+            return self.fold / "students" / name
+        return self.teachers / "teachers" / self._family / name
+
+    def teacher_scores(self, name: str) -> Path:
+        """A teacher's scores on all speakers."""
+        return self.teachers / "teachers" / self._family / name / "scores"
+
+    def outputs(self, name: str, purpose: str) -> Path:
+        """A teacher's outputs on training speech or, for analysis, on the test blocks."""
+        return self.teachers / "logits" / self._family / name / purpose
+
+    def fusion(self, kind: str) -> Path:
+        """A learned fusion of the fold's teachers."""
+        return self.labels / "fusion" / self._set / kind
+
+    def combined_teachers(self, method: str) -> Path:
+        """The combined teachers on the held-out speaker's speech."""
+        return self.labels / "combined_teachers" / self._set / method
+
+    def student(self, seed: int, variant: str = "") -> Path:
+        """A student, of this variant or of another."""
+        return self.fold / "students" / (variant or self._variant or "unnamed") / f"seed{seed}"
+
+    def student_scores(self, seed: int, variant: str = "") -> Path:
+        """A student's scores."""
+        return self.student(seed, variant) / "scores"
+
+    def preflight(self, seed: int, *, resumes: bool = False) -> Path:
+        """The checks before training: the same for all seeds, unless each continues another student."""
+        return self.student(seed).parent / f"preflight{seed if resumes else ''}"
+
+    def ensemble(self, name: str) -> Path:
+        """An ensemble of the fold's students."""
+        return self.fold / "ensembles" / name

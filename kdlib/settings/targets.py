@@ -1,0 +1,39 @@
+"""Targets: how teachers' outputs are stored and combined."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from kdlib.settings import Section
+
+
+class Aggregation(Section):
+    """Aggregation of the teachers' outputs into one target."""
+
+    method: Literal[
+        "logprob_mean",
+        "prob_mean",
+        "weighted_accuracy",  # by accuracy on the dev speaker
+        "weighted_loss",  # by the loss of each utterance's reference
+        "weighted_similarity",  # by the similarity of the teacher's speaker to the utterance's
+        "best",
+        "own",
+        "same_level",
+        "attention",  # trained on the dev speaker: weights per frame
+        "transformer",  # trained on the dev speaker: weights per frame, and a correction
+        "auto",  # the best of these on the dev speaker
+    ] = "logprob_mean"
+    missing: Literal["strict", "partial", "all"] = "strict"  # utterances without the outputs of some teachers
+    min_teachers: int = Field(10, ge=1)  # for "partial"
+    encoding: Literal["fp16", "int8"] = "fp16"  # of the stores
+    fusion_steps: int = Field(100, ge=1)  # training steps of attention and transformer
+
+
+class LogitStudentSettings(Section):
+    """Seed 003's student without audio input: teachers' logits in, its own out."""
+
+    temperature: float = Field(3.0, gt=0)
+    alpha: float = Field(0.5, ge=0, le=1)  # weight of the teachers; the rest is the references'
+    steps: int = Field(200, ge=1)
+    dim: int = Field(96, ge=8, multiple_of=4)
+    layers: int = Field(1, ge=1)
