@@ -27,6 +27,7 @@ VARIANTS ?= $(if $(filter file,$(origin RECIPE)),hard$(comma)ctc_kd$(comma)ctc_k
 SEEDS    ?= $(if $(filter file,$(origin RECIPE)),1$(comma)2)
 JOBS     ?= 2
 BIN      := .venv/bin
+KDLIB    := $(BIN)/python -m kdlib
 READY    := .venv/.ready
 SNAKEMAKE := $(BIN)/snakemake --profile profiles/local $(if $(UNTIL),--until $(UNTIL))
 
@@ -40,46 +41,50 @@ export PYTHONWARNINGS ?= ignore::SyntaxWarning
 help:
 	@sed -n 's/^#   //p' Makefile
 
+# $(call option,NAME,--flag): --flag "value" where the variable NAME has a value
+option = $(if $($1),$2 "$($1)")
+FLOW = $(SNAKEMAKE) --config recipe="$(RECIPE)"
+
 demo: $(READY)
-	@$(SNAKEMAKE) --config recipe=$(RECIPE) folds=$(HELD_OUT),
+	@$(FLOW) folds="$(HELD_OUT),"
 	@echo "Done. Executed notebooks, tables and figures are in the recipe's folder below outputs/."
 
 folds: $(READY)
-	@$(SNAKEMAKE) --config recipe=$(RECIPE) folds=$(FOLDS),
+	@$(FLOW) folds="$(FOLDS),"
 
 folds-for: $(READY)
-	@$(BIN)/python -m kdlib.corpus.fold_files $(RECIPE)
+	@$(KDLIB) folds-for "$(RECIPE)"
 
 dry-run: $(READY)
-	@$(SNAKEMAKE) --config recipe=$(RECIPE) folds=$(FOLDS), --quiet host --dry-run
+	@$(FLOW) folds="$(FOLDS)," --quiet host --dry-run
 
 report: $(READY)
-	@$(SNAKEMAKE) --config recipe=$(RECIPE) folds=$(FOLDS), --report outputs/report.html
+	@$(FLOW) folds="$(FOLDS)," --report outputs/report.html
 
 COMPARED = $(if $(filter file default,$(origin FOLDS)),$(HELD_OUT),$(FOLDS))
 compare: $(READY)
-	@$(SNAKEMAKE) --config recipe=$(RECIPE) folds=$(COMPARED), variants=$(VARIANTS), seeds=$(SEEDS),
-	@$(BIN)/python -m kdlib.show.comparison $(RECIPE) $(COMPARED) "$(VARIANTS)" "$(SEEDS)" "$(ENSEMBLES)"
+	@$(FLOW) folds="$(COMPARED)," variants="$(VARIANTS)" seeds="$(SEEDS)"
+	@$(KDLIB) compare "$(RECIPE)" "$(COMPARED)" --variants "$(VARIANTS)" --seeds "$(SEEDS)" --ensembles "$(ENSEMBLES)"
 
 collapse: $(READY)
-	@$(SNAKEMAKE) study --config recipe=$(if $(filter file,$(origin RECIPE)),params/ablations/collapse.yaml,$(RECIPE)) \
-	  folds=$(COMPARED), study=1
+	@$(SNAKEMAKE) study --config recipe="$(if $(filter file,$(origin RECIPE)),params/ablations/collapse.yaml,$(RECIPE))" \
+	  folds="$(COMPARED)," study=1
 
 verdict: $(READY)
-	@$(BIN)/python -m kdlib.evaluate.compare $(SYSTEMS) $(if $(DECODER),--decoder $(DECODER)) \
-	  $(if $(MEASURE),--measure $(MEASURE)) $(if $(AGAINST),--against $(AGAINST)) $(if $(REFERENCES),--references $(REFERENCES)) $(if $(HOMOPHONES),--fold-homophones)
+	@$(KDLIB) verdict $(SYSTEMS) $(call option,DECODER,--decoder) $(call option,MEASURE,--measure) \
+	  $(call option,AGAINST,--against) $(call option,REFERENCES,--references) $(if $(HOMOPHONES),--fold-homophones)
 
 evaluate: $(READY)
-	@$(BIN)/python -m kdlib.evaluate.checkpoint $(CHECKPOINT) $(MANIFEST) $(if $(TOKENIZER),--tokenizer $(TOKENIZER)) \
-	  $(if $(MAX_DECODE_LEN),--max-decode-len $(MAX_DECODE_LEN)) $(if $(DATA_FOLDER),--data-folder $(DATA_FOLDER)) \
-	  $(if $(LM),--lm $(LM)) $(if $(LM_WEIGHT),--lm-weight $(LM_WEIGHT))
+	@$(KDLIB) evaluate "$(CHECKPOINT)" "$(MANIFEST)" $(call option,TOKENIZER,--tokenizer) \
+	  $(call option,MAX_DECODE_LEN,--max-decode-len) $(call option,DATA_FOLDER,--data-folder) \
+	  $(call option,LM,--lm) $(call option,LM_WEIGHT,--lm-weight)
 
 examine: $(READY)
-	@$(BIN)/python -m kdlib.show.examination_page $(EVAL) $(if $(TOKENIZER),--tokenizer $(TOKENIZER)) \
-	  $(if $(DECODER),--decoder $(DECODER)) $(if $(REFERENCES),--references $(REFERENCES))
+	@$(KDLIB) examine "$(EVAL)" $(call option,TOKENIZER,--tokenizer) $(call option,DECODER,--decoder) \
+	  $(call option,REFERENCES,--references)
 
 export: $(READY)
-	@$(BIN)/python -m kdlib.models.export $(CHECKPOINT) $(NEMO)
+	@$(KDLIB) export "$(CHECKPOINT)" "$(NEMO)"
 
 test: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
@@ -101,10 +106,10 @@ lab: $(READY)
 
 SHIP = $(if $(filter file,$(origin RECIPE)),params/shipped.yaml,$(RECIPE))
 pretrained: $(READY)
-	$(BIN)/python -m kdlib.pretrained.model $(SHIP) --ship
+	$(KDLIB) pretrained "$(SHIP)" --ship
 
 parent: $(READY)
-	$(BIN)/python -m kdlib.teachers.base_model $(SHIP) --ship
+	$(KDLIB) base-model "$(SHIP)" --ship
 
 # Every version of every package, with no index address.
 lock: $(READY)

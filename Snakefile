@@ -1,104 +1,133 @@
-"""The graph of stages and folds; every rule is one papermill call.
+"""The graph of stages and folds; a rule is one papermill call or, where a job is no notebook, one command of kdlib.
 
     snakemake --profile profiles/local --config recipe=params/demo.yaml folds=M08,M05
 
 kdlib's stages decide by parameters, inputs and code whether there is work to do; the rules decide which notebooks to
-execute. A rule's outputs are the executed notebook and its figures, never an artefact: Snakemake removes outputs before
-a job, and artefacts must survive that. Saving a notebook with outputs triggers nothing: its code cells count, not its
-date.
+execute. A rule's outputs are the executed notebook and its figures, or a mark that a command was run, never an artefact:
+Snakemake removes outputs before a job, and artefacts must survive that. Saving a notebook with outputs triggers
+nothing: its code cells count, not its date.
 """
 
 import os
 import sys
+import time
 from pathlib import Path
 
-from kdlib import params as kd
-from kdlib import stage
+from kdlib import console, source_code, stage
 from kdlib.corpus import prepare
 from kdlib.errors import UserError
 from kdlib.io import check_writable, resolve_path
+from kdlib.layout import Layout
 from kdlib.models.nemo_files import SHIPPED_MODEL
-from kdlib.teachers import base_model, teacher_sets
+from kdlib.params import fold_names, load, load_recipe
+from kdlib.settings.corpus import CorpusSettings
+from kdlib.teachers.teacher_sets import student_teachers
 
 RECIPE = config.get("recipe", "params/demo.yaml")
 FOLDS = [name for name in str(config.get("folds", "M08")).split(",") if name]  # "07,": 07 stays a name
 try:
     if FOLDS == ["all"]:
-        FOLDS = kd.fold_names(kd.load(RECIPE, "nobody", {"exclude": []}).fold_set)
+        FOLDS = fold_names(load_recipe(RECIPE).fold_set)
     if not FOLDS:
         raise UserError(f"no folds: there are no fold files for {RECIPE}; write them with: make folds-for RECIPE={RECIPE}")
-    SETTINGS = {held_out: kd.load(RECIPE, held_out) for held_out in FOLDS}
-    VARIANTS = [name for name in str(config.get("variants", "")).split(",") if name] or SETTINGS[FOLDS[0]].compare
-    for name in VARIANTS:  # and their controls
-        kd.load(RECIPE, FOLDS[0], variant=kd.load(RECIPE, FOLDS[0], variant=name).distill.control)
-    CORPUS = SETTINGS[FOLDS[0]].model_dump_json(include=prepare.SETTINGS | {"synthetic", "uaspeech", "torgo", "blocks", "seed"})
-    CORPUS += prepare.files_fingerprint(SETTINGS[FOLDS[0]])
-    check_writable(SETTINGS[FOLDS[0]].folder, "outputs")
+    SETTINGS = {held_out: load(RECIPE, held_out) for held_out in FOLDS}
+    FIRST = SETTINGS[FOLDS[0]]
+    VARIANTS = [name for name in str(config.get("variants", "")).split(",") if name] or list(FIRST.compare)
+    VARIANT = {name: load(RECIPE, FOLDS[0], variant=name) for name in VARIANTS}
+    CONTROL = {name: VARIANT[name].distill.control for name in VARIANTS}
+    VARIANT |= {name: load(RECIPE, FOLDS[0], variant=name) for name in CONTROL.values()}
+    CORPUS = FIRST.part(CorpusSettings)
+    CORPUS = f"{CORPUS.identity} {FIRST.seed} {prepare.files_fingerprint(CORPUS)}"
+    check_writable(Layout(FIRST).recipe, "outputs")
 except UserError as error:  # refused here, before any work
     sys.exit(f"\n{error}\n")
-OUT = os.path.relpath(SETTINGS[FOLDS[0]].folder)
-NAMES = ["00_corpus", "01_baseline", "02_teachers", "03_logits", "04_distill", "05_collapse"]
-NOTEBOOK = {name: stage.notebook_fingerprint(Path(f"notebooks/{name}.ipynb")) for name in NAMES}
-FIRST = SETTINGS[FOLDS[0]]
+OUT = os.path.relpath(Layout(FIRST).recipe)
+SEEDS = [int(number) for number in str(config.get("seeds", "")).split(",") if number] or list(FIRST.seeds)
+STUDY = bool(config.get("study"))  # the students of a study are trained by a command, many per job
+PARTS = range(1, int(config.get("parts", 2)) + 1)  # jobs that share the teachers, and the students of a study
+OWNERS = FOLDS if FIRST.teachers_per_fold else ["all"]  # of teachers: every fold, or all folds together
 FILES = [resolve_path(name or "none") for name in (FIRST.manifest, FIRST.lexicon, FIRST.nemo_model, FIRST.tokens.source)]
-FILES += [SHIPPED_MODEL, base_model.SHIPPED / "model.safetensors"]
-CODE = stage.code_fingerprint(stage.SOURCES) + "".join(map(stage.fingerprint, FILES))
-SEEDS = [int(one) for one in str(config.get("seeds", "")).split(",") if one] or list(FIRST.seeds)
-STUDY = bool(config.get("study"))  # all students of a recipe are trained by 05_collapse, many per job
-PARTS = int(config.get("parts", 2))  # jobs that share the teachers
-SHARES = min(PARTS, len(FIRST.compare) * len(FIRST.seeds))  # and the students of a study
-# Teachers shared by all folds are trained for all folds at once; those with a base model per fold, per fold.
-OWNERS = FOLDS if teacher_sets.teacher_root(FIRST) != FIRST.folder else FOLDS[:1]
-SHARE = "" if OWNERS == FOLDS else " of all"  # one fold needs only its own teachers
+FILES += [SHIPPED_MODEL, SHIPPED_MODEL.with_name("parent") / "model.safetensors"]
+CODE = source_code.fingerprint(source_code.SOURCES) + "".join(map(stage.fingerprint, FILES))
+START = time.time()
+LOGS = f"{OUT}/logs"
+KDLIB = "python -m kdlib"
 RUN = ("papermill {input.notebook} {log} --cwd notebooks --no-progress-bar --log-output --log-level INFO"
        " -r recipe {params.recipe:q} -r held_out {params.held_out}")
-os.environ["FIRST_FOLD"] = FOLDS[0]  # the fold that 00_corpus shows; not a reason to run it again
-END = " 2>&1 | python -m kdlib.console follow {params.label:q} || {{ python -m kdlib.console explain {log}; exit 1; }}; cp {log} {output.notebook}"
+FOLLOW = f" 2>&1 | {KDLIB} follow {{params.label:q}} --warnings {{log}}.warnings"
+END = FOLLOW + f" || {{{{ {KDLIB} explain {{log}}; exit 1; }}}}; cp {{log}} {{output.notebook}}"
 
 os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # .venv, activated or not
+os.environ["FIRST_FOLD"] = FOLDS[0]  # the fold that 00_corpus shows; not a reason to run it again
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 
 
-def jobs(stem, held_out):
-    """The executed notebooks of the jobs that make the teachers, or the stores, of a fold."""
-    owner = held_out if held_out in OWNERS else OWNERS[0]
-    return [f"{OUT}/{stem}_{owner}_{part}.ipynb" for part in range(1, PARTS + 1)]
+def code(name):
+    """What makes a notebook's job run again, beside the settings: kdlib's code, its files, and the notebook's code."""
+    return CODE + stage.notebook_fingerprint(Path(f"notebooks/{name}.ipynb"))
 
 
-def needs_teachers(variant):
+def settings(wildcards):
+    """The settings of a job's fold; of all folds for a job of all."""
+    names = [wildcards.get("held_out") or wildcards.get("owner")]
+    return [SETTINGS[name].model_dump_json() for name in (FOLDS if names == ["all"] else names)]
+
+
+def jobs(name):
+    """The marks of the jobs that prepare a fold, or make its teachers or their outputs."""
+    parts = range(1, COMMANDS[name][2] + 1)
+    return lambda wildcards: [f"{OUT}/jobs/{name}_{wildcards.held_out if wildcards.held_out in OWNERS else 'all'}_{part}" for part in parts]
+
+
+def teaches(variant):
     """Whether a variant uses the teachers of 02 and 03; with fewer labels it has its own."""
-    params = kd.load(RECIPE, FOLDS[0], variant=variant)
+    params = VARIANT[variant]
     return params.distill.uses_teachers and params.teacher.backbone != "students" and params.labels == FIRST.labels
 
 
-def teaching(wildcards):
-    """The inputs of a variant's students: the fold's teachers, or the students that teach."""
-    params = kd.load(RECIPE, wildcards.held_out, variant=wildcards.variant)
+def needed(wildcards):
+    """What a student's job waits for: the fold's teachers, students that teach, and its control's job."""
+    fold, variant = f"{OUT}/{wildcards.held_out}", wildcards.variant
+    params = VARIANT[variant] if variant in VARIANT else load(RECIPE, FOLDS[0], variant=variant)
+    names = [f"{fold}/baseline/01_baseline.ipynb"]
     if params.distill.uses_teachers and params.teacher.backbone == "students":
-        names = teacher_sets.teaching_students(params)
-        return [f"{OUT}/{wildcards.held_out}/students/{name}/04_distill.ipynb" for name in names]
-    if needs_teachers(wildcards.variant):
-        return [f"{OUT}/{wildcards.held_out}/target_report/03_logits.ipynb"]
-    return [f"{OUT}/{wildcards.held_out}/baseline/01_baseline.ipynb"]
+        names += [f"{fold}/students/{name}/04_distill.ipynb" for name in student_teachers(params.teacher)]
+    elif variant in VARIANT and teaches(variant):
+        names += [f"{fold}/target_report/03_logits.ipynb"]
+    if params.distill.control != variant:
+        names += [f"{fold}/students/{params.distill.control}/seed{wildcards.seed}/04_distill.ipynb"]
+    return names
 
 
 def examined(wildcards):
-    """The inputs of a fold's examination: its students or, in a study, the jobs that train them."""
+    """What a fold's examination waits for: its students or, in a study, the jobs that train them."""
     if STUDY:
-        return [f"{OUT}/{wildcards.held_out}/collapse/jobs/05_{part}.ipynb" for part in range(1, SHARES + 1)]
-    return expand(
-        f"{OUT}/{wildcards.held_out}/students/{{variant}}/seed{{seed}}/04_distill.ipynb", variant=VARIANTS, seed=SEEDS
-    )
+        return [f"{OUT}/jobs/students_{wildcards.held_out}_{part}" for part in PARTS]
+    return expand(f"{OUT}/{wildcards.held_out}/students/{{variant}}/seed{{seed}}/04_distill.ipynb", variant=VARIANTS, seed=SEEDS)
 
 
-WITH_TEACHERS = FOLDS if any(needs_teachers(name) for name in VARIANTS) else []
+WITH_TEACHERS = FOLDS if any(map(teaches, VARIANTS)) else []
+# job: command, what it waits for; jobs of several parts share the work
+COMMANDS = {
+    "prepare": ("prepare", f"{OUT}/corpus/00_corpus.ipynb", 1),
+    "base": ("prepare --teachers", f"{OUT}/jobs/prepare_{{owner}}_1", 1),
+    "teachers": ("teachers", f"{OUT}/jobs/base_{{owner}}_1", len(PARTS)),
+    "outputs": ("outputs", f"{OUT}/jobs/teachers_{{owner}}_{{part}}", len(PARTS)),
+}
+# notebook: folder, what it waits for, figures of the report, priority. Teachers come first, because other jobs wait.
+FOLD_STAGES = {
+    "01_baseline": ("baseline", jobs("prepare"), ["wra_by_speaker"], 1),
+    "02_teachers": ("teachers", jobs("teachers"), ["teacher_matrix"], 2),
+    "03_logits": ("target_report", jobs("outputs"), ["aggregates", "spikes"], 2),
+    "05_collapse": ("collapse", examined, ["examination"], 0),
+}
 
 
-# Teachers come first, because other jobs wait for them; a hard-label student and the baseline fill the gaps.
 rule folds:
     input:
         expand(f"{OUT}/{{held_out}}/baseline/01_baseline.ipynb", held_out=FOLDS),
+        expand(f"{OUT}/{{held_out}}/teachers/02_teachers.ipynb", held_out=WITH_TEACHERS),
         expand(f"{OUT}/{{held_out}}/target_report/03_logits.ipynb", held_out=WITH_TEACHERS),
         expand(f"{OUT}/{{held_out}}/students/{{variant}}/seed{{seed}}/04_distill.ipynb", held_out=FOLDS, variant=VARIANTS, seed=SEEDS),
         expand(f"{OUT}/{{held_out}}/collapse/05_collapse.ipynb", held_out=FOLDS),
@@ -112,7 +141,9 @@ rule study:
 
 wildcard_constraints:
     held_out="[^/]+",
+    owner="[^/]+",
     variant="[^/]+",
+    part="[0-9]+",
     seed="[0-9]+",
 
 
@@ -124,176 +155,105 @@ rule corpus:
         report(f"{OUT}/figures/spectrograms.png", category="corpus"),
         notebook=f"{OUT}/corpus/00_corpus.ipynb",
     log:
-        f"{OUT}/logs/00_corpus.ipynb",
+        f"{LOGS}/00_corpus.ipynb",
     params:
         recipe=RECIPE,
         held_out="$FIRST_FOLD",
         label="00_corpus",
         settings=CORPUS,
-        code=CODE + NOTEBOOK["00_corpus"],
+        code=code("00_corpus"),
     shell:
         RUN + END
 
 
-rule baseline:
-    input:
-        f"{OUT}/corpus/00_corpus.ipynb",
-        notebook=ancient("notebooks/01_baseline.ipynb"),
-    output:
-        report(f"{OUT}/{{held_out}}/figures/wra_by_speaker.png", category="baseline", subcategory="{held_out}"),
-        notebook=f"{OUT}/{{held_out}}/baseline/01_baseline.ipynb",
-    priority: 1
-    log:
-        f"{OUT}/logs/01_baseline_{{held_out}}.ipynb",
-    params:
-        recipe=RECIPE,
-        held_out=lambda wildcards: wildcards.held_out,
-        label=lambda wildcards: f"{wildcards.held_out}/01_baseline",
-        settings=lambda wildcards: SETTINGS[wildcards.held_out].model_dump_json(),
-        code=CODE + NOTEBOOK["01_baseline"],
-    shell:
-        RUN + END
+for name, (command, waits_for, parts) in COMMANDS.items():
+
+    rule:
+        name: f"some_{name}"
+        input:
+            waits_for,
+        output:
+            touch(f"{OUT}/jobs/{name}_{{owner}}_{{part}}"),
+        priority: 3
+        log:
+            f"{LOGS}/{name}_{{owner}}_{{part}}",
+        params:
+            label=lambda wildcards, name=name, parts=parts: f"{name} {wildcards.owner} {wildcards.part}/{parts}",
+            folds=lambda wildcards: ",".join(FOLDS if wildcards.owner == "all" else [wildcards.owner]),
+            settings=settings,
+            code=CODE,
+        shell:
+            f"{KDLIB} {command} {RECIPE!r} {{params.folds:q}}" + f" --share {{wildcards.part}}/{parts}" * (parts > 1) + FOLLOW
 
 
-rule some_teachers:
-    input:
-        f"{OUT}/corpus/00_corpus.ipynb",
-        notebook=ancient("notebooks/02_teachers.ipynb"),
-    output:
-        notebook=f"{OUT}/teachers/jobs/02_{{owner}}_{{part}}.ipynb",
-    priority: 3
-    log:
-        f"{OUT}/logs/02_teachers_{{owner}}_{{part}}.ipynb",
-    params:
-        recipe=RECIPE,
-        held_out=lambda wildcards: wildcards.owner,
-        label=lambda wildcards: f"{wildcards.owner}/02_teachers {wildcards.part}/{PARTS}",
-        speakers=lambda wildcards: f"{wildcards.part}/{PARTS}{SHARE}",
-        settings=lambda wildcards: SETTINGS[wildcards.owner].model_dump_json(),
-        code=CODE + NOTEBOOK["02_teachers"],
-    shell:
-        RUN + " -r speakers {params.speakers:q}" + END
+for name, (folder, waits_for, figures, rank) in FOLD_STAGES.items():
 
-
-rule some_logits:
-    input:
-        f"{OUT}/teachers/jobs/02_{{owner}}_{{part}}.ipynb",
-        notebook=ancient("notebooks/03_logits.ipynb"),
-    output:
-        notebook=f"{OUT}/logits/jobs/03_{{owner}}_{{part}}.ipynb",
-    priority: 3
-    log:
-        f"{OUT}/logs/03_logits_{{owner}}_{{part}}.ipynb",
-    params:
-        recipe=RECIPE,
-        held_out=lambda wildcards: wildcards.owner,
-        label=lambda wildcards: f"{wildcards.owner}/03_logits {wildcards.part}/{PARTS}",
-        speakers=lambda wildcards: f"{wildcards.part}/{PARTS}{SHARE}",
-        settings=lambda wildcards: SETTINGS[wildcards.owner].model_dump_json(),
-        code=CODE + NOTEBOOK["03_logits"],
-    shell:
-        RUN + " -r speakers {params.speakers:q}" + END
-
-
-rule teachers:
-    input:
-        lambda wildcards: jobs("teachers/jobs/02", wildcards.held_out),
-        notebook=ancient("notebooks/02_teachers.ipynb"),
-    output:
-        report(f"{OUT}/{{held_out}}/figures/teacher_matrix.png", category="teachers", subcategory="{held_out}"),
-        notebook=f"{OUT}/{{held_out}}/teachers/02_teachers.ipynb",
-    priority: 2
-    log:
-        f"{OUT}/logs/02_teachers_{{held_out}}.ipynb",
-    params:
-        recipe=RECIPE,
-        held_out=lambda wildcards: wildcards.held_out,
-        label=lambda wildcards: f"{wildcards.held_out}/02_teachers",
-        settings=lambda wildcards: SETTINGS[wildcards.held_out].model_dump_json(),
-        code=CODE + NOTEBOOK["02_teachers"],
-    shell:
-        RUN + END
-
-
-rule logits:
-    input:
-        f"{OUT}/{{held_out}}/teachers/02_teachers.ipynb",
-        lambda wildcards: jobs("logits/jobs/03", wildcards.held_out),
-        notebook=ancient("notebooks/03_logits.ipynb"),
-    output:
-        report(f"{OUT}/{{held_out}}/figures/aggregates.png", category="teachers", subcategory="{held_out}"),
-        report(f"{OUT}/{{held_out}}/figures/spikes.png", category="teachers", subcategory="{held_out}"),
-        notebook=f"{OUT}/{{held_out}}/target_report/03_logits.ipynb",
-    priority: 2
-    log:
-        f"{OUT}/logs/03_logits_{{held_out}}.ipynb",
-    params:
-        recipe=RECIPE,
-        held_out=lambda wildcards: wildcards.held_out,
-        label=lambda wildcards: f"{wildcards.held_out}/03_logits",
-        settings=lambda wildcards: SETTINGS[wildcards.held_out].model_dump_json(),
-        code=CODE + NOTEBOOK["03_logits"],
-    shell:
-        RUN + END
+    rule:
+        name: name[3:]
+        input:
+            waits_for,
+            notebook=ancient(f"notebooks/{name}.ipynb"),
+        output:
+            [report(f"{OUT}/{{held_out}}/figures/{figure}.png", category=name[3:], subcategory="{held_out}") for figure in figures],
+            notebook=f"{OUT}/{{held_out}}/{folder}/{name}.ipynb",
+        priority: rank
+        log:
+            f"{LOGS}/{name}_{{held_out}}.ipynb",
+        params:
+            recipe=RECIPE,
+            held_out=lambda wildcards: wildcards.held_out,
+            label=lambda wildcards, name=name: f"{wildcards.held_out}/{name}",
+            overrides="overrides: {}" if STUDY or name != "05_collapse" else f"overrides: {{compare: [{', '.join(VARIANTS)}], seeds: [{', '.join(map(str, SEEDS))}]}}",
+            settings=settings,
+            code=code(name),
+        shell:
+            RUN + " -y {params.overrides:q}" + END
 
 
 rule students:
     input:
-        teaching,
+        needed,
         notebook=ancient("notebooks/04_distill.ipynb"),
     output:
-        report(
-            f"{OUT}/{{held_out}}/figures/training_{{variant}}_seed{{seed}}.png", category="students", subcategory="{held_out}"
-        ),
+        report(f"{OUT}/{{held_out}}/figures/training_{{variant}}_seed{{seed}}.png", category="students", subcategory="{held_out}"),
         notebook=f"{OUT}/{{held_out}}/students/{{variant}}/seed{{seed}}/04_distill.ipynb",
     log:
-        f"{OUT}/logs/04_distill_{{held_out}}_{{variant}}_{{seed}}.ipynb",
+        f"{LOGS}/04_distill_{{held_out}}_{{variant}}_{{seed}}.ipynb",
     params:
         recipe=RECIPE,
         held_out=lambda wildcards: wildcards.held_out,
-        variant=lambda wildcards: wildcards.variant,
-        seed=lambda wildcards: wildcards.seed,
         label=lambda wildcards: f"{wildcards.held_out}/04_distill {wildcards.variant} {wildcards.seed}",
-        settings=lambda wildcards: SETTINGS[wildcards.held_out].model_dump_json(),
-        code=CODE + NOTEBOOK["04_distill"],
+        settings=settings,
+        code=code("04_distill"),
     shell:
-        RUN + " -r variant {params.variant} -p seed {params.seed}" + END
+        RUN + " -r variant {wildcards.variant:q} -p seed {wildcards.seed}" + END
 
 
 rule some_students:
     input:
-        lambda wildcards: jobs("logits/jobs/03", wildcards.held_out),
-        notebook=ancient("notebooks/05_collapse.ipynb"),
+        f"{OUT}/{{held_out}}/baseline/01_baseline.ipynb",
+        jobs("outputs"),
     output:
-        notebook=f"{OUT}/{{held_out}}/collapse/jobs/05_{{part}}.ipynb",
+        touch(f"{OUT}/jobs/students_{{held_out}}_{{part}}"),
     log:
-        f"{OUT}/logs/05_collapse_{{held_out}}_{{part}}.ipynb",
+        f"{LOGS}/students_{{held_out}}_{{part}}",
     params:
-        recipe=RECIPE,
-        held_out=lambda wildcards: wildcards.held_out,
-        label=lambda wildcards: f"{wildcards.held_out}/05_collapse {wildcards.part}/{SHARES}",
-        part=lambda wildcards: f"{wildcards.part}/{SHARES}",
-        settings=lambda wildcards: SETTINGS[wildcards.held_out].model_dump_json(),
-        code=CODE + NOTEBOOK["05_collapse"],
+        label=lambda wildcards: f"students {wildcards.held_out} {wildcards.part}/{len(PARTS)}",
+        settings=settings,
+        code=CODE,
     shell:
-        RUN + " -r part {params.part:q}" + END
+        f"{KDLIB} students {RECIPE!r} {{wildcards.held_out:q}} --share {{wildcards.part}}/{len(PARTS)}" + FOLLOW
 
 
-rule collapse:
-    input:
-        examined,
-        notebook=ancient("notebooks/05_collapse.ipynb"),
-    output:
-        report(f"{OUT}/{{held_out}}/figures/examination.png", category="collapse", subcategory="{held_out}"),
-        notebook=f"{OUT}/{{held_out}}/collapse/05_collapse.ipynb",
-    log:
-        f"{OUT}/logs/05_collapse_{{held_out}}.ipynb",
-    params:
-        recipe=RECIPE,
-        held_out=lambda wildcards: wildcards.held_out,
-        label=lambda wildcards: f"{wildcards.held_out}/05_collapse",
-        overrides="overrides: {}" if STUDY else f"overrides: {{compare: [{', '.join(VARIANTS)}], seeds: [{', '.join(map(str, SEEDS))}]}}",
-        settings=lambda wildcards: SETTINGS[wildcards.held_out].model_dump_json(),
-        code=CODE + NOTEBOOK["05_collapse"],
-    shell:
-        RUN + " -y {params.overrides:q}" + END
+def end():
+    """The warnings of the jobs of this run, together."""
+    if lines := console.warnings_since(Path(LOGS), START):
+        print("\n".join(["", f"Warnings of this run ({len(lines)}):", *lines]))
+
+
+onsuccess:
+    end()
+
+
+onerror:
+    end()

@@ -20,8 +20,8 @@ from kdlib.decode import beam, lm
 from kdlib.decode.beam import UNUSED, BeamSearch, BeamSettings
 from kdlib.decode.greedy import greedy
 from kdlib.evaluate import posteriors
+from kdlib.evaluate.hypotheses import read_hypotheses
 from kdlib.evaluate.posteriors import Posteriors
-from kdlib.evaluate.score import read_hypotheses
 from kdlib.io import read_json, repository_root, write_json
 from kdlib.models import Outputs
 from kdlib.models.nemo_files import quiet_nemo
@@ -77,9 +77,9 @@ def nemos(tokens: Tokens, sentences: list[str], order: int, alpha: float, folder
     return texts
 
 
-def student_outputs(params: Fold) -> tuple[Outputs, list[str], dict]:
+def student_outputs(fold: Fold) -> tuple[Outputs, list[str], dict]:
     """The student's outputs on the held-out speaker's test sentences, the references, and the chosen settings."""
-    folder = params.scores(1)
+    folder = fold.scores(1)
     kept, rows = Posteriors(folder / "posteriors" / posteriors.FILE), read_hypotheses(folder / "hypotheses.csv")
     frames = [torch.from_numpy(kept[row.utt_id]) for row in rows]
     padded = torch.nn.utils.rnn.pad_sequence(frames, batch_first=True)
@@ -90,13 +90,13 @@ def student_outputs(params: Fold) -> tuple[Outputs, list[str], dict]:
 def main() -> None:
     """Measure, print, and write outputs/benchmarks/beam.json."""
     set_threads()
-    params = Fold.load(repository_root() / "params" / "demo_sentences.yaml", "M08", "hard")
-    outputs, references, chosen = student_outputs(params)
-    tokens, corpus = params.tokens, params.corpus
+    fold = Fold.load(repository_root() / "params" / "demo_sentences.yaml", "M08", "hard")
+    outputs, references, chosen = student_outputs(fold)
+    tokens = fold.tokens
     setting = BeamSettings(chosen["lm_weight"], chosen["word_bonus"], chosen["size"])
-    arpa = params.language_model(tokens)
-    sentences = [utt.text for utt in params.splits.train]
-    words = BeamSearch(tokens, params.lexicon, arpa, setting)
+    arpa = fold.decoder_setup().language_model
+    sentences = [utt.text for utt in fold.splits.train]
+    words = BeamSearch(tokens, fold.lexicon, arpa, setting)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pieces = folder / "pieces.arpa"

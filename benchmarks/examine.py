@@ -57,7 +57,7 @@ def main() -> None:
             path = made(folder, kind, tokens, words)
             rows = predictions.read(path, ids=True)
             references, hypotheses = rows.reference.tolist(), rows.hypothesis.tolist()
-            command = [sys.executable, "-m", "kdlib.show.examination_page", str(path), "--out", str(folder / "out")]
+            command = [sys.executable, "-m", "kdlib", "examine", str(path), "--out", str(folder / "out")]
             forms = {
                 "jiwer": lambda references=references, hypotheses=hypotheses: (
                     jiwer.wer(references, hypotheses),

@@ -89,10 +89,10 @@ def drawn(found: explorer_data.ExplorerData, utt_id: str) -> bytes:
 def cells(folder: Path, name: str) -> tuple[str, str]:
     """A notebook that opens the explorer."""
     return (
-        "from pathlib import Path\nimport matplotlib.pyplot as plt\nimport ipywidgets\nfrom kdlib.params import load\n"
-        "from kdlib.show import explorer\n"
-        f'params = load("params/demo.yaml", "M08")\nfolder = Path({str(folder / name)!r})',
-        f"explorer.explore(params, {{name: folder / name for name in {list(NAMES)}}}, teachers=folder / 'teachers')",
+        "from pathlib import Path\nimport matplotlib.pyplot as plt\nimport ipywidgets\n"
+        "from kdlib.pipeline import Fold\nfrom kdlib.show import explorer\n"
+        f'fold = Fold.load("params/demo.yaml", "M08")\nfolder = Path({str(folder / name)!r})',
+        f"explorer.explore(fold, {{name: folder / name for name in {list(NAMES)}}}, teachers=folder / 'teachers')",
     )
 
 
@@ -116,8 +116,8 @@ def main() -> None:
     if not lab.CHROMIUM.is_file():
         print(f"explorer: not measured, for there is no browser at {lab.CHROMIUM}")
         return
-    params = Fold.load("params/demo.yaml", "M08")
-    corpus, tokens = params.corpus, params.tokens
+    fold = Fold.load("params/demo.yaml", "M08")
+    corpus, tokens = fold.corpus, fold.tokens
     utterances = list(corpus)[:UTTERANCES]
     many = [replace(utt, utt_id=f"{utt.utt_id}x{copy}") for copy in range(MANY // len(corpus) + 1) for utt in corpus][
         :MANY
@@ -131,7 +131,7 @@ def main() -> None:
             lab.notebook(folder / part / "explore.ipynb", *cells(folder, part))
         bytes_kept = (folder / "usual/hard/posteriors" / posteriors.FILE).stat().st_size
         there = {one: folder / "usual" / one for one in NAMES}
-        looked = explorer_data.fold_data(params, there, teachers=folder / "usual/teachers")
+        looked = explorer_data.fold_data(fold, there, teachers=folder / "usual/teachers")
         for utt_id in looked.metadata.index[:REPEATS]:
             for what, act in (("picture, drawn", drawn), ("picture, plain", plain)):
                 start = time.perf_counter()

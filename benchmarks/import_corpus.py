@@ -53,12 +53,12 @@ def main(files: int, seconds: float) -> None:
         folder = Path(name)
         made = lay_out(folder, files, seconds)
         settings = {"data_folder": name, "outputs": f"{name}/out", "uaspeech": {"augment": "all"}}
-        params = Fold.load("params/uaspeech.yaml", "M08", overrides=settings)
-        first = timed(lambda: params.prepared_corpus())
+        fold = Fold.load("params/uaspeech.yaml", "M08", overrides=settings)
+        first = timed(fold.prepared_corpus)
         wavs = sorted(folder.rglob("*.wav"))
         peer = statistics.median(timed(lambda: [soundfile.read(wav) for wav in wavs]) for _ in range(3))
-        second = statistics.median(timed(lambda: params.prepared_corpus()) for _ in range(5))
-        loaded = statistics.median(timed(lambda: params.corpus) for _ in range(5))
+        second = statistics.median(timed(fold.prepared_corpus) for _ in range(5))
+        loaded = statistics.median(timed(lambda: Fold(fold.params).corpus) for _ in range(5))
     result = {
         "files": made,
         "seconds_each": seconds,

@@ -36,12 +36,13 @@ def main() -> None:
         )
         for name, hypotheses in zip("ab", systems, strict=True)
     }
+    hypotheses = systems["a"].hypothesis.tolist()
     forms = {
         "jiwer, one call per utterance": lambda: [
-            jiwer.wer(*pair) for pair in zip(references, systems[0], strict=True)
+            jiwer.wer(*pair) for pair in zip(references, hypotheses, strict=True)
         ],
-        "jiwer, all at once": lambda: (jiwer.wer(references, systems[0]), jiwer.cer(references, systems[0])),
-        "score": lambda: score.score(references, systems[0]),
+        "jiwer, all at once": lambda: (jiwer.wer(references, hypotheses), jiwer.cer(references, hypotheses)),
+        "score": lambda: score.score(references, hypotheses),
         "compare": lambda: compare.compare(systems, against="b"),
     }
     times: dict[str, list[float]] = {name: [] for name in forms}

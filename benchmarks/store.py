@@ -32,15 +32,15 @@ from kdlib.runtime import set_threads
 WIDE = {
     "name": "bench-store",
     "tokens": {"size": 5000},
-    "teacher": {"parent": "controls", "d_model": 144, "ffn": 576, "start": {"steps": 1200}},
+    "teacher": {"parent": "controls", "d_model": 144, "ffn": 576, "base_training": {"steps": 1200}},
 }
 SPEAKER, TOP, ROUNDS, READS = "F05", 64, 5, 100
 
 
-def outputs(params, count: int):
+def outputs(fold: Fold, count: int):
     """A real teacher's activations on training speech, its head, and the exact logits."""
-    teacher = hybrid.TrainedModel(params.teacher(SPEAKER))
-    utterances = random.Random(0).sample(params.splits.train, count)
+    teacher = hybrid.TrainedModel(fold.teacher(SPEAKER))
+    utterances = random.Random(0).sample(fold.splits.train, count)
     kept = {}
     for batch in audio.batches(utterances, 32):
         said = teacher(*audio.collate(batch))
@@ -155,10 +155,10 @@ def rate(read, names: list[str]) -> float:
     return len(names) / (time.perf_counter() - started)
 
 
-def measure(params, count: int) -> dict:
-    teacher, kept, head, exact = outputs(params, count)
+def measure(fold: Fold, count: int) -> dict:
+    teacher, kept, head, exact = outputs(fold, count)
     frames = sum(map(len, kept.values()))
-    train = params.splits.train
+    train = fold.splits.train
     all_frames = frames / count * len(train)
     ways = {
         "kdlib fp16": lambda folder: Store(folder, "fp16", teacher, kept, head),

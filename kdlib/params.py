@@ -101,6 +101,12 @@ class Params(CorpusSettings, SplitSettings, PretrainedSettings):
         """True if the teachers' texts come from beam search."""
         return self.distill.sequence.weight > 0 and self.distill.sequence.hypotheses_from == "beam"
 
+    @property
+    def scoring_identity(self) -> dict:
+        """The settings that scores depend on, as stages record them."""
+        settings = {"scoring": self.scoring.model_dump(), "search": self.search.model_dump(mode="json")}
+        return settings | ({"faults": self.faults.model_dump(exclude_defaults=True)} if self.faults.named else {})
+
 
 def load(
     recipe: str | Path, held_out: str, fold: dict | None = None, overrides: dict | None = None, variant: str = ""

@@ -6,8 +6,10 @@ The fingerprint of code has no comments, docstrings and layout in it: rewording 
 import ast
 import functools
 import hashlib
-from collections.abc import Iterable
+import importlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 PACKAGE = Path(__file__).parent
 # Read at import: the fingerprint is of the code that runs, not of later edits.
@@ -18,6 +20,18 @@ SOURCES = {
 }
 # They move and show values, and make none.
 CARRIERS = {"__init__.py", "errors.py", "io.py", "console.py", "layout.py", "stage.py", "source_code.py", "params.py"}
+# The pipeline itself: what it gives to builders is followed, method by method.
+CARRIERS |= {"pipeline.py", "fold_objects.py"}
+
+
+class lazy:  # noqa: N801
+    """A module that is imported when something of it is first used."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(importlib.import_module(self._name), attribute)
 
 
 def closure(modules: Iterable[str]) -> set[str]:
@@ -40,34 +54,50 @@ def fingerprint(files: Iterable[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def builder_modules(module: str, class_name: str, method: str) -> set[str]:
-    """The modules that the `build` of a stage method uses, by itself and by helper methods of its class.
+def builder_modules(classes: Mapping[str, str], stage: str) -> set[str]:
+    """The modules that the `build` of a stage method uses: by itself, by what the method prepares, and by helpers.
 
-    Other stages are not followed: what they make is an input, by its own fingerprint.
+    Methods that give a path are not followed: an artefact is an input, by its own fingerprint; nor are properties whose
+    values stages record among their settings. `classes` are the class of the stages and its bases, by their modules.
     """
-    names, methods = _bindings(SOURCES[module]), _methods(SOURCES[module], class_name)
+    methods = {
+        name: (method, module)
+        for module, of in classes.items()
+        for name, method in _methods(SOURCES[module], of).items()
+    }
     used: set[str] = set()
     seen: set[str] = set()
-    waiting: list[ast.AST] = _builders(methods[method])
+    method, module = methods[stage]
+    prepared = _local_values(method)
+    waiting = [(part, module) for part in _builders(method)]
     while waiting:
-        for node in ast.walk(waiting.pop()):
-            if isinstance(node, ast.Name) and node.id in names:
-                used.add(names[node.id])
+        tree, module = waiting.pop()
+        names = _bindings(SOURCES[module])
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Name):
+                used |= {names[node.id]} if node.id in names else set()
+                waiting += [(value, module) for value in prepared.pop(node.id, [])]
             if isinstance(node, ast.Attribute) and node.attr in methods and node.attr not in seen:
                 seen.add(node.attr)
-                if not is_stage(methods[node.attr]):
+                if not _is_recorded(methods[node.attr][0]):
                     waiting.append(methods[node.attr])
     return used
 
 
-def is_stage(method: ast.FunctionDef) -> bool:
-    """True if a method is decorated as a stage."""
-    return any(isinstance(mark, ast.Name) and mark.id == "stage" for mark in method.decorator_list)
+def _is_recorded(method: ast.FunctionDef) -> bool:
+    """True if what a method gives is among a stage's inputs or settings: the folder of another stage, a file."""
+    returned = ast.unparse(method.returns) if method.returns else ""
+    return returned.removesuffix(" | None") == "Path" or _is_marked(method, "stage", "recorded")
+
+
+def _is_marked(method: ast.FunctionDef, *marks: str) -> bool:
+    """True if a method has one of these decorators."""
+    return any(isinstance(mark, ast.Name) and mark.id in marks for mark in method.decorator_list)
 
 
 def stage_methods(module: str, class_name: str) -> list[str]:
     """The names of a class's stages, in order."""
-    return [name for name, method in _methods(SOURCES[module], class_name).items() if is_stage(method)]
+    return [name for name, method in _methods(SOURCES[module], class_name).items() if _is_marked(method, "stage")]
 
 
 def _builders(method: ast.FunctionDef) -> list[ast.AST]:
@@ -81,6 +111,18 @@ def _builders(method: ast.FunctionDef) -> list[ast.AST]:
         if keyword.arg == "build"
     ]
     return [local.get(value.id, value) if isinstance(value, ast.Name) else value for value in given]
+
+
+def _local_values(method: ast.FunctionDef) -> dict[str, list[ast.AST]]:
+    """The values that a method's own variables are given, and its own functions."""
+    values: dict[str, list[ast.AST]] = {}
+    for node in ast.walk(method):
+        if isinstance(node, ast.Assign):
+            for name in (part for target in node.targets for part in ast.walk(target) if isinstance(part, ast.Name)):
+                values.setdefault(name.id, []).append(node.value)
+        if isinstance(node, ast.FunctionDef) and node is not method:
+            values.setdefault(node.name, []).append(node)
+    return values
 
 
 @functools.cache
@@ -111,6 +153,9 @@ def _bindings(source: str) -> dict[str, str]:
                 candidates = (f"{package}/{alias.name}.py", f"{package}.py", f"{package}/__init__.py")
                 found = next((name for name in candidates if name.lstrip("/") in SOURCES), "__init__.py")
                 names[alias.asname or alias.name] = found.lstrip("/")
+        if isinstance(node, ast.Assign) and getattr(getattr(node.value, "func", None), "id", "") == "lazy":
+            module = node.value.args[0].value.removeprefix("kdlib.").replace(".", "/")
+            names[node.targets[0].id] = f"{module}.py"
     return names
 
 

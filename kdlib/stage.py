@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from kdlib import source_code
-from kdlib.console import print_once
+from kdlib.console import report, report_made, report_once
 from kdlib.io import check_writable, read_json, sha256, short_path, write_json
 
 FORMAT = 2  # of the stages' files; 1 had other names
@@ -61,10 +61,10 @@ def produce(stage: Stage, code: Iterable[str] = ()) -> Path:
     }
     key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
     if _key(folder) == key:
-        print_once(f"{what}: up to date ({short_path(folder)})")
+        report_once(f"{what}: up to date ({short_path(folder)})")
         return folder
     if (old := _record(folder)) and old.get("format") != FORMAT:
-        print_once(f"{short_path(folder.parent)}: made by an earlier version of kdlib, with other names; rebuilt")
+        report_once(f"{short_path(folder.parent)}: made by an earlier version of kdlib, with other names; rebuilt")
     if stage.before:
         stage.before()
     with _locked(folder, what):
@@ -86,7 +86,7 @@ def produce(stage: Stage, code: Iterable[str] = ()) -> Path:
         }
         write_json(partial / "run.json", record)
         _replace(partial, folder)
-    print(f"{what}: made in {record['wall_s']:.1f} s ({short_path(folder)})")
+    report_made(what, record["wall_s"], folder)
     return folder
 
 
@@ -158,7 +158,7 @@ def _locked(folder: Path, what: str) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"{what}: another process is making {short_path(folder)}; waiting for it", flush=True)
+            report(f"{what}: another process is making {short_path(folder)}; waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

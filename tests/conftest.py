@@ -2,13 +2,15 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from kdlib.pipeline import Fold
-
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")  # before torch is imported by any test
+
+if TYPE_CHECKING:
+    from kdlib.pipeline import Fold
 
 
 @pytest.fixture(scope="session")
@@ -18,29 +20,28 @@ def outputs(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def smoke(outputs) -> Fold:
-    """The smoke recipe's parameters, writing into `outputs`."""
+def smoke(outputs) -> "Fold":
+    """The smoke recipe's fold, writing into `outputs`."""
+    from kdlib.pipeline import Fold
+
     return Fold.load("params/smoke.yaml", "M08", overrides={"outputs": str(outputs)})
 
 
 @pytest.fixture(scope="session")
 def corpus(smoke):
     """The smoke recipe's corpus."""
-
     return smoke.corpus
 
 
 @pytest.fixture(scope="session")
 def small_model(smoke) -> Path:
     """A `.nemo` file trained for a few steps on the smoke corpus."""
-
     return smoke.pretrained_model()
 
 
 @pytest.fixture(scope="session")
-def with_teachers(smoke) -> Fold:
-    """The smoke recipe's parameters, with the teachers of all its three speakers trained, extracted and scored."""
-
+def with_teachers(smoke) -> "Fold":
+    """The smoke recipe's fold, with the teachers of all its three speakers trained, extracted and scored."""
     for name in ("M04", "M08", "M10"):
         smoke.teacher_scores(name)
         smoke.outputs(name, "training")

@@ -8,8 +8,10 @@ import numpy as np
 
 from kdlib.corpus.manifest import Utterance
 from kdlib.evaluate import score
+from kdlib.evaluate.hypotheses import Hypothesis
 from kdlib.evaluate.posteriors import PosteriorWriter
-from kdlib.evaluate.score import Hypothesis
+from kdlib.evaluate.score import About
+from kdlib.settings.evaluation import Scoring
 from kdlib.tokens import Tokens
 
 STRIDE_MS = 40.0
@@ -54,11 +56,9 @@ def save(
         rows,
         ("greedy", "lexicon"),
         folder,
-        system=folder.name,
-        held_out="M08",
-        tokenizer=tokens.fingerprint,
-        checkpoint="none",
-        bootstrap=20,
+        About(folder.name, "M08", "none"),
+        tokens.fingerprint,
+        Scoring(bootstrap=100),
     )
     if posteriors:
         writer.write(folder / "posteriors")

@@ -14,7 +14,7 @@ from kdlib.errors import UserError
 from kdlib.models import hybrid
 from kdlib.models.nemo_files import SHIPPED_MODEL, read_tokenizer, restore_model
 from kdlib.pipeline import Fold
-from kdlib.teachers.base_model import SHIPPED, _build
+from kdlib.teachers.base_model import SHIPPED, control_data
 from kdlib.tokens import Tokens
 from kdlib.training.sampling import set_aside
 
@@ -22,7 +22,6 @@ RUN = """
 import os, sys
 from kdlib.training import callbacks
 from kdlib.pipeline import Fold
-from kdlib.teachers import adapt
 
 def step_and_die(self, trainer, *rest, step=callbacks._Progress.on_train_batch_end):
     step(self, trainer, *rest)
@@ -32,7 +31,7 @@ def step_and_die(self, trainer, *rest, step=callbacks._Progress.on_train_batch_e
 callbacks._Progress.on_train_batch_end = step_and_die
 pace = {"steps": 20, "batch_size": 16, "validate_every": 1, "warmup_steps": 1}
 settings = {"outputs": sys.argv[1], "teacher": {"base_training": pace, "adapt": pace | {"batch_size": 4}}}
-adapt.speaker_teacher(load("params/smoke.yaml", "M08", overrides=settings), "M04")
+Fold.load("params/smoke.yaml", "M08", overrides=settings).teacher("M04")
 """
 
 
@@ -52,7 +51,7 @@ def test_a_teacher_is_trained_on_controls_and_its_own_speaker(with_teachers, cor
 
 
 def test_teachers_are_shared_by_folds(with_teachers):
-    other_fold = Fold.load("params/smoke.yaml", "M10", overrides={"outputs": with_teachers.outputs})
+    other_fold = Fold.load("params/smoke.yaml", "M10", overrides={"outputs": with_teachers.params.outputs})
     assert other_fold.teacher("M04") == with_teachers.teacher("M04")
     assert with_teachers.teacher("M04").parent == with_teachers.layout.recipe / "teachers" / "speechbrain"
 
@@ -97,47 +96,46 @@ def test_a_killed_and_resumed_training_ends_with_the_same_weights(with_teachers,
     assert all(torch.equal(resumed[name], uninterrupted[name]) for name in uninterrupted)
 
 
-def test_teachers_of_backbone_nemo_start_from_the_students_checkpoint(outputs, corpus):
-    params = Fold.load(
+def test_teachers_of_backbone_nemo_start_from_the_students_checkpoint(outputs):
+    fold = Fold.load(
         "params/smoke.yaml",
         "M08",
         overrides={"outputs": str(outputs), "pretrained": "shipped", "teacher": {"backbone": "nemo"}, "name": "nemo"},
     )
-    base, _, base_record = hybrid.load(params.base_model())
+    base, _, base_record = hybrid.load(fold.base_model())
     source = restore_model(SHIPPED_MODEL)
     for name, weight in source.encoder.state_dict().items():  # frozen while the decoder is trained
         assert torch.equal(weight, base.encoder.encoder.state_dict()[name]), name
     assert torch.equal(base.ctc_head.weight[5], source.decoder.decoder_layers[0].weight[5, :, 0])
     assert base_record["backbone"] == "nemo"
-    teacher, _, teacher_record = hybrid.load(params.teacher("M04"))
+    teacher, _, teacher_record = hybrid.load(fold.teacher("M04"))
     assert not torch.equal(teacher.ctc_head.weight, base.ctc_head.weight)
     assert set(teacher_record["train_speakers"]) == {"M04", *base_record["train_speakers"]}
-    assert set(teacher_record["train_speakers"]) >= set(params.pretrained_record()["speakers"])
+    assert set(teacher_record["train_speakers"]) >= set(fold.pretrained_record()["speakers"])
 
 
 def test_a_teacher_from_scratch_is_trained_on_its_speaker_alone(outputs):
-    params = Fold.load("params/smoke.yaml", "M08", overrides={"outputs": str(outputs), "teacher": {"parent": "none"}})
-    assert params.base_model() is None
-    folder = params.teacher("M04")
+    fold = Fold.load("params/smoke.yaml", "M08", overrides={"outputs": str(outputs), "teacher": {"parent": "none"}})
+    assert fold.base_model() is None
+    folder = fold.teacher("M04")
     assert folder.parent.name == "speechbrain-scratch"
     assert record(folder)["train_speakers"] == ["M04"]
 
 
-def test_a_base_model_of_the_folds_speakers_belongs_to_the_fold(outputs, corpus):
-    params = Fold.load(
+def test_a_base_model_of_the_folds_speakers_belongs_to_the_fold(outputs):
+    fold = Fold.load(
         "params/smoke.yaml", "M08", overrides={"outputs": str(outputs), "teacher": {"parent": "from_corpus"}}
     )
-    folder = params.base_model()
-    assert folder == params.layout.fold / "parents" / "speechbrain"
-    assert record(folder)["train_speakers"] == sorted({utt.speaker for utt in params.splits.train})
-    assert not {params.held_out, params.fold.dev} & set(record(folder)["train_speakers"])
+    folder = fold.base_model()
+    assert folder == fold.layout.fold / "parents" / "speechbrain"
+    assert record(folder)["train_speakers"] == sorted({utt.speaker for utt in fold.splits.train})
+    assert not {fold.params.held_out, fold.params.fold.dev} & set(record(folder)["train_speakers"])
 
 
-def test_without_controls_the_error_names_other_settings(monkeypatch, outputs, tmp_path):
-    params = Fold.load("params/smoke.yaml", "M08", overrides={"outputs": str(outputs), "name": "uncontrolled"})
-    monkeypatch.setattr(type(params.corpus), "is_control", lambda self, name: False)
+def test_without_controls_the_error_names_other_settings(monkeypatch, smoke, corpus):
+    monkeypatch.setattr(type(corpus), "is_control", lambda self, name: False)
     with pytest.raises(UserError, match="no control speakers to train the base model of the teachers on;"):
-        _build(tmp_path, params)
+        control_data(corpus, smoke.params.pretraining, smoke.params.seed)
 
 
 def test_the_shipped_base_model_fits_the_demo_and_no_other_shape(tmp_path):
@@ -160,7 +158,7 @@ def test_the_shipped_base_model_fits_the_demo_and_no_other_shape(tmp_path):
         ("2/2", []),
     ],
 )
-def test_teachers_are_requested_by_name_or_by_part(smoke, corpus, speakers, names):
+def test_teachers_are_requested_by_name_or_by_part(smoke, speakers, names):
     assert smoke.teacher_names(speakers) == names
 
 
@@ -172,6 +170,6 @@ def test_teachers_are_requested_by_name_or_by_part(smoke, corpus, speakers, name
         ("half", 'expected names, "all", "1/2"'),
     ],
 )
-def test_unknown_speakers_and_parts_are_refused(smoke, corpus, speakers, message):
+def test_unknown_speakers_and_parts_are_refused(smoke, speakers, message):
     with pytest.raises(UserError, match=message):
         smoke.teacher_names(speakers)

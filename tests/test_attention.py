@@ -99,7 +99,7 @@ def test_the_columns_of_a_batch(decoding, outputs):
     )
     assert all(word in decoding.lexicon.words for word in found["attention_lexicon"])
     assert len(found["attention"]) == 2
-    alone = AttentionDecoding(decoding.model, decoding.tokens, decoding.lexicon, joint=False)  # CTC is not trained
+    alone = AttentionDecoding(decoding.model, decoding.tokens, decoding.lexicon, ctc_weight=0.0)  # CTC is not trained
     assert set(alone(outputs)) - {"attention_ids"} == set(alone.columns)
     assert set(alone.columns) == {"attention", "attention_beam", "attention_lexicon"}
     ids = [[int(token) for token in row.split()] for row in found["attention_ids"]]

@@ -9,6 +9,7 @@ import pytest
 from kdlib.decode import lm
 from kdlib.errors import UserError
 from kdlib.evaluate import checkpoint
+from kdlib.evaluate.checkpoint import Options
 from kdlib.io import read_json, repository_root
 from kdlib.models.nemo_files import SHIPPED_MODEL, read_tokenizer
 
@@ -23,7 +24,8 @@ def test_a_teacher_is_scored_on_a_manifest_from_the_command_line(with_teachers, 
     command = [
         sys.executable,
         "-m",
-        "kdlib.evaluate.checkpoint",
+        "kdlib",
+        "evaluate",
         str(folder),
         str(manifest),
         "--out",
@@ -42,7 +44,7 @@ def test_a_teacher_is_scored_on_a_manifest_from_the_command_line(with_teachers, 
 
 def test_a_nemo_file_is_scored(with_teachers, manifest, tmp_path):
     lm.write(lm.estimate(set(pd.read_csv(manifest).wrd), 2), tmp_path / "lm.arpa")
-    scores = checkpoint.evaluate(SHIPPED_MODEL, manifest, tmp_path, lm=tmp_path / "lm.arpa", lm_weight=0.5)
+    scores = checkpoint.evaluate(SHIPPED_MODEL, manifest, tmp_path, Options(lm=tmp_path / "lm.arpa", lm_weight=0.5))
     assert set(scores["decoders"]) == {"greedy", "lexicon", "beam"}
     assert scores["settings"]["beam"]["lm_weight"] == 0.5
     assert scores["decoders"]["beam"]["wra"] > 0.3
@@ -55,7 +57,7 @@ def test_a_tokenizer_other_than_the_models_is_refused(with_teachers, manifest, t
     other = tmp_path / "other.model"
     other.write_bytes(read_tokenizer(SHIPPED_MODEL))
     with pytest.raises(UserError, match=r"is not the one that .* was trained with: its ids are other pieces"):
-        checkpoint.evaluate(folder, manifest, tmp_path / "o", tokenizer=other)
+        checkpoint.evaluate(folder, manifest, tmp_path / "o", Options(tokenizer=other))
     assert not (tmp_path / "o").exists()
 
 

@@ -4,25 +4,26 @@ import pytest
 import torch
 
 from kdlib.errors import UserError
-from kdlib.logits import extract, teacher_scores
+from kdlib.logits import teacher_scores
+from kdlib.logits.extract import OUTPUTS, read_outputs
 from kdlib.pipeline import Fold
-from kdlib.targets.choice import METHODS, _usable_weights, accuracies, weighting
+from kdlib.targets.choice import METHODS, _usable_weights
 
 
 def of_teachers(with_teachers, names, **fold):
     settings = {"dev": None, "exclude": ["M01"], "teachers": names} | fold
-    return Fold.load("params/smoke.yaml", "M08", fold=settings, overrides={"outputs": with_teachers.outputs})
+    return Fold.load("params/smoke.yaml", "M08", fold=settings, overrides={"outputs": with_teachers.params.outputs})
 
 
-def test_the_target_is_one_distribution_per_frame(with_teachers, corpus):
+def test_the_target_is_one_distribution_per_frame(with_teachers):
     utt = with_teachers.splits.train[0]
     log_probs, frames = with_teachers.targets().log_probs([utt.utt_id], [utt.speaker])
     assert torch.allclose(log_probs.exp().sum(-1), torch.ones(1, int(frames[0])), atol=1e-4)
 
 
 @pytest.mark.parametrize(("speaker", "why"), [("M08", "is held out"), ("M10", "is the dev speaker")])
-def test_there_is_no_target_on_held_out_and_dev_speech(with_teachers, corpus, speaker, why):
-    utt = next(utt for utt in extract.extracted_utterances(with_teachers, corpus, "training") if utt.speaker == speaker)
+def test_there_is_no_target_on_held_out_and_dev_speech(with_teachers, speaker, why):
+    utt = next(utt for utt in with_teachers.splits.speech_of_all() if utt.speaker == speaker)
     with pytest.raises(UserError, match=f"{utt.utt_id}: {speaker} {why}: no training target"):
         with_teachers.targets().log_probs([utt.utt_id], [utt.speaker])
 
@@ -41,36 +42,35 @@ def test_analysis_stores_are_no_training_targets(with_teachers):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_gives_probabilities(with_teachers, corpus, method):
-    params = of_teachers(with_teachers, ["M04", "M10"])
-    utt = next(utt for utt in extract.extracted_utterances(params, corpus, "training") if utt.speaker == "M04")
-    log_probs, _ = params.targets(method).log_probs([utt.utt_id], [utt.speaker])
+def test_every_method_gives_probabilities(with_teachers, method):
+    fold = of_teachers(with_teachers, ["M04", "M10"])
+    utt = next(utt for utt in fold.splits.speech_of_all() if utt.speaker == "M04")
+    log_probs, _ = fold.targets(method).log_probs([utt.utt_id], [utt.speaker])
     assert float(log_probs.exp().sum(-1).sub(1).abs().max()) < 1e-4
 
 
-def test_own_uses_the_speakers_own_teacher(with_teachers, corpus):
-    params = of_teachers(with_teachers, ["M04", "M10"])
-    utt = next(utt for utt in extract.extracted_utterances(params, corpus, "training") if utt.speaker == "M10")
-    log_probs, _ = params.targets("own").log_probs([utt.utt_id], [utt.speaker])
-    alone = params.store("M10", "training").logits(utt.utt_id).log_softmax(-1)
+def test_own_uses_the_speakers_own_teacher(with_teachers):
+    fold = of_teachers(with_teachers, ["M04", "M10"])
+    utt = next(utt for utt in fold.splits.speech_of_all() if utt.speaker == "M10")
+    log_probs, _ = fold.targets("own").log_probs([utt.utt_id], [utt.speaker])
+    alone = fold.store("M10", "training").logits(utt.utt_id).log_softmax(-1)
     assert torch.allclose(log_probs[0], alone, atol=1e-4)
 
 
-def test_weights_by_loss_match_the_formula(with_teachers, corpus):
-    params = of_teachers(with_teachers, ["M04", "M10"])
-    utt = next(utt for utt in extract.extracted_utterances(params, corpus, "training") if utt.speaker == "M10")
-    ensemble = params.targets("weighted_loss")
-    losses = torch.tensor(
-        [extract.teacher_outputs(params, name, "training")[utt.utt_id].ctc_loss for name in ("M04", "M10")]
-    )
+def test_weights_by_loss_match_the_formula(with_teachers):
+    fold = of_teachers(with_teachers, ["M04", "M10"])
+    utt = next(utt for utt in fold.splits.speech_of_all() if utt.speaker == "M10")
+    ensemble = fold.targets("weighted_loss")
+    rows = [read_outputs(fold.outputs(name, "training") / OUTPUTS) for name in ("M04", "M10")]
+    losses = torch.tensor([of_teacher[utt.utt_id].ctc_loss for of_teacher in rows])
     expected = (-losses).softmax(0)
     assert torch.allclose(torch.tensor(ensemble._weights(utt.utt_id, utt.speaker)), expected, atol=1e-4)
 
 
-def test_accuracies_are_those_on_the_dev_speaker(with_teachers):
-    params = of_teachers(with_teachers, ["M04"], dev="M10")
-    expected = teacher_scores.accuracy_matrix(params, ["M04"], "greedy").loc["M04", "M10"]
-    assert accuracies(params, ["M04"]) == {"M04": expected}
+def test_accuracies_are_those_on_the_dev_speaker(with_teachers, corpus):
+    fold = of_teachers(with_teachers, ["M04"], dev="M10")
+    expected = teacher_scores.accuracy_matrix(corpus, {"M04": fold.teacher_scores("M04")}, "greedy").loc["M04", "M10"]
+    assert fold._accuracies(["M04"]) == {"M04": expected}
 
 
 def test_all_teachers_weigh_the_same_if_none_recognises_a_word():
@@ -80,4 +80,4 @@ def test_all_teachers_weigh_the_same_if_none_recognises_a_word():
 
 def test_an_unknown_method_is_refused(with_teachers):
     with pytest.raises(UserError, match="unknown method 'median'; expected one of logprob_mean"):
-        weighting(with_teachers, "median", ["M04"])
+        with_teachers.targets("median")

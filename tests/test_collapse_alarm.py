@@ -9,7 +9,7 @@ import torch
 from kdlib.distill.collapse_alarm import CollapseAlarm
 from kdlib.show import figures
 from kdlib.training.checkpoints import TENSORBOARD, read_curves
-from kdlib.training.loop import EpochData, Task, fit
+from kdlib.training.loop import EpochData, Run, Task, Validations, fit
 
 
 def metrics(wra, distinct=40, most_frequent=0.05, empty=0.0):
@@ -64,17 +64,8 @@ def run(tmp_path):
         mark = folder / "stopped.json" if stop else None
         alarm = CollapseAlarm("toy", len(validations), utterances=96, words=48, parts=2, stop=mark)
         epochs = EpochData(lambda _: [0], lambda _: torch.ones(1, 1))
-        record = fit(
-            task,
-            epochs,
-            folder=folder,
-            what="toy",
-            steps=len(validations),
-            seed=1,
-            validate=validate,
-            patience=99,
-            callbacks=[alarm],
-        )
+        settings = Run(folder, "toy", steps=len(validations), seed=1)
+        record = fit(task, epochs, settings, Validations(validate, patience=99), [alarm])
         return record, read_curves(folder / TENSORBOARD), alarm
 
     return train

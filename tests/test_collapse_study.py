@@ -8,6 +8,7 @@ from kdlib.diagnose.causes import CAUSES, NO_FAULT, Fingerprint
 from kdlib.diagnose.collapse_study import Case
 from kdlib.errors import UserError
 from kdlib.evaluate import compare, predictions
+from kdlib.params import load
 from kdlib.pipeline import Fold
 
 RECIPE = "params/ablations/collapse.yaml"
@@ -22,16 +23,17 @@ def case(variant, seed, cause, wra):
 
 
 def test_the_recipe_has_a_variant_for_every_cause():
-    params = Fold.load(RECIPE, "M08")
-    true = {name: collapse_study.causes_of(Fold.load(RECIPE, "M08", name)) for name in params.compare}
+    params = load(RECIPE, "M08")
+    variants = {name: load(RECIPE, "M08", variant=name) for name in params.compare}
+    true = {name: collapse_study.causes_of(variant.faults, variant.distill) for name, variant in variants.items()}
     fingerprints = {Case(name, 1, cause, None, {}).fingerprint.cause for name, cause in true.items()}
     assert set(CAUSES) <= fingerprints
     assert true["hard"] == true["decoder_hard"] == true["ctc_kd"] == true["few_labels"] == NO_FAULT
     assert true["sb_decoder_kd+own_recordings+no_references+shifted_tokens"] == "abd"
     assert Case("", 1, "abd", None, {}).mixed
     assert not Case("", 1, "bd", None, {}).mixed
-    assert collapse_study.is_factorial(params)
-    assert not collapse_study.is_factorial(Fold.load("params/demo.yaml", "M08"))
+    assert collapse_study.is_factorial(params.compare)
+    assert not collapse_study.is_factorial(load("params/demo.yaml", "M08").compare)
     assert len(params.seeds) >= 2
 
 
@@ -40,8 +42,8 @@ def test_every_student_of_the_factorial_has_the_control_of_its_head_and_backbone
         for name in collapse_study._factorial_variants():
             if name.split("+")[0] != base:
                 continue
-            params = Fold.load(RECIPE, "M08", name)
-            control = Fold.load(RECIPE, "M08", params.distill.control)
+            params = load(RECIPE, "M08", variant=name)
+            control = load(RECIPE, "M08", variant=params.distill.control)
             assert not control.distill.uses_teachers
             assert control.student == params.student
             assert control.distill.heads == params.distill.heads == {"CTC": "ctc", "decoder": "decoder"}[head]
@@ -52,14 +54,13 @@ def test_every_student_of_the_factorial_has_the_control_of_its_head_and_backbone
 
 
 def test_the_parts_cover_every_student_once():
-    params = Fold.load(RECIPE, "M08")
-    students = collapse_study.listed_students(params)
-    parts = [collapse_study.listed_students(params, part) for part in ("1/2", "2/2")]
+    students = Fold.load(RECIPE, "M08").students()
+    parts = [collapse_study.share_of(students, part) for part in ("1/2", "2/2")]
     assert sorted([*parts[0], *parts[1]]) == sorted(students)
     assert len(students) == len(set(students))
     for wrong in ("3/2", "0/2", "one", "1/"):
-        with pytest.raises(UserError, match="part: expected something like 1/2"):
-            collapse_study.listed_students(params, wrong)
+        with pytest.raises(UserError, match="share: expected something like 1/2"):
+            collapse_study.share_of(students, wrong)
 
 
 def test_identification_rates_count_correct_causes_and_false_alarms():
@@ -91,9 +92,12 @@ def test_the_factorial_reports_what_collapses_and_what_hurts(monkeypatch, tmp_pa
     """Students with the WRA of their variants, 96 utterances, two seeds."""
     right = {"hard": 0.8, "own_recordings": 0.5, "no_references": 0.78, "shifted_tokens": 0.02}
 
-    def fake_scores(params, seed):
-        share = min(right.get(part, 0.8) for part in params.variant.split("+"))
-        return tmp_path / f"{params.variant}-{share}-{seed}"
+    def fake_scores(variant, seed):
+        share = min(right.get(part, 0.8) for part in variant.split("+"))
+        return tmp_path / f"{variant}-{share}-{seed}"
+
+    def control_of(variant):
+        return load(RECIPE, "M08", variant=variant).distill.control
 
     def fake_collect(folders, decoder):
         rows = []
@@ -104,9 +108,8 @@ def test_the_factorial_reports_what_collapses_and_what_hurts(monkeypatch, tmp_pa
                 rows.append((f"u{place}", "M08", word, word if place < 96 * share + seed else "X", seed))
         return pd.DataFrame(rows, columns=["utt_id", "speaker", "reference", "hypothesis", "seed"])
 
-    monkeypatch.setattr(collapse_study, "student_scores", fake_scores)
     monkeypatch.setattr(compare, "collect", fake_collect)
-    table = collapse_study.factorial(lambda name: Fold.load(RECIPE, "M08", name), (1, 2)).set_index("system")
+    table = collapse_study.factorial(fake_scores, control_of, (1, 2)).set_index("system")
     assert len(table) == 4 * 9
     assert table.loc["ctc_kd+shifted_tokens", "verdict"] == "collapses"
     assert table.loc["ctc_kd+own_recordings", "verdict"] == "hurts"

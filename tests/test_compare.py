@@ -8,6 +8,7 @@ import pytest
 from scipy.stats import binom
 from scipy.stats import t as student
 
+from kdlib.__main__ import main
 from kdlib.errors import UserError
 from kdlib.evaluate import compare
 
@@ -210,8 +211,8 @@ def test_the_command_prints_and_writes_the_verdict(tmp_path, capsys):
     (tmp_path / "b.txt").write_text("NO\n" * 20 + "YES\n" * 20)
     systems = [f"{name}={tmp_path / name}.txt" for name in "ab"]
     options = ["--against", "b", "--references", str(tmp_path / "ref.txt"), "--out", str(tmp_path / "out")]
-    compare.main([*systems, *options])
+    assert main(["verdict", *systems, *options]) == 0
     assert "a is better than b (WRA +50.0 points" in capsys.readouterr().out
     assert pd.read_csv(tmp_path / "out" / "verdicts.csv").verdict.tolist() == ["better"]
-    with pytest.raises(UserError, match="expected NAME=PATH"):
-        compare.main(["a", "b"])
+    assert main(["verdict", "a", "b"]) == 1
+    assert "expected NAME=PATH, found 'a'" in capsys.readouterr().err

@@ -4,7 +4,8 @@ import pandas as pd
 import pytest
 
 from kdlib.decode import lm
-from kdlib.evaluate.decoder_setup import TUNING, decoder_set
+from kdlib.decode.beam import ARPA
+from kdlib.evaluate.decoder_setup import TUNING
 from kdlib.io import read_json
 from kdlib.models.nemo_files import NeMoCTC
 from kdlib.pipeline import Fold
@@ -15,24 +16,25 @@ def model(smoke):
     return NeMoCTC(smoke.pretrained_model())
 
 
-def words(path):
-    return {word for word in lm.read(path).words if word not in (lm.END, lm.UNKNOWN)}
+def words(folder):
+    return {word for word in lm.read(folder / ARPA).words if word not in (lm.END, lm.UNKNOWN)}
 
 
-def test_the_language_model_has_the_training_words_only(smoke, model, corpus):
+def test_the_language_model_has_the_training_words_only(smoke):
     splits = smoke.splits
-    assert words(smoke.language_model(model.tokens)) == {utt.text for utt in splits.train}
+    assert words(smoke.language_model()) == {utt.text for utt in splits.train}
     unseen = {utt.text for utt in splits.test} - splits.train_words
     assert unseen  # words of the test block that are never trained on
-    assert not unseen & words(smoke.language_model(model.tokens, all_speakers=True))
+    assert not unseen & words(smoke.language_model(all_speakers=True))
 
 
 def test_beam_settings_are_chosen_on_the_dev_speaker(smoke):
     folder = smoke.baseline()
     scores = read_json(folder / "scores.json")
     setting, grid = scores["settings"]["beam"], pd.read_csv(folder / TUNING)
-    assert setting["chosen_on"] == smoke.fold.dev
-    assert len(grid) == len(smoke.search.lm_weights) * len(smoke.search.word_bonuses) * len(smoke.search.beam_sizes)
+    assert setting["chosen_on"] == smoke.params.fold.dev
+    search = smoke.params.search
+    assert len(grid) == len(search.lm_weights) * len(search.word_bonuses) * len(search.beam_sizes)
     used = grid[(grid.lm_weight == setting["lm_weight"]) & (grid.word_bonus == setting["word_bonus"])]
     assert used[used["size"] == setting["size"]].wer.item() == grid.wer.min()
     assert set(scores["decoders"]) == {"greedy", "lexicon", "beam"}
@@ -41,26 +43,27 @@ def test_beam_settings_are_chosen_on_the_dev_speaker(smoke):
 def test_without_a_dev_speaker_the_settings_of_the_recipe_are_used(smoke):
     folder = smoke.zero_shot()
     setting = read_json(folder / "scores.json")["settings"]["beam"]
-    assert (setting["chosen_on"], setting["lm_weight"]) == ("", smoke.search.lm_weight)
+    assert (setting["chosen_on"], setting["lm_weight"]) == ("", smoke.params.search.lm_weight)
     assert not (folder / TUNING).exists()
 
 
 def test_beam_search_over_pieces_needs_no_lexicon(smoke, model, outputs):
-    params = Fold.load("params/smoke.yaml", "M08", overrides={"outputs": str(outputs), "search": {"units": "pieces"}})
-    decoders = decoder_set(params, model.tokens)
-    assert decoders.beam.words is None
-    assert params.language_model(model.tokens) != smoke.language_model(model.tokens)
-    assert words(params.language_model(model.tokens)) <= set(model.tokens.pieces)
+    fold = Fold.load("params/smoke.yaml", "M08", overrides={"outputs": str(outputs), "search": {"units": "pieces"}})
+    setup = fold.decoder_setup(model.tokens)
+    assert setup.decoders().beam.words is None
+    assert setup.language_model != smoke.decoder_setup(model.tokens).language_model
+    assert words(setup.language_model.parent) <= set(model.tokens.pieces)
 
 
 def test_a_model_without_a_trained_ctc_head_is_not_scored_with_ctc_decoders(smoke, model):
     class Model:
         pass
 
-    decoders = decoder_set(smoke, model.tokens, model=Model(), heads=("decoder",))
+    setup = smoke.decoder_setup(model.tokens)
+    decoders = setup.decoders(Model(), heads=("decoder",))
     assert decoders.columns == ("attention", "attention_beam", "attention_lexicon")
     assert decoders.beam is None
-    both = decoder_set(smoke, model.tokens, model=Model(), heads=("ctc", "decoder"))
+    both = setup.decoders(Model(), heads=("ctc", "decoder"))
     assert both.columns == (
         "greedy", "lexicon", "beam", "attention", "attention_beam", "attention_lexicon", "joint", "joint_lexicon",
     )  # fmt: skip

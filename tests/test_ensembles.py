@@ -7,7 +7,6 @@ import pytest
 from safetensors.torch import load_file
 
 from kdlib.distill import ensembles
-from kdlib.distill.setup import student_folder
 from kdlib.errors import UserError
 from kdlib.io import read_json, repository_root
 from kdlib.pipeline import Fold
@@ -37,7 +36,7 @@ def hard(variant):
 
 
 def test_the_best_checkpoints_are_kept(hard):
-    folder = student_folder(hard, 1)
+    folder = hard.layout.student(1)
     scores = [checkpoint["dev_score"] for checkpoint in read_json(folder / "model.json")["checkpoints"]]
     assert scores == sorted(scores, reverse=True)
     best, first, second = (
@@ -58,7 +57,7 @@ def test_an_ensemble_is_scored_like_a_student(hard):
     table = comparison.fold_table(folders)
     assert ("two", "ensemble") in table.index
     assert ("hard", "mean") in table.index
-    verdicts = comparison.verdicts([folders], {"hard": "baseline", "two": "hard"}, "lexicon", hard.scoring)
+    verdicts = comparison.verdicts([folders], {"hard": "baseline", "two": "hard"}, "lexicon", hard.params.scoring)
     assert [(verdict.a, verdict.b) for verdict in verdicts] == [("hard", "baseline"), ("two", "hard")]
 
 
@@ -74,13 +73,13 @@ def test_an_incomplete_ensemble_is_refused(hard, variant):
 
 
 def test_students_are_teachers_of_the_next(hard, variant):
-    params = variant("born_again", teacher={"student_seeds": [1, 2]})
-    assert params.target_teachers() == ["hard/seed1", "hard/seed2"]
-    ensemble = params.targets()
+    fold = variant("born_again", teacher={"student_seeds": [1, 2]})
+    assert fold.target_teachers() == ["hard/seed1", "hard/seed2"]
+    ensemble = fold.targets()
     store = ensemble.stores["hard/seed1"]
-    assert store.header.train_speakers == tuple(read_json(student_folder(hard, 1) / "model.json")["train_speakers"])
+    assert store.header.train_speakers == tuple(read_json(hard.layout.student(1) / "model.json")["train_speakers"])
     assert not {"M08", "M10"} & set(store.header.train_speakers)
-    record = read_json(params.student() / "model.json")
+    record = read_json(fold.student() / "model.json")
     assert record["uses_teachers"]
     with pytest.raises(UserError, match=r"no student 'hard' of seed 9 .*train it first"):
         variant("born_again", teacher={"student_seeds": [9]}).teacher("hard/seed9")
@@ -99,7 +98,7 @@ def test_the_command_prints_tables_and_verdicts_and_draws_them(hard, outputs, tm
     settings = {"extends": str(repository_root() / "params/smoke.yaml"), "outputs": str(outputs)}
     settings |= {"student": {"keep_checkpoints": 2, "validations_per_epoch": 2}}
     recipe.write_text(json.dumps(settings | {"ensembles": {"two": {"variants": ["hard"], "seeds": [1, 2]}}}))
-    comparison.main(str(recipe), ["M08"], ["hard"], [1, 2], ["two"])
+    comparison.compare_folds(str(recipe), ["M08"], ["hard"], [1, 2], ["two"])
     printed = capsys.readouterr().out
     assert "greedy: two and hard: no difference shown" in printed
     assert "One speaker allows no inference to new speakers" in printed

@@ -244,7 +244,6 @@ def test_every_filter_has_a_label():
 
 
 def test_data_of_a_fold(smoke, tmp_path):
-
     tests = [utt for utt in smoke.corpus if utt.speaker == "M08"]
     tokens = Tokens.for_teachers(train_tokenizer(sorted({utt.text for utt in tests}), 40, tmp_path))
     data = explorer_data.fold_data(smoke, {"one": systems.save(tmp_path / "one", tests, tokens, 0.5, 1)})

@@ -30,7 +30,7 @@ def die(self, *rest, add=store.Writer.add):
 
 store.Writer.add = die
 for purpose in ("training", "analysis"):
-    extract.extract(load("params/smoke.yaml", "M08", overrides={"outputs": sys.argv[1]}), "M04", purpose)
+    Fold.load("params/smoke.yaml", "M08", overrides={"outputs": sys.argv[1]}).outputs("M04", purpose)
 """
 
 
@@ -43,19 +43,23 @@ def teacher(with_teachers):
     return hybrid.TrainedModel(with_teachers.teacher("M04"))
 
 
-def test_every_teacher_is_extracted_on_the_same_recordings(with_teachers, corpus):
-    utt_ids = [utt.utt_id for utt in extract.extracted_utterances(with_teachers, corpus, "training")]
+def rows_of(fold, purpose):
+    return extract.read_outputs(fold.outputs("M04", purpose) / extract.OUTPUTS)
+
+
+def test_every_teacher_is_extracted_on_the_same_recordings(with_teachers):
+    utt_ids = [utt.utt_id for utt in with_teachers.splits.speech_of_all()]
     for name in ("M04", "M08", "M10"):
         for output in ("ctc", "decoder"):
             assert sorted(with_teachers.store(name, "training", output)) == sorted(utt_ids)
-    assert {utt.block for utt in extract.extracted_utterances(with_teachers, corpus, "training")} == {"B1", "B3"}
-    assert {utt.block for utt in extract.extracted_utterances(with_teachers, corpus, "analysis")} == {"B2"}
+    assert {utt.block for utt in with_teachers.splits.speech_of_all()} == {"B1", "B3"}
+    assert {utt.block for utt in with_teachers.splits.speech_of_all(test=True)} == {"B2"}
 
 
-def test_stored_outputs_are_those_of_the_teacher(with_teachers, corpus, teacher):
+def test_stored_outputs_are_those_of_the_teacher(with_teachers, teacher):
     stores = {output: with_teachers.store("M04", "training", output) for output in ("ctc", "decoder")}
-    rows = extract.teacher_outputs(with_teachers, "M04", "training")
-    for utt in extract.extracted_utterances(with_teachers, corpus, "training")[::5]:
+    rows = rows_of(with_teachers, "training")
+    for utt in with_teachers.splits.speech_of_all()[::5]:
         ids = teacher.tokens.encode(utt.text)
         inputs, _, _ = teacher_forced([ids])
         samples, lengths = audio.collate([utt])
@@ -70,16 +74,16 @@ def test_stored_outputs_are_those_of_the_teacher(with_teachers, corpus, teacher)
         assert rows[utt.utt_id].ctc_loss == pytest.approx(float(loss), rel=1e-3)
 
 
-def test_the_decoder_runs_free_on_analysis_speech(with_teachers, corpus, teacher):
-    rows = extract.teacher_outputs(with_teachers, "M04", "analysis")
-    for utt in extract.extracted_utterances(with_teachers, corpus, "analysis")[::5]:
+def test_the_decoder_runs_free_on_analysis_speech(with_teachers, teacher):
+    rows = rows_of(with_teachers, "analysis")
+    for utt in with_teachers.splits.speech_of_all(test=True)[::5]:
         with torch.inference_mode():
             outputs = teacher(*audio.collate([utt]))
         free = teacher.model.decode_greedy(outputs.encoded, 40, outputs.lengths)[0]
         hypothesis = list(rows[utt.utt_id].free_running)
         assert hypothesis == free[: len(hypothesis)]
         assert hypothesis == free or len(hypothesis) >= 4
-    assert not any(row.free_running for row in extract.teacher_outputs(with_teachers, "M04", "training").values())
+    assert not any(row.free_running for row in rows_of(with_teachers, "training").values())
 
 
 def test_headers_state_the_permitted_use(with_teachers):
@@ -106,9 +110,10 @@ def test_a_killed_and_resumed_extraction_has_the_same_bytes(with_teachers, tmp_p
             assert (places[0] / name).read_bytes() == (places[1] / name).read_bytes(), name
 
 
-def test_time_and_size_are_estimated_beforehand(with_teachers, corpus, teacher, capsys):
-    utts = extract.extracted_utterances(with_teachers, corpus, "training")
-    headers = [extract._header(teacher, "M04", output, with_teachers, "training")[0] for output in ("ctc", "decoder")]
+def test_time_and_size_are_estimated_beforehand(with_teachers, teacher, capsys):
+    utts = with_teachers.splits.speech_of_all()
+    job = extract.Extraction("M04", "training", with_teachers.params.aggregation.encoding)
+    headers = [extract._header(teacher, output, job)[0] for output in ("ctc", "decoder")]
     extract._announce("M04", teacher, utts, headers)
     printed = capsys.readouterr().out
     assert f"outputs of M04 for training: {len(utts)} utterances" in printed

@@ -11,9 +11,8 @@ from kdlib.diagnose import collapse_study
 from kdlib.distill import faults
 from kdlib.distill.checks import REFUSE, WARN
 from kdlib.distill.faults import FaultyStore
-from kdlib.distill.setup import initial_student, kl_judge, student_settings
 from kdlib.errors import UserError
-from kdlib.evaluate.score import read_hypotheses
+from kdlib.evaluate.hypotheses import read_hypotheses
 from kdlib.logits.store import Header, LogitStore, Writer
 from kdlib.pipeline import Fold
 from kdlib.targets.aggregation import TeacherEnsemble, Weighting
@@ -95,8 +94,12 @@ def faulty(with_teachers, outputs):
     return load_faulty
 
 
-def checks(params):
-    return {check.name: check for check in params.preflight()}
+def checks(fold):
+    return {check.name: check for check in fold.preflight()}
+
+
+def causes_of(fold):
+    return collapse_study.causes_of(fold.params.faults, fold.params.distill)
 
 
 DECODER = {"student": {"decoder_layers": 1}, "distill": {"heads": "decoder", "allow_decoder_kd": True}}
@@ -123,77 +126,77 @@ def test_the_preflight_detects_every_fault(faulty, setting, check, verdict):
 
 
 def test_a_student_with_a_fault_is_marked_and_examined(faulty):
-    params = faulty(faults={"decode_offset": 1}, distill={"allow": ["target", "decoding"]})
-    folder = params.scores()
+    fold = faulty(faults={"decode_offset": 1}, distill={"allow": ["target", "decoding"]})
+    folder = fold.scores()
     assert "with faults on purpose: decode_offset 1" in json.loads((folder / "scores.json").read_text())["remark"]
-    tokens = params.tokens
+    tokens = fold.tokens
     rows = read_hypotheses(folder / "hypotheses.csv")
     for row in rows:
         ids = [int(token) for token in row.token_ids.split()]
         assert row.greedy == tokens.decode(token + 1 for token in ids)
-    case = params.examination(1)
+    case = fold.examination(1)
     assert case.cause == "h"
     assert case.examination.figures["n"] == len(rows)
     assert {"lost_after_training", "better_checkpoint", "wra", "blank_frames"} <= set(case.signs)
 
 
 def test_choosing_by_kl_keeps_the_checkpoint_nearest_to_the_teachers(faulty):
-    params = faulty(
+    fold = faulty(
         faults={"choose_by": "kl"}, student={"validations_per_epoch": 3, "phases": [{"steps": 6, "lr": 1e-3}]}
     )
-    record = json.loads((params.student() / "model.json").read_text())
+    record = json.loads((fold.student() / "model.json").read_text())
     assert record["best_dev_score"] < 0  # minus a divergence
-    judge = kl_judge(params)
-    assert judge is not None
-    assert kl_judge(faulty()) is None
-    assert collapse_study.causes_of(params) == "c"
+    assert fold.student_setup(1).judge is not None
+    assert faulty().student_setup(1).judge is None
+    assert causes_of(fold) == "c"
 
 
 def test_only_the_limited_words_are_trained_on(faulty):
-    params = faulty("hard", faults={"max_words": 3})
-    data = params.student_data(params.tokens)
+    fold = faulty("hard", faults={"max_words": 3})
+    data = fold.student_data()
     assert len({utt.text for utt in data.train}) == 3
     assert len({utt.text for utt in data.dev}) > 3
-    assert collapse_study.causes_of(params) == "g"
+    assert causes_of(fold) == "g"
 
 
 def test_an_untrained_head_stays_at_its_initial_weights(faulty):
-    params = faulty(
+    fold = faulty(
         faults={"untrained_head": True}, **DECODER | {"distill": DECODER["distill"] | {"allow": ["heads", "target"]}}
     )
     from safetensors.torch import load_file
 
     from kdlib.runtime import seed_everything
 
-    student = params.student()
+    student = fold.student()
     seed_everything(1)
-    before = initial_student(params, params.tokens, 1).ctc_head.weight
+    before = fold.student_setup(1).model.ctc_head.weight
     after = load_file(student / "model.safetensors")["ctc_head.weight"]
     assert torch.equal(before, after)
-    assert "greedy" in json.loads((params.scores() / "scores.json").read_text())["decoders"]
-    assert collapse_study.decoder(params) == "greedy"
+    assert "greedy" in json.loads((fold.scores() / "scores.json").read_text())["decoders"]
+    assert collapse_study.examined_decoder(fold.params.faults, fold.params.distill) == "greedy"
 
 
 def test_of_joined_variants_the_later_overrides_the_earlier(faulty):
-    params = faulty(distill={"beta": 0.0})
+    params = faulty(distill={"beta": 0.0}).params
     assert (params.variant, params.distill.beta, params.distill.control) == ("ctc_kd+broken", 0.0, "hard")
     with pytest.raises(UserError, match=r"unknown variant 'brokn'.*broken"):
         Fold.load("params/smoke.yaml", "M08", "hard+brokn", overrides={"variants": {"broken": {}}})
 
 
 def test_a_healthy_recipe_has_no_fault(faulty):
-    params = faulty()
-    assert not params.faults.named
-    assert "faults" not in student_settings(params)
-    assert collapse_study.causes_of(params) == "none"
+    fold = faulty()
+    assert not fold.params.faults.named
+    assert "faults" not in fold._student_settings()
+    assert causes_of(fold) == "none"
     plain = TeacherEnsemble.__new__(TeacherEnsemble)
-    assert faults.apply_faults(params, plain) is plain
-    assert not faults.changes_decoding(params)
+    assert faults.apply_faults(fold.params.faults, plain, fold.splits.train, fold.params.seed) is plain
+    assert not fold.params.faults.changes_decoding
 
 
 def test_a_tokenizer_of_the_lexicons_own_pieces_decodes_differently(faulty):
-    tokens = Fold(faulty()).tokens
-    decode = faults.text_decoder(faulty(faults={"decode_tokenizer": "lexicon"}), tokens)
+    fold = faulty(faults={"decode_tokenizer": "lexicon"})
+    tokens = fold.tokens
+    decode = faults.text_decoder(fold.params.faults, tokens, fold.lexicon)
     words = ["ONE", "TWO", "THREE"]
     assert any(decode(tokens.encode(word)) != word for word in words)
     assert isinstance(decode(np.array([5, 6])), str)

@@ -9,10 +9,11 @@ from kdlib.corpus.manifest import Utterance
 from kdlib.errors import UserError
 from kdlib.logits.store import Header, LogitStore, Writer
 from kdlib.pipeline import Fold
-from kdlib.targets import choice, fusion, similarity
+from kdlib.targets import fusion, target_report
 from kdlib.targets.aggregation import FUSIONS, TeacherEnsemble, Weighting
-from kdlib.targets.choice import METHODS, CrossFitted, half_of, weighting
-from kdlib.targets.similarity import FILE, similarity_weights, speaker_features, speaker_similarity
+from kdlib.targets.choice import METHODS, CrossFitted, half_of
+from kdlib.targets.fusion import Training
+from kdlib.targets.similarity import FILE, read_features, similarity_weights, speaker_similarity
 from kdlib.targets.target_report import NOT_COMPARABLE
 
 V, D, LENGTH = 9, 6, 8
@@ -67,7 +68,8 @@ def test_a_fusion_starts_as_the_mean_of_log_probabilities(stores, kind):
 def test_training_weights_the_better_teacher_up(stores, kind):
     teachers, utterances = stores
     mean = TeacherEnsemble(teachers, Weighting())
-    trained = fusion.fit_fusion(kind, mean, utterances[:24], Letters(), seed=1, steps=60).requires_grad_(False)
+    how = Training(seed=1, steps=60)
+    trained = fusion.fit_fusion(kind, mean, utterances[:24], Letters(), how).requires_grad_(False)
     ensemble = TeacherEnsemble(teachers, Weighting(fusion=trained))
     assert losses(ensemble, utterances[24:]) < 0.7 * losses(mean, utterances[24:])
     padded, *_ = ensemble._padded(["u30"], ["S"], None)
@@ -92,7 +94,7 @@ def test_a_missing_teacher_gets_no_weight_in_a_fusion(stores):
 
 def test_no_dev_speech_for_a_fusion_is_refused(stores):
     with pytest.raises(UserError, match="there is no dev speech to train on"):
-        fusion.fit_fusion("attention", TeacherEnsemble(stores[0], Weighting()), [], Letters(), 1, 5)
+        fusion.fit_fusion("attention", TeacherEnsemble(stores[0], Weighting()), [], Letters(), Training(1, 5))
 
 
 @pytest.fixture(scope="module")
@@ -101,15 +103,18 @@ def two(with_teachers):
         "params/smoke.yaml",
         "M08",
         fold={"dev": "M10", "teachers": ["M04"]},
-        overrides={"outputs": with_teachers.outputs},
+        overrides={"outputs": with_teachers.params.outputs},
     )
 
 
-def test_each_half_of_dev_speech_is_scored_with_weights_of_the_other(two, monkeypatch):
-    halves = []
-    original = weighting
-    monkeypatch.setattr(choice, "weighting", lambda *args: halves.append(args[-1]) or original(*args))
-    crossed = CrossFitted(two, "weighted_accuracy")
+def test_each_half_of_dev_speech_is_scored_with_weights_of_the_other(two, monkeypatch, tmp_path):
+    halves, found = [], {}
+    original = Fold._accuracies
+    monkeypatch.setattr(Fold, "_accuracies", lambda *args: halves.append(args[-1]) or original(*args))
+    monkeypatch.setattr(target_report, "build_report", lambda *args: found.update(target=args[2]))
+    Fold.target_report.__wrapped__(two).build(tmp_path)
+    crossed = found["target"]("weighted_accuracy", "dev")
+    assert isinstance(crossed, CrossFitted)
     assert halves == [1, 0]
     dev = two.splits.dev
     names = [utt.utt_id for utt in dev]
@@ -127,10 +132,10 @@ def test_auto_reports_the_selected_method_and_why(two):
     assert method not in NOT_COMPARABLE
     assert why.startswith(f"auto: {method}, with ")
     assert "on the dev speaker M10; next " in why
-    both = two.model_copy(update={"distill": two.distill.model_copy(update={"heads": "both"})})
+    both = two.but(distill={"heads": "both"})
     assert both.best_method()[0] not in FUSIONS  # which cannot combine a decoder's outputs
     with pytest.raises(UserError, match="the fold has no dev speaker to choose by"):
-        Fold(two.model_copy(update={"fold": two.fold.model_copy(update={"dev": None})})).best_method()
+        two.but(fold={"dev": None}).best_method()
 
 
 def test_a_fusion_of_decoder_outputs_is_refused(two):
@@ -138,18 +143,17 @@ def test_a_fusion_of_decoder_outputs_is_refused(two):
         two.targets("attention", output="decoder")
 
 
-def test_the_most_similar_speaker_is_the_speaker(with_teachers, tmp_path, monkeypatch):
-    table = speaker_features(with_teachers)
+def test_the_most_similar_speaker_is_the_speaker(with_teachers, tmp_path):
+    table = read_features(with_teachers.speaker_features())
     assert set(table.index) == {"M04", "M08", "M10"}
     similarities = speaker_similarity(table, ["M04", "M10"])
     assert similarities.loc["M04"].idxmax() == "M04"
     assert similarities.loc["M04", "M04"] == pytest.approx(1.0)
-    weights = similarity_weights(with_teachers, ["M04", "M10"])
+    weights = similarity_weights(table, ["M04", "M10"])
     assert weights["M10"]["M10"] > weights["M10"]["M04"] > 0
     numbers = table.rename(index={"M04": "04", "M10": "10"})  # names that look like numbers stay names
     numbers.rename_axis("speaker").to_csv(tmp_path / FILE)
-    monkeypatch.setattr(similarity, "features_folder", lambda params: tmp_path)
-    assert speaker_features(with_teachers).index.tolist() == numbers.index.tolist()
+    assert read_features(tmp_path).index.tolist() == numbers.index.tolist()
     changed = table.copy()
     changed.loc["M08"] += 1.0  # the held-out speaker changes nothing for others
     assert speaker_similarity(changed, ["M04", "M10"]).loc["M04"].equals(similarities.loc["M04"])

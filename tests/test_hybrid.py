@@ -7,8 +7,8 @@ from kdlib.errors import UserError
 from kdlib.models import hybrid
 from kdlib.models.encoder_conformer import Conformer, ConformerShape
 from kdlib.models.encoder_nemo import NeMoEncoder
+from kdlib.models.hybrid import remap_head
 from kdlib.models.nemo_files import SHIPPED_MODEL, NeMoCTC, conformer_config, read_tokenizer, restore_model
-from kdlib.pretrained.pieces import remap_head
 from kdlib.tokens import BLANK, Tokens
 
 TINY = ConformerShape(d_model=32, layers=2, heads=4, ffn=64, kernel=7, mels=40)

@@ -6,33 +6,34 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from test_speakers import SPEAKERS, all_speakers, fold
+from test_speakers import SPEAKERS, all_speakers, settings
 
 from kdlib.corpus import labels, prepare
+from kdlib.corpus.speakers import Splits
+from kdlib.decode.beam import ARPA
 from kdlib.distill import students
 from kdlib.errors import UserError
-from kdlib.evaluate import score
+from kdlib.evaluate import hypotheses
 from kdlib.io import read_json
-from kdlib.logits import extract
+from kdlib.logits.extract import OUTPUTS, read_outputs
 from kdlib.pipeline import Fold
-from kdlib.show import comparison
-from kdlib.targets.choice import weighting
+from kdlib.show import comparison, format
 
 
-def few(**settings):
-    return fold().model_copy(update={"label_fraction": 0.5} | settings)
+def few(**changes):
+    return settings().model_copy(update={"label_fraction": 0.5} | changes)
 
 
-def labelled_ids(corpus, params):
-    hidden = labels.hide_unknown(corpus, params)
-    return {utt.utt_id for utt in hidden if utt.text and labels.trainable(corpus, utt, params)}
+def labelled_ids(corpus, fold):
+    hidden = labels.hide_unknown(corpus, fold)
+    return {utt.utt_id for utt in hidden if utt.text and labels.trainable(corpus, utt, fold)}
 
 
 def test_the_same_share_of_every_speaker_is_labelled_and_test_speech_keeps_its_references():
-    corpus, params = all_speakers(), few()
-    counts = Counter(utt.speaker for utt in corpus if utt.utt_id in labelled_ids(corpus, params))
+    corpus, fold = all_speakers(), few()
+    counts = Counter(utt.speaker for utt in corpus if utt.utt_id in labelled_ids(corpus, fold))
     assert counts == dict.fromkeys(set(SPEAKERS) - {"M08", "M10"}, 2)  # of 4 in B1 and B3
-    hidden = labels.hide_unknown(corpus, params)
+    hidden = labels.hide_unknown(corpus, fold)
     assert all(utt.text for utt in hidden if utt.block == "B2" or utt.speaker == "CM01")
     assert not any(utt.text for utt in hidden if utt.speaker in ("M08", "M10") and utt.block != "B2")  # held out, dev
 
@@ -44,11 +45,11 @@ def test_a_larger_share_includes_a_smaller_one():
 
 
 def test_by_word_all_utterances_of_some_words_are_labelled():
-    corpus, params = all_speakers(), few(label_by="word", label_fraction=0.3)
-    words = {utt.text for utt in corpus if utt.utt_id in labelled_ids(corpus, params)}
+    corpus, fold = all_speakers(), few(label_by="word", label_fraction=0.3)
+    words = {utt.text for utt in corpus if utt.utt_id in labelled_ids(corpus, fold)}
     assert len(words) == 1  # of three in B1 and B3
-    utterances = [utt for utt in corpus if utt.text in words and labels.trainable(corpus, utt, params)]
-    assert labelled_ids(corpus, params) == {utt.utt_id for utt in utterances if utt.speaker not in ("M08", "M10")}
+    utterances = [utt for utt in corpus if utt.text in words and labels.trainable(corpus, utt, fold)]
+    assert labelled_ids(corpus, fold) == {utt.utt_id for utt in utterances if utt.speaker not in ("M08", "M10")}
 
 
 def test_other_microphones_go_with_their_utterance():
@@ -62,7 +63,7 @@ def test_other_microphones_go_with_their_utterance():
 
 def test_with_every_label_nothing_changes():
     corpus = all_speakers()
-    assert labels.hide_unknown(corpus, fold()) is corpus
+    assert labels.hide_unknown(corpus, settings()) is corpus
 
 
 def test_a_corpus_without_blocks_keeps_the_references_of_dev_and_test_speakers():
@@ -72,12 +73,12 @@ def test_a_corpus_without_blocks_keeps_the_references_of_dev_and_test_speakers()
     assert all(utt.text for utt in hidden if utt.speaker in ("M08", "M10"))
     assert Counter(bool(utt.text) for utt in hidden if utt.speaker == "M04") == {True: 3, False: 3}
     with pytest.raises(UserError, match="use_unlabelled_held_out: M08 has no utterance in the training blocks"):
-        Fold(few(use_unlabelled_held_out=True)).splits
+        Splits(hidden, few(use_unlabelled_held_out=True))
 
 
 def test_the_held_out_speakers_other_blocks_may_be_used_without_transcripts():
-    params = fold().model_copy(update={"use_unlabelled_held_out": True})
-    splits = params.splits
+    fold = settings().model_copy(update={"use_unlabelled_held_out": True})
+    splits = Splits(labels.hide_unknown(all_speakers(), fold), fold)
     assert {(utt.speaker, utt.block, utt.text) for utt in splits.unlabelled} == {("M08", "B1", ""), ("M08", "B3", "")}
     assert {utt.speaker for utt in splits.train} == set(SPEAKERS) - {"M08", "M10", "M01"}
 
@@ -114,10 +115,10 @@ def worlds(with_teachers, tmp_path_factory):
         folders.append(out)
         if not swapped:
             continue
-        params, manifest = in_world(out, "hard_20"), out / "smoke" / "corpus" / "manifest.csv"
-        corpus = Fold(params.with_all_labels).corpus
-        labelled = labels.labelled(corpus, params)
-        hidden = {utt.utt_id for utt in corpus if labels.trainable(corpus, utt, params)} - labelled
+        fold, manifest = in_world(out, "hard_20"), out / "smoke" / "corpus" / "manifest.csv"
+        corpus, condition = fold.all_labels.corpus, fold.split_settings
+        labelled = labels.labelled(corpus, condition)
+        hidden = {utt.utt_id for utt in corpus if labels.trainable(corpus, utt, condition)} - labelled
         rows = list(csv.DictReader(manifest.open(newline="", encoding="utf-8")))
         words = sorted({row["wrd"] for row in rows if row["ID"] in hidden})
         for row in rows:
@@ -130,7 +131,7 @@ def worlds(with_teachers, tmp_path_factory):
         assert len(hidden) > len(labelled)
     for out in folders:  # the teachers
         for name in ("hard", "hard_20"):
-            Fold(in_world(out, name)).student()
+            in_world(out, name).student()
     return folders
 
 
@@ -144,54 +145,55 @@ def test_students_do_not_depend_on_withheld_transcripts(worlds, name):
     """Nor does any teacher, store, lexicon weight or language model."""
     contents = []
     for out in worlds:
-        params = in_world(out, name)
-        folder = params.student()
-        files = [folder / "model.safetensors", params.language_model(params.tokens)]
-        if params.distill.uses_teachers:
-            teacher = params.target_teachers()[0]
-            store = params.outputs(teacher, "training")
+        fold = in_world(out, name)
+        folder, uses_teachers = fold.student(), fold.params.distill.uses_teachers
+        files = [folder / "model.safetensors", fold.language_model() / ARPA]
+        if uses_teachers:
+            teacher = fold.target_teachers()[0]
+            store = fold.outputs(teacher, "training")
             files += [
-                params.teacher(teacher) / "model.safetensors",
+                fold.teacher(teacher) / "model.safetensors",
                 store / "ctc/frames.bin",
                 store / "outputs.csv",
             ]
         contents.append([path.read_bytes() for path in files])
         record = read_json(folder / "model.json")
-        assert record["unlabelled_utterances"] == (9 if params.distill.uses_teachers else 0)
+        assert record["unlabelled_utterances"] == (9 if uses_teachers else 0)
         assert record["labels"] == {"fraction": 0.2, "by": "utterance", "seed": 1}
     assert contents[0] == contents[1]
 
 
 def test_students_depend_on_available_transcripts(worlds):
     """Otherwise the test above would prove nothing."""
-    weights = [(Fold(in_world(out, "hard")).student() / "model.safetensors").read_bytes() for out in worlds]
+    weights = [(in_world(out, "hard").student() / "model.safetensors").read_bytes() for out in worlds]
     assert weights[0] != weights[1]
 
 
 def test_a_teacher_with_more_labels_is_refused(worlds):
-    params = in_world(worlds[0], "words_20", students=["hard"])
+    fold = in_world(worlds[0], "words_20", students=["hard"])
     with pytest.raises(UserError, match=r"teacher hard/seed1 was trained with all of the labels, but the student"):
-        params.student()
+        fold.student()
 
 
 def test_speech_without_transcripts_has_no_decoder_targets_and_no_loss(worlds):
-    params = in_world(worlds[0], "ctc_kd_20")
-    splits = params.splits
-    store = params.store("M04", "training", "decoder")
-    outputs = extract.teacher_outputs(params, "M04", "training")
+    fold = in_world(worlds[0], "ctc_kd_20")
+    splits = fold.splits
+    store = fold.store("M04", "training", "decoder")
+    outputs = read_outputs(fold.outputs("M04", "training") / OUTPUTS)
     assert {utt.utt_id in store for utt in splits.train} == {True}
     assert {utt.utt_id in store for utt in splits.unlabelled} == {False}
     assert {outputs[utt.utt_id].ctc_loss == outputs[utt.utt_id].ctc_loss for utt in splits.unlabelled} == {False}  # nan
-    weights = weighting(params, "weighted_loss", ["M04"]).losses["M04"]
+    assert fold.target_teachers() == ["M04"]
+    weights = fold.targets("weighted_loss").weighting.losses["M04"]
     assert set(weights) == {utt.utt_id for utt in splits.train}
 
 
 def test_the_validations_do_not_depend_on_the_number_of_labels(worlds):
     plans = []
     for name in ("hard", "hard_20", "words_20"):
-        params = in_world(worlds[0], name)
-        data = params.student_data(params.tokens)
-        plan = students.batch_plan(params, data)
+        fold = in_world(worlds[0], name)
+        data = fold.student_data()
+        plan = students.batch_plan(fold.params.student, data)
         plans.append((plan.groups, plan.parts, plan.steps))
         batches = [utt for part in range(plan.parts) for batch in plan.part(data.train, part, 1) for utt in batch]
         assert {utt.utt_id for utt in batches} == {utt.utt_id for utt in data.train}
@@ -199,19 +201,19 @@ def test_the_validations_do_not_depend_on_the_number_of_labels(worlds):
 
 
 def test_training_on_the_held_out_speaker_without_transcripts_is_recorded(worlds):
-    params = Fold.load(
+    fold = Fold.load(
         "params/smoke.yaml", "M08", "one_best", overrides={"outputs": str(worlds[0]), "use_unlabelled_held_out": True}
-    ).model_copy(update={"variant": "unlabelled"})
-    params = params.model_copy(update={"teacher": params.teacher.model_copy(update={"student_seeds": (1,)})})
-    folder = params.scores()
+    ).but(variant="unlabelled", teacher={"student_seeds": (1,)})
+    folder = fold.scores()
     record = read_json(folder.parent / "model.json")
     assert record["labels"]["unlabelled_speakers"] == ["M08"]
     assert record["unlabelled_utterances"] == 12  # B1 and B3 of the held-out speaker
     assert "M08" not in record["train_speakers"]  # with a transcript
     remark = "trained on M08 without transcripts: no leave-one-speaker-out result"
     assert read_json(folder / "scores.json")["remark"] == remark
-    assert comparison.fold_table({("unlabelled", 1): folder}).loc[("unlabelled", 1), "remark"] == remark
-    assert "speaker independence" in [check.name for check in params.preflight()]
+    shown = format.fold_table(comparison.fold_scores({("unlabelled", 1): folder}), "wra")
+    assert shown.loc[("", "unlabelled", 1), "remark"] == remark
+    assert "speaker independence" in [check.name for check in fold.preflight()]
     strict = in_world(worlds[0], "words", students=["unlabelled"])
     with pytest.raises(UserError, match="unlabelled/seed1 was trained on M08 without transcripts, who is held out"):
         strict.student()
@@ -236,28 +238,27 @@ def test_pseudo_labels_are_counted(worlds):
 )
 def test_leaks_and_impossible_settings_are_refused_in_one_line(worlds, changes, message):
     more = {"student": {"decoder_layers": 1}} if "distill" in changes else {}
-    params = Fold.load(
+    fold = Fold.load(
         "params/smoke.yaml",
         "M08",
         "words_20",
         overrides={"outputs": str(worlds[0]), "teacher": {"student_seeds": [1]}} | more | changes,
     )
     with pytest.raises(UserError, match=message):
-        params.student()
+        fold.student()
 
 
 def test_another_draw_of_labels_has_another_language_model(worlds):
-    params = in_world(worlds[0], "hard_20")
-    tokens = params.tokens
-    texts = [draw.language_model(tokens).read_bytes() for draw in (params, params.model_copy(update={"seed": 4}))]
+    fold = in_world(worlds[0], "hard_20")
+    texts = [(draw.language_model() / ARPA).read_bytes() for draw in (fold, fold.but(seed=4))]
     assert texts[0] != texts[1]
 
 
 def test_sentences_are_not_a_closed_lexicon(worlds, monkeypatch):
-    params = in_world(worlds[0], "n_best_20")
-    monkeypatch.setattr(prepare, "spellings", lambda params: {f"GO {word}": [f"GO {word}"] for word in ("UP", "ON")})
+    fold = in_world(worlds[0], "n_best_20")
+    monkeypatch.setattr(prepare, "read_lexicon", lambda folder: {f"GO {word}": [f"GO {word}"] for word in ("UP", "ON")})
     with pytest.raises(UserError, match=r"most of these 2 are whole sentences, including those of unlabelled"):
-        params.teacher_hypotheses({})
+        fold.teacher_hypotheses()
 
 
 def test_an_ensemble_has_the_labels_of_its_members(worlds):
@@ -265,11 +266,11 @@ def test_an_ensemble_has_the_labels_of_its_members(worlds):
         "few": {"variants": ["hard_20"], "seeds": [1, 2]},
         "mixed": {"variants": ["hard", "hard_20"], "seeds": [1]},
     }
-    params = Fold.load("params/smoke.yaml", "M08", overrides={"outputs": str(worlds[0]), "ensembles": group})
-    Fold(in_world(worlds[0], "hard_20")).student(2)
-    folder = params.ensemble("few")
-    seen = {row.seen for row in score.read_hypotheses(folder / "hypotheses.csv")}
+    fold = Fold.load("params/smoke.yaml", "M08", overrides={"outputs": str(worlds[0]), "ensembles": group})
+    in_world(worlds[0], "hard_20").student(2)
+    folder = fold.ensemble("few")
+    seen = {row.seen for row in hypotheses.read_hypotheses(folder / "hypotheses.csv")}
     assert "no" in seen
     assert read_json(folder / "run.json")["parameters"]["labels"] == "labels-20"
     with pytest.raises(UserError, match=r"ensembles\.mixed: its members were trained with different labels"):
-        params.ensemble("mixed")
+        fold.ensemble("mixed")

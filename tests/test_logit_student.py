@@ -5,13 +5,12 @@ import torch
 
 from kdlib.distill.logit_student import LogitStudent
 from kdlib.io import read_json
-from kdlib.pipeline import Fold
 
 
 def test_the_logit_student_is_trained_validated_and_scored(with_teachers):
-    params = Fold.load("params/smoke.yaml", "M08", overrides={"outputs": with_teachers.outputs})
+    params = with_teachers.params
     assert (params.logit_student.temperature, params.teacher.backbone) == (3.0, "sb")
-    folder = params.logit_student()
+    folder = with_teachers.logit_student()
     assert read_json(folder / "scores.json")["held_out"] == "M08"
     assert set(pd.read_csv(folder / "hypotheses.csv").speaker) == {"M08"}
     assert set(pd.read_csv(folder / "dev/hypotheses.csv").speaker) == {"M10"}

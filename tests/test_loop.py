@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from kdlib.errors import UserError
-from kdlib.training.loop import EpochData, Task, fit
+from kdlib.training.loop import EpochData, Run, Task, fit
 from kdlib.training.schedules import cosine
 
 
@@ -32,7 +32,7 @@ def test_training_lowers_the_loss_and_shuffles_each_epoch(tmp_path):
         return {"loss": ((model(batch) - 2 * batch) ** 2).mean()}
 
     before = step(torch.ones(4, 1))["loss"].item()
-    fit(task(step, model), EpochData(batches, torch.clone), folder=tmp_path, what="test", steps=10, seed=1)
+    fit(task(step, model), EpochData(batches, torch.clone), Run(tmp_path, "test", steps=10, seed=1))
     assert step(torch.ones(4, 1))["loss"].item() < before
     assert drawn == [0, 1]
 
@@ -44,10 +44,7 @@ def test_a_loss_that_is_not_finite_is_an_error(tmp_path):
         fit(
             task(lambda batch: {"loss": model(batch).sum() * float("nan")}, model),
             epochs,
-            folder=tmp_path,
-            what="test",
-            steps=2,
-            seed=1,
+            Run(tmp_path, "test", steps=2, seed=1),
         )
 
 
@@ -84,8 +81,8 @@ def die(self, trainer, *rest, end=callbacks._Progress.on_train_batch_end):
 callbacks._Progress.on_train_batch_end = die
 task = loop.Task(model, step, lr=0.05, scale=schedules.cosine(0, 100))
 epochs = loop.EpochData(lambda epoch: [torch.ones(1, 1)] * 3, torch.clone)
-record = loop.fit(task, epochs, folder=Path(sys.argv[1]), what="test", steps=100, seed=1, validate=validate,
-                   validate_every=2, patience=3)
+run = loop.Run(Path(sys.argv[1]), "test", steps=100, seed=1)
+record = loop.fit(task, epochs, run, loop.Validations(validate, every=2, patience=3))
 print("END", record, float(model.weight))
 """
 

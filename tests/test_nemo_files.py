@@ -66,23 +66,23 @@ def test_another_file_is_rejected(tmp_path):
 
 
 def test_a_missing_path_has_a_message_with_the_alternatives():
-    params = Fold.load("params/demo.yaml", "M08", overrides={"pretrained": "nemo", "nemo_model": "models/none.nemo"})
+    fold = Fold.load("params/demo.yaml", "M08", overrides={"pretrained": "nemo", "nemo_model": "models/none.nemo"})
     with pytest.raises(UserError, match=r"there is no file .*models/none\.nemo; correct the path"):
-        find_model(params)
+        find_model(fold.pretrained_settings)
 
 
 def test_a_local_file_is_used_directly():
     overrides = {"pretrained": "nemo", "nemo_model": str(SHIPPED_MODEL)}
-    assert find_model(Fold.load("params/demo.yaml", "M08", overrides=overrides)) == SHIPPED_MODEL
+    assert find_model(Fold.load("params/demo.yaml", "M08", overrides=overrides).pretrained_settings) == SHIPPED_MODEL
 
 
 def test_without_a_network_the_message_has_both_alternatives(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # no server there
-    params = Fold.load("params/demo.yaml", "M08", overrides={"pretrained": "nemo"})
+    fold = Fold.load("params/demo.yaml", "M08", overrides={"pretrained": "nemo"})
     with pytest.raises(UserError) as caught:
-        find_model(params)
+        find_model(fold.pretrained_settings)
     assert "nemo_model: path/to/it.nemo" in str(caught.value)
     assert "pretrained: shipped" in str(caught.value)
 

@@ -5,20 +5,20 @@ import sentencepiece
 import torch
 
 from kdlib.errors import UserError
+from kdlib.models.hybrid import remap_head
 from kdlib.models.nemo_files import SHIPPED_MODEL, NeMoCTC
 from kdlib.pipeline import Fold
-from kdlib.pretrained.pieces import remap_head, tokens_per_fold
 from kdlib.tokens import BLANK
 
 
-def params(outputs, **overrides):
+def fold(outputs, **overrides):
     return Fold.load(
         "params/smoke.yaml", "M08", overrides={"outputs": str(outputs), "pretrained": "shipped"} | overrides
     )
 
 
-def test_the_pretrained_models_pieces_are_used(outputs, corpus, tmp_path):
-    chosen = params(tmp_path)
+def test_the_pretrained_models_pieces_are_used(tmp_path):
+    chosen = fold(tmp_path)
     tokens = chosen.tokens
     assert tokens.model == NeMoCTC(SHIPPED_MODEL).tokens.model
     assert (tokens.bos, tokens.eos, tokens.blank, tokens.size) == (0, 1, 2, 64)
@@ -27,7 +27,7 @@ def test_the_pretrained_models_pieces_are_used(outputs, corpus, tmp_path):
 
 
 def test_pieces_of_the_corpus_with_more_outputs_than_pieces(tmp_path):
-    tokens = Fold(params(tmp_path, tokens={"source": "corpus", "pieces": 40, "size": 5000})).tokens
+    tokens = fold(tmp_path, tokens={"source": "corpus", "pieces": 40, "size": 5000}).tokens
     assert tokens.size == 5000
     assert len(tokens.pieces) <= 40
 
@@ -36,7 +36,7 @@ def test_a_tokenizer_that_uses_the_special_ids_is_refused(tmp_path):
     """NVIDIA's have neither <s> nor </s>: their ids 1 and 2 are pieces, which would be taken for EOS and blank."""
     with (tmp_path / "own.model").open("wb") as file:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(sorted(Fold(params(tmp_path)).lexicon * 3)),
+            sentence_iterator=iter(sorted([*fold(tmp_path).lexicon] * 3)),
             model_writer=file,
             vocab_size=40,
             model_type="bpe",
@@ -46,7 +46,7 @@ def test_a_tokenizer_that_uses_the_special_ids_is_refused(tmp_path):
             minloglevel=2,
         )
     with pytest.raises(UserError, match="need the ids 0, 1 and 2 for BOS, EOS and blank"):
-        Fold(params(tmp_path, tokens={"source": str(tmp_path / "own.model")})).tokens
+        _ = fold(tmp_path, tokens={"source": str(tmp_path / "own.model")}).tokens
 
 
 @pytest.mark.parametrize(
@@ -60,16 +60,16 @@ def test_a_tokenizer_that_uses_the_special_ids_is_refused(tmp_path):
 )
 def test_an_impossible_setting_is_an_error(tmp_path, tokens, message):
     with pytest.raises(UserError, match=message):
-        Fold(params(tmp_path, tokens=tokens)).tokens
+        _ = fold(tmp_path, tokens=tokens).tokens
 
 
 def test_a_folds_own_model_has_its_own_pieces(tmp_path):
-    assert tokens_per_fold(params(tmp_path, pretrained="from_corpus"))
-    assert not tokens_per_fold(params(tmp_path, pretrained="from_corpus", tokens={"source": "corpus"}))
+    assert fold(tmp_path, pretrained="from_corpus").params.tokens_per_fold
+    assert not fold(tmp_path, pretrained="from_corpus", tokens={"source": "corpus"}).params.tokens_per_fold
 
 
 def test_the_blank_moves_and_unused_tokens_are_suppressed(tmp_path):
-    tokens = Fold(params(tmp_path, tokens={"size": 70})).tokens
+    tokens = fold(tmp_path, tokens={"size": 70}).tokens
     weight, bias = torch.arange(65.0)[:, None], torch.zeros(65)
     moved, low = remap_head(weight, bias, tokens)
     assert moved[BLANK] == 64  # NeMo's last

@@ -5,7 +5,8 @@ import pytest
 
 from kdlib.errors import UserError
 from kdlib.evaluate import predictions, score
-from kdlib.evaluate.score import Hypothesis
+from kdlib.evaluate.hypotheses import Hypothesis
+from kdlib.evaluate.score import About
 from kdlib.tokens import normalise
 
 
@@ -29,7 +30,7 @@ def test_kdlibs_own_hypotheses_are_read(tmp_path):
         Hypothesis("a_1", "A", "", "", "", "ONE", greedy="one", beam=""),
         Hypothesis("b_1", "B", "", "", "", "TWO", greedy="TO", beam="TWO"),
     ]
-    score.write(rows, ("greedy", "beam"), tmp_path, system="x", held_out="", tokenizer="", checkpoint="")
+    score.write(rows, ("greedy", "beam"), tmp_path, About("x"))
     for path in (tmp_path, tmp_path / "hypotheses.csv"):
         table = predictions.read(path)
         assert table.values.tolist() == [["a_1", "A", "ONE", "ONE"], ["b_1", "B", "TWO", "TO"]]
@@ -114,7 +115,7 @@ def test_unreadable_files_are_refused_with_the_reason(tmp_path, name, content, m
 def test_the_output_of_an_untrained_head_is_not_read(tmp_path):
     """A student trained with the decoder alone still has a CTC head, and hypotheses.csv has its column."""
     rows = [Hypothesis("a_1", "A", "", "", "", "ONE", greedy="XYZ", attention="ONE")]
-    score.write(rows, ("attention",), tmp_path, system="x", held_out="", tokenizer="", checkpoint="")
+    score.write(rows, ("attention",), tmp_path, About("x"))
     assert predictions.read(tmp_path, "attention").hypothesis.tolist() == ["ONE"]
     with pytest.raises(UserError, match="'greedy' was not used"):
         predictions.read(tmp_path, "greedy")

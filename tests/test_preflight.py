@@ -7,14 +7,11 @@ import torch
 
 from kdlib.distill import checks, preflight
 from kdlib.distill.checks import PASS, REFUSE, WARN
-from kdlib.distill.setup import student_folder
 from kdlib.errors import UserError
-from kdlib.logits import extract
 from kdlib.logits.store import Header
 from kdlib.models.nemo_files import SHIPPED_MODEL, read_tokenizer
 from kdlib.pipeline import Fold
 from kdlib.settings.distill import Distill
-from kdlib.targets import choice
 from kdlib.tokens import Tokens
 
 WORDS = ["COME", "GO", "YES", "NO", "ONE", "TWO"]
@@ -204,6 +201,10 @@ def by_name(results):
     return {check.name: check for check in results}
 
 
+def checks_of_teachers(fold):
+    return preflight._check_teachers(fold._preflight_plan(), fold._preflight_teachers(1))
+
+
 def test_the_preflight_of_the_smoke_recipe_refuses_its_untrained_teachers_only_for_an_empty_target(variant):
     """Its teachers were trained for four steps, and their output is empty."""
     results = by_name(variant("ctc_kd").preflight())
@@ -221,22 +222,23 @@ def test_hard_labels_need_no_check_of_teachers(variant):
 
 
 def test_a_refused_student_is_not_trained(variant):
-    params = variant("ctc_kd", distill={"allow": [], "temperature": 3.0})
+    fold = variant("ctc_kd", distill={"allow": [], "temperature": 3.0})
     with pytest.raises(UserError, match=r"refuses to train:\n  target: the target is empty in 100 %"):
-        params.student(seed=7)
-    assert not (student_folder(params, 7) / "model.json").exists()
+        fold.student(seed=7)
+    assert not (fold.layout.student(7) / "model.json").exists()
 
 
 def test_decoder_distillation_across_encoders_is_switched_to_ctc_with_the_reason(variant):
     requested = variant("decoder_kd", distill={"allow_decoder_kd": False})
     used = requested.resolved
-    assert (requested.distill.heads, used.distill.heads) == ("decoder", "ctc")
-    switched = checks.check_decoder_kd(requested.distill, used.distill)
+    assert (requested.params.distill.heads, used.params.distill.heads) == ("decoder", "ctc")
+    switched = checks.check_decoder_kd(requested.params.distill, used.params.distill)
     assert switched.verdict == WARN
     assert "switched to CTC: the original study ended at 0 %" in switched.reason
     forced = variant("decoder_kd")
-    assert forced.resolved.distill.heads == "decoder"
-    assert "on purpose" in checks.check_decoder_kd(forced.distill, forced.resolved.distill).reason
+    carried_out = forced.resolved.params.distill
+    assert carried_out.heads == "decoder"
+    assert "on purpose" in checks.check_decoder_kd(forced.params.distill, carried_out).reason
 
 
 @pytest.mark.parametrize(
@@ -248,38 +250,34 @@ def test_decoder_distillation_across_encoders_is_switched_to_ctc_with_the_reason
     ],
 )
 def test_an_unusable_store_is_refused_before_its_outputs_are_combined(monkeypatch, variant, change, name, reason):
-    params = variant("ctc_kd")
-    open_store = extract.open_store
+    open_store = Fold.store
 
     def changed(*arguments):
-        store = Fold(*arguments).store()
+        store = open_store(*arguments)
         store.header = dataclasses.replace(store.header, **change)
         return store
 
-    monkeypatch.setattr(extract, "open_store", changed)
-    results = by_name(preflight._check_teachers(params, params.tokens, 1))
+    monkeypatch.setattr(Fold, "store", changed)
+    results = by_name(checks_of_teachers(variant("ctc_kd")))
     assert results[name].verdict == REFUSE
     assert reason in results[name].reason
 
 
 def test_outputs_of_another_recording_are_detected(monkeypatch, variant):
     """A teacher's rows of two utterances of different length, swapped."""
-    params = variant("ctc_kd")
-    tokens = params.tokens
-    corpus = params.corpus
-    durations = {utt.utt_id: utt.duration_s for utt in corpus}
-    open_store = extract.open_store
+    fold = variant("ctc_kd")
+    durations = {utt.utt_id: utt.duration_s for utt in fold.corpus}
+    open_store = Fold.store
 
     def swapped(*arguments):
-        store = Fold(*arguments).store()
+        store = open_store(*arguments)
         own = sorted((utt_id for utt_id in store if utt_id.startswith("M04")), key=durations.get)
         longest, shortest = own[-1], own[0]
         store._rows = store._rows | {longest: store._rows[shortest], shortest: store._rows[longest]}
         return store
 
-    monkeypatch.setattr(extract, "open_store", swapped)
-    monkeypatch.setattr(choice, "open_store", swapped)
-    results = by_name(preflight._check_teachers(params, tokens, 1))
+    monkeypatch.setattr(Fold, "store", swapped)
+    results = by_name(checks_of_teachers(fold))
     assert results["recording"].verdict == REFUSE
     assert "2 of" in results["recording"].reason
     assert "gradients" not in results  # outputs that cannot be aligned are not compared

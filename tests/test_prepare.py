@@ -11,6 +11,7 @@ import soundfile
 from kdlib.corpus import audio, audio_checks, manifest, prepare
 from kdlib.corpus.audio_checks import UNREADABLE, FileInfo, _inspect
 from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.speakers import Splits
 from kdlib.errors import UserError
 from kdlib.pipeline import Fold
 
@@ -31,32 +32,32 @@ def folder(tmp_path):
     return tmp_path
 
 
-def params(folder, **overrides):
+def small(folder, **overrides):
     settings = {"corpus": "manifest", "manifest": str(folder / "data/corpus.csv"), "outputs": str(folder / "out")}
     settings["speakers"] = "uaspeech"
     return Fold.load("params/demo.yaml", "M08", overrides=settings | overrides)
 
 
 def test_a_manifest_is_checked_and_bad_files_are_left_out(folder):
-    stage_folder = Fold(params(folder)).prepared_corpus()
-    assert len(Fold(params(folder)).corpus) == 5
+    stage_folder = small(folder).prepared_corpus()
+    assert len(small(folder).corpus) == 5
     assert (stage_folder / "left_out.csv").read_text().splitlines()[1].startswith("M08_B1,M08,")
     report = (stage_folder / "report.txt").read_text()
     assert "6 recordings checked, 1 left out" in report
     assert "5 files of 8000 Hz, 2 channels are read as 16000 Hz mono" in report
-    assert Fold(params(folder)).lexicon == ["ONE", "TWO"]
+    assert list(small(folder).lexicon) == ["ONE", "TWO"]
 
 
 def test_the_checked_manifest_still_points_to_the_audio(folder):
-    Fold(params(folder)).prepared_corpus()
-    assert all(utt.wav.is_file() for utt in Fold(params(folder)).corpus)
+    small(folder).prepared_corpus()
+    assert all(utt.wav.is_file() for utt in small(folder).corpus)
 
 
 def test_a_changed_manifest_is_read_again(folder):
-    Fold(params(folder)).prepared_corpus()
+    small(folder).prepared_corpus()
     path = folder / "data/corpus.csv"
     path.write_text(path.read_text().replace("TWO", "THREE"))
-    assert Fold(params(folder)).lexicon == ["ONE", "THREE"]
+    assert list(small(folder).lexicon) == ["ONE", "THREE"]
 
 
 def test_a_corpus_of_controls_alone_is_refused(folder):
@@ -66,7 +67,7 @@ def test_a_corpus_of_controls_alone_is_refused(folder):
         text = text.replace(f",{speaker},", f",{control},")
     path.write_text(text)
     with pytest.raises(UserError, match="all its speakers are controls"):
-        Fold(params(folder)).prepared_corpus()
+        small(folder).prepared_corpus()
     assert not (folder / "out/demo/corpus").exists()
 
 
@@ -77,14 +78,14 @@ def test_a_missing_audio_folder_is_one_error(folder):
     with pytest.raises(
         UserError, match=r"none of its 6 audio files can be used; the first, .*M08_B1\.flac: the file is m"
     ):
-        Fold(params(folder)).prepared_corpus()
+        small(folder).prepared_corpus()
 
 
 def test_transcripts_are_normalised(folder):
     path = folder / "data/corpus.csv"
     path.write_text(path.read_text().replace("TWO", "X-ray").replace("ONE", "one"))
-    assert Fold(params(folder)).lexicon == ["ONE", "X-RAY"]
-    assert Fold(params(folder, hyphens="space")).lexicon == ["ONE", "X RAY"]
+    assert list(small(folder).lexicon) == ["ONE", "X-RAY"]
+    assert list(small(folder, hyphens="space").lexicon) == ["ONE", "X RAY"]
 
 
 # --- a user's own corpus, with every fault that it may have ---
@@ -106,7 +107,7 @@ def own(tmp_path):
     return tmp_path
 
 
-def settings(folder, **overrides):
+def own_fold(folder, **overrides):
     paths = {"manifest": str(folder / "data/corpus.csv"), "outputs": str(folder / "out"), "folds": "none"}
     return Fold.load("params/own.yaml", "Ann", fold={"dev": "Bob"}, overrides=paths | overrides)
 
@@ -119,14 +120,14 @@ def edit(folder, old, new, times=1):
 
 
 def report(folder, **overrides):
-    return (Fold(settings(folder, **overrides)).prepared_corpus() / "report.txt").read_text(encoding="utf-8")
+    return (own_fold(folder, **overrides).prepared_corpus() / "report.txt").read_text(encoding="utf-8")
 
 
 def test_speakers_without_metadata(own):
-    corpus = Fold(settings(own)).corpus
+    corpus = own_fold(own).corpus
     assert corpus.speakers == corpus.dysarthric == ["Ann", "Bob", "Cid", "Dee", "Eve"]
     assert {corpus.level(name) for name in corpus.speakers} == {""}
-    assert Fold(settings(own)).lexicon == ["CAFÉ", "CAN'T", "WATER", "X-RAY"]
+    assert list(own_fold(own).lexicon) == ["CAFÉ", "CAN'T", "WATER", "X-RAY"]
     assert {utt.duration_s for utt in corpus} == {0.5}
     assert report(own).splitlines() == [
         "40 recordings checked, 0 left out",
@@ -156,7 +157,7 @@ def test_unusable_recordings_are_left_out_with_advice(own, reason):
     assert f"left out, 1 x {reason}\n    speakers: Ann 1\n    first: {path}\n    what to do: " in text
     left_out = (own / "out/own/corpus/left_out.csv").read_text().splitlines()
     assert left_out == ["utt_id,speaker,wav,reason", f"Ann_0_1,Ann,{path},{reason}"]
-    assert len(Fold(settings(own)).corpus) == 39
+    assert len(own_fold(own).corpus) == 39
 
 
 REFUSED = {
@@ -178,7 +179,7 @@ def test_invalid_manifests_are_refused_in_one_line(own, case):
     (old, new), message = REFUSED[case]
     edit(own, old, new)
     with pytest.raises(UserError) as caught:
-        Fold(settings(own)).prepared_corpus()
+        own_fold(own).prepared_corpus()
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (own / "out/own/corpus").exists()
@@ -187,28 +188,28 @@ def test_invalid_manifests_are_refused_in_one_line(own, case):
 def test_several_bad_lines_are_one_error(own):
     edit(own, ",0.5,$data_folder/Cid", ",half,$data_folder/Cid", times=8)
     with pytest.raises(UserError, match=r"line 18: duration 'half' .*; line 19: .*; line 20: .* \(and 5 more lines\)"):
-        Fold(settings(own)).prepared_corpus()
+        own_fold(own).prepared_corpus()
 
 
 def test_two_spellings_of_a_word_are_merged_and_reported(own):
     edit(own, "Water", "WATER", times=3)
     note = "transcripts with more than one spelling, merged into one: 1, first WATER ('Water' 7, 'WATER' 3)"
     assert note in report(own)
-    assert Fold(settings(own)).lexicon.count("WATER") == 1
+    assert list(own_fold(own).lexicon).count("WATER") == 1
 
 
 def test_a_speaker_of_the_fold_file_who_is_not_in_the_corpus_is_named(own):
-    corpus = Fold(settings(own)).corpus
+    corpus = own_fold(own).corpus
     unknown = Fold.load("params/own.yaml", "Ann", fold={"dev": "Bobby"}, overrides={"folds": "none"})
     with pytest.raises(UserError, match=r"the dev speaker 'Bobby' has no utterances; did you mean 'Bob'\?"):
-        unknown.splits
+        Splits(corpus, unknown.split_settings)
 
 
 def test_a_speaker_without_a_usable_file_is_named(own):
     for path in (own / "data/Eve").iterdir():
         path.write_bytes(b"none")
     assert "note: Eve has no usable recording, and was removed from the corpus" in report(own)
-    assert "Eve" not in Fold(settings(own)).corpus.speakers
+    assert "Eve" not in own_fold(own).corpus.speakers
 
 
 def test_one_per_cent_of_unreadable_files_do_not_stop_a_run(tmp_path):
@@ -230,15 +231,15 @@ def test_one_per_cent_of_unreadable_files_do_not_stop_a_run(tmp_path):
 def test_only_changed_files_are_checked_again(own, monkeypatch):
     checked = []
     monkeypatch.setattr(audio_checks, "_inspect", lambda utt: checked.append(utt.utt_id) or _inspect(utt))
-    Fold(settings(own)).prepared_corpus()
+    own_fold(own).prepared_corpus()
     assert len(checked) == 40
-    Fold(settings(own)).prepared_corpus()
+    own_fold(own).prepared_corpus()
     assert len(checked) == 40
     soundfile.write(own / "data/Ann/0_1.flac", np.ones((8000, 1)) / 3, 8000)
     note = "durations in the manifest that differ from those of the files, which are used: 1, first Ann_0_1 (0.5 s"
     assert note in report(own)
     assert checked[40:] == ["Ann_0_1"]
-    Fold(settings(own, speakers={"Eve": {"level": "CONTROL"}})).prepared_corpus()
+    own_fold(own, speakers={"Eve": {"level": "CONTROL"}}).prepared_corpus()
     assert checked[40:] == ["Ann_0_1"]
 
 
@@ -254,93 +255,93 @@ def test_a_killed_check_is_resumed(own, monkeypatch):
     monkeypatch.setattr(audio_checks, "_PART", 8)
     monkeypatch.setattr(audio_checks, "_inspect", stop_half_way)
     with pytest.raises(KeyboardInterrupt):
-        Fold(settings(own)).prepared_corpus()
+        own_fold(own).prepared_corpus()
     monkeypatch.setattr(audio_checks, "_inspect", lambda utt: checked.append(utt.utt_id) or _inspect(utt))
-    Fold(settings(own)).prepared_corpus()
+    own_fold(own).prepared_corpus()
     assert len(checked) <= 20 + 24  # two parts of eight were kept
-    assert len(Fold(settings(own)).corpus) == 40
+    assert len(own_fold(own).corpus) == 40
 
 
 def test_blocks_by_repetition(own):
-    params = settings(own, blocks={"source": "repetition", "train": ["R1"], "test": ["R2"]})
-    splits = params.splits
+    fold = own_fold(own, blocks={"source": "repetition", "train": ["R1"], "test": ["R2"]})
+    splits = fold.splits
     assert {utt.utt_id[-1] for utt in splits.train} == {"1"}
     assert {utt.utt_id[-1] for utt in (*splits.test, *splits.dev)} == {"2"}
-    without_blocks = settings(own, blocks={"source": "repetition"})
-    corpus = without_blocks.corpus
+    without_blocks = own_fold(own, blocks={"source": "repetition"})
     with pytest.raises(UserError, match="there is no block 'B1' in this corpus; it has R1, R2"):
-        without_blocks.splits
+        _ = without_blocks.splits
 
 
 def test_utterances_without_a_block_among_others_are_refused(own):
     edit(own, ",wrd\n", ",wrd,block\n")
     edit(own, ",can't\n", ",can't,B1\n", times=9)
     with pytest.raises(UserError, match="31 of 40 utterances have no block, for example Ann_1_1"):
-        Fold(settings(own)).prepared_corpus()
+        own_fold(own).prepared_corpus()
 
 
 def test_a_lexicon_from_a_file(own):
     (own / "words.txt").write_text("Can't\ncafé\nx-ray\n\nmore\n", encoding="utf-8")
-    params = settings(own, lexicon=str(own / "words.txt"))
+    fold = own_fold(own, lexicon=str(own / "words.txt"))
     assert (
         f"not in the lexicon {own}/words.txt, and cannot be recognised with it: 10, first 'WATER'"
-        in (params.prepared_corpus() / "report.txt").read_text()
+        in (fold.prepared_corpus() / "report.txt").read_text()
     )
-    assert params.lexicon == ["CAFÉ", "CAN'T", "MORE", "X-RAY"]
+    assert list(fold.lexicon) == ["CAFÉ", "CAN'T", "MORE", "X-RAY"]
     with pytest.raises(UserError, match="lexicon: there is no file"):
-        Fold(settings(own, lexicon="none.txt")).prepared_corpus()
+        own_fold(own, lexicon="none.txt").prepared_corpus()
     (own / "words.txt").write_bytes("café".encode("latin-1"))
     with pytest.raises(UserError, match=r"words\.txt: not UTF-8"):
-        params.prepared_corpus()
+        fold.prepared_corpus()
 
 
 def test_a_changed_lexicon_is_read_again_whatever_its_name(own):
     """Even one with the name of the manifest."""
     (own / "lists").mkdir()
     (own / "lists/corpus.csv").write_text("water\n")
-    params = settings(own, lexicon=str(own / "lists/corpus.csv"))
-    assert params.lexicon == ["WATER"]
+    lexicon = str(own / "lists/corpus.csv")
+    assert list(own_fold(own, lexicon=lexicon).lexicon) == ["WATER"]
     (own / "lists/corpus.csv").write_text("water\nfire\n")
     edit(own, "x-ray", "beam")
-    assert params.lexicon == ["FIRE", "WATER"]
-    assert "BEAM" in params.corpus.lexicon
+    fold = own_fold(own, lexicon=lexicon)
+    assert list(fold.lexicon) == ["FIRE", "WATER"]
+    assert "BEAM" in fold.corpus.lexicon
 
 
 def test_a_missing_data_folder_is_named(own):
     with pytest.raises(
         UserError, match=r"data_folder: there is no folder .*/nowhere; correct data_folder in the recipe"
     ):
-        Fold(settings(own, data_folder=str(own / "nowhere"))).prepared_corpus()
+        own_fold(own, data_folder=str(own / "nowhere")).prepared_corpus()
 
 
 def test_controls_of_the_recipe_are_never_held_out_and_not_in_the_lexicon(own):
     edit(own, "Eve,Water", "Eve,fire", times=2)
-    params = settings(own, speakers={"Eve": {"level": "CONTROL"}, "Finn": {"level": "LOW"}})
-    text = (params.prepared_corpus() / "report.txt").read_text()
+    fold = own_fold(own, speakers={"Eve": {"level": "CONTROL"}, "Finn": {"level": "LOW"}})
+    text = (fold.prepared_corpus() / "report.txt").read_text()
     assert "note: the recipe names speakers who are not in the corpus: Finn" in text
-    assert params.corpus.dysarthric == ["Ann", "Bob", "Cid", "Dee"]
-    assert "FIRE" not in params.lexicon
-    assert {utt.speaker for utt in params.splits.train} == {"Cid", "Dee"}
+    assert fold.corpus.dysarthric == ["Ann", "Bob", "Cid", "Dee"]
+    assert "FIRE" not in fold.lexicon
+    assert {utt.speaker for utt in fold.splits.train} == {"Cid", "Dee"}
 
 
 def test_punctuation_is_reported_and_optionally_dropped(own):
     edit(own, "Ann,Water", '"Ann","Well, water!"')
     assert "the transcripts contain the marks ! ,, which count" in report(own)
-    assert "WELL WATER" in Fold(settings(own, punctuation="drop")).lexicon
+    assert "WELL WATER" in own_fold(own, punctuation="drop").lexicon
     edit(own, '"Well, water!"', "?!")
     assert "left out, 1 x the transcript has no letters" in report(own, punctuation="drop")
 
 
 def test_transcripts_are_corrected_from_the_recipe(own):
-    params = settings(own, replace={"'": "", "Wat": "wit"})
-    assert params.lexicon == ["CAFÉ", "CANT", "WITER", "X-RAY"]
+    fold = own_fold(own, replace={"'": "", "Wat": "wit"})
+    assert list(fold.lexicon) == ["CAFÉ", "CANT", "WITER", "X-RAY"]
 
 
 def test_a_recording_of_two_speakers_is_refused(own):
     """If one of them is held out, the recording would still be in the training set."""
     edit(own, "$data_folder/Cid/1_1.flac", "$data_folder/Ann/1_1.flac")
     with pytest.raises(UserError, match=r"Ann/1_1\.flac is listed for Ann and for Cid"):
-        Fold(settings(own)).prepared_corpus()
+        own_fold(own).prepared_corpus()
 
 
 def test_a_file_under_two_ids_of_one_speaker_is_reported(own):
@@ -359,7 +360,7 @@ def test_copies_of_excluded_utterances_are_left_out_and_named(own):
     for utt_id in ("Ann_2_1", "Ann_3_1"):
         assert f"{utt_id},Ann," in left_out
     assert left_out.count("another recording of an utterance that was left out") == 2
-    repeated = settings(own, blocks={"source": "repetition"})
+    repeated = own_fold(own, blocks={"source": "repetition"})
     assert len(repeated.corpus) == 37
 
 
@@ -367,7 +368,7 @@ def test_copies_do_not_count_as_repetitions_and_share_their_block(own):
     edit(own, ",wrd\n", ",wrd,copy_of\n")
     edit(own, ",Ann,can't\n", ",Ann,can't\n", times=1)
     edit(own, ",Ann,x-ray\n", ",Ann,can't,Ann_0_1\n")
-    corpus = Fold(settings(own, blocks={"source": "repetition"})).corpus
+    corpus = own_fold(own, blocks={"source": "repetition"}).corpus
     blocks = {utt.utt_id: utt.block for utt in corpus}
     assert (blocks["Ann_0_1"], blocks["Ann_2_1"], blocks["Ann_0_2"]) == ("R1", "R1", "R2")
 
@@ -375,13 +376,13 @@ def test_copies_do_not_count_as_repetitions_and_share_their_block(own):
 def test_a_repetition_column_is_used_where_present(own):
     edit(own, ",wrd\n", ",wrd,repetition\n")
     edit(own, ",Ann,can't\n", ",Ann,can't,7\n")
-    corpus = Fold(settings(own, blocks={"source": "repetition"})).corpus
+    corpus = own_fold(own, blocks={"source": "repetition"}).corpus
     assert next(utt.block for utt in corpus if utt.utt_id == "Ann_0_1") == "R7"
 
 
 def test_blocks_are_rebuilt_when_their_source_changes(own):
-    assert {utt.block for utt in Fold(settings(own)).corpus} == {""}
-    assert {utt.block for utt in Fold(settings(own, blocks={"source": "repetition"})).corpus} == {"R1", "R2"}
+    assert {utt.block for utt in own_fold(own).corpus} == {""}
+    assert {utt.block for utt in own_fold(own, blocks={"source": "repetition"}).corpus} == {"R1", "R2"}
 
 
 def test_temporary_faults_are_not_saved(own, monkeypatch):
@@ -403,7 +404,7 @@ def test_later_permissions_are_noticed(own):
 
 
 def test_a_file_damaged_after_the_check_is_named_when_it_is_read(own):
-    corpus = Fold(settings(own)).corpus
+    corpus = own_fold(own).corpus
     (own / "data/Ann/0_1.flac").write_bytes(b"none")
     with pytest.raises(UserError, match=r"Ann_0_1: .* was readable before, but is not any more .* run 00_corpus again"):
         audio.load(corpus.utterances[0])
@@ -413,20 +414,20 @@ def test_paths_that_are_not_utf_8_are_left_out(own):
     odd = own / "data" / os.fsdecode(b"caf\xe9.wav")
     soundfile.write(own / "data/odd.wav", np.ones(4000) / 3, 8000)
     (own / "data/odd.wav").rename(odd)
-    corpus = Fold(settings(own)).corpus
+    corpus = own_fold(own).corpus
     odd_corpus = replace(corpus, utterances=(*corpus.utterances, replace(corpus.utterances[0], utt_id="odd", wav=odd)))
-    kept, problems = prepare._check_paths(odd_corpus, settings(own))
+    kept, problems = prepare._check_paths(odd_corpus, own_fold(own).corpus_settings)
     assert (len(kept), [problem.reason for problem in problems]) == (40, ["its path is not UTF-8"])
 
 
 def test_invisible_characters_in_transcripts_are_removed(own):
     """A byte order mark and a soft hyphen."""
     edit(own, "Ann,Water", "Ann,\ufeffWa\u00adter")
-    assert Fold(settings(own)).lexicon == ["CAFÉ", "CAN'T", "WATER", "X-RAY"]
+    assert list(own_fold(own).lexicon) == ["CAFÉ", "CAN'T", "WATER", "X-RAY"]
 
 
 def test_a_lexicon_may_have_several_spellings_of_a_word(tmp_path, own):
     (tmp_path / "words.txt").write_text("water\nX-RAY\nx-ray\tx ray\nX-RAY\txray\n")
-    params = settings(own, lexicon=str(tmp_path / "words.txt"))
-    assert params.lexicon == {"WATER": ["WATER"], "X-RAY": ["X-RAY", "X RAY", "XRAY"]}
-    assert params.lexicon == ["WATER", "X-RAY"]
+    fold = own_fold(own, lexicon=str(tmp_path / "words.txt"))
+    assert fold.lexicon == {"WATER": ["WATER"], "X-RAY": ["X-RAY", "X RAY", "XRAY"]}
+    assert list(fold.lexicon) == ["WATER", "X-RAY"]

@@ -11,7 +11,7 @@ from corpora import own
 from kdlib.corpus.manifest import Corpus
 from kdlib.corpus.speakers import published_speakers
 from kdlib.errors import UserError
-from kdlib.evaluate import baseline, score
+from kdlib.evaluate import hypotheses
 from kdlib.models.nemo_files import SHIPPED_MODEL, NeMoCTC, restore_model
 from kdlib.pipeline import Fold
 from kdlib.pretrained.model import split_controls, split_fold
@@ -19,7 +19,6 @@ from kdlib.pretrained.model import split_controls, split_fold
 RUN = """
 import os, sys
 from kdlib.training import callbacks
-from kdlib.pretrained import model
 from kdlib.pipeline import Fold
 
 def step_and_die(self, trainer, *rest, step=callbacks._Progress.on_train_batch_end):
@@ -28,7 +27,7 @@ def step_and_die(self, trainer, *rest, step=callbacks._Progress.on_train_batch_e
         os.kill(os.getpid(), 9)
 
 callbacks._Progress.on_train_batch_end = step_and_die
-model.pretrained_model(load("params/smoke.yaml", "M08", overrides={"outputs": sys.argv[1]}))
+Fold.load("params/smoke.yaml", "M08", overrides={"outputs": sys.argv[1]}).pretrained_model()
 """
 
 
@@ -41,17 +40,18 @@ def weights(path):
 
 
 def test_only_controls_are_trained_on_and_some_speakers_and_words_are_held_out(smoke, corpus):
-    controls = split_controls(corpus, smoke)
+    controls = split_controls(corpus, smoke.params.pretraining, smoke.params.seed)
     trained, tested = {utt.speaker for utt in controls.train}, set(controls.test_speakers)
     assert all(map(corpus.is_control, trained | tested))
-    assert len(tested) == smoke.pretraining.test_controls
+    assert len(tested) == smoke.params.pretraining.test_controls
     assert not trained & tested
     assert not {utt.text for utt in controls.train} & controls.unseen_words
 
 
 def test_the_record_names_the_training_speakers(smoke, small_model, corpus):
     record = smoke.pretrained_record()
-    assert set(record["speakers"]) == {utt.speaker for utt in split_controls(corpus, smoke).train}
+    controls = split_controls(corpus, smoke.params.pretraining, smoke.params.seed)
+    assert set(record["speakers"]) == {utt.speaker for utt in controls.train}
     assert record["tokens"] == NeMoCTC(small_model).tokens.fingerprint
 
 
@@ -90,7 +90,7 @@ def test_too_few_controls_are_an_error(smoke, corpus):
         corpus.people,
     )
     with pytest.raises(UserError, match="few: 1 control speakers, but pretraining sets 1 aside"):
-        split_controls(few, smoke)
+        split_controls(few, smoke.params.pretraining, smoke.params.seed)
 
 
 TINY = {"steps": 2, "d_model": 16, "layers": 1, "heads": 2, "conv_channels": 8, "batch_size": 4, "warmup_steps": 1}
@@ -105,17 +105,22 @@ def people(tmp_path_factory):
     return folder
 
 
-def own_params(folder, name="own", fold=None, **pretraining):
+def own_fold(folder, name="own", fold=None, **pretraining):
     settings = {"manifest": str(folder / "corpus.csv"), "outputs": str(folder / "out"), "name": name, "folds": "none"}
     settings |= {"pretraining": TINY | pretraining, "speakers": {"Eve": {"level": "CONTROL"}}}
     return Fold.load("params/own.yaml", "Ann", fold={"dev": "Bob"} | (fold or {}), overrides=settings)
 
 
+def speakers_of(fold):
+    """The speakers that the fold's own model is trained on."""
+    return {utt.speaker for utt in split_fold(fold.splits, fold.params.pretraining).train}
+
+
 def test_a_folds_own_model_is_trained_on_its_training_speakers_only(people):
-    params = own_params(people)
-    path = params.pretrained_model()
+    fold = own_fold(people)
+    path = fold.pretrained_model()
     assert path == people / "out/own/Ann/pretrained/pretrained.nemo"
-    record = params.pretrained_record()
+    record = fold.pretrained_record()
     assert record["speakers"] == ["Cid", "Dee"]
     assert record["words"] == ["CAN'T", "X-RAY"]
     tokens = NeMoCTC(path).tokens
@@ -123,54 +128,52 @@ def test_a_folds_own_model_is_trained_on_its_training_speakers_only(people):
 
 
 def test_its_zero_shot_scores_are_of_speakers_that_it_was_not_trained_on(people):
-    folder = baseline.zero_shot(own_params(people))
+    folder = own_fold(people).zero_shot()
     assert folder == people / "out/own/Ann/zero_shot"
-    rows = score.read_hypotheses(folder / "hypotheses.csv")
+    rows = hypotheses.read_hypotheses(folder / "hypotheses.csv")
     assert {row.speaker for row in rows} == {"Ann", "Bob"}
-    assert {row.speaker for row in score.read_hypotheses(folder / "controls/hypotheses.csv")} == {"Eve"}
+    assert {row.speaker for row in hypotheses.read_hypotheses(folder / "controls/hypotheses.csv")} == {"Eve"}
     assert {row.reference for row in rows if row.seen == "no"} == {"CAFÉ"}
 
 
 def test_a_recipe_can_name_controls_to_train_on(people):
-    corpus = Fold(own_params(people)).corpus
-    assert {utt.speaker for utt in split_fold(corpus, own_params(people, speakers=["Eve"])).train} == {"Eve"}
+    assert speakers_of(own_fold(people, speakers=["Eve"])) == {"Eve"}
     with pytest.raises(
         UserError, match=r"pretraining\.speakers names 'Even', who has no utterances; did you mean 'Eve'"
     ):
-        split_fold(corpus, own_params(people, speakers=["Even"]))
+        speakers_of(own_fold(people, speakers=["Even"]))
     with pytest.raises(UserError, match=r"pretraining\.speakers names Bob, the held-out or the dev speaker"):
-        own_params(people, speakers=["Bob"])
+        own_fold(people, speakers=["Bob"])
 
 
 def test_test_controls_are_of_both_sexes_if_sexes_are_known(smoke, corpus):
-    two = smoke.model_copy(update={"pretraining": smoke.pretraining.model_copy(update={"test_controls": 2})})
+    two = smoke.but(pretraining={"test_controls": 2}).params.pretraining
     women = ("CM13", "CM12")
     mixed = {name: replace(person, sex="F" if name in women else "M") for name, person in corpus.people.items()}
-    test_speakers = split_controls(replace(corpus, people=mixed), two).test_speakers
+    test_speakers = split_controls(replace(corpus, people=mixed), two, smoke.params.seed).test_speakers
     assert len({name in women for name in test_speakers}) == 2
     unknown = {name: replace(person, sex="") for name, person in corpus.people.items()}
-    assert len(split_controls(replace(corpus, people=unknown), two).test_speakers) == 2
+    assert len(split_controls(replace(corpus, people=unknown), two, smoke.params.seed).test_speakers) == 2
 
 
 def test_a_changed_fold_trains_its_model_again(people):
     """A model that was trained on the previous fold file's speakers must not be used with an edited one."""
-    before = Fold(own_params(people)).pretrained_record()["speakers"]
-    after = Fold(own_params(people, fold={"dev": "Cid"})).pretrained_record()["speakers"]
+    before = own_fold(people).pretrained_record()["speakers"]
+    after = own_fold(people, fold={"dev": "Cid"}).pretrained_record()["speakers"]
     assert (before, after) == (["Cid", "Dee"], ["Bob", "Dee"])
 
 
 def test_excluded_speakers_are_not_trained_on_even_if_named(people):
-    corpus = Fold(own_params(people)).corpus
-    chosen = own_params(people, fold={"exclude": ["Cid"]}, speakers=["Cid", "Dee"])
-    assert {utt.speaker for utt in split_fold(corpus, chosen).train} == {"Dee"}
+    chosen = own_fold(people, fold={"exclude": ["Cid"]}, speakers=["Cid", "Dee"])
+    assert speakers_of(chosen) == {"Dee"}
     with pytest.raises(UserError, match=r"names only speakers that fold\.exclude keeps out of training"):
-        split_fold(corpus, own_params(people, fold={"exclude": ["Cid"]}, speakers=["Cid"]))
+        speakers_of(own_fold(people, fold={"exclude": ["Cid"]}, speakers=["Cid"]))
     with pytest.raises(UserError, match=r"pretraining\.speakers names Ann, the held-out or the dev speaker"):
-        own_params(people, speakers=["Ann"])
+        own_fold(people, speakers=["Ann"])
 
 
 def test_seen_words_are_those_that_the_model_was_trained_on(people):
-    rows = score.read_hypotheses(Fold(own_params(people)).baseline() / "hypotheses.csv")
+    rows = hypotheses.read_hypotheses(own_fold(people).baseline() / "hypotheses.csv")
     assert {row.reference: row.seen for row in rows} == {"CAFÉ": "no", "X-RAY": "yes"}
 
 
@@ -180,8 +183,8 @@ def test_copies_are_not_scored(people, tmp_path):
     copies = [line.replace("/EveM3_", "/Eve_") for line in copies]
     (tmp_path / "wav").symlink_to(people / "wav")
     (tmp_path / "corpus.csv").write_text("\n".join([lines[0] + ",copy_of", *lines[1:], *copies]) + "\n")
-    folder = baseline.zero_shot(own_params(tmp_path))
-    rows = score.read_hypotheses(folder / "controls/hypotheses.csv")
+    folder = own_fold(tmp_path).zero_shot()
+    rows = hypotheses.read_hypotheses(folder / "controls/hypotheses.csv")
     assert len(copies) == 4
     assert not any(row.utt_id.startswith("EveM3") for row in rows)
 

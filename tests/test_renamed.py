@@ -6,12 +6,12 @@ from importlib.resources import files
 import pytest
 import yaml
 
-from kdlib import stage
 from kdlib.diagnose import causes
 from kdlib.errors import UserError
 from kdlib.logits.store import LogitStore
 from kdlib.models import hybrid, read_record
 from kdlib.params import Params, _valid_names, load
+from kdlib.stage import Stage, produce
 
 RENAMED = yaml.safe_load(files("kdlib").joinpath("data/renamed.yaml").read_text())
 
@@ -78,6 +78,6 @@ def test_an_old_stage_is_named_once_and_made_anew(tmp_path, capsys):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "run.json").write_text(json.dumps({"key": "old", "what": name}))
-        stage.produce(tmp_path / name, lambda partial: (partial / "x").write_text("new"), what=name)
+        produce(Stage(tmp_path / name, name, build=lambda partial: (partial / "x").write_text("new")))
         assert (tmp_path / name / "x").read_text() == "new"
     assert capsys.readouterr().out.count("made by an earlier version of kdlib") == 1

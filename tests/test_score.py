@@ -5,7 +5,9 @@ import pytest
 
 from kdlib.errors import UserError
 from kdlib.evaluate import score as scoring
-from kdlib.evaluate.score import Hypothesis, score, scores_by, summary
+from kdlib.evaluate.hypotheses import Hypothesis, read_hypotheses, write_hypotheses
+from kdlib.evaluate.score import About, score, scores_by, summary
+from kdlib.settings.evaluation import Scoring
 
 ROWS = [
     Hypothesis("a1", "A", "HIGH", "digit", "yes", "ONE", greedy="ONE", lexicon="ONE", token_ids="5 6", n_tokens=2),
@@ -69,7 +71,7 @@ def test_scores_by_any_column():
 
 
 def test_the_summary_scores_the_listed_decoders():
-    result = summary(ROWS, ["greedy", "lexicon"], system="test", held_out="A")
+    result = summary(ROWS, ["greedy", "lexicon"], About("test", "A"), Scoring())
     assert list(result["decoders"]) == ["greedy", "lexicon"]
     assert result["decoders"]["lexicon"]["wra"] == pytest.approx(3 / 4)
     assert result["n"] == 4
@@ -77,19 +79,17 @@ def test_the_summary_scores_the_listed_decoders():
 
 def test_a_decoder_with_empty_output_scores_zero_and_is_not_left_out():
     rows = [Hypothesis("a", "A", "HIGH", "digit", "yes", "ONE", lexicon="ONE")]
-    result = summary(rows, ["greedy", "lexicon"], system="empty", held_out="A")["decoders"]
+    result = summary(rows, ["greedy", "lexicon"], About("empty", "A"), Scoring())["decoders"]
     assert (result["greedy"]["wra"], result["greedy"]["deletions"], result["lexicon"]["wra"]) == (0, 1, 1)
 
 
 def test_hypotheses_come_back_as_written(tmp_path):
-    scoring.write_hypotheses(ROWS, tmp_path / "h.csv")
-    assert scoring.read_hypotheses(tmp_path / "h.csv") == ROWS
+    write_hypotheses(ROWS, tmp_path / "h.csv")
+    assert read_hypotheses(tmp_path / "h.csv") == ROWS
 
 
 def test_result_files_have_the_documented_fields(tmp_path):
-    scoring.write(
-        ROWS, ["greedy", "lexicon"], tmp_path, system="test", held_out="A", tokenizer="abc", checkpoint="x.nemo"
-    )
+    scoring.write(ROWS, ["greedy", "lexicon"], tmp_path, About("test", "A", "x.nemo"), tokenizer="abc")
     evaluation = json.loads((tmp_path / "evaluation_greedy.json").read_text())
     assert {"checkpoint", "epoch", "num_samples", "tokenizer", "wer", "wra", "predictions"} <= set(evaluation)
     assert evaluation["wra"] == {"value": 0.25, "correct": 1, "total": 4}

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from kdlib.corpus.manifest import Corpus, Speaker, Utterance
-from kdlib.corpus.speakers import dev_speaker, fold_teachers, published_speakers, speaker_info
+from kdlib.corpus.speakers import Splits, dev_speaker, published_speakers, speaker_info
 from kdlib.errors import UserError
 from kdlib.pipeline import Fold
 
@@ -25,11 +25,12 @@ def all_speakers(names=("CM01", *SPEAKERS)):
     )
 
 
-def fold(held_out="M08", **settings):
-    overrides = {"teacher": {"max_teachers": None}}
-    return Fold.load(
-        "params/demo.yaml", held_out, fold={"dev": "M10", "exclude": ["M01"]} | settings, overrides=overrides
-    )
+def settings(held_out="M08", **fold):
+    return Fold.load("params/demo.yaml", held_out, fold={"dev": "M10", "exclude": ["M01"]} | fold).split_settings
+
+
+def splits_of(held_out="M08", corpus=None, **fold):
+    return Splits(corpus or all_speakers(), settings(held_out, **fold))
 
 
 def test_the_table_holds_15_speakers_and_13_controls():
@@ -38,7 +39,7 @@ def test_the_table_holds_15_speakers_and_13_controls():
 
 
 def test_no_speaker_is_in_two_splits():
-    splits = Fold(fold()).splits
+    splits = splits_of()
     train, dev, test = ({utt.speaker for utt in part} for part in (splits.train, splits.dev, splits.test))
     assert test == {"M08"}
     assert dev == {"M10"}
@@ -47,38 +48,37 @@ def test_no_speaker_is_in_two_splits():
 
 
 def test_blocks_of_training_and_test():
-    splits = Fold(fold()).splits
+    splits = splits_of()
     assert {utt.block for utt in splits.train} == {"B1", "B3"}
     assert {utt.block for utt in splits.test} == {"B2"}
     assert sorted((utt.text, splits.seen(utt)) for utt in splits.test) == [("ONE", True), ("ONLYB2", False)]
 
 
 def test_an_excluded_speaker_still_has_a_teacher_and_may_be_held_out():
-    assert "M01" in fold_teachers(fold(), all_speakers())
-    params = fold("M01", exclude=["M01"])
-    assert {utt.speaker for utt in params.splits.test} == {"M01"}
+    assert "M01" in splits_of().teachers()
+    assert {utt.speaker for utt in splits_of("M01", exclude=["M01"]).test} == {"M01"}
 
 
 def test_teachers_of_all_others_leave_out_held_out_and_dev():
-    assert fold_teachers(fold(), all_speakers()) == [name for name in SPEAKERS if name not in ("M08", "M10")]
+    assert splits_of().teachers() == [name for name in SPEAKERS if name not in ("M08", "M10")]
 
 
 def test_without_a_dev_speaker_the_seeds_fourteen_teachers():
-    assert len(fold_teachers(fold(dev=None), all_speakers())) == 14
+    assert len(splits_of(dev=None).teachers()) == 14
 
 
 @pytest.mark.parametrize(
     ("labels", "expected"), [("seed", ["F03", "M04", "M07", "M12", "M14", "F02"]), ("published", ["F05", "M09", "M14"])]
 )
 def test_same_level_by_either_labels(labels, expected):
-    assert sorted(fold_teachers(fold(teachers="same_level", levels=labels), all_speakers())) == sorted(expected)
+    assert sorted(splits_of(teachers="same_level", levels=labels).teachers()) == sorted(expected)
 
 
 def test_an_empty_same_level_falls_back_to_all_with_a_warning():
-    params = fold("M01", teachers="same_level", levels="seed", dev="M12")
+    splits = splits_of("M01", teachers="same_level", levels="seed", dev="M12")
     message = "no other speaker is VERY_LOW by the seed labels: the teachers of M01 are all 13 others"
     with pytest.warns(UserWarning, match=message):
-        assert len(fold_teachers(params, all_speakers())) == 13
+        assert len(splits.teachers()) == 13
 
 
 def test_levels_of_both_labels():
@@ -96,34 +96,32 @@ def test_levels_of_both_labels():
 )
 def test_missing_speakers_are_named(names, message):
     with pytest.raises(UserError, match=message):
-        Fold(fold()).splits
+        splits_of(corpus=all_speakers(names))
 
 
 def test_blocks_that_the_corpus_does_not_have_are_named():
-    params = Fold.load("params/demo.yaml", "M08", overrides={"blocks": {"test": ["B7"]}})
+    fold = Fold.load("params/demo.yaml", "M08", overrides={"blocks": {"test": ["B7"]}})
     with pytest.raises(UserError, match=r"there is no block 'B7' in this corpus; it has B1, B2, B3"):
-        params.splits
+        Splits(all_speakers(), fold.split_settings)
 
 
 def test_the_same_name_is_another_person_in_another_corpus():
-    ua, torgo = (Fold.load(f"params/{name}.yaml", "M05") for name in ("uaspeech", "torgo"))
+    ua, torgo = (Fold.load(f"params/{name}.yaml", "M05").corpus_settings for name in ("uaspeech", "torgo"))
     assert speaker_info(ua, ["M05"])["M05"].level == "MID"
     assert speaker_info(torgo, ["M05"])["M05"].level == "LOW"
-    own = Fold.load("params/own.yaml", "M05", fold={"exclude": []})
+    own = Fold.load("params/own.yaml", "M05", fold={"exclude": []}).corpus_settings
     assert speaker_info(own, ["M05", "CM01"])["M05"].level == ""
     assert not speaker_info(own, ["M05", "CM01"])["CM01"].control
 
 
 def test_a_recipe_may_have_metadata_of_its_speakers():
     metadata = {"ANNA": {"level": "LOW", "sex": "F"}, "CARL": {"level": "CONTROL"}}
-    params = Fold.load(
-        "params/own.yaml", "ANNA", fold={"exclude": []}, overrides={"speakers": metadata, "folds": "none"}
-    )
-    info = speaker_info(params, ["ANNA", "BEN", "CARL"])
+    fold = Fold.load("params/own.yaml", "ANNA", fold={"exclude": []}, overrides={"speakers": metadata, "folds": "none"})
+    info = speaker_info(fold.corpus_settings, ["ANNA", "BEN", "CARL"])
     assert (info["ANNA"].level, info["ANNA"].sex, info["BEN"].level, info["CARL"].control) == ("LOW", "F", "", True)
     published = Fold.load("params/own.yaml", "M08", fold={"dev": "M10"}, overrides={"speakers": "uaspeech"})
-    assert speaker_info(published, ["M08"]) == {"M08": published_speakers()["M08"]}
-    assert published.fold_set == "uaspeech"
+    assert speaker_info(published.corpus_settings, ["M08"]) == {"M08": published_speakers()["M08"]}
+    assert published.params.fold_set == "uaspeech"
 
 
 def test_without_metadata_every_speaker_is_the_dev_speaker_of_a_fold():
@@ -135,13 +133,15 @@ def test_without_metadata_every_speaker_is_the_dev_speaker_of_a_fold():
 def test_a_speaker_of_the_fold_who_is_not_in_the_corpus_is_named(role):
     corpus = all_speakers(["M08", "M10", "M09"])
     with pytest.raises(UserError, match=f"fold.{role} names 'M05', who has no utterances"):
-        Fold(fold(**{role: ["M09", "M05"]})).splits
+        splits_of(corpus=corpus, **{role: ["M09", "M05"]})
 
 
 def test_another_microphones_recordings_are_trained_on_and_never_tested_on():
     corpus = all_speakers(["M08", "M10", "M09"])
     copies = tuple(replace(utt, utt_id=f"{utt.utt_id}_M3", copy_of=utt.utt_id) for utt in corpus)
-    before, after = (Fold(fold()).splits for data in (corpus, replace(corpus, utterances=corpus.utterances + copies)))
+    before, after = (
+        splits_of(corpus=data) for data in (corpus, replace(corpus, utterances=corpus.utterances + copies))
+    )
     assert (len(after.train), len(after.dev), len(after.test)) == (
         2 * len(before.train),
         len(before.dev),

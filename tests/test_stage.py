@@ -17,10 +17,14 @@ def writer(text, calls):
     return build
 
 
+def made(folder, build, code=(), **depends):
+    return stage.produce(stage.Stage(folder, "a", build=build, **depends), code)
+
+
 def test_a_folder_is_built_once(tmp_path, capsys):
     calls = []
     for _ in range(2):
-        stage.produce(tmp_path / "a", writer("one", calls), what="a", parameters={"x": 1})
+        made(tmp_path / "a", writer("one", calls), settings={"x": 1})
     assert calls == ["one"]
     assert "up to date" in capsys.readouterr().out
 
@@ -29,14 +33,13 @@ def test_a_folder_is_built_once(tmp_path, capsys):
 def test_a_folder_is_rebuilt_when_its_dependencies_change(tmp_path, change):
     calls, file = [], tmp_path / "input.txt"
     file.write_text("1")
-    stage.produce(tmp_path / "a", writer("one", calls), what="a", parameters={"x": 1}, inputs=[file], seed=1)
+    made(tmp_path / "a", writer("one", calls), settings={"x": 1}, inputs=[file], seed=1)
     if change == "input":
         file.write_text("2")
-    stage.produce(
+    made(
         tmp_path / "a",
         writer("two", calls),
-        what="a",
-        parameters={"x": 2 if change == "parameters" else 1},
+        settings={"x": 2 if change == "parameters" else 1},
         inputs=[file],
         seed=2 if change == "seed" else 1,
     )
@@ -49,14 +52,14 @@ def test_a_failed_build_leaves_no_complete_folder(tmp_path):
         raise RuntimeError("killed")
 
     with pytest.raises(RuntimeError):
-        stage.produce(tmp_path / "a", build, what="a")
+        made(tmp_path / "a", build)
     assert not (tmp_path / "a").exists()
 
 
 def test_a_failed_rebuild_keeps_the_old_result(tmp_path):
-    stage.produce(tmp_path / "a", writer("old", []), what="a", parameters=1)
+    made(tmp_path / "a", writer("old", []), settings=1)
     with pytest.raises(ZeroDivisionError):
-        stage.produce(tmp_path / "a", lambda partial: 1 / 0, what="a", parameters=2)
+        made(tmp_path / "a", lambda partial: 1 / 0, settings=2)
     assert (tmp_path / "a" / "result.txt").read_text() == "old"
 
 
@@ -69,8 +72,8 @@ def test_the_next_run_resumes_a_killed_one(tmp_path):
             raise RuntimeError("killed")
 
     with pytest.raises(RuntimeError):
-        stage.produce(tmp_path / "a", build, what="a", parameters=1)
-    stage.produce(tmp_path / "a", build, what="a", parameters=1)
+        made(tmp_path / "a", build, settings=1)
+    made(tmp_path / "a", build, settings=1)
     assert (tmp_path / "a" / "steps.txt").read_text() == "xx"
 
 
@@ -82,11 +85,11 @@ def test_the_partial_folder_is_removed_when_parameters_change(tmp_path):
 
     for parameters in (1, 2):
         with pytest.raises(RuntimeError, match="killed"):
-            stage.produce(tmp_path / "a", build, what="a", parameters=parameters)
+            made(tmp_path / "a", build, settings=parameters)
 
 
 def test_run_json_has_the_provenance(tmp_path):
-    stage.produce(tmp_path / "a", writer("one", []), what="a", parameters={"x": 1}, seed=3, code=["tokens.py"])
+    made(tmp_path / "a", writer("one", []), code=["tokens.py"], settings={"x": 1}, seed=3)
     record = json.loads((tmp_path / "a" / "run.json").read_text())
     assert record["parameters"] == {"x": 1}
     assert record["seed"] == 3
@@ -97,40 +100,34 @@ def test_run_json_has_the_provenance(tmp_path):
 
 
 def test_executed_notebooks_survive_a_rebuild(tmp_path):
-    stage.produce(tmp_path / "a", writer("one", []), what="a", parameters=1)
+    made(tmp_path / "a", writer("one", []), settings=1)
     (tmp_path / "a" / "00.ipynb").write_text("{}")
-    stage.produce(tmp_path / "a", writer("two", []), what="a", parameters=2)
+    made(tmp_path / "a", writer("two", []), settings=2)
     assert (tmp_path / "a" / "00.ipynb").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write to .*file"):
-        stage.produce(tmp_path / "file" / "a", writer("one", []), what="corpus")
+        made(tmp_path / "file" / "a", writer("one", []))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_read_only_folder_is_named(tmp_path):
     (tmp_path / "locked").mkdir(mode=0o500)
     with pytest.raises(UserError, match="make it writable"):
-        stage.produce(tmp_path / "locked" / "a", writer("one", []), what="corpus")
+        made(tmp_path / "locked" / "a", writer("one", []))
 
 
 def test_two_processes_do_not_build_the_same_folder_twice(tmp_path):
     program = (
-        "import sys, time\nfrom pathlib import Path\nfrom kdlib import stage\n"
+        "import sys, time\nfrom pathlib import Path\nfrom kdlib.stage import Stage, produce\n"
         "def build(partial):\n    open(sys.argv[1] + '/log', 'a').write('x')\n    time.sleep(1)\n"
-        "stage.produce(Path(sys.argv[1]) / 'a', build, what='a')\n"
+        "produce(Stage(Path(sys.argv[1]) / 'a', 'a', build=build))\n"
     )
     running = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path)]) for _ in range(2)]
     assert [process.wait() for process in running] == [0, 0]
     assert (tmp_path / "log").read_text() == "x"
-
-
-def test_comments_and_docstrings_do_not_change_the_fingerprint_of_code():
-    before = stage._canonical_code('"""Doc."""\ndef f(x):\n    """Add."""\n    return x + 1\n')
-    assert stage._canonical_code("# other\ndef f(x):\n\n    return x + 1  # why\n") == before
-    assert stage._canonical_code("def f(x):\n    return x + 2\n") != before
 
 
 def test_outputs_do_not_change_the_fingerprint_of_a_notebook(tmp_path):
@@ -153,17 +150,8 @@ def test_a_run_killed_before_the_renaming_is_only_renamed(tmp_path, monkeypatch)
 
     monkeypatch.setattr(stage, "_replace", fail)
     with pytest.raises(RuntimeError, match="killed"):
-        stage.produce(tmp_path / "a", writer("one", calls), what="a")
+        made(tmp_path / "a", writer("one", calls))
     monkeypatch.setattr(stage, "_replace", replace)
-    stage.produce(tmp_path / "a", writer("one", calls), what="a")
+    made(tmp_path / "a", writer("one", calls))
     assert calls == ["one"]
     assert (tmp_path / "a" / "result.txt").read_text() == "one"
-
-
-def test_the_code_files_of_stages_exist():
-    from kdlib.corpus import prepare
-    from kdlib.evaluate import baseline
-    from kdlib.pretrained.model import PRETRAINED_CODE
-
-    for names in (prepare.CODE, PRETRAINED_CODE, baseline.CODE):
-        assert set(names) <= set(stage.SOURCES)

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 
 from kdlib.corpus import audio
 from kdlib.decode.greedy import greedy
-from kdlib.distill import setup, students
-from kdlib.distill.setup import LATEST, student_folder
+from kdlib.distill import students
+from kdlib.distill.setup import LATEST
 from kdlib.errors import UserError
 from kdlib.evaluate import compare
-from kdlib.evaluate.score import Hypothesis, write_hypotheses
+from kdlib.evaluate.hypotheses import Hypothesis, write_hypotheses
 from kdlib.io import read_json
 from kdlib.models import export, hybrid
 from kdlib.models.nemo_files import NeMoCTC, quiet_nemo, restore_model
@@ -40,8 +40,8 @@ def same(folder, expected_folder, file="model.safetensors"):
 
 
 def test_a_student_is_chosen_on_the_dev_speaker_and_scored_on_the_held_out_one(variant):
-    params = variant("ctc_kd")
-    folder = params.student()
+    fold = variant("ctc_kd")
+    folder = fold.student()
     record = read_json(folder / "model.json")
     assert not {"M08", "M10"} & set(record["train_speakers"])
     assert (record["variant"], record["seed"], record["heads_trained"], record["steps"]) == ("ctc_kd", 1, ["ctc"], 6)
@@ -50,37 +50,36 @@ def test_a_student_is_chosen_on_the_dev_speaker_and_scored_on_the_held_out_one(v
     assert not list(folder.glob("**/*.ckpt")) + list(folder.glob("**/*.pt"))  # no file that has to be unpickled
     curves = read_curves(folder / "tensorboard")
     assert {"loss", "ctc", "kd_ctc", "dev_wra"} <= set(curves.name)
-    scored = params.scores()
+    scored = fold.scores()
     assert read_json(scored / "scores.json")["held_out"] == "M08"
-    corpus = params.corpus
     hypotheses = pd.read_csv(scored / "hypotheses.csv")
-    assert set(hypotheses.utt_id) == {utt.utt_id for utt in params.splits.test}
+    assert set(hypotheses.utt_id) == {utt.utt_id for utt in fold.splits.test}
     assert set(pd.read_csv(scored / "dev/hypotheses.csv").speaker) == {"M10"}
 
 
 def test_the_control_is_trained_on_the_same_batches_without_teachers(variant, monkeypatch):
     hard, distilled = variant("hard"), variant("ctc_kd")
     parts = {}
-    for params in (hard, distilled):
-        data = params.student_data(params.tokens)
-        plan = students.batch_plan(params, data)
-        parts[params.variant] = [
+    for fold in (hard, distilled):
+        data = fold.student_data()
+        plan = students.batch_plan(fold.params.student, data)
+        parts[fold.params.variant] = [
             [utt.utt_id for batch in plan.part(data.train, number, 1) for utt in batch] for number in range(4)
         ]
     assert parts["hard"] == parts["ctc_kd"]
-    monkeypatch.setattr(setup, "load_target", lambda *_, **__: pytest.fail("a teacher's target was loaded"))
+    monkeypatch.setattr(Fold, "targets", lambda *_, **__: pytest.fail("a teacher's target was loaded"))
     assert hard.student()
 
 
 def test_the_parts_of_an_epoch_are_the_whole_epoch(variant):
-    params = variant("hard", student={"validations_per_epoch": 2, "batch_size": 4})
-    data = params.student_data(params.tokens)
-    plan = students.batch_plan(params, data)
+    fold = variant("hard", student={"validations_per_epoch": 2, "batch_size": 4})
+    data = fold.student_data()
+    plan = students.batch_plan(fold.params.student, data)
     assert plan.parts == 2
     utt_ids = [utt.utt_id for part in (0, 1) for batch in plan.part(data.train, part, 1) for utt in batch]
     assert sorted(utt_ids) == sorted(utt.utt_id for utt in data.train)
     phases = {"student": {"validations_per_epoch": 2, "accumulate": 2, "phases": [{"epochs": 3}]}}
-    plan = students.batch_plan(variant("hard", **phases), data)
+    plan = students.batch_plan(variant("hard", **phases).params.student, data)
     assert plan.steps == [3 * 2]  # 3 batches per epoch, in parts of 2 and 1
 
 
@@ -115,7 +114,6 @@ def test_resuming_from_a_missing_student_is_refused_with_its_folder(variant):
 KILLED = """
 import os, sys
 from kdlib.training import callbacks
-from kdlib.distill import students
 from kdlib.pipeline import Fold
 
 def die(self, trainer, *rest, end=callbacks._Progress.on_train_batch_end):
@@ -125,8 +123,7 @@ def die(self, trainer, *rest, end=callbacks._Progress.on_train_batch_end):
 
 callbacks._Progress.on_train_batch_end = die
 student = {"phases": [{"steps": 14, "warmup_steps": 2}], "validations_per_epoch": 2, "backbone": "sb"}  # no NeMo
-params = load("params/smoke.yaml", "M08", overrides={"outputs": sys.argv[1], "student": student}, variant="ctc_kd")
-students.student(params)
+Fold.load("params/smoke.yaml", "M08", "ctc_kd", overrides={"outputs": sys.argv[1], "student": student}).student()
 """
 
 
@@ -183,20 +180,20 @@ def test_a_student_killed_at_a_random_step_and_resumed_has_the_same_weights(vari
     ],
 )
 def test_every_kind_of_student_trains_and_is_scored(variant, settings):
-    params = variant("ctc_kd", **settings)
-    decoders = read_json(params.scores(3) / "scores.json")["decoders"]
+    fold = variant("ctc_kd", **settings)
+    decoders = read_json(fold.scores(3) / "scores.json")["decoders"]
     assert {"greedy", "lexicon"} <= set(decoders)
-    assert ("attention_lexicon" in decoders) == bool(params.student.decoder_layers)
-    record = read_json(student_folder(params, 3) / "model.json")
-    assert record["backbone"] == params.student.backbone
+    assert ("attention_lexicon" in decoders) == bool(fold.params.student.decoder_layers)
+    record = read_json(fold.layout.student(3) / "model.json")
+    assert record["backbone"] == fold.params.student.backbone
     assert record["steps"] > 0
 
 
 def test_two_processes_train_one_student(variant):
     """DDP on the CPU: each process gets half of the batches, and both end with one student."""
     phases = [{"steps": 3, "freeze_encoder": True}, {"steps": 3}]
-    params = variant("hard", student={"devices": 2, "accelerator": "cpu", "backbone": "sb", "phases": phases})
-    folder = params.student(5)
+    fold = variant("hard", student={"devices": 2, "accelerator": "cpu", "backbone": "sb", "phases": phases})
+    folder = fold.student(5)
     assert read_json(folder / "model.json")["steps"] == 6
     assert not (folder / "params.json").exists()
     assert hybrid.TrainedModel(folder).record["variant"] == "hard"
@@ -239,7 +236,7 @@ def test_a_speechbrain_student_cannot_be_exported_to_nemo(with_teachers, tmp_pat
 
 
 def test_the_comparison_has_student_baseline_and_control(variant):
-    table = comparison.student_table(variant("ctc_kd"), variant("hard"), 1)
+    table = comparison.student_table(variant("ctc_kd"), 1)
     assert list(table.index) == ["greedy", "lexicon", "beam"]
     columns = [("held out", name) for name in ("baseline", "hard", "ctc_kd")] + [("dev", "hard"), ("dev", "ctc_kd")]
     assert list(table.columns) == columns
@@ -259,17 +256,17 @@ def test_a_control_of_other_steps_is_refused(variant):
 
 
 def test_resuming_from_a_student_trained_on_the_held_out_speaker_is_refused(variant):
-    fold, overrides = {"dev": "M10", "exclude": []}, {"outputs": variant("hard").outputs}
-    folder = Fold.load("params/smoke.yaml", "M04", "hard", fold=fold, overrides=overrides).student()  # trained on M08
-    params = variant("hard", student={"resume": str(folder)})
+    speakers, overrides = {"dev": "M10", "exclude": []}, {"outputs": variant("hard").params.outputs}
+    folder = Fold.load("params/smoke.yaml", "M04", "hard", fold=speakers, overrides=overrides).student()  # on M08
+    fold = variant("hard", student={"resume": str(folder)})
     with pytest.raises(UserError, match=r"student.resume: .* was trained on M08"):
-        params.student(8)
+        fold.student(8)
 
 
 def test_a_speechbrain_student_without_a_base_model_is_refused(variant):
-    params = variant("hard", student={"backbone": "sb"}, teacher={"parent": "none"})
+    fold = variant("hard", student={"backbone": "sb"}, teacher={"parent": "none"})
     with pytest.raises(UserError, match=r"starts from the teachers' base model, but teacher.parent is 'none'"):
-        params.student(8)
+        fold.student(8)
 
 
 def test_fixed_and_broken_utterances_are_counted(tmp_path):

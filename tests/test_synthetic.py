@@ -16,9 +16,8 @@ from kdlib.settings.corpus import Synthetic
 
 MAKE = """
 import sys
-from kdlib.corpus import prepare
 from kdlib.pipeline import Fold
-prepare.make(load("params/smoke.yaml", "M08", overrides={"outputs": sys.argv[1]}))
+Fold.load("params/smoke.yaml", "M08", overrides={"outputs": sys.argv[1]}).prepared_corpus()
 """
 
 
@@ -37,7 +36,7 @@ def test_the_word_list_is_that_of_uaspeech():
 
 @pytest.mark.parametrize(("recipe", "control_count"), [("demo", 3), ("shipped", 13)])
 def test_prompts_follow_the_recipe(recipe, control_count):
-    prompts = synthetic.make_prompts(Fold.load(f"params/{recipe}.yaml", "M08").synthetic)
+    prompts = synthetic.make_prompts(Fold.load(f"params/{recipe}.yaml", "M08").params.synthetic)
     speakers, controls = (
         [name for name in prompts if published_speakers()[name].control == control] for control in (False, True)
     )
@@ -51,7 +50,7 @@ def test_prompts_follow_the_recipe(recipe, control_count):
 
 
 def test_ids_are_unique():
-    prompts = synthetic.make_prompts(Fold.load("params/demo.yaml", "M08").synthetic)
+    prompts = synthetic.make_prompts(Fold.load("params/demo.yaml", "M08").params.synthetic)
     ids = [prompt.utt_id for speaker_prompts in prompts.values() for prompt in speaker_prompts]
     assert len(ids) == len(set(ids)) == 15 * 288 + 3 * 509
 
@@ -65,13 +64,13 @@ def test_controls_may_be_named():
 
 def test_the_demos_controls_are_the_shipped_models_test_speakers():
     record = read_json(SHIPPED_MODEL.with_suffix(".train_data.json"))
-    assert Fold.load("params/demo.yaml", "M08").synthetic.controls == tuple(record["test_speakers"])
+    assert Fold.load("params/demo.yaml", "M08").params.synthetic.controls == tuple(record["test_speakers"])
 
 
 def test_unknown_speakers_are_refused():
-    params = Fold.load("params/demo.yaml", "M08", overrides={"synthetic": {"speakers": ["M08", "M80"]}})
+    fold = Fold.load("params/demo.yaml", "M08", overrides={"synthetic": {"speakers": ["M08", "M80"]}})
     with pytest.raises(UserError, match="unknown speaker 'M80'"):
-        synthetic.make_prompts(params.synthetic)
+        synthetic.make_prompts(fold.params.synthetic)
 
 
 def test_two_fresh_processes_make_the_same_bytes(tmp_path, corpus, smoke):
@@ -88,8 +87,8 @@ def test_the_hash_in_the_manifest_is_the_files(corpus):
 
 
 def test_another_seed_gives_another_corpus(tmp_path, corpus):
-    params = Fold.load("params/smoke.yaml", "M08", overrides={"outputs": str(tmp_path), "synthetic": {"seed": 2}})
-    hashes = {utt.utt_id: utt.sha256 for utt in params.corpus}
+    fold = Fold.load("params/smoke.yaml", "M08", overrides={"outputs": str(tmp_path), "synthetic": {"seed": 2}})
+    hashes = {utt.utt_id: utt.sha256 for utt in fold.corpus}
     assert all(hashes[utt.utt_id] != utt.sha256 for utt in corpus)
 
 
@@ -116,10 +115,10 @@ def test_a_killed_run_keeps_the_completed_speakers(tmp_path, corpus, smoke):
 
 
 def test_a_failed_synthesis_is_one_error(tmp_path):
-    params = Fold.load("params/smoke.yaml", "M08", overrides={"outputs": str(tmp_path)})
+    settings = Fold.load("params/smoke.yaml", "M08", overrides={"outputs": str(tmp_path)}).params.synthetic
     (tmp_path / "audio").write_text("in the way of the folder")
     with pytest.raises(UserError, match=r"the speech synthesis failed: .*audio") as caught:
-        list(synthetic._synthesise(synthetic.make_prompts(params.synthetic), params, tmp_path))
+        list(synthetic._synthesise(synthetic.make_prompts(settings), settings, tmp_path))
     assert "\n" not in str(caught.value)
 
 

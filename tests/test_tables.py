@@ -6,7 +6,9 @@ import pytest
 from kdlib.corpus.manifest import Corpus, Utterance
 from kdlib.corpus.speakers import published_speakers
 from kdlib.evaluate import score, tables
-from kdlib.evaluate.score import Hypothesis
+from kdlib.evaluate.hypotheses import Hypothesis
+from kdlib.evaluate.score import About
+from kdlib.show import format
 
 CORPUS = Corpus(
     tuple(Utterance(name, name, Path("x"), 1.0, "ONE") for name in ("M08", "M10", "M04", "CM01")),
@@ -32,7 +34,7 @@ def folder(tmp_path):
         ]
 
     decoders = ("greedy", "lexicon")
-    options = {"system": "x", "held_out": "", "tokenizer": "t", "checkpoint": "c"}
+    options = {"about": About("x", checkpoint="c"), "tokenizer": "t"}
     score.write(
         rows("M08", "HIGH", 6, 10) + rows("M10", "HIGH", 4, 10) + rows("M04", "VERY_LOW", 1, 10),
         decoders,
@@ -51,12 +53,12 @@ def test_speakers_are_ordered_by_intelligibility_with_controls_last(folder):
 
 
 def test_scores_by_level_are_means_over_speakers(folder):
-    levels = tables.by_level(tables.by_speaker(folder, CORPUS))
+    levels = format.by_level(tables.by_speaker(folder, CORPUS))
     assert levels.index.tolist() == ["CONTROL", "HIGH", "VERY_LOW"]
     assert levels.loc["HIGH"].tolist() == [2, 50.0, 100.0]
 
 
 def test_headline_and_breakdown_are_in_per_cent(folder):
     scores = json.loads((folder / "scores.json").read_text())
-    assert tables.headline(scores).loc["greedy", "WRA"] == round(100 * 11 / 30, 1)
-    assert tables.breakdown(scores).loc["seen in training: yes", "n"] == 15
+    assert format.headline(scores).loc["greedy", "WRA"] == round(100 * 11 / 30, 1)
+    assert format.breakdown(scores).loc["seen in training: yes", "n"] == 15

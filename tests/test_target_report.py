@@ -2,13 +2,13 @@ import json
 
 from kdlib.pipeline import Fold
 from kdlib.targets.choice import METHODS
-from kdlib.targets.target_report import SAMPLE, disagreement, report_table
+from kdlib.targets.target_report import SAMPLE, disagreement, report_frame
 
 
-def test_every_method_is_decoded_on_training_and_dev_speech(with_teachers, corpus):
+def test_every_method_is_decoded_on_training_and_dev_speech(with_teachers):
     folder = with_teachers.target_report()
-    table = report_table(folder)
-    assert set(zip(table["aggregate"], table.speech, strict=True)) == {
+    table = report_frame(folder)
+    assert set(zip(table.method, table.speech, strict=True)) == {
         (method, speech) for method in METHODS for speech in ("training", "dev")
     }
     train = with_teachers.splits.train
@@ -18,7 +18,7 @@ def test_every_method_is_decoded_on_training_and_dev_speech(with_teachers, corpu
 
 
 def test_a_single_teacher_scores_the_same_under_every_mean(with_teachers):
-    table = report_table(with_teachers.target_report()).set_index(["aggregate", "speech"])
+    table = report_frame(with_teachers.target_report()).set_index(["method", "speech"])
     for speech in ("training", "dev"):
         means = [method for method in METHODS if method != "transformer"]  # which corrects even a single teacher
         scores = {tuple(table.loc[(method, speech)].drop(["teachers", "remark"])) for method in means}
@@ -26,10 +26,10 @@ def test_a_single_teacher_scores_the_same_under_every_mean(with_teachers):
 
 
 def test_a_fold_without_a_dev_speaker_has_no_dev_speech(with_teachers):
-    fold = {"dev": None, "exclude": ["M01"], "teachers": ["M04", "M10"]}
-    params = Fold.load("params/smoke.yaml", "M08", fold=fold, overrides={"outputs": with_teachers.outputs})
-    folder = params.target_report()
-    assert set(report_table(folder).speech) == {"training"}
+    speakers = {"dev": None, "exclude": ["M01"], "teachers": ["M04", "M10"]}
+    fold = Fold.load("params/smoke.yaml", "M08", fold=speakers, overrides={"outputs": with_teachers.params.outputs})
+    folder = fold.target_report()
+    assert set(report_frame(folder).speech) == {"training"}
     pairs, simultaneous = disagreement(folder)
     assert len(pairs) == 1
     assert len(simultaneous) == 2

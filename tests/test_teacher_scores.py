@@ -2,14 +2,14 @@ import json
 
 from kdlib.corpus import audio
 from kdlib.decode.greedy import greedy
-from kdlib.logits import extract, teacher_scores
+from kdlib.logits import teacher_scores
 from kdlib.models import hybrid
 
 
-def test_stored_outputs_give_the_hypotheses_of_the_model(with_teachers, corpus):
+def test_stored_outputs_give_the_hypotheses_of_the_model(with_teachers):
     teacher = hybrid.TrainedModel(with_teachers.teacher("M04"))
     store = with_teachers.store("M04", "analysis")
-    batch = extract.extracted_utterances(with_teachers, corpus, "analysis")[:6]
+    batch = with_teachers.splits.speech_of_all(test=True)[:6]
     hypotheses = greedy(teacher(*audio.collate(batch)), 2)
     assert greedy(teacher_scores.stored_outputs(store, batch), 2) == hypotheses
 
@@ -26,8 +26,9 @@ def test_every_decoder_and_speaker_is_scored(with_teachers):
     }
 
 
-def test_the_matrix_is_in_order_of_intelligibility(with_teachers):
-    table = teacher_scores.accuracy_matrix(with_teachers, ["M08", "M04"], "lexicon")
+def test_the_matrix_is_in_order_of_intelligibility(with_teachers, corpus):
+    scores = {name: with_teachers.teacher_scores(name) for name in ("M08", "M04")}
+    table = teacher_scores.accuracy_matrix(corpus, scores, "lexicon")
     assert list(table.index) == ["M04", "M08"]
     assert list(table.columns) == ["M04", "M08", "M10"]  # M08 and M10: 93 %, then by name
     comparison = teacher_scores.own_and_others(table)

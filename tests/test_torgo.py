@@ -7,7 +7,8 @@ from corpora import PROMPTS, torgo
 
 from kdlib.corpus.importers import torgo as importer
 from kdlib.errors import UserError
-from kdlib.params import fold_names
+from kdlib.params import fold_names, load
+from kdlib.pipeline import Fold
 from kdlib.settings.corpus import Torgo
 
 
@@ -16,7 +17,7 @@ def tree(tmp_path):
     return torgo(tmp_path / "TORGO")
 
 
-def params(tree, held_out="M01", **overrides):
+def fold(tree, held_out="M01", **overrides):
     settings = {"data_folder": str(tree), "outputs": str(tree.parent / "out")}
     return Fold.load("params/torgo.yaml", held_out, fold={"dev": None}, overrides=settings | overrides)
 
@@ -50,7 +51,7 @@ def test_the_other_microphone_is_for_training_only(tree):
 
 
 def test_the_recipe_has_controls_and_severities(tree):
-    corpus = Fold(params(tree)).corpus
+    corpus = fold(tree).corpus
     assert corpus.dysarthric == ["F01", "M01"]
     assert (corpus.level("M01"), corpus.person("M01").sex) == ("VERY_LOW", "M")
     assert corpus.is_control("FC01")
@@ -59,19 +60,19 @@ def test_the_recipe_has_controls_and_severities(tree):
         "DON'T": "word",
         "THE QUICK BROWN FOX JUMPS OVER THE LAZY DOG": "sentence",
     }
-    assert {utt.speaker for utt in Fold(params(tree)).splits.train} == {"F01"}
+    assert {utt.speaker for utt in fold(tree).splits.train} == {"F01"}
 
 
 def test_severities_are_configuration(tree):
-    changed = params(tree, speakers={"M01": {"level": "LOW"}})
+    changed = fold(tree, speakers={"M01": {"level": "LOW"}})
     assert changed.corpus.level("M01") == "LOW"
 
 
 def test_torgo_has_its_own_fold_files():
     assert fold_names("torgo") == ["F01", "F03", "F04", "M01", "M02", "M03", "M04", "M05"]
-    m05 = Fold.load("params/torgo.yaml", "M05")
+    m05 = load("params/torgo.yaml", "M05")
     assert (m05.fold_set, m05.fold.exclude) == ("torgo", ())
-    assert Fold.load("params/uaspeech.yaml", "M05").fold.dev == "M11"  # another M05
+    assert load("params/uaspeech.yaml", "M05").fold.dev == "M11"  # another M05
     assert m05.fold.dev != "M11"
 
 
@@ -90,10 +91,10 @@ def test_a_changed_prompt_rebuilds_the_corpus(tree):
     prompt = tree / "M01/Session1/prompts/0001.txt"
     (prompt.parent / "0001.txt~").write_text("old")
     assert prompt in importer.source_files(tree, Torgo())
-    assert "YES" in {utt.text for utt in Fold(params(tree)).corpus}
+    assert "YES" in {utt.text for utt in fold(tree).corpus}
     prompt.write_text("maybe\n")
-    Fold(params(tree)).prepared_corpus()
-    assert "MAYBE" in {utt.text for utt in Fold(params(tree)).corpus}
+    fold(tree).prepared_corpus()
+    assert "MAYBE" in {utt.text for utt in fold(tree).corpus}
 
 
 def test_prompts_in_another_encoding_keep_their_letters_and_are_reported(tree):
@@ -127,4 +128,4 @@ def test_a_folder_without_permission_is_one_error(tree, monkeypatch):
 
     monkeypatch.setattr(importer, "source_files", refuse)
     with pytest.raises(UserError, match=r"TORGO/M01: cannot be read \(Permission denied\); check its permissions"):
-        Fold(params(tree)).prepared_corpus()
+        fold(tree).prepared_corpus()

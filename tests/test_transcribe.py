@@ -6,9 +6,10 @@ from kdlib.decode.decoders import DecoderSet
 from kdlib.decode.greedy import collapse_repeats
 from kdlib.decode.lexicon import Lexicon
 from kdlib.errors import UserError
-from kdlib.evaluate.posteriors import FILE, Posteriors
-from kdlib.evaluate.transcribe import transcribe
+from kdlib.evaluate.posteriors import FILE, Posteriors, PosteriorWriter
+from kdlib.evaluate.transcribe import Evaluation, recordings, transcribe
 from kdlib.models.nemo_files import SHIPPED_MODEL, NeMoCTC
+from kdlib.settings.evaluation import Scoring
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,10 @@ def decoders(model, corpus):
 
 def test_rows_keep_the_order_of_the_utterances_for_any_batch_size(model, corpus, decoders):
     utterances = list(corpus)[::5]
-    single, batched = (transcribe(model, utterances, decoders, batch_size=size) for size in (1, 16))
+    single, batched = (
+        transcribe(recordings(model), utterances, Evaluation(decoders, scoring=Scoring(batch_size=size)))
+        for size in (1, 16)
+    )
     assert [row.utt_id for row in batched] == [utt.utt_id for utt in utterances]
     assert [row.lexicon for row in single] == [row.lexicon for row in batched]
     assert all(row.lexicon in corpus.lexicon for row in batched)
@@ -32,12 +36,12 @@ def test_rows_keep_the_order_of_the_utterances_for_any_batch_size(model, corpus,
 def test_controls_are_recognised(model, corpus, decoders):
     """The shipped model was trained on most control speakers: an offset of one token would give a WRA of 0 here."""
     controls = corpus.where(lambda utt: utt.speaker.startswith("C"))
-    rows = transcribe(model, controls, decoders)
+    rows = transcribe(recordings(model), controls, Evaluation(decoders))
     assert sum(row.greedy == row.reference for row in rows) / len(rows) > 0.8
 
 
 def test_token_ids_decode_to_the_text(model, corpus, decoders):
-    for row in transcribe(model, list(corpus)[:8], decoders):
+    for row in transcribe(recordings(model), list(corpus)[:8], Evaluation(decoders)):
         assert model.tokens.decode(map(int, row.token_ids.split())) == row.greedy
         assert row.n_tokens == len(row.token_ids.split())
         assert 0 <= row.blank_share <= 1
@@ -46,18 +50,21 @@ def test_token_ids_decode_to_the_text(model, corpus, decoders):
 def test_a_transcript_outside_the_tokenizer_is_refused_before_any_audio_is_read(model, decoders, tmp_path):
     utt = Utterance("a", "S", tmp_path / "there is no such file.wav", 1.0, "CAFÉ")
     with pytest.raises(UserError, match="'É'"):
-        transcribe(model, [utt], decoders)
+        transcribe(recordings(model), [utt], Evaluation(decoders))
 
 
 def test_seen_words_are_marked_where_it_applies(model, corpus, decoders):
     utterances = list(corpus)[:2]
-    assert [row.seen for row in transcribe(model, utterances, decoders)] == ["", ""]
-    assert [row.seen for row in transcribe(model, utterances, decoders, seen=lambda utt: True)] == ["yes", "yes"]
+    for seen, expected in ((None, ""), (lambda utt: True, "yes"), (lambda utt: False, "no")):
+        rows = transcribe(recordings(model), utterances, Evaluation(decoders, seen=seen))
+        assert [row.seen for row in rows] == [expected, expected]
 
 
 def test_stored_posteriors_decode_to_the_same_tokens(model, corpus, decoders, tmp_path):
     utterances = list(corpus)[:6]
-    rows = transcribe(model, utterances, decoders, posteriors_folder=tmp_path)
+    writer = PosteriorWriter(model.tokens, model.stride_ms)
+    rows = transcribe(recordings(model), utterances, Evaluation(decoders), writer)
+    writer.write(tmp_path)
     stored = Posteriors(tmp_path / FILE)
     assert sorted(stored) == sorted(utt.utt_id for utt in utterances)
     durations = {utt.utt_id: utt.duration_s for utt in utterances}

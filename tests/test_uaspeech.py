@@ -81,8 +81,8 @@ def test_further_microphones_are_for_training_only(tree):
 
 def test_all_speakers_of_the_table_have_metadata(tree):
     assert (len(published_speakers()), sum(speaker.control for speaker in published_speakers().values())) == (28, 13)
-    params = Fold.load("params/uaspeech.yaml", "M08", overrides={"data_folder": str(tree)})
-    info = speaker_info(params, ["F02", "CF02"])
+    fold = Fold.load("params/uaspeech.yaml", "M08", overrides={"data_folder": str(tree)})
+    info = speaker_info(fold.corpus_settings, ["F02", "CF02"])
     assert (info["F02"].level, info["F02"].seed_level) == ("LOW", "HIGH")
     assert info["CF02"].control
 
@@ -169,13 +169,13 @@ def test_bad_trees_are_refused_in_one_line(tmp_path, case):
 def test_copies_are_never_test_utterances(tmp_path):
     tree = uaspeech(tmp_path / "UASpeech", ("M08", "M10", "F05", "CM01"), microphones=["M3", "M5"])
     settings = {"data_folder": str(tree), "outputs": str(tmp_path / "out"), "uaspeech": {"augment": "all"}}
-    params = Fold.load("params/uaspeech.yaml", "M08", overrides=settings)
-    corpus = params.corpus
+    fold = Fold.load("params/uaspeech.yaml", "M08", overrides=settings)
+    corpus = fold.corpus
     assert len(corpus) == 4 * 2 * 765
-    splits = params.splits
+    splits = fold.splits
     assert (len(splits.train), len(splits.dev), len(splits.test)) == (2 * 2 * 255, 255, 255)
     assert not any(utt.copy_of for utt in (*splits.dev, *splits.test))
-    words = params.lexicon
+    words = fold.lexicon
     assert len(words) == 449
     assert "X RAY" in words  # hyphens: space
 

@@ -7,11 +7,11 @@ selects one.
 
 import csv
 import functools
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
 
+from kdlib.console import warn
 from kdlib.corpus.manifest import LEVELS, Corpus, Speaker, Utterance
 from kdlib.errors import UserError, nearest
 from kdlib.settings.corpus import CorpusSettings, SplitSettings
@@ -145,7 +145,7 @@ class Splits:
         if not same:
             why = f"no other speaker is {level}" if level else f"the level of {held_out} is not known"
             text = f"{why} by the {fold.levels} labels: the teachers of {held_out} are all {len(others)} others"
-            warnings.warn(text, stacklevel=2)
+            warn(text)
         return same or others
 
     def _check_not_empty(self) -> None:

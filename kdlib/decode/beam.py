@@ -18,13 +18,16 @@ import numpy as np
 import pandas as pd
 import torch
 
-from kdlib.console import progress
+from kdlib.console import progress, report
+from kdlib.decode import lm
 from kdlib.decode.lexicon import Words
 from kdlib.decode.lm import BEGIN, END, UNKNOWN
 from kdlib.errors import UserError
 from kdlib.models import Outputs
 from kdlib.settings.evaluation import BeamSearchSettings
 from kdlib.tokens import Tokens, normalise
+
+ARPA = "lm.arpa"  # the file of a language model
 
 NAMES = "names.txt"
 UNUSED = "<never>"  # flashlight requires a token for silence between words: one that no model outputs
@@ -200,6 +203,20 @@ def _encode_words(words: Words, tokens: Tokens) -> dict[str, list[list[int]]]:
 def in_pieces(texts: Iterable[str], tokens: Tokens) -> list[str]:
     """Return texts as sequences of pieces, for a language model of pieces."""
     return [" ".join(tokens.pieces[index] for index in tokens.encode(text)) for text in texts]
+
+
+def build_language_model(
+    partial: Path, texts: Sequence[str], settings: BeamSearchSettings, tokens: Tokens | None
+) -> None:
+    """Estimate a language model on texts: of words or, with `tokens`, of pieces."""
+    estimator = lm.build(in_pieces(texts, tokens) if tokens else texts, settings.order, partial / ARPA)
+    report(f"language model: {settings.order}-grams of {len(texts):,} training texts, estimated by {estimator}")
+
+
+def recipe_search(settings: BeamSearchSettings, tokens: Tokens, lexicon: Words, language_model: Path) -> BeamSearch:
+    """Beam search with the settings of a recipe."""
+    setting = BeamSettings(settings.lm_weight, settings.word_bonus, settings.beam_size)
+    return BeamSearch(tokens, None if settings.units == "pieces" else lexicon, language_model, setting)
 
 
 def tune(

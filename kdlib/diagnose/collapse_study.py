@@ -78,14 +78,12 @@ class StudentResults:
     checks: tuple[str, ...] = ()  # preflight checks that warned or refused
 
 
-def share_of(students: Sequence[tuple[str, int]], share: str = "") -> list[tuple[str, int]]:
-    """The students of one of several processes: of the share `1/2`, every second one; all by default."""
-    if not share:
-        return list(students)
+def share_of(work: Sequence[Any], share: str = "1/1") -> list[Any]:
+    """The part of one of several processes: of the share `1/2`, every second one."""
     number, _, parts = share.partition("/")
     if not (number.isdigit() and parts.isdigit() and 1 <= int(number) <= int(parts)):
         raise UserError(f"share: expected something like 1/2, found {share!r}")
-    return list(students[int(number) - 1 :: int(parts)])
+    return list(work[int(number) - 1 :: int(parts)])
 
 
 def causes_of(fault: Faults, settings: Distill) -> str:
@@ -145,7 +143,7 @@ def is_factorial(variants: Sequence[str]) -> bool:
 def write(folder: Path, table: pd.DataFrame, known: Sequence[Fingerprint] | None, recipe: str, held_out: str) -> None:
     """Write the summary of a fold's students and, where they are a study, their fingerprints."""
     folder.mkdir(parents=True, exist_ok=True)
-    table.to_csv(folder / "summary.csv")
+    table.to_csv(folder / "summary.csv", index=False)
     if known:
         causes.save(known, folder / "fingerprints.json", recipe=recipe, held_out=held_out)
 
@@ -159,17 +157,17 @@ def summary(cases: Sequence[Case], known: Sequence[Fingerprint] | None = None) -
             {
                 "student": case.variant,
                 "seed": case.seed,
-                "WRA %": round(100 * figures["wra"], 1),
-                "state": case.examination.severity,
-                "different answers": int(figures["distinct_texts"]),
+                "wra": figures["wra"],
+                "severity": case.examination.severity,
+                "distinct_texts": int(figures["distinct_texts"]),
                 "references": int(figures["references"]),
-                "information %": round(100 * figures["information"]),
-                "made": case.cause,
-                "named": ", ".join(diagnosis.named) or "-",
-                "what it says": diagnosis.text,
+                "information": figures["information"],
+                "cause_made": case.cause,
+                "causes_named": ", ".join(diagnosis.named) or "-",
+                "diagnosis": diagnosis.text,
             }
         )
-    return pd.DataFrame(rows).set_index(["student", "seed"])
+    return pd.DataFrame(rows)
 
 
 def fingerprints(cases: Sequence[Case]) -> list[Fingerprint]:
@@ -260,20 +258,6 @@ def _seeds_p(differences: pd.Series, spread: float, seeds: int, freedom: int) ->
     return 2 * student_t.sf(differences.abs() / (max(spread, 1e-9) * math.sqrt(2 / seeds)), freedom)
 
 
-def factorial_for_reading(table: pd.DataFrame) -> pd.DataFrame:
-    """The factorial for display: per cent, with the intervals of WRA and of the difference to the control."""
-    per_cent = table.assign(**{name: (100 * table[name]).round(1) for name in table.select_dtypes("float")})
-    rows = list(per_cent.itertuples())
-    per_cent["95 %"] = [f"{row.low} - {row.high}" for row in rows]
-    per_cent["difference, 95 %"] = [
-        ""
-        if row.verdict == "control"
-        else f"{row.difference:+.1f} ({row.difference_low:+.1f} to {row.difference_high:+.1f})"
-        for row in rows
-    ]
-    return per_cent.set_index(["student", "head", "system"])[["WRA", "95 %", "difference, 95 %", "verdict"]]
-
-
 def effects(table: pd.DataFrame) -> pd.DataFrame:
     """The effect of each factor on WRA, all else equal, by student and head: mean and range over the other factors."""
     rows = []
@@ -283,15 +267,15 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
         for factor, (bad, good) in levels.items():
             others = [name for name in levels if name != factor]
             wide = part.pivot_table(index=others, columns=factor, values="WRA")
-            change = 100 * (wide[bad] - wide[good])
+            change = wide[bad] - wide[good]
             rows.append(
                 {
                     "student": student,
                     "head": head,
                     "factor": f"{factor}: {bad} instead of {good}",
-                    "mean": round(change.mean(), 1),
-                    "least": round(change.max(), 1),
-                    "most": round(change.min(), 1),
+                    "mean": change.mean(),
+                    "least": change.max(),
+                    "most": change.min(),
                 }
             )
     return pd.DataFrame(rows).set_index(["factor", "student", "head"]).sort_index(sort_remaining=True)

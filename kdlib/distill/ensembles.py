@@ -7,11 +7,10 @@ A recipe defines them (`ensembles:`). Their members must be trained already. Sco
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from kdlib.distill.setup import checkpoint_file
 from kdlib.distill.student_scores import StudentScoring, score_student
 from kdlib.errors import UserError, nearest
 from kdlib.models import read_record
-from kdlib.models.averaging import EnsembleSystem, Member
+from kdlib.models.averaging import EnsembleSystem, Member, checkpoint_file
 from kdlib.settings.student import EnsembleMembers
 
 

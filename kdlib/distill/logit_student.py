@@ -82,7 +82,7 @@ def train_and_score(
                 utterances,
                 partial / part,
                 Evaluation(decoders, what, scoring, splits.corpus.level, splits.seen),
-                About("student of logits", held_out, "logit_student", setup.record(decoders)),
+                About("student of logits", held_out, "logit_student", settings=setup.record(decoders)),
             )
 
 

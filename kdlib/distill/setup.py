@@ -20,7 +20,6 @@ from kdlib.models import encoder_conformer, hybrid
 from kdlib.models.encoder_conformer import ConformerShape
 from kdlib.models.nemo_files import restore_model
 from kdlib.objectives.objective import Batch, Objective, TrainableStudent
-from kdlib.pretrained.pieces import copy_head
 from kdlib.runtime import seed_everything
 from kdlib.settings.corpus import SplitSettings
 from kdlib.settings.distill import Distill
@@ -32,11 +31,6 @@ from kdlib.tokens import Tokens
 from kdlib.training.sampling import TrainingData, fits_frames, set_aside
 
 LATEST = "latest.safetensors"
-
-
-def checkpoint_file(rank: int) -> str:
-    """The file of a student's weights at one of its best checkpoints, 1 being the best."""
-    return f"best{rank}.safetensors"
 
 
 def write_weights(model: hybrid.Hybrid, path: Path) -> None:
@@ -139,7 +133,7 @@ def initial_student(settings: Student, tokens: Tokens, start: Start, seed: int, 
         heads = _heads(settings, tokens, source.cfg.encoder.d_model)
         model = hybrid.NeMoHybridStudent.of(source, heads, freeze_preprocessor=settings.freeze_preprocessor)
         if not faults.untrained_head:
-            copy_head(model, source, tokens)
+            hybrid.copy_head(model, source, tokens)
     elif start.base:
         base, _, _ = hybrid.load(start.base)
         model = hybrid.Hybrid(base.encoder, _heads(settings, tokens, base.encoder.width))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdlib.corpus.speakers import Splits
-from kdlib.evaluate import score
+from kdlib.evaluate import hypotheses
 from kdlib.evaluate.decoder_setup import DecoderSetup
 from kdlib.evaluate.report import score_system
 from kdlib.evaluate.score import About
@@ -41,7 +41,7 @@ def score_student(
     if faults.named:
         remarks.append(f"with faults on purpose: {faults.named}")
     settings = how.setup.record(decoders, splits.settings.fold.dev or "")
-    change = (lambda row: score.decode_again(row, how.text_of)) if how.text_of else None
+    change = (lambda row: hypotheses.decode_again(row, how.text_of)) if how.text_of else None
     for part, utterances in (("", splits.test), ("dev", splits.dev)):
         if utterances:
             score_system(
@@ -56,6 +56,14 @@ def score_student(
                     splits.seen,
                     change=change,
                 ),
-                About(name, "" if part else splits.settings.held_out, checkpoint, settings, "; ".join(remarks)),
+                About(
+                    name,
+                    "" if part else splits.settings.held_out,
+                    checkpoint,
+                    system.record.get("variant", ""),
+                    system.record.get("seed"),
+                    settings,
+                    "; ".join(remarks),
+                ),
                 0.0 if part else system.stride_ms,
             )

@@ -20,8 +20,9 @@ import torch
 from kdlib.corpus import audio, labels
 from kdlib.decode.greedy import greedy
 from kdlib.distill.collapse_alarm import CollapseAlarm
-from kdlib.distill.setup import LATEST, StudentData, StudentSetup, checkpoint_file, make_batch, write_weights
+from kdlib.distill.setup import LATEST, StudentData, StudentSetup, make_batch, write_weights
 from kdlib.models import augment, hybrid
+from kdlib.models.averaging import checkpoint_file
 from kdlib.models.encoder_cache import EncoderCache
 from kdlib.objectives.objective import Batch, Objective
 from kdlib.objectives.reference_losses import cross_entropy, ctc_loss

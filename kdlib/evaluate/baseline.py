@@ -30,7 +30,7 @@ def score_held_out(
         splits.test,
         folder,
         Evaluation(decoders, "baseline", scoring, splits.corpus.level, lambda utt: utt.text in words),
-        About("pretrained", splits.settings.held_out, model.name, settings),
+        About("pretrained", splits.settings.held_out, model.name, settings=settings),
         system.stride_ms,
     )
 
@@ -48,5 +48,5 @@ def score_others(folder: Path, model: Path, splits: Splits, record: dict | None,
         if utterances or part == folder:
             decoders = its_setup.decoders()
             evaluation = Evaluation(decoders, "zero-shot", scoring, corpus.level, seen)
-            about = About("pretrained", "", model.name, its_setup.record(decoders))
+            about = About("pretrained", "", model.name, settings=its_setup.record(decoders))
             score_system(recordings(system), utterances, part, evaluation, about)

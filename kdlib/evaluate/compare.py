@@ -7,12 +7,11 @@ sign-flip test over speakers, which with few of them cannot reach any small p; t
 of this holds for the models as trained. Another training gives another model: with several seeds, the seeds are
 averaged, and a difference must also stand out from its variation between seeds.
 
-    python -m kdlib.evaluate.compare hard=DIR kd=DIR original=evaluation.json --against hard
+    python -m kdlib verdict hard=DIR kd=DIR original=evaluation.json --against hard
 """
 
 import argparse
 import itertools
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from kdlib.errors import UserError, nearest
 from kdlib.evaluate import predictions
 from kdlib.evaluate.score import fold_words
 from kdlib.evaluate.statistics import LEVEL, folds_needed, holm, sign_flip_p, training_p
-from kdlib.evaluate.verdict import NO_DIFFERENCE, Verdict, verdict_frame, verdict_table
+from kdlib.evaluate.verdict import NO_DIFFERENCE, Verdict, verdict_frame
 
 MEASURES = ("wra", "wer")
 DRAWS = 2_000  # of the bootstrap
@@ -269,9 +268,8 @@ def _measure(system: pd.DataFrame, order: pd.Series, refs: Sequence[str], measur
     return np.array(rows, dtype=float)
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Run the command: NAME=PATH per system; a name that is repeated adds speakers or seeds."""
-    parser = argparse.ArgumentParser(description="Compare systems by their hypotheses.")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Define the arguments of the command."""
     parser.add_argument("systems", nargs="+", help="NAME=PATH: " + predictions.FORMATS)
     parser.add_argument("--decoder", default="greedy", help="column of hypotheses.csv")
     parser.add_argument("--measure", choices=MEASURES, default="wra")
@@ -279,7 +277,10 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--references", type=Path, help="references of plain text files, one per line")
     parser.add_argument("--fold-homophones", action="store_true", help="count TO for TWO, ... as correct")
     parser.add_argument("--out", type=Path, help="a folder for verdicts.csv")
-    options = parser.parse_args(arguments)
+
+
+def compare_files(options: argparse.Namespace) -> list[Verdict]:
+    """Compare the systems of the command: NAME=PATH; a name that is repeated adds speakers or seeds."""
     paths: dict[str, list[Path]] = {}
     for system in options.systems:
         name, mark, path = system.partition("=")
@@ -291,16 +292,7 @@ def main(arguments: Sequence[str]) -> None:
         for name, files in paths.items()
     }
     verdicts = compare(systems, against=options.against, measure=options.measure)
-    print(verdict_table(verdicts).to_string(index=False))
-    for verdict in verdicts:
-        print(verdict.text)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         verdict_frame(verdicts).to_csv(options.out / "verdicts.csv", index=False)
-
-
-if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"\n{error}\n")
+    return verdicts

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from kdlib.console import print_once
+from kdlib.console import warn_in_log
 from kdlib.corpus import audio
 from kdlib.corpus.manifest import Utterance
-from kdlib.decode import beam, lm
+from kdlib.decode import beam
 from kdlib.decode.attention import AttentionDecoding
-from kdlib.decode.beam import BeamSearch, BeamSettings
+from kdlib.decode.beam import BeamSearch
 from kdlib.decode.decoders import BEAM, DecoderSet
 from kdlib.decode.lexicon import Lexicon, Words
 from kdlib.evaluate.transcribe import Forward
@@ -24,7 +24,6 @@ from kdlib.runtime import set_threads
 from kdlib.settings.evaluation import BeamSearchSettings
 from kdlib.tokens import Tokens
 
-ARPA = "lm.arpa"
 TUNING = "beam_tuning.csv"  # next to a system's scores: WER and WRA of each beam search setting on dev speech
 
 
@@ -43,7 +42,7 @@ class DecoderSetup:
         """Build the decoders of a system: `heads` are its trained heads, `model` has the attention decoder."""
         settings, lexicon = self.search, Lexicon(self.lexicon, self.tokens)
         if (sentences := sum(" " in word for word in lexicon.words)) > len(lexicon.words) / 2:
-            print_once(
+            warn_in_log(
                 f"lexicon: {sentences:,} of its {len(lexicon.words):,} entries are whole sentences, including those of "
                 "the test speech: the scores of the lexicon decoders are no open-vocabulary results"
             )
@@ -62,9 +61,7 @@ class DecoderSetup:
         """Beam search with the recipe's settings; None without a language model."""
         if self.language_model is None:
             return None
-        setting = BeamSettings(self.search.lm_weight, self.search.word_bonus, self.search.beam_size)
-        vocabulary = None if self.search.units == "pieces" else self.lexicon
-        return BeamSearch(self.tokens, vocabulary, self.language_model, setting)
+        return beam.recipe_search(self.search, self.tokens, self.lexicon, self.language_model)
 
     def without_beam(self) -> "DecoderSetup":
         """The same setup without beam search, which is too slow for every combination of teachers."""
@@ -96,12 +93,3 @@ class DecoderSetup:
         if decoders.attention:
             settings["attention"] = {"size": decoders.attention.size, "ctc_weight": decoders.attention.ctc_weight}
         return settings
-
-
-def build_language_model(
-    partial: Path, utterances: Sequence[Utterance], settings: BeamSearchSettings, tokens: Tokens | None
-) -> None:
-    """Estimate a language model on the texts of utterances: of words or, with `tokens`, of pieces."""
-    texts = [utt.text for utt in utterances if not utt.copy_of]
-    estimator = lm.build(beam.in_pieces(texts, tokens) if tokens else texts, settings.order, partial / ARPA)
-    print(f"language model: {settings.order}-grams of {len(texts):,} training texts, estimated by {estimator}")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from kdlib.errors import UserError, nearest
-from kdlib.evaluate.score import IDS, read_hypotheses
+from kdlib.evaluate.hypotheses import IDS, read_hypotheses
 from kdlib.tokens import normalise
 
 COLUMNS = ["utt_id", "speaker", "reference", "hypothesis"]

@@ -8,46 +8,23 @@ bootstrap percentiles over utterances. `evaluation_<decoder>.json` has the forma
 import csv
 import functools
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 
 from kdlib.errors import UserError
+from kdlib.evaluate.hypotheses import IDS, Hypothesis, write_hypotheses
 from kdlib.io import read_json, write_json
 from kdlib.settings.evaluation import Scoring
 from kdlib.tokens import normalise
 
 DEFAULT = Scoring()
+MEASURES = ("wra", "wra_first_word", "wer", "cer")
+TIDY = ("system", "variant", "seed", "held_out", "decoder", "measure", "value", "low", "high", "n")
 GROUPS = ("speaker", "level", "word_type", "seen")
-IDS = {"greedy": "token_ids", "attention": "attention_ids"}  # decoder -> column of its token ids
-
-
-@dataclass(frozen=True)
-class Hypothesis:
-    """One row of `hypotheses.csv`: an utterance and its hypothesis by each decoder, empty if not used."""
-
-    utt_id: str
-    speaker: str
-    level: str
-    word_type: str
-    seen: str  # "yes", "no", or empty where it does not apply
-    reference: str
-    greedy: str = ""
-    lexicon: str = ""
-    lexicon_posterior: float = 0.0  # of the word that `lexicon` chose
-    beam: str = ""
-    attention: str = ""
-    attention_beam: str = ""
-    attention_lexicon: str = ""
-    joint: str = ""
-    joint_lexicon: str = ""
-    n_tokens: int = 0
-    blank_share: float = 0.0
-    token_ids: str = ""  # greedy, space-separated
-    attention_ids: str = ""  # of `attention`
 
 
 @dataclass(frozen=True)
@@ -73,6 +50,8 @@ class About:
     system: str
     held_out: str = ""
     checkpoint: str = ""
+    variant: str = ""  # of a student
+    seed: int | None = None
     settings: Mapping = field(default_factory=dict)  # of its decoders, and the speaker that they were chosen on
     remark: str = ""  # a limit to what the scores show
 
@@ -183,40 +162,30 @@ def write(
     write_hypotheses(rows, folder / "hypotheses.csv")
     scores = summary(rows, decoders, about, scoring)
     write_json(folder / "scores.json", scores)
+    with (folder / "scores.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, TIDY, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(tidy(scores, about.variant, about.seed))
     for name, result in scores["decoders"].items():
         write_json(folder / f"evaluation_{name}.json", _evaluation(rows, name, result, tokenizer, about.checkpoint))
     return scores
 
 
-def decode_again(row: Hypothesis, decode: Callable[[list[int]], str]) -> Hypothesis:
-    """Decode the token ids of a hypothesis to text with another function."""
-    ids = {name: [int(index) for index in getattr(row, column).split()] for name, column in IDS.items()}
-    return replace(row, **{name: decode(indices) for name, indices in ids.items() if indices})
+def tidy(scores: dict, variant: str = "", seed: int | None = None) -> list[dict]:
+    """The scores of a system in tidy rows: one per decoder and measure, shares unrounded, with intervals of WRA."""
+    keys = {"system": scores["system"], "variant": variant, "seed": seed, "held_out": scores["held_out"]}
+    rows = []
+    for decoder, result in scores["decoders"].items():
+        for measure in MEASURES:
+            low, high = result["ci95"] if measure == "wra" else (None, None)
+            row = {"decoder": decoder, "measure": measure, "value": result[measure], "low": low, "high": high}
+            rows.append(keys | row | {"n": result["n"]})
+    return rows
 
 
 def wra(folder: Path) -> dict[str, float]:
     """WRA by decoder, from the scores.json in a folder."""
     return {name: result["wra"] for name, result in read_json(folder / "scores.json")["decoders"].items()}
-
-
-def write_hypotheses(rows: Iterable[Hypothesis], path: Path) -> None:
-    """Write `hypotheses.csv`."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(Hypothesis.__dataclass_fields__), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
-
-
-def read_hypotheses(path: Path) -> list[Hypothesis]:
-    """Read `hypotheses.csv`."""
-    if not path.is_file():
-        raise UserError(f"no hypotheses in {path}: first run the notebook that scores this system")
-    with path.open(newline="", encoding="utf-8") as file:
-        numbers = {"n_tokens": int, "blank_share": float, "lexicon_posterior": float}
-        return [
-            Hypothesis(**row | {name: kind(row[name]) for name, kind in numbers.items() if name in row})
-            for row in csv.DictReader(file)
-        ]
 
 
 def _score_decoder(rows: Sequence[Hypothesis], decoder: str, **options) -> Score:

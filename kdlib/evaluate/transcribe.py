@@ -12,8 +12,9 @@ from kdlib.console import progress
 from kdlib.corpus import audio
 from kdlib.corpus.manifest import Utterance
 from kdlib.decode.decoders import DecoderSet
+from kdlib.evaluate.hypotheses import Hypothesis
 from kdlib.evaluate.posteriors import PosteriorWriter
-from kdlib.evaluate.score import DEFAULT, Hypothesis
+from kdlib.evaluate.score import DEFAULT
 from kdlib.models import Outputs
 from kdlib.runtime import set_threads
 from kdlib.settings.evaluation import Scoring

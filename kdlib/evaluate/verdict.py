@@ -75,35 +75,9 @@ class Verdict:
         return "".join(words)
 
 
-def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    """Verdicts for display, in per cent: one row per pair."""
-    rows = []
-    for verdict in verdicts:
-        rows.append(
-            {
-                "a": verdict.a,
-                "b": verdict.b,
-                "measure": verdict.measure.upper(),
-                "a %": _percent(verdict.a_value),
-                "b %": _percent(verdict.b_value),
-                "difference": f"{100 * verdict.difference:+.1f}",
-                "these speakers": _range(verdict.these_low, verdict.these_high),
-                "new speakers": _range(verdict.new_low, verdict.new_high),
-                "n": f"{verdict.utterances} x {verdict.speakers} sp. x {verdict.seeds} seed{'s' * (verdict.seeds > 1)}",
-                "Holm p": f"{verdict.holm_p:.2g}",
-                "verdict": verdict.verdict,
-            }
-        )
-    return pd.DataFrame(rows)
-
-
 def verdict_frame(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     """Verdicts with all of their fields and their text: one row per pair."""
     return pd.DataFrame([asdict(verdict) | {"text": verdict.text} for verdict in verdicts])
-
-
-def _percent(share: float) -> float:
-    return round(100 * share, 1)
 
 
 def _range(low: float, high: float) -> str:

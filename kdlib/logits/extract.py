@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 import pandas as pd
 import torch
 
-from kdlib.console import progress
+from kdlib.console import progress, report
 from kdlib.corpus import audio
 from kdlib.corpus.manifest import Utterance
 from kdlib.errors import UserError
@@ -165,7 +165,7 @@ def _announce(speaker: str, teacher: TrainedModel, utts: Sequence[Utterance], he
     rows = {"ctc": 1000 * seconds / teacher.model.encoder.stride_ms, "decoder": steps}
     stored = sum(rows[header.output] * header.row.itemsize for header in headers)
     dense = sum(rows[header.output] * 4 * header.size for header in headers)
-    print(
+    report(
         f"outputs of {speaker} for {purpose}: {len(utts):,} utterances, {seconds / 60:.0f} min of speech; "
         f"about {1.3 * real_time_factor * seconds:.0f} s and {stored / 1e6:.0f} MB "
         f"(as float32 logits {dense / 1e6:,.0f} MB)"

@@ -21,6 +21,11 @@ Average = Literal["outputs", "probabilities", "weights"]
 Member = tuple[Path, str]  # the folder of a saved model, and one of its weight files
 
 
+def checkpoint_file(rank: int) -> str:
+    """The file of a student's weights at one of its best checkpoints, 1 being the best."""
+    return f"best{rank}.safetensors"
+
+
 class OutputEnsemble(nn.Module):
     """Models of one tokenizer and one stride as one model, with the decoding interface of a `Hybrid`."""
 

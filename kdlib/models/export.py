@@ -1,10 +1,9 @@
 """Export a student's encoder and CTC head to a standard `.nemo` file, with which plain NeMo transcribes.
 
 NeMo has neither BOS nor EOS, and its blank is last: the head's rows are moved, and outputs without a
-piece are left out. `python -m kdlib.models.export STUDENT OUT.nemo`
+piece are left out.
 """
 
-import sys
 import tempfile
 from pathlib import Path
 
@@ -45,15 +44,3 @@ def _nemo_head(weight: torch.Tensor, bias: torch.Tensor, tokens: Tokens) -> tupl
     specials = [index for index in (BOS, EOS, BLANK) if index < pieces]
     rows[specials], biases[specials] = 0.0, float(bias.min()) - 100.0
     return rows, biases
-
-
-if __name__ == "__main__":
-    try:
-        if len(sys.argv) != 3:
-            raise UserError(
-                "expected the folder of a student and the name of a .nemo file: make export CHECKPOINT=... NEMO=..."
-            )
-        path = export(Path(sys.argv[1]), Path(sys.argv[2]))
-        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
-    except UserError as error:
-        sys.exit(f"\n{error}\n")

@@ -18,7 +18,7 @@ from kdlib.models import Outputs, encoder_conformer, read_record
 from kdlib.models.decoder import AttentionDecoder
 from kdlib.models.encoder_nemo import NeMoEncoder
 from kdlib.runtime import set_threads
-from kdlib.tokens import Tokens
+from kdlib.tokens import BLANK, Tokens
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,26 @@ def nearest_divisor(width: int, heads: int) -> int:
     [4, 8, 8, 11, 11]
     """
     return min((count for count in range(1, width + 1) if width % count == 0), key=lambda count: abs(count - heads))
+
+
+def remap_head(weight: torch.Tensor, bias: torch.Tensor, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
+    """Map a pretrained CTC head (blank last) to `tokens`: the blank at its id, unused tokens with the lowest bias."""
+    pieces = len(tokens.pieces)
+    wide = weight.new_zeros(tokens.size, weight.shape[1])
+    low = bias.new_full((tokens.size,), float(bias.min()) - 10)
+    wide[:pieces], low[:pieces] = weight[:pieces], bias[:pieces]
+    wide[BLANK], low[BLANK] = weight[pieces], bias[pieces]
+    return wide, low
+
+
+def copy_head(model: Hybrid, source: nn.Module, tokens: Tokens) -> bool:
+    """Copy the CTC head of the NeMo model that a model starts from; returns False if their pieces differ."""
+    if source.tokenizer.tokenizer.serialized_model_proto() != tokens.model:
+        return False
+    head = source.decoder.decoder_layers[0]
+    weight, bias = remap_head(head.weight.detach()[:, :, 0], head.bias.detach(), tokens)
+    model.ctc_head.load_state_dict({"weight": weight, "bias": bias})
+    return True
 
 
 class TrainedModel:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from kdlib.corpus.audio import RATE_HZ
 from kdlib.errors import UserError
-from kdlib.io import resolve_path
+from kdlib.io import read_json, resolve_path
 from kdlib.models import Outputs
 from kdlib.runtime import set_threads
 from kdlib.settings.pretrained import PretrainedSettings, Pretraining
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import torch
 
 SHIPPED_MODEL = Path(__file__).parents[1] / "data" / "standin.nemo"
+TRAINED = "pretrained.nemo"  # of a recipe's own
+RECORD = "train_data.json"  # next to it: what it was trained on
 
 
 class NeMoCTC:
@@ -68,6 +70,22 @@ def find_model(settings: PretrainedSettings) -> Path:
             )
         return path
     return _download(name)
+
+
+def training_record(model: Path, source: str, embedded: bool) -> dict | None:
+    """The training speakers and words of a pretrained model; None for NVIDIA's, which have no record.
+
+    `source` is the recipe's `pretrained`. The shipped model's speakers are the synthetic ones of the embedded corpus:
+    none of any other corpus.
+    """
+    if source == "nemo":
+        return None
+    shipped = source == "shipped"
+    path = SHIPPED_MODEL.with_suffix(f".{RECORD}") if shipped else model.with_name(RECORD)
+    record = read_json(path)
+    if shipped and not embedded:
+        record |= {"speakers": [], "test_speakers": []}
+    return record
 
 
 def restore_model(path: Path):

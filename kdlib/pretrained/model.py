@@ -4,25 +4,22 @@ It replaces NVIDIA's pretrained models without a network, or for a language that
 is trained on no speaker of any fold and is shared; a model `from_corpus` is in the fold's folder.
 """
 
-import json
 import random
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kdlib.console import report
 from kdlib.corpus import audio
 from kdlib.corpus.manifest import Corpus, Utterance
 from kdlib.corpus.speakers import Splits, in_blocks
 from kdlib.errors import UserError, nearest
 from kdlib.io import atomic_write, sha256, write_json
-from kdlib.models.nemo_files import SHIPPED_MODEL, build_model
+from kdlib.models.nemo_files import RECORD, SHIPPED_MODEL, TRAINED, build_model
 from kdlib.settings.pretrained import Pretraining
 from kdlib.tokens import Tokens, train_tokenizer
 from kdlib.training.sampling import FRAME_S, fits_frames
-
-FILE = "pretrained.nemo"
-RECORD = "train_data.json"  # next to it: what it was trained on
 
 
 @dataclass(frozen=True)
@@ -84,22 +81,6 @@ def split_fold(splits: Splits, settings: Pretraining) -> PretrainingData:
     return PretrainingData(corpus.source, train, {utt.text for utt in train}, [], frozenset())
 
 
-def training_record(model: Path, source: str, embedded: bool) -> dict | None:
-    """The training speakers and words of a pretrained model; None for NVIDIA's, which have no record.
-
-    `source` is the recipe's `pretrained`. The shipped model's speakers are the synthetic ones of the embedded corpus:
-    none of any other corpus.
-    """
-    if source == "nemo":
-        return None
-    shipped = source == "shipped"
-    path = SHIPPED_MODEL.with_suffix(f".{RECORD}") if shipped else model.with_name(RECORD)
-    record = json.loads(path.read_text(encoding="utf-8"))
-    if shipped and not embedded:
-        record |= {"speakers": [], "test_speakers": []}
-    return record
-
-
 def train(partial: Path, data: PretrainingData, characters: str, settings: Pretraining, seed: int) -> None:
     """Train the tokenizer, which can encode all `characters`, and the model."""
     import torch
@@ -118,7 +99,7 @@ def train(partial: Path, data: PretrainingData, characters: str, settings: Pretr
     if not train:
         raise UserError(f"{data.source}: every utterance has fewer frames of {FRAME_S * 1000:.0f} ms than tokens")
     if len(train) < len(data.train):
-        print(
+        report(
             f"pretraining: {len(data.train) - len(train)} of {len(data.train)} utterances are not trained on: "
             f"they have fewer frames of {FRAME_S * 1000:.0f} ms than tokens, too few for CTC"
         )
@@ -138,7 +119,7 @@ def train(partial: Path, data: PretrainingData, characters: str, settings: Pretr
     epochs = EpochData(lambda epoch: audio.batches(train, settings.batch_size, seed=seed * 1009 + epoch), collate)
     task = Task(model, step, lr=settings.lr, scale=cosine(settings.warmup_steps, settings.steps))
     fit(task, epochs, Run(partial, "pretraining", settings.steps, seed))
-    model.save_to(str(partial / FILE))
+    model.save_to(str(partial / TRAINED))
     write_json(
         partial / RECORD,
         {

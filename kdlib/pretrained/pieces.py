@@ -1,23 +1,18 @@
 """The shared `tokens/` stage: the one sentencepiece model of the teachers and students of a recipe.
 
-It is the pretrained model's own, so that a student keeps its head (`remap_head` moves the blank to its id); or trained
-on the closed lexicon; or a file. There may be more outputs than pieces: the rest is never used.
+It is the pretrained model's own, so that a student keeps its head (`hybrid.remap_head` moves the blank to its id); or
+trained on the closed lexicon; or a file. There may be more outputs than pieces: the rest is never used.
 """
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from kdlib.console import report
 from kdlib.errors import UserError
 from kdlib.io import resolve_path
 from kdlib.models.nemo_files import read_tokenizer
 from kdlib.settings.pretrained import TokenSettings
-from kdlib.tokens import BLANK, Tokens, check_round_trip, train_tokenizer
-
-if TYPE_CHECKING:
-    import torch
-
-    from kdlib.models.hybrid import Hybrid
+from kdlib.tokens import Tokens, check_round_trip, train_tokenizer
 
 FILE = "tokenizer.model"
 
@@ -67,24 +62,4 @@ def build(
             f"tokens.source {source!r} does not fit the teachers, who need the ids 0, 1 and 2 for BOS, EOS and blank: "
             f"{error}; write tokens: {{source: corpus}}"
         ) from None
-    print(f"tokens: {pieces} pieces ({source}), {settings.size or pieces} outputs")
-
-
-def remap_head(weight: "torch.Tensor", bias: "torch.Tensor", tokens: Tokens) -> "tuple[torch.Tensor, torch.Tensor]":
-    """Map a pretrained CTC head (blank last) to `tokens`: the blank at its id, unused tokens with the lowest bias."""
-    pieces = len(tokens.pieces)
-    wide = weight.new_zeros(tokens.size, weight.shape[1])
-    low = bias.new_full((tokens.size,), float(bias.min()) - 10)
-    wide[:pieces], low[:pieces] = weight[:pieces], bias[:pieces]
-    wide[BLANK], low[BLANK] = weight[pieces], bias[pieces]
-    return wide, low
-
-
-def copy_head(model: "Hybrid", source: "torch.nn.Module", tokens: Tokens) -> bool:
-    """Copy the CTC head of the NeMo model that a model starts from; returns False if their pieces differ."""
-    if source.tokenizer.tokenizer.serialized_model_proto() != tokens.model:
-        return False
-    head = source.decoder.decoder_layers[0]
-    weight, bias = remap_head(head.weight.detach()[:, :, 0], head.bias.detach(), tokens)
-    model.ctc_head.load_state_dict({"weight": weight, "bias": bias})
-    return True
+    report(f"tokens: {pieces} pieces ({source}), {settings.size or pieces} outputs")

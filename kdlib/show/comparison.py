@@ -15,33 +15,31 @@ import pandas as pd
 
 from kdlib.errors import UserError
 from kdlib.evaluate import compare
-from kdlib.evaluate.score import read_hypotheses
-from kdlib.evaluate.verdict import Verdict, verdict_frame, verdict_table
+from kdlib.evaluate.hypotheses import read_hypotheses
+from kdlib.evaluate.score import tidy
+from kdlib.evaluate.verdict import Verdict, verdict_frame
 from kdlib.io import atomic_write, read_json
 from kdlib.models import read_record
 from kdlib.params import Params
 from kdlib.pipeline import Fold
 from kdlib.settings.evaluation import Scoring
-from kdlib.show import figures
+from kdlib.show import figures, format
 from kdlib.tokens import normalise
 
 DECODERS = ("greedy", "lexicon", "beam", "attention", "attention_beam", "attention_lexicon", "joint", "joint_lexicon")
 BASELINE = "baseline"
+SPEECH = ("held out", "dev")
 
 
 def student_table(fold: Fold, seed: int) -> pd.DataFrame:
     """WRA (or WER) in per cent by decoder: held-out speaker, and dev speaker, on whom the weights were selected."""
     check_control(fold)
-    systems, measure = fold.systems(seed), fold.params.scoring.measure
-    rows = [_row(BASELINE if name == "pretrained" else name, seed, path, measure) for name, path in systems.items()]
-    columns = {}
-    for speech, prefix in (("held out", ""), ("dev", "dev ")):
-        for row in rows:
-            values = {name: row[prefix + name] for name in DECODERS if prefix + name in row}
-            if values:
-                columns[speech, row["system"]] = values
-    table = pd.DataFrame(columns)
-    return table.loc[[name for name in DECODERS if name in table.index]]
+    systems = {(BASELINE if name == "pretrained" else name, seed): path for name, path in fold.systems(seed).items()}
+    scores = fold_scores(systems)
+    scores = scores[scores.measure == fold.params.scoring.measure]
+    table = scores.pivot(index="decoder", columns=["speech", "system"], values="value")
+    columns = [(speech, name) for speech in SPEECH for name, _ in systems if (speech, name) in table.columns]
+    return (100 * table.loc[[name for name in DECODERS if name in table.index], columns]).round(1)
 
 
 def verdict(fold: Fold, seed: int, decoder: str) -> Verdict | None:
@@ -67,14 +65,20 @@ def score_folders(fold: Fold, variants: Sequence[str], seeds: Sequence[int], gro
     return folders | {(name, "ensemble"): fold.ensemble(name) for name in groups}
 
 
-def fold_table(folders: Mapping[tuple[str, object], Path], measure: str = "wra") -> pd.DataFrame:
-    """One row per system of a fold, the baseline included, and the mean over seeds of each variant."""
-    table = pd.DataFrame([_row(*key, folder, measure) for key, folder in folders.items()])
-    numbers = [name for name in table.columns if name not in ("system", "seed", "remark")]
-    students = table[table.seed.map(lambda seed: isinstance(seed, int))]
-    means = students.groupby("system", sort=False)[numbers].mean().round(1).reset_index()
-    means.insert(1, "seed", "mean")
-    return pd.concat([table, means], ignore_index=True).set_index(["system", "seed"])
+def fold_scores(folders: Mapping[tuple[str, object], Path], fold: str = "") -> pd.DataFrame:
+    """Tidy scores of the systems of a fold, on the held-out and on the dev speaker; shares unrounded."""
+    rows = []
+    for (system, seed), folder in folders.items():
+        for speech, part in (("held out", folder), ("dev", folder / "dev")):
+            if not (part / "scores.json").is_file():
+                continue
+            scores = read_json(part / "scores.json")
+            ordered = [row for name in DECODERS for row in tidy(scores) if row["decoder"] == name]
+            for row in ordered:
+                column = row["decoder"] if speech == "held out" else f"dev {row['decoder']}"
+                more = {"fold": fold, "system": system, "seed": seed, "speech": speech, "column": column}
+                rows.append(row | more | {"remark": scores.get("remark")})
+    return pd.DataFrame(rows)
 
 
 def verdicts(
@@ -180,18 +184,6 @@ def _steps(params: Params) -> dict:
     return params.model_dump(include=shared) | student | heads | {"resumes": bool(params.student.resume)}
 
 
-def _row(name: str, seed: object, folder: Path, measure: str) -> dict:
-    """A system's scores in per cent by decoder, on the held-out and the dev speaker."""
-    row = {"system": name, "seed": seed}
-    for part, prefix in ((folder, ""), (folder / "dev", "dev ")):
-        if (part / "scores.json").is_file():
-            scores = read_json(part / "scores.json")
-            decoders = scores["decoders"]
-            row |= {"remark": scores["remark"]} if "remark" in scores else {}
-            row |= {f"{prefix}{name}": round(100 * decoders[name][measure], 1) for name in DECODERS if name in decoders}
-    return row
-
-
 def compare_folds(
     recipe: str, held_out: Sequence[str], variants: Sequence[str], seeds: Sequence[int], groups: Sequence[str]
 ) -> None:
@@ -204,15 +196,13 @@ def compare_folds(
     variants = [*sorted(set(control.values()) - set(variants)), *variants]  # with the control of each
     control = {name: control[name] if control.get(name, name) != name else BASELINE for name in variants}
     folders = [score_folders(fold, variants, seeds, groups) for fold in folds]
-    tables = pd.concat(
-        {name: fold_table(systems, params.scoring.measure) for name, systems in zip(held_out, folders, strict=True)},
-        names=["fold"],
-    )
-    with atomic_write(out / "table.csv") as hidden:
-        tables.to_csv(hidden)
-    print(tables.drop(columns="remark", errors="ignore").dropna(axis=1, how="all").to_string(na_rep="-"))
-    if "remark" in tables:
-        for (speaker, name, seed), remark in tables.remark.dropna().items():
+    scores = pd.concat([fold_scores(found, name) for name, found in zip(held_out, folders, strict=True)])
+    with atomic_write(out / "scores.csv") as hidden:
+        scores.drop(columns="column").to_csv(hidden, index=False)
+    table = format.fold_table(scores, params.scoring.measure)
+    print(table.drop(columns="remark", errors="ignore").dropna(axis=1, how="all").to_string(na_rep="-"))
+    if "remark" in table:
+        for (speaker, name, seed), remark in table.remark.dropna().items():
             print(f"{speaker}, {name} {seed}: {remark}")
     members = {name: list(params.ensembles[name].variants) for name in groups}
     control |= {name: of[0] if of[0] in variants else BASELINE for name, of in members.items()}
@@ -228,13 +218,14 @@ def compare_folds(
         print("No two of these systems share a decoder: there is nothing to compare.")
         return
     decoders, results = zip(*rows, strict=True)
-    table = verdict_table(results)
+    table = format.verdict_table(results)
     table.insert(2, "decoder", decoders)
     print(table.drop(columns="measure").to_string(index=False))
     print("Holm's correction is over the pairs of a decoder.")
     for decoder, result in rows:
         if result.b != BASELINE:
             print(f"{decoder}: {result.text}")
+    frame = verdict_frame(results).assign(decoder=decoders)
     with atomic_write(out / "verdicts.csv") as hidden:
-        verdict_frame(results).assign(decoder=decoders).to_csv(hidden, index=False)
-    figures.save(figures.differences(table), out, "differences")
+        frame.to_csv(hidden, index=False)
+    figures.save(figures.differences(frame), out, "differences")

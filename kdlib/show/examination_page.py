@@ -1,12 +1,11 @@
 """The command `make examine`: examine any predictions in seconds, without a model; print the verdict, write a page.
 
-python -m kdlib.show.examination_page evaluation.json --tokenizer tokenizer.model
+python -m kdlib examine evaluation.json --tokenizer tokenizer.model
 """
 
 import argparse
 import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -138,14 +137,23 @@ def _page_folder(path: Path) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the command: examine a file of predictions."""
-    parser = argparse.ArgumentParser(prog="python -m kdlib.show.examination_page", description=__doc__.split("\n")[0])
+    """Examine a file of predictions, with the arguments of the command."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    run(parser.parse_args(arguments))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Define the arguments of the command."""
     parser.add_argument("file", type=Path, help=predictions.FORMATS)
     parser.add_argument("--tokenizer", default="", help="sentencepiece models, comma-separated, the system's own first")
     parser.add_argument("--decoder", default="greedy", help="in a folder of kdlib: the decoder to examine")
     parser.add_argument("--references", type=Path, help="the references of a text file of hypotheses")
     parser.add_argument("--out", type=Path, help="folder of the page; by default below outputs/examined")
-    args = parser.parse_args(arguments)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the command: examine a file of predictions."""
     path = args.file.expanduser()
     rows = predictions.read(path, args.decoder, args.references, ids=True)
     named = [Path(name).expanduser() for name in args.tokenizer.split(",") if name]
@@ -175,10 +183,3 @@ def main(arguments: Sequence[str]) -> None:
     write_json(out / "examination.json", record | {"causes": list(diagnosis.named), "diagnosis": diagnosis.text})
     figures.save(failure_figures.examination(result, diagnosis), out, "examination")
     print(f"\nWritten: {out}/page.txt, answers.csv, examination.json, examination.png and .pdf")
-
-
-if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"\n{error}\n")

@@ -16,9 +16,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import soundfile
-from IPython import get_ipython
 from IPython.display import display
 
+from kdlib.console import attended
 from kdlib.corpus import audio
 from kdlib.errors import UserError
 from kdlib.io import atomic_write, short_path
@@ -43,12 +43,6 @@ def explore(
     if not attended():
         return utterance_figure.failures_figure(data)
     return Explorer(data, fold.layout.figures).page
-
-
-def attended() -> bool:
-    """True in an interactive notebook: runs by papermill allow no input."""
-    kernel = getattr(get_ipython(), "kernel", None)
-    return bool(kernel and kernel.get_parent().get("content", {}).get("allow_stdin"))
 
 
 class Explorer(ExplorerWidgets):

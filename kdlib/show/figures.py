@@ -168,11 +168,16 @@ def aggregates(table: pd.DataFrame) -> Figure:
         for axes, kind in zip(panels[0], kinds, strict=True):
             part = table[table.speech == kind].iloc[::-1]
             place = np.arange(len(part))
-            axes.barh(place + 0.2, part["greedy WRA"], 0.38, color=LEVEL_COLOURS["LOW"], label="greedy")
+            axes.barh(place + 0.2, 100 * part.greedy_wra, 0.38, color=LEVEL_COLOURS["LOW"], label="greedy")
             axes.barh(
-                place - 0.2, part["lexicon WRA"], 0.38, color=LEVEL_COLOURS["LOW"], alpha=0.45, label="closed lexicon"
+                place - 0.2,
+                100 * part.lexicon_wra,
+                0.38,
+                color=LEVEL_COLOURS["LOW"],
+                alpha=0.45,
+                label="closed lexicon",
             )
-            axes.set_yticks(place, part["aggregate"])
+            axes.set_yticks(place, part.method)
             axes.set_xlim(0, 100)
             axes.set_title(f"{kind} speech ({part.n.iloc[0]} utterances)", loc="left")
             axes.set_xlabel("WRA (%)")
@@ -184,7 +189,7 @@ def aggregates(table: pd.DataFrame) -> Figure:
 def differences(table: pd.DataFrame) -> Figure:
     """Differences between systems with their intervals, for these speakers (thick) and for new ones (thin).
 
-    Columns: those of `verdict.verdict_table`, and decoder.
+    Columns: those of `verdict.verdict_frame`, and decoder.
     """
     with plt.rc_context(style()):
         rows = table.iloc[::-1]
@@ -192,15 +197,15 @@ def differences(table: pd.DataFrame) -> Figure:
         colours = {"better": "C2", "worse": "C3", "no difference shown": "0.45"}
         for place, row in enumerate(rows.itertuples()):
             colour = colours[row.verdict]
-            for text, width in ((rows["new speakers"].iloc[place], 0.8), (rows["these speakers"].iloc[place], 2.4)):
-                if text != "-":
-                    axes.plot([float(end) for end in text.split(" to ")], [place, place], color=colour, linewidth=width)
-            axes.plot(float(row.difference), place, "o", color=colour, markersize=4)
+            for low, high, width in ((row.new_low, row.new_high, 0.8), (row.these_low, row.these_high, 2.4)):
+                if not np.isnan(low):
+                    axes.plot([100 * low, 100 * high], [place, place], color=colour, linewidth=width)
+            axes.plot(100 * row.difference, place, "o", color=colour, markersize=4)
         axes.axvline(0, color="black", linewidth=0.7)
         axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.set_yticks(range(len(rows)), [f"{row.a} - {row.b}, {row.decoder}" for row in rows.itertuples()])
         axes.set_xlabel(
-            f"difference in {table.measure.iloc[0]} (points)\n95 %: thick for these speakers, thin for new ones"
+            f"difference in {table.measure.iloc[0].upper()} (points)\n95 %: thick for these speakers, thin for new ones"
         )
         handles = [plt.Line2D([], [], color=colour, marker="o", markersize=4) for colour in colours.values()]
         figure.legend(handles, list(colours), ncols=3, frameon=False, loc="outside upper center")

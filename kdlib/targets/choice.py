@@ -7,7 +7,6 @@ teachers by their loss on the label).
 """
 
 import math
-import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +16,10 @@ from typing import get_args
 import pandas as pd
 import torch
 
+from kdlib.console import warn
 from kdlib.corpus import labels
 from kdlib.errors import UserError
-from kdlib.evaluate import score
+from kdlib.evaluate import hypotheses
 from kdlib.logits.extract import OUTPUTS, Purpose, read_outputs
 from kdlib.logits.store import LogitStore
 from kdlib.settings.corpus import SplitSettings
@@ -145,7 +145,7 @@ def dev_accuracies(scores: Mapping[str, Path], dev: str, half: int | None = None
     for name, folder in scores.items():
         rows = [
             row
-            for row in score.read_hypotheses(folder / "hypotheses.csv")
+            for row in hypotheses.read_hypotheses(folder / "hypotheses.csv")
             if row.speaker == dev and half in (None, half_of(row.utt_id))
         ]
         accuracies[name] = sum(row.greedy == row.reference for row in rows) / max(1, len(rows))
@@ -171,5 +171,5 @@ def _usable_weights(weights: Mapping[str, float]) -> dict[str, float]:
     """The weights, or equal ones if all are 0."""
     if any(weights.values()):
         return dict(weights)
-    warnings.warn("no teacher recognises a word of the speech that sets the weights: all weigh the same", stacklevel=2)
+    warn("no teacher recognises a word of the speech that sets the weights: all weigh the same")
     return dict.fromkeys(weights, 1.0)

@@ -15,7 +15,7 @@ import pandas as pd
 from kdlib.corpus.manifest import Utterance
 from kdlib.corpus.speakers import Splits
 from kdlib.errors import UserError
-from kdlib.evaluate import score
+from kdlib.evaluate import hypotheses
 from kdlib.evaluate.decoder_setup import DecoderSetup
 from kdlib.evaluate.report import score_system
 from kdlib.evaluate.score import About
@@ -114,14 +114,14 @@ def score_target(
             f"teachers, {method}",
             how.splits.settings.held_out,
             f"{len(ensemble.stores)} stores",
-            setup.record(decoders),
+            settings=setup.record(decoders),
         ),
         ensemble.stride_ms if posteriors else 0.0,
     )
 
 
-def report_table(folder: Path) -> pd.DataFrame:
-    """One row per method and kind of speech; shares in per cent."""
+def report_frame(folder: Path) -> pd.DataFrame:
+    """One row per method and kind of speech; shares unrounded."""
     rows = []
     for method in METHODS:
         for speech in ("training", "dev"):
@@ -129,19 +129,19 @@ def report_table(folder: Path) -> pd.DataFrame:
             if not (path / "scores.json").is_file():
                 continue
             scores = read_json(path / "scores.json")
-            hypotheses = pd.DataFrame(score.read_hypotheses(path / "hypotheses.csv"))
+            decoded = pd.DataFrame(hypotheses.read_hypotheses(path / "hypotheses.csv"))
             rows.append(
                 {
-                    "aggregate": method,
+                    "method": method,
                     "speech": speech,
                     "teachers": read_json(folder / method / "coverage.json")["teachers"],
                     "n": scores["n"],
-                    "greedy WRA": round(100 * scores["decoders"]["greedy"]["wra"], 1),
-                    "lexicon WRA": round(100 * scores["decoders"]["lexicon"]["wra"], 1),
-                    "blank frames": round(100 * hypotheses.blank_share.mean(), 1),
-                    "empty output": round(100 * float((hypotheses.greedy == "").mean()), 1),
-                    "distinct hypotheses": hypotheses.greedy[hypotheses.greedy != ""].nunique(),
-                    "distinct references": hypotheses.reference.nunique(),
+                    "greedy_wra": scores["decoders"]["greedy"]["wra"],
+                    "lexicon_wra": scores["decoders"]["lexicon"]["wra"],
+                    "blank_share": decoded.blank_share.mean(),
+                    "empty_share": float((decoded.greedy == "").mean()),
+                    "distinct_hypotheses": decoded.greedy[decoded.greedy != ""].nunique(),
+                    "distinct_references": decoded.reference.nunique(),
                     "remark": REMARKS.get((method, speech), ""),
                 }
             )

@@ -15,7 +15,6 @@ from kdlib.corpus.speakers import Splits
 from kdlib.errors import UserError
 from kdlib.models.nemo_files import SHIPPED_MODEL, restore_model
 from kdlib.pretrained.model import split_controls
-from kdlib.pretrained.pieces import copy_head
 from kdlib.runtime import seed_everything
 from kdlib.settings.corpus import SplitSettings
 from kdlib.settings.pretrained import Pretraining
@@ -93,7 +92,7 @@ def initial_model(
         return InitialModel(_random_model(settings, tokens), tokens, (), head_is_trained=False)
     source = restore_model(pretrained)
     model = hybrid.NeMoHybridStudent.of(source, _heads(settings, tokens, source.cfg.encoder.d_model))
-    return InitialModel(model, tokens, train_speakers, copy_head(model, source, tokens))
+    return InitialModel(model, tokens, train_speakers, hybrid.copy_head(model, source, tokens))
 
 
 def saved_model(folder: Path) -> InitialModel:

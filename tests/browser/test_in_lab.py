@@ -21,9 +21,8 @@ def fold(tmp_path_factory):
     """A fold of the smoke corpus, with hypotheses of several systems; one recording is missing."""
     folder = tmp_path_factory.mktemp("lab")
     overrides = {"outputs": str(folder / "outputs"), "pretrained": "shipped"}
-    params = Fold.load("params/smoke.yaml", "M08", overrides=overrides)
-
-    corpus, tokens = params.corpus, params.tokens
+    smoke = Fold.load("params/smoke.yaml", "M08", overrides=overrides)
+    corpus, tokens = smoke.corpus, smoke.tokens
     tests = [utt for utt in corpus if utt.speaker in ("M08", "M10")]
     for place, (name, wrong) in enumerate((NAMES | {"teachers": 0.2}).items()):
         systems.save(folder / name, tests, tokens, wrong, place, level=corpus.level)
@@ -33,15 +32,15 @@ def fold(tmp_path_factory):
 from pathlib import Path
 from kdlib.pipeline import Fold
 from kdlib.show import explorer
-params = load("params/smoke.yaml", "M08", overrides={overrides})
+fold = Fold.load("params/smoke.yaml", "M08", overrides={overrides})
 folder = Path({str(folder)!r})""",
         f"""
-explorer.explore(params, {{name: folder / name for name in {list(NAMES)}}}, teachers=folder / "teachers", before="hard")
+explorer.explore(fold, {{name: folder / name for name in {list(NAMES)}}}, teachers=folder / "teachers", before="hard")
 """,
     )
     missing = next(utt for utt in tests if utt.speaker == "M10")
     missing.wav.rename(missing.wav.with_suffix(".away"))
-    return folder, params, missing.utt_id
+    return folder, smoke, missing.utt_id
 
 
 @pytest.fixture(scope="module")
@@ -155,11 +154,11 @@ def test_an_empty_list_is_reported_and_refilled(clean):
 
 def test_notes_are_saved_filtered_and_survive_a_new_run(clean, fold):
     page = clean
-    _, params, _ = fold
+    _, smoke, _ = fold
     name = pick(page, rows(page)[5])
     page.get_by_placeholder("a note on this utterance").fill('breathy onset, "K" lost')
     page.get_by_role("button", name="save note").click()
-    path = params.layout.fold / "notes.csv"
+    path = smoke.layout.fold / "notes.csv"
     wait_until(page, path.is_file)
     assert pd.read_csv(path).set_index("utt_id").note.to_dict() == {name: 'breathy onset, "K" lost'}
     choose(page, "show", "with a note")

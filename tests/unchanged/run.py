@@ -5,6 +5,7 @@ from pathlib import Path
 
 import corpora
 import numpy as np
+import pandas as pd
 
 from kdlib.diagnose import causes, collapse_study, examination
 from kdlib.evaluate import checkpoint, predictions
@@ -13,9 +14,12 @@ from kdlib.logits import importing
 from kdlib.logits.store import Header
 from kdlib.models import export
 from kdlib.pipeline import Fold
-from kdlib.show import comparison, examination_page
+from kdlib.show import comparison, examination_page, format
 from kdlib.tokens import Tokens
 
+# The columns of a table that was written as it was shown.
+SUMMARY = {"wra": "WRA %", "information": "information %", "distinct_texts": "different answers", "severity": "state"}
+SUMMARY |= {"cause_made": "made", "causes_named": "named", "diagnosis": "what it says"}
 RECIPE, HELD_OUT = "params/unchanged.yaml", "M08"
 ORIGINAL = Path(__file__).parents[3] / "shared/data/original"  # the original study's files, where they are at hand
 
@@ -40,6 +44,8 @@ def run(out: Path) -> Path:
     cases = [of(name).examination(1) for name in fold.params.compare]
     summary, known = collapse_study.summary(cases), collapse_study.fingerprints(cases)
     collapse_study.write(fold.layout.collapse, summary, known, fold.params.name, HELD_OUT)
+    shown = summary.assign(wra=(100 * summary.wra).round(1), information=(100 * summary.information).round())
+    shown.rename(columns=SUMMARY).to_csv(fold.layout.collapse / "summary.csv", index=False)
     for name in fold.params.ensembles:
         fold.ensemble(name)
     of("ctc_kd_only").preflight()
@@ -47,6 +53,10 @@ def run(out: Path) -> Path:
     recipe.write_text(f"extends: {Path('params/unchanged.yaml').resolve()}\noutputs: {out}\n")
     groups = list(fold.params.ensembles)
     comparison.compare_folds(str(recipe), [HELD_OUT], ["hard", "ctc_kd", "half"], [1], groups)
+    scores = pd.read_csv(fold.layout.compare / "scores.csv", keep_default_na=False)
+    scores["column"] = scores.speech.map({"held out": "", "dev": "dev "}) + scores.decoder
+    scores["value"], scores["seed"] = scores.value.astype(float), scores.seed.map(lambda s: int(s) if s == "1" else s)
+    format.fold_table(scores.replace({"remark": {"": None}}), "wra").to_csv(fold.layout.compare / "table.csv")
     shared = fold.layout.recipe
     for name in ("pieces", "int8"):  # the same corpus, tokens and model in folders of their own
         for stage in ("corpus", "pretrained", "tokens"):

@@ -37,6 +37,8 @@ def snapshot(folder: Path) -> dict[str, dict[str, object]]:
 def _values(path: Path) -> dict[str, object] | None:
     if path.name in ("examined.csv", "checked_files.csv"):  # it has the dates of files
         return None
+    if path.name == "scores.csv":  # tidy, of scores.json; there was none
+        return None
     if path.suffix == ".safetensors":
         return {"tensors": _tensors(path)} | _posteriors(path)
     if path.suffix == ".bin":

@@ -1,0 +1,390 @@
+"""The objects of a fold, made of its artefacts: what the stages of the pipeline give to their builders.
+
+Everything is made when it is first asked for, and once; `pipeline.Fold` adds the stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdlib.corpus import labels, prepare
+from kdlib.corpus.manifest import Corpus
+from kdlib.corpus.speakers import Splits
+from kdlib.errors import UserError
+from kdlib.io import resolve_path
+from kdlib.layout import Layout
+from kdlib.models import read_record
+from kdlib.params import Params
+from kdlib.settings.corpus import CorpusSettings, SplitSettings
+from kdlib.settings.pretrained import PretrainedSettings
+from kdlib.source_code import lazy
+from kdlib.stage import fingerprint
+from kdlib.teachers.teacher_sets import requested_teachers, student_teachers
+from kdlib.tokens import Tokens
+
+if TYPE_CHECKING:
+    from kdlib.distill.preflight import Plan, Teachers
+    from kdlib.distill.setup import Start, StudentData, StudentSetup
+    from kdlib.distill.student_scores import StudentScoring
+    from kdlib.evaluate.decoder_setup import DecoderSetup
+    from kdlib.logits.extract import Purpose
+    from kdlib.logits.store import LogitStore
+    from kdlib.targets.aggregation import TeacherEnsemble, Weighting
+    from kdlib.targets.pseudo_labels import TeacherHypotheses
+    from kdlib.teachers.training import InitialModel
+
+# Imported when they are used: torch and its companions take seconds.
+aggregation = lazy("kdlib.targets.aggregation")
+beam = lazy("kdlib.decode.beam")
+base_model = lazy("kdlib.teachers.base_model")
+choice = lazy("kdlib.targets.choice")
+decoder_setup = lazy("kdlib.evaluate.decoder_setup")
+faults = lazy("kdlib.distill.faults")
+fusion = lazy("kdlib.targets.fusion")
+lexicon = lazy("kdlib.decode.lexicon")
+nemo_files = lazy("kdlib.models.nemo_files")
+pieces = lazy("kdlib.pretrained.pieces")
+preflight = lazy("kdlib.distill.preflight")
+pseudo_labels = lazy("kdlib.targets.pseudo_labels")
+setup = lazy("kdlib.distill.setup")
+similarity = lazy("kdlib.targets.similarity")
+store = lazy("kdlib.logits.store")
+student_scores = lazy("kdlib.distill.student_scores")
+
+_checked: dict[Path, tuple[str, str]] = {}  # corpus folders that this process has checked -> identity and key
+
+
+class FoldObjects:
+    """One fold of a recipe, under one of its variants."""
+
+    def __init__(self, params: Params, of_variant: Callable[[str], Params] | None = None) -> None:
+        self.params, self.layout, self._of_variant = params, Layout(params), of_variant
+        self.split_settings = params.part(SplitSettings)
+        self.corpus_settings = params.part(CorpusSettings)
+        self.pretrained_settings = params.part(PretrainedSettings)
+
+    # the corpus
+
+    @cached_property
+    def corpus_folder(self) -> Path:
+        """The corpus folder: as this process has already checked it, or made now."""
+        folder, identity = self.layout.corpus, prepare.identity(self.corpus_settings)
+        if _checked.get(folder) != (identity, fingerprint(folder)) or fingerprint(folder) == "none":
+            self.prepared_corpus()
+            _checked[folder] = identity, fingerprint(folder)
+        return folder
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """The checked corpus, without the transcripts that the recipe withholds."""
+        return labels.hide_unknown(prepare.read(self.corpus_folder, self.corpus_settings), self.split_settings)
+
+    @cached_property
+    def lexicon(self) -> dict[str, list[str]]:
+        """The closed vocabulary: each word with its spellings."""
+        return prepare.read_lexicon(self.corpus_folder)
+
+    @cached_property
+    def splits(self) -> Splits:
+        """Whom the fold is trained on and tested on."""
+        return Splits(self.corpus, self.split_settings)
+
+    # the pretrained model, tokens, decoders
+
+    def pretrained_model(self) -> Path:
+        """The recipe's `.nemo` file: shipped, NVIDIA's, local, or trained on controls or on the fold's speakers."""
+        if self.params.pretrained in ("controls", "from_corpus"):
+            return self.pretraining() / nemo_files.TRAINED
+        return nemo_files.find_model(self.pretrained_settings)
+
+    def pretrained_record(self) -> dict | None:
+        """The training speakers and words of the pretrained model; None for NVIDIA's, which have no record."""
+        source, embedded = self.params.pretrained, self.params.corpus == "synthetic"
+        return nemo_files.training_record(self.pretrained_model(), source, embedded)
+
+    @cached_property
+    def tokens(self) -> Tokens:
+        """The tokens of teachers and students."""
+        return Tokens.for_teachers(self.tokens_folder() / pieces.FILE, self.params.tokens.size)
+
+    def decoder_setup(self, tokens: Tokens | None = None, *, all_speakers: bool = False) -> DecoderSetup:
+        """What decoders need, for the teachers' tokens or for others."""
+        tokens = tokens or self.tokens
+        model = self.language_model(tokens if self.params.search.units == "pieces" else None, all_speakers=all_speakers)
+        return decoder_setup.DecoderSetup(tokens, self.lexicon, model / beam.ARPA, self.params.search)
+
+    # teachers, their outputs, and the targets
+
+    def teacher_names(self, speakers: Sequence[str] | str = ()) -> list[str]:
+        """The requested teachers: by default the fold's; names; "all"; or a share: "1/2", "1/2 of all"."""
+        return requested_teachers(self.splits, self.params.teacher, speakers)
+
+    def base_model(self) -> Path | None:
+        """The folder of the base model; None where each teacher starts from scratch or from the checkpoint."""
+        settings = self.params.teacher
+        if settings.parent == "none":
+            return None
+        if settings.parent == "shipped" and settings.backbone == "sb":
+            return base_model.shipped_base_model(settings, self.tokens)
+        return self.trained_base_model()
+
+    def teacher(self, name: str) -> Path:
+        """The folder of a teacher: of a speaker, or one of the fold's students (born again: Furlanello et al. 2018)."""
+        if self.params.teacher.backbone != "students":
+            return self.speaker_teacher(name)
+        folder = self.layout.teacher(name)
+        if not (folder / "model.json").is_file():
+            variant, seed = name.split("/seed")
+            raise UserError(
+                f"teacher.students: there is no student {variant!r} of seed {seed} in {folder}; train it first: make "
+                f"compare HELD_OUT={self.params.held_out} VARIANTS={variant} SEEDS={seed}"
+            )
+        return folder
+
+    def _new_teacher(self) -> InitialModel:
+        """The model that the base model, or a teacher without one, starts from."""
+        settings, seed = self.params.teacher, self.params.seed
+        if settings.backbone == "sb":
+            return base_model.initial_model(settings, self.tokens, seed, None)
+        speakers = (self.pretrained_record() or {"speakers": ()})["speakers"]
+        return base_model.initial_model(settings, self.tokens, seed, self.pretrained_model(), speakers)
+
+    def _nemo_encoder(self) -> list[Path]:
+        """The pretrained model, where the teachers have its encoder."""
+        return [self.pretrained_model()] if self.params.teacher.backbone == "nemo" else []
+
+    def store(self, name: str, purpose: Purpose, output: str = "ctc") -> LogitStore:
+        """A teacher's stored outputs."""
+        if output == "decoder" and not read_record(self.teacher(name))["heads"]["layers"]:
+            raise UserError(
+                f"teacher {name} has no decoder, only CTC outputs; write distill: {{heads: ctc}}, or name teachers "
+                "with a decoder"
+            )
+        return store.LogitStore(self.outputs(name, purpose) / output)
+
+    def target_teachers(self, method: str = "") -> list[str]:
+        """The teachers that the fold averages under a method: all, or those of the held-out speaker's level."""
+        settings = self.params.teacher
+        if settings.backbone == "students":
+            return student_teachers(settings)
+        names = self.splits.teachers(settings.max_teachers)
+        if method != "same_level":
+            return names
+        same = self.splits.teachers(settings.max_teachers, same_level=True)
+        return [name for name in names if name in same] or names
+
+    def targets(
+        self, method: str = "", output: str = "ctc", purpose: Purpose = "training", half: int | None = None
+    ) -> TeacherEnsemble:
+        """The fold's teachers combined by a method, by default the recipe's.
+
+        For `training`: targets on the training speakers only. For `analysis`: outputs on test blocks, no training
+        target. What is estimated on dev speech can be restricted to one `half` of it.
+        """
+        method, settings = method or self.params.aggregation.method, self.params.aggregation
+        choice.check_method(method, output, self.params.teacher)
+        names = self.target_teachers(method)
+        evidence = choice.Evidence(
+            accuracies=lambda: self._accuracies(names, half),
+            outputs=lambda: {name: self.outputs(name, purpose) for name in names},
+            features=lambda: similarity.read_features(self.speaker_features()),
+            fusion=lambda: fusion.load_fusion(self.fusion(method), method, self._unweighted(names), half),
+        )
+        return self._combined(names, choice.weighting(method, names, settings, evidence), output, purpose)
+
+    def _combined(self, names: Sequence[str], weights: Weighting, output: str, purpose: Purpose) -> TeacherEnsemble:
+        choice.check_labels({name: read_record(self.teacher(name)) for name in names}, self.split_settings)
+        stores = {name: self.store(name, purpose, output) for name in names}
+        return choice.combine(stores, weights, self.tokens, self.split_settings, purpose)
+
+    def _unweighted(self, names: Sequence[str]) -> TeacherEnsemble:
+        """The teachers on the speech that fusions are trained on."""
+        return self._combined(names, aggregation.Weighting(missing="all"), "ctc", self._fusion_purpose)
+
+    @property
+    def _fusion_purpose(self) -> Purpose:
+        return "analysis" if self.params.fold.dev else "training"
+
+    def _accuracies(self, names: Sequence[str], half: int | None = None) -> dict[str, float]:
+        """Greedy CTC accuracy of teachers on the fold's dev speaker; without one, on their own dev blocks."""
+        if dev := self.params.fold.dev:
+            return choice.dev_accuracies({name: self.teacher_scores(name) for name in names}, dev, half)
+        return choice.own_accuracies({name: read_record(self.teacher(name)) for name in names})
+
+    # students
+
+    def student_setup(self, seed: int) -> StudentSetup:
+        """All that a student is trained with."""
+        params, start = self.params, self._start(seed)
+        model = setup.initial_student(params.student, self.tokens, start, seed, params.faults)
+        targets = {output: self._student_targets(output) for output in params.distill.outputs}
+        return setup.StudentSetup(
+            name=params.variant,
+            seed=seed,
+            settings=params.student,
+            distill=params.distill,
+            fold=self.split_settings,
+            tokens=self.tokens,
+            data=self.student_data(),
+            start=start,
+            model=model,
+            targets=targets,
+            hypotheses=self._hypotheses(targets),
+            judge=self._judge(),
+        )
+
+    def student_data(self) -> StudentData:
+        """The student's training speech, and the dev speech that chooses its checkpoint."""
+        params = self.params
+        uses_teachers, share = params.distill.uses_teachers, params.teacher.dev_share
+        return setup.select_data(self.splits, self.tokens, params.faults, uses_teachers=uses_teachers, dev_share=share)
+
+    def teacher_hypotheses(self) -> TeacherHypotheses | None:
+        """The teachers' hypotheses that the student is trained on, if it is."""
+        return self._hypotheses({output: self._student_targets(output) for output in self.params.distill.outputs})
+
+    def _student_targets(self, output: str) -> TeacherEnsemble:
+        """The targets of training speech, with the recipe's faults."""
+        return faults.apply_faults(self.params.faults, self.targets(output=output), self.splits.train, self.params.seed)
+
+    def _hypotheses(self, targets: dict[str, TeacherEnsemble]) -> TeacherHypotheses | None:
+        distill = self.params.distill
+        if not (distill.uses_teachers and distill.uses_hypotheses):
+            return None
+        setup.check_lexicon(distill, self.lexicon, bool(self.params.labels))
+        search, params = None, self.params
+        if params.needs_beam:
+            model = self.language_model(self.tokens if params.search.units == "pieces" else None) / beam.ARPA
+            search = beam.recipe_search(params.search, self.tokens, self.lexicon, model)
+        return pseudo_labels.TeacherHypotheses(
+            targets["ctc"], lexicon.Lexicon(self.lexicon, self.tokens), self.tokens, search
+        )
+
+    def _judge(self) -> TeacherEnsemble | None:
+        """The teachers' outputs on dev speech, where the best checkpoint is the one closest to them (a fault)."""
+        if self.params.faults.choose_by == "wra" or not self.params.distill.uses_teachers:
+            return None
+        if self.params.distill.heads == "decoder":
+            raise UserError(
+                "faults.choose_by: kl compares CTC outputs: teachers' decoder outputs on dev speech are not stored; "
+                "write distill: {heads: ctc}"
+            )
+        return faults.apply_faults(self.params.faults, self.targets(purpose="analysis"), None, self.params.seed)
+
+    def _start(self, seed: int) -> Start:
+        """What the student's weights are before training."""
+        settings = self.params.student
+        if folder := self.resumed_from(seed):
+            record = read_record(folder)
+            setup.check_resumed(folder, record, settings, self.tokens, self.split_settings)
+            return setup.Start(resumed=folder, train_speakers=record["train_speakers"], head_is_trained=True)
+        if settings.backbone == "nemo":
+            path, record = self.pretrained_model(), self.pretrained_record() or {"speakers": ()}
+            same = nemo_files.read_tokenizer(path) == self.tokens.model
+            return setup.Start(nemo=path, train_speakers=record["speakers"], head_is_trained=same)
+        if settings.start == "pretrained":
+            folder = self._sb_base_model()
+            speakers = read_record(folder)["train_speakers"]
+            return setup.Start(base=folder, train_speakers=speakers, head_is_trained=True)
+        return setup.Start(shape=setup.conformer_shape(settings.conformer or self.params.teacher))
+
+    def resumed_from(self, seed: int) -> Path | None:
+        """The folder of the student whose training this one continues; None without `student.resume`."""
+        name, variants = self.params.student.resume, self.params.variants
+        if not name:
+            return None
+        is_variant = all(part in variants for part in name.split("+"))
+        folder = self.layout.student(seed, name) if is_variant else resolve_path(name)
+        if not (folder / setup.LATEST).is_file():
+            raise UserError(
+                f"student.resume: there is no student in {folder} (no {setup.LATEST}); train it first, or name a "
+                f"variant of this recipe ({', '.join(variants)}) or the folder of a student"
+            )
+        return folder
+
+    def _sb_base_model(self) -> Path:
+        """The base model of the SpeechBrain teachers, from which a SpeechBrain student starts."""
+        folder = self.but(teacher={"backbone": "sb"}).base_model()
+        if folder is None:
+            raise UserError(
+                "student: a SpeechBrain student starts from the teachers' base model, but teacher.parent is 'none'; "
+                "write student: {start: scratch}, or teacher: {parent: controls}"
+            )
+        return folder
+
+    def _preflight_plan(self) -> Plan:
+        params, used = self.params, self.resolved.params.distill
+        return preflight.Plan(
+            self.splits,
+            self.tokens,
+            self.student_data(),
+            requested=params.distill,
+            used=used,
+            faults=params.faults,
+            text_of=self._text_of(),
+            switched=params.crosses_encoders,
+        )
+
+    def _preflight_teachers(self, seed: int) -> Teachers | None:
+        if not self.params.distill.uses_teachers:
+            return None
+        names, output = self.target_teachers(self.params.aggregation.method), self.params.distill.outputs[0]
+        return preflight.Teachers(
+            stores={name: self.store(name, "training", output) for name in names},
+            folders={name: self.teacher(name) for name in names},
+            setup=lambda: self.student_setup(seed),
+        )
+
+    def _text_of(self):
+        return faults.text_decoder(self.params.faults, self.tokens, self.lexicon)
+
+    def _student_scoring(self) -> StudentScoring:
+        params = self.params
+        return student_scores.StudentScoring(
+            self.splits, self.decoder_setup(), params.scoring, params.faults, self._text_of()
+        )
+
+    # the settings and files that stages depend on
+
+    def _labels(self) -> dict:
+        """Which utterances are labelled, where some are not."""
+        settings = self.split_settings
+        if not settings.labels:
+            return {}
+        return {"labels": labels.record(settings) | {"use_unlabelled_held_out": settings.use_unlabelled_held_out}}
+
+    def _target_settings(self) -> dict:
+        return self.params.scoring_identity | {
+            "aggregation": self.params.aggregation.model_dump(exclude={"method"}),
+            "labels": labels.record(self.split_settings),
+            "fold": self.params.fold.model_dump(mode="json"),
+        }
+
+    def _student_settings(self) -> dict:
+        """The settings that a student depends on; those of teachers only where the loss uses them."""
+        params, uses_teachers = self.params, self.params.distill.uses_teachers
+        excluded = {"accelerator"} if params.student.keep_checkpoints > 1 else {"accelerator", "keep_checkpoints"}
+        hard = {"beta", "heads", "ctc_weight", "label_smoothing", "ctc_smoothing", "intermediate"}
+        settings = self.split_settings.identity | {
+            "student": params.student.model_dump(mode="json", exclude=excluded),
+            "distill": params.distill.model_dump(
+                mode="json", include=None if uses_teachers else hard, exclude={"allow", "control", "allow_decoder_kd"}
+            ),
+            "blocks": params.blocks.model_dump(mode="json"),
+        }
+        if params.labels:
+            settings["labels"] = labels.record(self.split_settings)
+        if uses_teachers:
+            settings["aggregation"] = params.aggregation.model_dump(mode="json")
+        if params.faults.named:
+            settings["faults"] = params.faults.model_dump(exclude_defaults=True)
+        if params.needs_beam:
+            settings["search"] = params.search.model_dump(mode="json")
+        if params.student.backbone == "sb":
+            settings["shape"] = vars(setup.conformer_shape(params.student.conformer or params.teacher))
+        if params.fold.dev is None:
+            settings |= {"dev_share": params.teacher.dev_share, "split": params.seed}
+        return settings

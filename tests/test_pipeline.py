@@ -1,0 +1,149 @@
+"""The pipeline: what makes each stage anew, and that no other module makes stages."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from kdlib import pipeline, source_code
+from kdlib.pipeline import Fold, code_of
+
+KDLIB = Path(source_code.__file__).parent
+STAGES = source_code.stage_methods("pipeline.py", "Fold")
+# Which edited files make a stage anew. The columns are:
+#   prepared_corpus pretraining tokens_folder language_model baseline zero_shot trained_base_model speaker_teacher
+#   outputs teacher_scores speaker_features fusion target_report combined_teacher_scores logit_student preflight_checks student
+#   scores ensemble
+TABLE = """
+xxxxxxxxxxxxxxxxxxx  corpus/audio.py corpus/audio_checks.py corpus/embedded/dysarthria.py corpus/embedded/espeak.py
+                     corpus/embedded/grammar.py corpus/embedded/synthetic.py corpus/importers/torgo.py
+                     corpus/importers/uaspeech.py corpus/labels.py corpus/manifest.py corpus/prepare.py
+                     corpus/speakers.py data/speakers.csv data/uaspeech_words.json data/word_duration_ratios.csv
+                     settings/corpus.py tokens.py
+.xx.xxxxxxxxxxxxxxx  runtime.py
+.xx.xxxxxx.xxxxxxxx  models/nemo_files.py settings/pretrained.py
+....xxxxxx.xxxxxxxx  models/augment.py models/decoder.py models/encoder_conformer.py models/encoder_nemo.py
+                     models/hybrid.py
+..x.xxxx.x.xxxxxxxx  pretrained/pieces.py
+....xxxx.x..xxxxxxx  decode/greedy.py
+......xx.x.xxxxxxxx  settings/teacher.py
+....xx...x.xxxxxxxx  evaluate/hypotheses.py
+...xxx...x..xxxxxxx  decode/beam.py decode/lexicon.py decode/lm.py decode/trie.py settings/evaluation.py
+........xx.xxxxxxxx  logits/store.py
+......xx.x.xxxxxx..  objectives/reference_losses.py
+....xx...x..xxxx.xx  data/homophones.json decode/attention.py decode/decoders.py evaluate/decoder_setup.py
+                     evaluate/posteriors.py evaluate/report.py evaluate/score.py evaluate/transcribe.py
+...........xxxxxxxx  targets/aggregation.py
+........xx.xxxxxx..  logits/extract.py
+..........xxxxxxx..  targets/similarity.py
+.x....xx.x.x...xx..  training/sampling.py
+...........xxxxxx..  settings/targets.py targets/choice.py targets/fusion.py teachers/teacher_sets.py
+.x....xx.x......x..  training/callbacks.py training/checkpoints.py training/loop.py training/schedules.py
+...............xxxx  distill/faults.py settings/student.py
+................xxx  models/averaging.py
+..............xxx..  objectives/losses.py
+............xx.x...  logits/spikes.py targets/target_report.py
+......xx.x.........  teachers/training.py
+.x....xx...........  pretrained/model.py
+.................xx  distill/student_scores.py
+...............xx..  distill/setup.py models/encoder_cache.py objectives/objective.py settings/distill.py
+                     targets/pseudo_labels.py
+.......x.x.........  teachers/adapt.py
+......xx...........  teachers/base_model.py
+....xx.............  evaluate/baseline.py
+..................x  distill/ensembles.py
+................x..  distill/collapse_alarm.py distill/students.py
+...............x...  distill/checks.py distill/preflight.py evaluate/measures.py
+..............x....  distill/logit_student.py
+.........x.........  logits/teacher_scores.py
+"""
+NOTHING = ("show/", "diagnose/", "evaluate/compare.py", "evaluate/verdict.py", "evaluate/statistics.py", "__main__.py")
+
+
+def expected() -> dict[str, set[str]]:
+    """The stages that an edit of each file makes anew, by the table."""
+    found, marks = {}, ""
+    for line in TABLE.strip("\n").splitlines():
+        marks = line.split()[0] if not line.startswith(" ") else marks
+        files = line.split()[0 if line.startswith(" ") else 1 :]
+        assert len(marks) == len(STAGES)
+        found |= {name: {stage for stage, mark in zip(STAGES, marks, strict=True) if mark == "x"} for name in files}
+    return found
+
+
+@pytest.fixture
+def fingerprints(monkeypatch):
+    """The fingerprints of the stages' code, after an edit in memory."""
+
+    def after(edited: str = "") -> dict[str, str]:
+        code_of.cache_clear()
+        change = "\nEDITED = True\n" if edited.endswith(".py") else " "
+        with monkeypatch.context() as patch:
+            if edited:
+                patch.setitem(source_code.SOURCES, edited, source_code.SOURCES[edited] + change)
+            return {stage: source_code.fingerprint(code_of(stage)) for stage in STAGES}
+
+    yield after
+    code_of.cache_clear()
+
+
+def test_an_edit_of_a_module_makes_anew_what_depends_on_it_and_nothing_else(fingerprints):
+    """Every module and every data file is edited in turn."""
+    before, table, wrong = fingerprints(), expected(), {}
+    for name in source_code.SOURCES:
+        after = fingerprints(name)
+        anew = {stage for stage in STAGES if after[stage] != before[stage]}
+        if name not in source_code.CARRIERS and not name.endswith("__init__.py") and anew != table.get(name, set()):
+            wrong[name] = sorted(anew)
+    assert wrong == {}
+
+
+@pytest.mark.parametrize("name", [name for name in source_code.SOURCES if name.startswith(NOTHING)])
+def test_showing_examining_and_comparing_make_nothing_anew(name):
+    assert not any(name in code_of(stage) for stage in STAGES)
+
+
+def test_a_loss_retrains_students_and_no_teacher():
+    stages = {stage for stage in STAGES if "objectives/losses.py" in code_of(stage)}
+    assert "student" in stages
+    assert not stages & {"pretraining", "trained_base_model", "speaker_teacher", "outputs"}
+
+
+def test_what_chooses_checkpoints_retrains_what_it_chooses():
+    """Greedy decoding validates teachers and students; the closed lexicon, which chooses nothing, only scores them."""
+    greedy, lexicon = ({s for s in STAGES if f"decode/{name}.py" in code_of(s)} for name in ("greedy", "decoders"))
+    assert {"speaker_teacher", "student"} <= greedy
+    assert not lexicon & {"speaker_teacher", "student"}
+    assert {"teacher_scores", "scores"} <= lexicon
+
+
+def test_rewording_a_comment_or_a_docstring_makes_nothing_anew(monkeypatch):
+    name = "models/hybrid.py"
+    before = source_code.fingerprint(code_of("student"))
+    text = source_code.SOURCES[name].replace('"""', '"""Reworded. ', 1) + "\n# a comment\n"
+    monkeypatch.setitem(source_code.SOURCES, name, text)
+    assert source_code.fingerprint(code_of("student")) == before
+
+
+def test_only_the_pipeline_makes_stages():
+    """Builders are given what they need; none asks for a stage, and none is given all parameters."""
+    for name, source in source_code.SOURCES.items():
+        if name.endswith(".py") and name != "stage.py":
+            used = {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
+            assert ("produce" in used) == (name == "pipeline.py"), name
+
+
+def test_few_functions_are_given_all_parameters():
+    given = []
+    for name, source in source_code.SOURCES.items():
+        if name.endswith(".py") and name not in ("pipeline.py", "params.py"):
+            for node in ast.walk(ast.parse(source)):
+                arguments = [argument.arg for argument in node.args.args] if isinstance(node, ast.FunctionDef) else []
+                given += [f"{name}: {node.name}"] if "params" in arguments else []
+    assert len(given) <= 20, given
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_says_what_it_is(stage):
+    assert getattr(Fold, stage).__doc__.endswith(".")
+    assert isinstance(pipeline.code_of(stage), frozenset)
