@@ -67,7 +67,6 @@ def print_once(text: str) -> None:
 
 def warn(text: str, stacklevel: int = 2) -> None:
     """Warn in one line, `warning: ...`."""
-    show_plainly()
     warnings.warn(text, KdlibWarning, stacklevel=stacklevel + 1)
 
 
@@ -77,8 +76,7 @@ def warn_in_log(text: str) -> None:
     report(f"{WARNINGS[0]}{text}")
 
 
-@functools.cache
-def show_plainly() -> None:
+def _show_plainly() -> None:
     """Show each warning of kdlib's own once, as a line without file and code; all others as before."""
     before, shown = warnings.showwarning, set()
 
@@ -91,6 +89,9 @@ def show_plainly() -> None:
             before(message, category, *place, **options)
 
     warnings.showwarning = show
+
+
+_show_plainly()
 
 
 def attended() -> bool:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from kdlib.logits.store import LogitStore
     from kdlib.targets.aggregation import TeacherEnsemble, Weighting
     from kdlib.targets.pseudo_labels import TeacherHypotheses
+    from kdlib.targets.target_report import TargetScoring
     from kdlib.teachers.training import InitialModel
 
 # Imported when they are used: torch and its companions take seconds.
@@ -45,6 +46,7 @@ decoder_setup = lazy("kdlib.evaluate.decoder_setup")
 faults = lazy("kdlib.distill.faults")
 fusion = lazy("kdlib.targets.fusion")
 lexicon = lazy("kdlib.decode.lexicon")
+lm = lazy("kdlib.decode.lm")
 nemo_files = lazy("kdlib.models.nemo_files")
 pieces = lazy("kdlib.pretrained.pieces")
 preflight = lazy("kdlib.distill.preflight")
@@ -53,6 +55,7 @@ setup = lazy("kdlib.distill.setup")
 similarity = lazy("kdlib.targets.similarity")
 store = lazy("kdlib.logits.store")
 student_scores = lazy("kdlib.distill.student_scores")
+target_report = lazy("kdlib.targets.target_report")
 
 _checked: dict[Path, tuple[str, str]] = {}  # corpus folders that this process has checked -> identity and key
 
@@ -110,11 +113,15 @@ class FoldObjects:
         """The tokens of teachers and students."""
         return Tokens.for_teachers(self.tokens_folder() / pieces.FILE, self.params.tokens.size)
 
+    def decoding_model(self, tokens: Tokens | None = None, *, all_speakers: bool = False) -> Path:
+        """The folder of the language model that decoders use, with these tokens or the teachers'."""
+        units = (tokens or self.tokens) if self.params.search.units == "pieces" else None
+        return self.language_model(units, all_speakers=all_speakers)
+
     def decoder_setup(self, tokens: Tokens | None = None, *, all_speakers: bool = False) -> DecoderSetup:
-        """What decoders need, for the teachers' tokens or for others."""
-        tokens = tokens or self.tokens
-        model = self.language_model(tokens if self.params.search.units == "pieces" else None, all_speakers=all_speakers)
-        return decoder_setup.DecoderSetup(tokens, self.lexicon, model / beam.ARPA, self.params.search)
+        """What decoders need, for these tokens or the teachers'."""
+        model = self.decoding_model(tokens, all_speakers=all_speakers) / lm.ARPA
+        return decoder_setup.DecoderSetup(tokens or self.tokens, self.lexicon, model, self.params.search)
 
     # teachers, their outputs, and the targets
 
@@ -238,9 +245,8 @@ class FoldObjects:
 
     def student_data(self) -> StudentData:
         """The student's training speech, and the dev speech that chooses its checkpoint."""
-        params = self.params
-        uses_teachers, share = params.distill.uses_teachers, params.teacher.dev_share
-        return setup.select_data(self.splits, self.tokens, params.faults, uses_teachers=uses_teachers, dev_share=share)
+        taught, share = self.params.distill.uses_teachers, self.params.teacher.dev_share
+        return setup.select_data(self.splits, self.tokens, self.params.faults, uses_teachers=taught, dev_share=share)
 
     def teacher_hypotheses(self) -> TeacherHypotheses | None:
         """The teachers' hypotheses that the student is trained on, if it is."""
@@ -257,8 +263,7 @@ class FoldObjects:
         setup.check_lexicon(distill, self.lexicon, bool(self.params.labels))
         search, params = None, self.params
         if params.needs_beam:
-            model = self.language_model(self.tokens if params.search.units == "pieces" else None) / beam.ARPA
-            search = beam.recipe_search(params.search, self.tokens, self.lexicon, model)
+            search = beam.recipe_search(params.search, self.tokens, self.lexicon, self.decoding_model() / lm.ARPA)
         return pseudo_labels.TeacherHypotheses(
             targets["ctc"], lexicon.Lexicon(self.lexicon, self.tokens), self.tokens, search
         )
@@ -341,11 +346,16 @@ class FoldObjects:
     def _text_of(self):
         return faults.text_decoder(self.params.faults, self.tokens, self.lexicon)
 
+    def _tokenizer_files(self) -> list[Path]:
+        """The tokenizer that evaluation decodes with, where that is a fault."""
+        return faults.tokenizer_files(self.params.faults) if self.params.faults.decode_tokenizer else []
+
+    def _target_scoring(self) -> TargetScoring:
+        return target_report.TargetScoring(self.splits, self.decoder_setup(), self.params.scoring)
+
     def _student_scoring(self) -> StudentScoring:
-        params = self.params
-        return student_scores.StudentScoring(
-            self.splits, self.decoder_setup(), params.scoring, params.faults, self._text_of()
-        )
+        decoding, params = self.decoder_setup(), self.params
+        return student_scores.StudentScoring(self.splits, decoding, params.scoring, params.faults, self._text_of())
 
     # the settings and files that stages depend on
 

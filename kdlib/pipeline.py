@@ -26,6 +26,7 @@ from kdlib.fold_objects import FoldObjects
 from kdlib.io import read_json, repository_root
 from kdlib.models import read_record
 from kdlib.params import load
+from kdlib.settings.targets import DEV_FITTED, methods_for
 from kdlib.source_code import lazy
 from kdlib.stage import Stage, fingerprint, produce
 from kdlib.tokens import Tokens
@@ -213,9 +214,10 @@ class Fold(FoldObjects):
             self.params.scoring,
         )  # one pretrained on the fold's speakers had all transcripts
         model = self.pretrained_model()
-        decoding = fold.decoder_setup(Tokens.for_nemo(nemo_files.read_tokenizer(model)))
+        tokens = Tokens.for_nemo(nemo_files.read_tokenizer(model))
 
         def build(partial: Path) -> None:
+            decoding = fold.decoder_setup(tokens)
             own = self.params.pretrained == "from_corpus"
             words = frozenset(self.pretrained_record()["words"]) if own else fold.splits.train_words
             baseline.score_held_out(partial, model, fold.splits, words, decoding, scoring)
@@ -227,7 +229,7 @@ class Fold(FoldObjects):
             settings=self.params.scoring_identity
             | self.split_settings.identity
             | {"blocks": self.params.blocks.model_dump(mode="json")},
-            inputs=[self.corpus_folder, model, decoding.language_model.parent],
+            inputs=[self.corpus_folder, model, fold.decoding_model(tokens)],
         )
 
     @stage
@@ -235,9 +237,10 @@ class Fold(FoldObjects):
         """The pretrained model on the test blocks of all speakers unseen in its training, controls separately."""
         fold, scoring, own = self.all_labels, self.params.scoring, self.params.pretrained == "from_corpus"
         model = self.pretrained_model()
-        decoding = fold.decoder_setup(Tokens.for_nemo(nemo_files.read_tokenizer(model)), all_speakers=not own)
+        tokens = Tokens.for_nemo(nemo_files.read_tokenizer(model))
 
         def build(partial: Path) -> None:
+            decoding = fold.decoder_setup(tokens, all_speakers=not own)
             baseline.score_others(partial, model, fold.splits, self.pretrained_record(), decoding, scoring)
 
         return Stage(
@@ -245,7 +248,7 @@ class Fold(FoldObjects):
             "zero-shot scores",
             build=build,
             settings=self.params.scoring_identity | {"blocks": self.params.blocks.model_dump(mode="json")},
-            inputs=[self.corpus_folder, model, decoding.language_model.parent],
+            inputs=[self.corpus_folder, model, fold.decoding_model(tokens, all_speakers=not own)],
         )
 
     def prepare(self, *, teachers: bool = False) -> None:
@@ -254,8 +257,8 @@ class Fold(FoldObjects):
         self.zero_shot()
         if teachers:
             self.base_model()
-            self.decoder_setup(all_speakers=not self.params.teachers_per_fold)
-            if "weighted_similarity" in choice.methods(self.params.teacher):
+            self.decoding_model(all_speakers=not self.params.teachers_per_fold)
+            if "weighted_similarity" in methods_for(self.params.teacher.backbone):
                 self.speaker_features()
 
     # 02: teachers
@@ -354,9 +357,9 @@ class Fold(FoldObjects):
             self.params.teacher,
             not self.params.teachers_per_fold,
         )
-        decoding = self.decoder_setup(all_speakers=shared)
 
         def build(partial: Path) -> None:
+            decoding = self.decoder_setup(all_speakers=shared)
             of_students = settings.backbone == "students"
             train = self.splits.train if of_students else adapt.speaker_data(self.splits, settings, name).train
             ids, words = {utt.utt_id for utt in train}, {utt.text for utt in train}
@@ -375,7 +378,7 @@ class Fold(FoldObjects):
             f"scores of {name}",
             build=build,
             settings=self.params.scoring_identity | {"blocks": self.params.blocks.train},
-            inputs=[self.corpus_folder, outputs, decoding.language_model.parent],
+            inputs=[self.corpus_folder, outputs, self.decoding_model(all_speakers=shared)],
             seed=self.params.seed,
         )
 
@@ -414,17 +417,16 @@ class Fold(FoldObjects):
     @stage
     def target_report(self) -> Stage:
         """Every method's targets, decoded and scored on training and on dev speech."""
-        names, methods = self.target_teachers(), choice.methods(self.params.teacher)
-        how = target_report.TargetScoring(self.splits, self.decoder_setup(), self.params.scoring)
+        names, methods = self.target_teachers(), methods_for(self.params.teacher.backbone)
 
         def target(method: str, speech: str) -> TeacherEnsemble | CrossFitted:
             purpose = "analysis" if speech == "dev" else "training"
-            if speech == "dev" and method in choice.DEV_FITTED:
+            if speech == "dev" and method in DEV_FITTED:
                 return choice.CrossFitted([self.targets(method, purpose=purpose, half=1 - half) for half in (0, 1)])
             return self.targets(method, purpose=purpose)
 
         def build(partial: Path) -> None:
-            target_report.build_report(partial, methods, target, how)
+            target_report.build_report(partial, methods, target, self._target_scoring())
 
         return Stage(
             self.layout.target_report,
@@ -433,6 +435,7 @@ class Fold(FoldObjects):
             settings=self._target_settings(),
             inputs=[
                 self.corpus_folder,
+                self.decoding_model(),
                 *(self.outputs(name, purpose) for name in names for purpose in ("training", "analysis")),
                 *([self.speaker_features()] if "weighted_similarity" in methods else []),
             ],
@@ -441,7 +444,7 @@ class Fold(FoldObjects):
 
     def best_method(self) -> tuple[str, str]:
         """The method that `auto` selects on the dev speaker, and why."""
-        methods, dev = choice.methods(self.params.teacher), self.params.fold.dev
+        methods, dev = methods_for(self.params.teacher.backbone), self.params.fold.dev
         folder = self.target_report() if dev else Path()
         return target_report.best_method(folder, methods, dev, self.params.distill.heads, self.params.scoring.measure)
 
@@ -456,9 +459,9 @@ class Fold(FoldObjects):
     @stage
     def combined_teacher_scores(self, method: str) -> Stage:
         """The combined teachers on the held-out speaker's test speech: for inspection, not a target."""
-        how = target_report.TargetScoring(self.splits, self.decoder_setup(), self.params.scoring)
 
         def build(partial: Path) -> None:
+            how = self._target_scoring()
             ensemble = self.targets(method, purpose="analysis")
             target_report.score_target(partial, method, ensemble, self.splits.test, how, posteriors=True)
 
@@ -469,6 +472,7 @@ class Fold(FoldObjects):
             settings=self._target_settings(),
             inputs=[
                 self.corpus_folder,
+                self.decoding_model(),
                 *(self.outputs(name, "analysis") for name in self.target_teachers(method)),
                 *([self.speaker_features()] if method == "weighted_similarity" else []),
             ],
@@ -479,9 +483,10 @@ class Fold(FoldObjects):
     def logit_student(self) -> Stage:
         """Seed 003's student of logits alone, trained and scored; it needs every teacher."""
         fold = self.but(aggregation={"missing": "strict"})
-        decoding, purposes = self.decoder_setup(), ("training", "analysis")
+        purposes = ("training", "analysis")
 
         def build(partial: Path) -> None:
+            decoding = self.decoder_setup()
             outputs = logit_student.TeacherOutputs(
                 *(fold.targets("logprob_mean", purpose=purpose) for purpose in purposes)
             )
@@ -498,7 +503,7 @@ class Fold(FoldObjects):
             | {"labels": labels.record(self.split_settings)},
             inputs=[
                 self.corpus_folder,
-                decoding.language_model.parent,
+                self.decoding_model(),
                 *(self.outputs(name, purpose) for name in self.target_teachers() for purpose in purposes),
             ],
             seed=self.params.seed,
@@ -553,8 +558,8 @@ class Fold(FoldObjects):
         if method == "weighted_similarity":
             inputs += [self.speaker_features()]
         if params.needs_beam:
-            inputs += [self.language_model(self.tokens if params.search.units == "pieces" else None) / beam.ARPA]
-        if method in choice.DEV_FITTED and params.fold.dev:
+            inputs += [self.decoding_model()]
+        if method in DEV_FITTED and params.fold.dev:
             inputs += [self.teacher_scores(name) for name in names]
         return inputs
 
@@ -601,9 +606,9 @@ class Fold(FoldObjects):
     def scores(self, seed: int = 1) -> Stage:
         """A student's scores on the held-out speaker; on the dev speaker in `dev/`."""
         folder, name = self.student(seed), self.params.variant
-        how = self._student_scoring()
 
         def build(partial: Path) -> None:
+            how = self._student_scoring()
             title, checkpoint = f"{name or 'student'}, seed {seed}", f"students/{name}/seed{seed}"
             student_scores.score_student(partial, hybrid.TrainedModel(folder), title, checkpoint, how)
 
@@ -612,7 +617,7 @@ class Fold(FoldObjects):
             f"scores of {name}, seed {seed}",
             build=build,
             settings=self.params.scoring_identity,
-            inputs=[self.corpus_folder, folder, *faults.tokenizer_files(self.params.faults)],
+            inputs=[self.corpus_folder, folder, self.decoding_model(), *self._tokenizer_files()],
         )
 
     @stage
@@ -623,14 +628,13 @@ class Fold(FoldObjects):
             lambda variant, seed: self.layout.student(seed, variant), self.params.held_out, settings
         )
         fold = self.but(**ensembles.members_labels(name, members))
-        how = fold._student_scoring()
         return Stage(
             self.layout.ensemble(name),
             f"ensemble {name}",
-            build=lambda partial: ensembles.score_ensemble(partial, name, members, settings, how),
+            build=lambda partial: ensembles.score_ensemble(partial, name, members, settings, fold._student_scoring()),
             settings=self.params.scoring_identity
             | {"labels": fold.params.labels, "group": settings.model_dump(mode="json")},
-            inputs=[self.corpus_folder, *dict.fromkeys(folder for folder, _ in members)],
+            inputs=[self.corpus_folder, fold.decoding_model(), *dict.fromkeys(folder for folder, _ in members)],
         )
 
     def students(self) -> list[tuple[str, int]]:

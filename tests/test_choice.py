@@ -7,7 +7,8 @@ from kdlib.errors import UserError
 from kdlib.logits import teacher_scores
 from kdlib.logits.extract import OUTPUTS, read_outputs
 from kdlib.pipeline import Fold
-from kdlib.targets.choice import METHODS, _usable_weights
+from kdlib.settings.targets import METHODS
+from kdlib.targets.choice import _usable_weights
 
 
 def of_teachers(with_teachers, names, **fold):

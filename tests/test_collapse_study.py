@@ -10,6 +10,7 @@ from kdlib.errors import UserError
 from kdlib.evaluate import compare, predictions
 from kdlib.params import load
 from kdlib.pipeline import Fold
+from kdlib.show import format
 
 RECIPE = "params/ablations/collapse.yaml"
 WORDS = ["ONE", "TWO", "SEVEN", "NINE", "COME", "GO", "YALE", "CAN", "THE", "WATER", "OTHER", "PEOPLE"]
@@ -79,9 +80,9 @@ def test_identification_rates_count_correct_causes_and_false_alarms():
         [*known, *[Fingerprint("e", "same", seed, known[2].signs) for seed in (1, 2)]]
     )
     assert alarms.loc["no fault", "correct cause first"] == 0  # although "none" has the letter e
-    summary = collapse_study.summary(cases, known)
-    assert summary.loc[("collapsed", 1), "named"] == "f"
-    assert summary.loc[("hard", 2), "named"] == "-"
+    summary = collapse_study.summary(cases, known).set_index(["student", "seed"])
+    assert summary.loc[("collapsed", 1), "causes_named"] == "f"
+    assert summary.loc[("hard", 2), "causes_named"] == "-"
     assert not collapse_study.is_complete(cases)
     cases += [case(f"like {letter}", seed, letter, 0.5) for letter in "gh" for seed in (1, 2)]
     assert collapse_study.is_complete(cases)
@@ -116,5 +117,5 @@ def test_the_factorial_reports_what_collapses_and_what_hurts(monkeypatch, tmp_pa
     assert table.loc["sb_decoder_kd", "verdict"] == "no difference shown"
     assert table.loc["ctc_kd+own_recordings", "low"] < 0.5 < table.loc["ctc_kd+own_recordings", "high"]
     assert (table.spread_of_seeds > 0).all()
-    shown = collapse_study.factorial_for_reading(table.reset_index())
+    shown = format.factorial(table.reset_index())
     assert shown.loc[("NeMo", "CTC", "ctc_kd+own_recordings"), "difference, 95 %"].startswith("-30")

@@ -10,7 +10,7 @@ from kdlib.distill import ensembles
 from kdlib.errors import UserError
 from kdlib.io import read_json, repository_root
 from kdlib.pipeline import Fold
-from kdlib.show import comparison
+from kdlib.show import comparison, format
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +54,9 @@ def test_an_ensemble_is_scored_like_a_student(hard):
         assert set(scores["decoders"]) == {"greedy", "lexicon", "beam"}
         assert len(pd.read_csv(folder / "hypotheses.csv")) == scores["n"] > 0
     folders = comparison.score_folders(hard, ["hard"], [1, 2], ["two", "soup"])
-    table = comparison.fold_table(folders)
-    assert ("two", "ensemble") in table.index
-    assert ("hard", "mean") in table.index
+    table = format.fold_table(comparison.fold_scores(folders, "M08"), "wra")
+    assert ("M08", "two", "ensemble") in table.index
+    assert ("M08", "hard", "mean") in table.index
     verdicts = comparison.verdicts([folders], {"hard": "baseline", "two": "hard"}, "lexicon", hard.params.scoring)
     assert [(verdict.a, verdict.b) for verdict in verdicts] == [("hard", "baseline"), ("two", "hard")]
 
@@ -103,8 +103,12 @@ def test_the_command_prints_tables_and_verdicts_and_draws_them(hard, outputs, tm
     assert "greedy: two and hard: no difference shown" in printed
     assert "One speaker allows no inference to new speakers" in printed
     out = outputs / "smoke" / "compare"
-    assert {"table.csv", "verdicts.csv", "differences.png", "differences.pdf"} <= {path.name for path in out.iterdir()}
-    table = pd.read_csv(out / "table.csv")
-    assert table.system.tolist() == ["baseline", "hard", "hard", "two", "hard"]
+    assert {"scores.csv", "verdicts.csv", "differences.png", "differences.pdf"} <= {path.name for path in out.iterdir()}
+    scores = pd.read_csv(out / "scores.csv")
+    assert set(scores.fold) == {"M08"}
+    assert scores.drop_duplicates(["system", "seed"]).system.tolist() == ["baseline", "hard", "hard", "two"]
+    lines = printed.split("fold system")[1].splitlines()[1:6]
+    rows = [[word for word in line.split() if "." not in word and word != "-"] for line in lines]
+    assert rows == [["M08", "baseline"], ["hard", "1"], ["2"], ["two", "ensemble"], ["hard", "mean"]]
     verdicts = pd.read_csv(out / "verdicts.csv")
     assert set(zip(verdicts.a, verdicts.b, strict=True)) == {("hard", "baseline"), ("two", "hard")}

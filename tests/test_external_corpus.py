@@ -33,7 +33,7 @@ def external(tmp_path_factory):
 
 def test_an_external_corpus_goes_from_its_csv_to_two_scored_folds_with_two_commands(external):
     """Speakers 07 and NO, which YAML would read as 7 and false; words with an apostrophe, an accent and a hyphen."""
-    command = [sys.executable, "-m", "kdlib.corpus.fold_files", str(external)]
+    command = [sys.executable, "-m", "kdlib", "folds-for", str(external)]
     run = subprocess.run(command, capture_output=True, text=True, cwd=repository_root())
     assert run.returncode == 0, run.stdout + run.stderr
     assert f"next: make folds RECIPE={external} FOLDS=07,Alma" in run.stdout

@@ -10,7 +10,7 @@ import pytest
 from kdlib.diagnose import causes, collapse_study, examination
 from kdlib.diagnose.causes import CAUSES, NO_FAULT, SIGNS, Diagnosis, Fingerprint, Fit
 from kdlib.evaluate import predictions
-from kdlib.show import failure_figures
+from kdlib.show import failure_figures, format
 from kdlib.tokens import Tokens, train_tokenizer
 
 WORDS = ["ONE", "TWO", "SEVEN", "NINE", "COME", "GO", "YALE", "CAN", "THE", "WATER", "OTHER", "PEOPLE"]
@@ -112,7 +112,7 @@ def test_factorial_has_one_panel_per_student_and_head():
     assert_no_text_cut_off(figure)
     assert len(figure.axes) == 4
     assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()][-1] == "(none)"
-    effects = collapse_study.effects(table)
+    effects = format.effects(collapse_study.effects(table))  # in points
     ids = effects.loc["ids: shifted instead of aligned"]
     assert (ids["mean"] == -70).all()
     assert (effects.loc["recording: own instead of same", "mean"] == 0).all()

@@ -9,9 +9,10 @@ from kdlib.corpus.manifest import Utterance
 from kdlib.errors import UserError
 from kdlib.logits.store import Header, LogitStore, Writer
 from kdlib.pipeline import Fold
+from kdlib.settings.targets import FUSIONS, METHODS
 from kdlib.targets import fusion, target_report
-from kdlib.targets.aggregation import FUSIONS, TeacherEnsemble, Weighting
-from kdlib.targets.choice import METHODS, CrossFitted, half_of
+from kdlib.targets.aggregation import TeacherEnsemble, Weighting
+from kdlib.targets.choice import CrossFitted, half_of
 from kdlib.targets.fusion import Training
 from kdlib.targets.similarity import FILE, read_features, similarity_weights, speaker_similarity
 from kdlib.targets.target_report import NOT_COMPARABLE

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kdlib.errors import UserError
-from kdlib.models import hybrid
+from kdlib.models import hybrid, nearest_divisor
 from kdlib.models.encoder_conformer import Conformer, ConformerShape
 from kdlib.models.encoder_nemo import NeMoEncoder
 from kdlib.models.hybrid import remap_head
@@ -140,7 +140,7 @@ def full_size():
     torch.manual_seed(0)
     encoder = NeMoEncoder.built(conformer_config())
     return hybrid.NeMoHybridStudent(
-        encoder, hybrid.Heads(5000, layers=4, heads=hybrid.nearest_divisor(176, 8), ffn=1024)
+        encoder, hybrid.Heads(5000, layers=4, heads=nearest_divisor(176, 8), ffn=1024)
     ).eval()
 
 

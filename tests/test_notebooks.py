@@ -144,7 +144,7 @@ def test_a_study_is_split_into_jobs_of_one_notebook(demo, recipe):
     options = ("--rerun-triggers", "mtime", "--forcerun", "some_students")  # reuses the results of the demo
     run = snakemake(study, "folds=M08,", "study=1", "parts=2", *options, "--until", "collapse", "--", "study")
     assert run.returncode == 0, run.stdout + run.stderr
-    assert (out / "M08/collapse/jobs/05_2.ipynb").is_file()
+    assert (out / "jobs/students_M08_2").is_file()
     summary = (out / "M08/collapse/summary.csv").read_text()
     assert "ctc_kd+no_references,1," in summary
     assert not (out / "M08/students/ctc_kd+no_references/seed1/04_distill.ipynb").exists()

@@ -12,8 +12,8 @@ KDLIB = Path(source_code.__file__).parent
 STAGES = source_code.stage_methods("pipeline.py", "Fold")
 # Which edited files make a stage anew. The columns are:
 #   prepared_corpus pretraining tokens_folder language_model baseline zero_shot trained_base_model speaker_teacher
-#   outputs teacher_scores speaker_features fusion target_report combined_teacher_scores logit_student preflight_checks student
-#   scores ensemble
+#   outputs teacher_scores speaker_features fusion target_report combined_teacher_scores logit_student preflight_checks
+#   student scores ensemble
 TABLE = """
 xxxxxxxxxxxxxxxxxxx  corpus/audio.py corpus/audio_checks.py corpus/embedded/dysarthria.py corpus/embedded/espeak.py
                      corpus/embedded/grammar.py corpus/embedded/synthetic.py corpus/importers/torgo.py

@@ -1,7 +1,7 @@
 import json
 
 from kdlib.pipeline import Fold
-from kdlib.targets.choice import METHODS
+from kdlib.settings.targets import METHODS
 from kdlib.targets.target_report import SAMPLE, disagreement, report_frame
 
 

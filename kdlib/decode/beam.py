@@ -27,8 +27,6 @@ from kdlib.models import Outputs
 from kdlib.settings.evaluation import BeamSearchSettings
 from kdlib.tokens import Tokens, normalise
 
-ARPA = "lm.arpa"  # the file of a language model
-
 NAMES = "names.txt"
 UNUSED = "<never>"  # flashlight requires a token for silence between words: one that no model outputs
 IMPOSSIBLE = -1e4  # its log-probability
@@ -209,7 +207,7 @@ def build_language_model(
     partial: Path, texts: Sequence[str], settings: BeamSearchSettings, tokens: Tokens | None
 ) -> None:
     """Estimate a language model on texts: of words or, with `tokens`, of pieces."""
-    estimator = lm.build(in_pieces(texts, tokens) if tokens else texts, settings.order, partial / ARPA)
+    estimator = lm.build(in_pieces(texts, tokens) if tokens else texts, settings.order, partial / lm.ARPA)
     report(f"language model: {settings.order}-grams of {len(texts):,} training texts, estimated by {estimator}")
 
 

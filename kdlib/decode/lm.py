@@ -17,6 +17,8 @@ from pathlib import Path
 from kdlib.errors import UserError
 from kdlib.io import atomic_write
 
+ARPA = "lm.arpa"  # the file of a language model
+
 BEGIN, END, UNKNOWN = "<s>", "</s>", "<unk>"
 FALLBACK = (
     0.5,

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student_t
 
 from kdlib.diagnose import causes
 from kdlib.diagnose.causes import NO_FAULT, Diagnosis, Fingerprint
@@ -255,6 +254,8 @@ def _seeds_p(differences: pd.Series, spread: float, seeds: int, freedom: int) ->
     """Two-sided p of differences between means over so many seeds each, with the pooled spread."""
     if seeds < 2:
         return np.full(len(differences), math.nan)
+    from scipy.stats import t as student_t
+
     return 2 * student_t.sf(differences.abs() / (max(spread, 1e-9) * math.sqrt(2 / seeds)), freedom)
 
 

@@ -16,7 +16,7 @@ from kdlib.corpus.speakers import Splits
 from kdlib.decode.lexicon import Words
 from kdlib.distill.faults import limit_words
 from kdlib.errors import UserError
-from kdlib.models import encoder_conformer, hybrid
+from kdlib.models import encoder_conformer, hybrid, nearest_divisor
 from kdlib.models.encoder_conformer import ConformerShape
 from kdlib.models.nemo_files import restore_model
 from kdlib.objectives.objective import Batch, Objective, TrainableStudent
@@ -184,5 +184,5 @@ def check_resumed(folder: Path, record: dict, settings: Student, tokens: Tokens,
 
 
 def _heads(settings: Student, tokens: Tokens, width: int) -> hybrid.Heads:
-    heads = hybrid.nearest_divisor(width, settings.heads)
+    heads = nearest_divisor(width, settings.heads)
     return hybrid.Heads(tokens.size, settings.decoder_layers, heads, settings.ffn, settings.dropout)

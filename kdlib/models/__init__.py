@@ -22,6 +22,15 @@ class Outputs:
     decoder_logits: "torch.Tensor | None" = None  # [B, L, V]
 
 
+def nearest_divisor(width: int, heads: int) -> int:
+    """Return the number of attention heads that divides the width and is nearest to `heads`; on ties the smaller.
+
+    >>> [nearest_divisor(176, heads) for heads in (4, 8, 9, 10, 12)]
+    [4, 8, 8, 11, 11]
+    """
+    return min((count for count in range(1, width + 1) if width % count == 0), key=lambda count: abs(count - heads))
+
+
 def read_record(folder: Path) -> dict:
     """Read the `model.json` of a saved model; one written by an earlier version of kdlib is rejected."""
     try:

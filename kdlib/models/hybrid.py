@@ -97,15 +97,6 @@ class NeMoHybridStudent(Hybrid):
         return student
 
 
-def nearest_divisor(width: int, heads: int) -> int:
-    """Return the number of attention heads that divides the width and is nearest to `heads`; on ties the smaller.
-
-    >>> [nearest_divisor(176, heads) for heads in (4, 8, 9, 10, 12)]
-    [4, 8, 8, 11, 11]
-    """
-    return min((count for count in range(1, width + 1) if width % count == 0), key=lambda count: abs(count - heads))
-
-
 def remap_head(weight: torch.Tensor, bias: torch.Tensor, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
     """Map a pretrained CTC head (blank last) to `tokens`: the blank at its id, unused tokens with the lowest bias."""
     pieces = len(tokens.pieces)

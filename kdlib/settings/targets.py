@@ -1,6 +1,6 @@
 """Targets: how teachers' outputs are stored and combined."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field
 
@@ -37,3 +37,15 @@ class LogitStudentSettings(Section):
     steps: int = Field(200, ge=1)
     dim: int = Field(96, ge=8, multiple_of=4)
     layers: int = Field(1, ge=1)
+
+
+METHODS = tuple(name for name in get_args(Aggregation.model_fields["method"].annotation) if name != "auto")
+FUSIONS = ("attention", "transformer")  # learned
+DEV_FITTED = ("weighted_accuracy", "best", *FUSIONS)  # methods estimated on dev speech
+
+
+def methods_for(backbone: str) -> list[str]:
+    """The methods that a recipe's teachers allow: students as teachers belong to no single speaker."""
+    if backbone != "students":
+        return list(METHODS)
+    return [name for name in METHODS if name not in ("own", "same_level", "weighted_similarity")]

@@ -19,7 +19,6 @@ from kdlib.errors import UserError
 from kdlib.logits.store import LogitStore
 
 MEANS = ("logprob_mean", "prob_mean")
-FUSIONS = ("attention", "transformer")  # learned, in `fusion.py`
 MISSING = ("strict", "partial", "all")
 MAX_DRIFT = 1  # frames by which two models of one stride may differ on one recording
 

@@ -11,7 +11,6 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import pandas as pd
 import torch
@@ -23,14 +22,11 @@ from kdlib.evaluate import hypotheses
 from kdlib.logits.extract import OUTPUTS, Purpose, read_outputs
 from kdlib.logits.store import LogitStore
 from kdlib.settings.corpus import SplitSettings
-from kdlib.settings.targets import Aggregation
+from kdlib.settings.targets import FUSIONS, METHODS, Aggregation, methods_for
 from kdlib.settings.teacher import Teacher
-from kdlib.targets.aggregation import FUSIONS, TeacherEnsemble, Weighting
+from kdlib.targets.aggregation import TeacherEnsemble, Weighting
 from kdlib.targets.similarity import similarity_weights
 from kdlib.tokens import Tokens
-
-METHODS = tuple(name for name in get_args(Aggregation.model_fields["method"].annotation) if name != "auto")
-DEV_FITTED = ("weighted_accuracy", "best", *FUSIONS)  # methods estimated on dev speech
 
 
 @dataclass(frozen=True)
@@ -88,10 +84,10 @@ def check_method(method: str, output: str, settings: Teacher) -> None:
             f"aggregation.method {method!r} is trained on CTC outputs and cannot combine a decoder's; name another for "
             "distill: {heads: decoder}"
         )
-    if method in METHODS and method not in methods(settings):
+    if method in METHODS and method not in methods_for(settings.backbone):
         raise UserError(
             f"aggregation.method {method!r} needs teachers of single speakers, but the teachers here are students of "
-            f"all speakers; expected one of {', '.join(methods(settings))}"
+            f"all speakers; expected one of {', '.join(methods_for(settings.backbone))}"
         )
 
 
@@ -103,13 +99,6 @@ def check_labels(records: Mapping[str, dict], fold: SplitSettings) -> None:
                 f"teacher {name} {why}: it would leak the other transcripts; name teachers of the same label_fraction, "
                 "label_by and seed"
             )
-
-
-def methods(settings: Teacher) -> list[str]:
-    """The methods that a recipe's teachers allow: students as teachers belong to no single speaker."""
-    if settings.backbone != "students":
-        return list(METHODS)
-    return [name for name in METHODS if name not in ("own", "same_level", "weighted_similarity")]
 
 
 class CrossFitted:

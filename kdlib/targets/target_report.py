@@ -24,8 +24,9 @@ from kdlib.io import read_json, write_json
 from kdlib.logits import spikes
 from kdlib.models import Outputs
 from kdlib.settings.evaluation import Scoring
-from kdlib.targets.aggregation import FUSIONS, TeacherEnsemble
-from kdlib.targets.choice import METHODS, CrossFitted
+from kdlib.settings.targets import FUSIONS, METHODS
+from kdlib.targets.aggregation import TeacherEnsemble
+from kdlib.targets.choice import CrossFitted
 
 REMARKS = {
     ("weighted_loss", "training"): "weighted by the reference",

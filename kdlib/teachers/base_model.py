@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from kdlib.corpus.manifest import Corpus
 from kdlib.corpus.speakers import Splits
 from kdlib.errors import UserError
+from kdlib.models import nearest_divisor, read_record
 from kdlib.models.nemo_files import SHIPPED_MODEL, restore_model
 from kdlib.pretrained.model import split_controls
 from kdlib.runtime import seed_everything
@@ -28,24 +29,21 @@ if TYPE_CHECKING:
 
 SHIPPED = SHIPPED_MODEL.with_name("parent")
 MAX_DEV = 400  # utterances of a base model's dev set
-_compatible: set[tuple[str, str]] = set()  # teacher settings and tokens for which the shipped base model was checked
+SIZES = ("d_model", "layers", "heads", "ffn", "kernel", "mels", "dropout")  # of the encoder
 
 
 def shipped_base_model(settings: Teacher, ours: Tokens) -> Path:
-    """The package's own base model, if it fits the recipe; checked once per process."""
-    from kdlib.models import hybrid
-
-    recipe = settings.model_dump_json(), ours.fingerprint
-    if recipe in _compatible:
-        return SHIPPED
-    _, tokens, record = hybrid.load(SHIPPED)
-    expected = hybrid.describe(_random_model(settings, ours))
-    if tokens.fingerprint != ours.fingerprint or any(record[name] != value for name, value in expected.items()):
+    """The package's own base model, if it fits the recipe."""
+    record = read_record(SHIPPED)
+    encoder = {name: getattr(settings, name) for name in SIZES}
+    heads = {"size": ours.size, "layers": settings.decoder_layers, "ffn": settings.ffn, "dropout": settings.dropout}
+    heads |= {"heads": nearest_divisor(settings.d_model, settings.heads)}
+    expected = {"backbone": "sb", "encoder": encoder, "heads": heads, "tokens": ours.fingerprint}
+    if any(record[name] != value for name, value in expected.items()):
         raise UserError(
             "teacher.parent is 'shipped', but the shipped base model has other tokens or another shape than this "
             "recipe; write in the recipe: teacher: {parent: controls}, or from_corpus where the corpus has no controls"
         )
-    _compatible.add(recipe)
     return SHIPPED
 
 
@@ -108,13 +106,12 @@ def _random_model(settings: Teacher, tokens: Tokens) -> "Hybrid":
     from kdlib.models import hybrid
     from kdlib.models.encoder_conformer import Conformer, ConformerShape
 
-    names = ("d_model", "layers", "heads", "ffn", "kernel", "mels", "dropout")
-    encoder = Conformer(ConformerShape(**{name: getattr(settings, name) for name in names}))
+    encoder = Conformer(ConformerShape(**{name: getattr(settings, name) for name in SIZES}))
     return hybrid.Hybrid(encoder, _heads(settings, tokens, encoder.width))
 
 
 def _heads(settings: Teacher, tokens: Tokens, width: int) -> "Heads":
-    from kdlib.models.hybrid import Heads, nearest_divisor
+    from kdlib.models.hybrid import Heads
 
     heads = nearest_divisor(width, settings.heads)
     return Heads(tokens.size, settings.decoder_layers, heads, settings.ffn, settings.dropout)

@@ -1,10 +1,12 @@
 """`make unchanged`: run everything once and compare every value with those frozen at revision 52d94dd.
 
-`PYTHONPATH=tests python -m unchanged FOLDER` runs into a folder (and resumes there after a kill); `--freeze` writes
-frozen.json instead. Keys, stage folders and settings may be called otherwise than then, as kdlib/data/renamed.yaml
-says; values may not differ: not in a bit on a processor and with versions as they were, elsewhere by 1e-5.
+`PYTHONPATH=tests python -m unchanged FOLDER` runs into a folder (and resumes there after a kill); `--quick` runs one of
+each kind, `--freeze` writes frozen.json instead. Keys, stage folders and settings may be called otherwise than then, as
+kdlib/data/renamed.yaml says; values may not differ: not in a bit on a processor and with versions as they were,
+elsewhere by 1e-5.
 """
 
+import argparse
 import contextlib
 import importlib.metadata
 import io
@@ -88,12 +90,12 @@ def _same(before, after, exact: bool) -> bool:
     return all(abs(a - b) <= TOLERANCE * max(1.0, abs(a)) for a, b in zip(before, after, strict=True))
 
 
-def main(folder: Path, freeze: bool) -> int:
-    """Run, and freeze or compare; the number of differences is the exit code's reason."""
+def main(folder: Path, freeze: bool, quick: bool = False) -> int:
+    """Run, and freeze or compare; with `quick` one of each kind."""
     from unchanged import run, snapshot
 
     with contextlib.redirect_stdout(io.StringIO()):
-        run.run(folder)
+        run.run(folder, quick)
     found = snapshot.snapshot(folder)
     if freeze:
         rows = ",\n".join(f"{json.dumps(name)}: {json.dumps(values)}" for name, values in found.items())
@@ -105,6 +107,8 @@ def main(folder: Path, freeze: bool) -> int:
     before = renamed(frozen["files"])
     if not run.ORIGINAL.is_dir():
         before = {name: one for name, one in before.items() if not re.match("examined/(evaluation|misnamed)_", name)}
+    if quick:
+        before = {name: values for name, values in before.items() if name in found}
     lines = differences(before, found, exact)
     count, how = sum(map(len, found.values())), "to the bit" if exact else f"to {TOLERANCE:g} (another machine)"
     print("\n".join(lines[:200]))
@@ -113,4 +117,9 @@ def main(folder: Path, freeze: bool) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]).resolve(), "--freeze" in sys.argv))
+    parser = argparse.ArgumentParser(prog="python -m unchanged", description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path, help="to run in; a killed run resumes there")
+    parser.add_argument("--quick", action="store_true", help="one of each kind only")
+    parser.add_argument("--freeze", action="store_true", help="write frozen.json instead of comparing")
+    options = parser.parse_args()
+    sys.exit(main(options.folder.resolve(), options.freeze, options.quick))

@@ -24,8 +24,24 @@ RECIPE, HELD_OUT = "params/unchanged.yaml", "M08"
 ORIGINAL = Path(__file__).parents[3] / "shared/data/original"  # the original study's files, where they are at hand
 
 
-def run(out: Path) -> Path:
-    """Make everything below a folder, and return the recipe's own."""
+# One of each kind, for `make test`.
+QUICK = [
+    "ctc_kd",
+    "sb",
+    "scratch",
+    "both_heads",
+    "features",
+    "everything",
+    "auto",
+    "born_again",
+    "adapted",
+    "two_stage",
+]
+QUICK += ["resumed", "ctc_kd+teacher_jitter", "hard+other_tokenizer"]
+
+
+def run(out: Path, quick: bool = False) -> Path:
+    """Make everything below a folder, or one of each kind; return the recipe's own folder."""
 
     def of(variant: str = "", **overrides):
         return Fold.load(RECIPE, HELD_OUT, variant, overrides={"outputs": str(out)} | overrides)
@@ -38,6 +54,13 @@ def run(out: Path) -> Path:
     fold.target_report()
     fold.combined_teachers()
     fold.logit_student()
+    if quick:
+        for seed in (1, 2):
+            of("hard").scores(seed)
+        for variant in QUICK:
+            of(variant).scores()
+        fold.ensemble("hard_outputs")
+        return fold.layout.recipe
     for seed in (1, 2):
         for variant in ("hard", "half"):
             of(variant).scores(seed)
