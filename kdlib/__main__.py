@@ -86,7 +86,7 @@ def _prepare(options: argparse.Namespace) -> None:
     from kdlib.pipeline import Fold
 
     for held_out in options.folds:
-        Fold.load(options.recipe, held_out).prepare(teachers=options.teachers)
+        Fold.load(options.recipe, held_out).prepare(scores=len(options.folds) > 1, teachers=options.teachers)
 
 
 def _teachers(options: argparse.Namespace) -> None:
@@ -104,8 +104,8 @@ def _outputs(options: argparse.Namespace) -> None:
 
 
 def _students(options: argparse.Namespace) -> None:
-    from kdlib.diagnose.collapse_study import share_of
     from kdlib.pipeline import Fold
+    from kdlib.teachers.teacher_sets import share_of
 
     for held_out in options.folds:
         fold = Fold.load(options.recipe, held_out)

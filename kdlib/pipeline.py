@@ -29,6 +29,7 @@ from kdlib.params import load
 from kdlib.settings.targets import DEV_FITTED, methods_for
 from kdlib.source_code import lazy
 from kdlib.stage import Stage, fingerprint, produce
+from kdlib.teachers.teacher_sets import share_of
 from kdlib.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -251,10 +252,14 @@ class Fold(FoldObjects):
             inputs=[self.corpus_folder, model, fold.decoding_model(tokens, all_speakers=not own)],
         )
 
-    def prepare(self, *, teachers: bool = False) -> None:
-        """Make what several jobs need, each of it once, before they run side by side; with what `teachers` need."""
+    def prepare(self, *, scores: bool = False, teachers: bool = False) -> None:
+        """Make what several jobs need, each of it once, before they run side by side.
+
+        With `scores` also those of all speakers, which folds share; with `teachers` what teachers need.
+        """
         self.tokens_folder()
-        self.zero_shot()
+        if scores and self.params.pretrained != "from_corpus":
+            self.zero_shot()
         if teachers:
             self.base_model()
             self.decoding_model(all_speakers=not self.params.teachers_per_fold)
@@ -674,4 +679,4 @@ def teachers_of(folds: Sequence[Fold], share: str = "1/1") -> list[tuple[Fold, s
     for fold in folds:
         for name in fold.teacher_names():
             pairs.setdefault(fold.layout.teacher(name), (fold, name))
-    return collapse_study.share_of(list(pairs.values()), share)
+    return share_of(list(pairs.values()), share)

@@ -8,7 +8,7 @@ import torch
 
 from kdlib.distill.collapse_alarm import CollapseAlarm
 from kdlib.show import figures
-from kdlib.training.checkpoints import TENSORBOARD, read_curves
+from kdlib.training.curves import TENSORBOARD, read_curves
 from kdlib.training.loop import EpochData, Run, Task, Validations, fit
 
 

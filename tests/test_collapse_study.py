@@ -11,6 +11,7 @@ from kdlib.evaluate import compare, predictions
 from kdlib.params import load
 from kdlib.pipeline import Fold
 from kdlib.show import format
+from kdlib.teachers.teacher_sets import share_of
 
 RECIPE = "params/ablations/collapse.yaml"
 WORDS = ["ONE", "TWO", "SEVEN", "NINE", "COME", "GO", "YALE", "CAN", "THE", "WATER", "OTHER", "PEOPLE"]
@@ -56,12 +57,12 @@ def test_every_student_of_the_factorial_has_the_control_of_its_head_and_backbone
 
 def test_the_parts_cover_every_student_once():
     students = Fold.load(RECIPE, "M08").students()
-    parts = [collapse_study.share_of(students, part) for part in ("1/2", "2/2")]
+    parts = [share_of(students, part) for part in ("1/2", "2/2")]
     assert sorted([*parts[0], *parts[1]]) == sorted(students)
     assert len(students) == len(set(students))
     for wrong in ("3/2", "0/2", "one", "1/"):
         with pytest.raises(UserError, match="share: expected something like 1/2"):
-            collapse_study.share_of(students, wrong)
+            share_of(students, wrong)
 
 
 def test_identification_rates_count_correct_causes_and_false_alarms():

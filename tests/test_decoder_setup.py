@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from kdlib.decode import lm
-from kdlib.decode.beam import ARPA
+from kdlib.decode.lm import ARPA
 from kdlib.evaluate.decoder_setup import TUNING
 from kdlib.io import read_json
 from kdlib.models.nemo_files import NeMoCTC

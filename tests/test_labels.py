@@ -10,7 +10,7 @@ from test_speakers import SPEAKERS, all_speakers, settings
 
 from kdlib.corpus import labels, prepare
 from kdlib.corpus.speakers import Splits
-from kdlib.decode.beam import ARPA
+from kdlib.decode.lm import ARPA
 from kdlib.distill import students
 from kdlib.errors import UserError
 from kdlib.evaluate import hypotheses

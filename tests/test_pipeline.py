@@ -38,7 +38,8 @@ xxxxxxxxxxxxxxxxxxx  corpus/audio.py corpus/audio_checks.py corpus/embedded/dysa
 ..........xxxxxxx..  targets/similarity.py
 .x....xx.x.x...xx..  training/sampling.py
 ...........xxxxxx..  settings/targets.py targets/choice.py targets/fusion.py teachers/teacher_sets.py
-.x....xx.x......x..  training/callbacks.py training/checkpoints.py training/loop.py training/schedules.py
+.x....xx.x......x..  training/callbacks.py training/checkpoints.py training/curves.py training/loop.py
+                     training/schedules.py
 ...............xxxx  distill/faults.py settings/student.py
 ................xxx  models/averaging.py
 ..............xxx..  objectives/losses.py

@@ -10,7 +10,7 @@ KDLIB = Path(__file__).parents[1] / "kdlib"
 LAYERS = (
     *("errors", "io", "console", "settings", "params", "tokens", "runtime", "source_code", "stage", "layout"),
     *("corpus", "models", "decode", "evaluate", "objectives", "training", "pretrained", "teachers"),
-    *("logits", "targets", "distill", "diagnose", "fold_objects", "pipeline", "show", "__main__"),
+    *("logits", "targets", "distill", "diagnose", "fold_objects", "pipeline", "graph", "show", "__main__"),
 )
 LATER = {  # imports from a later layer that the target sources will end; no other may come
     ("objectives/objective.py", "targets"),  # it calls stored teachers itself

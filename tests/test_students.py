@@ -23,7 +23,7 @@ from kdlib.models.nemo_files import NeMoCTC, quiet_nemo, restore_model
 from kdlib.pipeline import Fold
 from kdlib.show import comparison, format
 from kdlib.tokens import BLANK
-from kdlib.training.checkpoints import read_curves
+from kdlib.training.curves import read_curves
 
 
 @pytest.fixture(scope="module")

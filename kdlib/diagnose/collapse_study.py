@@ -18,7 +18,6 @@ import pandas as pd
 from kdlib.diagnose import causes
 from kdlib.diagnose.causes import NO_FAULT, Diagnosis, Fingerprint
 from kdlib.diagnose.examination import Examination, examine
-from kdlib.errors import UserError
 from kdlib.evaluate import compare, posteriors, predictions
 from kdlib.evaluate.score import interval
 from kdlib.evaluate.statistics import LEVEL
@@ -26,7 +25,7 @@ from kdlib.evaluate.verdict import NO_DIFFERENCE
 from kdlib.settings.distill import Distill
 from kdlib.settings.student import Faults
 from kdlib.tokens import Tokens
-from kdlib.training.checkpoints import TENSORBOARD, read_curves
+from kdlib.training.curves import TENSORBOARD, read_curves
 
 FACTORS = ("own_recordings", "no_references", "shifted_tokens")  # joined to a base
 BASES = {  # a base of the factorial -> student, head
@@ -75,14 +74,6 @@ class StudentResults:
     training: Sequence[str]  # texts
     teachers: Path | None = None  # scores of its combined teachers on the same speech
     checks: tuple[str, ...] = ()  # preflight checks that warned or refused
-
-
-def share_of(work: Sequence[Any], share: str = "1/1") -> list[Any]:
-    """The part of one of several processes: of the share `1/2`, every second one."""
-    number, _, parts = share.partition("/")
-    if not (number.isdigit() and parts.isdigit() and 1 <= int(number) <= int(parts)):
-        raise UserError(f"share: expected something like 1/2, found {share!r}")
-    return list(work[int(number) - 1 :: int(parts)])
 
 
 def causes_of(fault: Faults, settings: Distill) -> str:

@@ -30,7 +30,8 @@ from kdlib.runtime import is_main_process
 from kdlib.settings.student import Phase, Student
 from kdlib.targets.aggregation import TeacherEnsemble
 from kdlib.tokens import BLANK
-from kdlib.training.checkpoints import TENSORBOARD, checkpoint_weights, last_weights, read_curves
+from kdlib.training.checkpoints import checkpoint_weights, last_weights
+from kdlib.training.curves import TENSORBOARD, read_curves
 from kdlib.training.loop import EpochData, Run, Task, Validations, fit
 from kdlib.training.sampling import BatchPlan
 from kdlib.training.schedules import Scale, cosine, noam

@@ -1,7 +1,8 @@
-"""The teachers that a notebook or a command requests, by name."""
+"""The teachers that a notebook or a command requests, by name, and a process's share of some work."""
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from kdlib.corpus.speakers import Splits, in_blocks
 from kdlib.errors import UserError, nearest
@@ -31,3 +32,11 @@ def requested_teachers(splits: Splits, settings: Teacher, speakers: Sequence[str
             hint = nearest(name, corpus.dysarthric)
             raise UserError(f"speakers: there is no teacher for {name!r}, who has no utterances{hint}")
     return list(speakers) or fold_teachers
+
+
+def share_of(work: Sequence[Any], share: str = "1/1") -> list[Any]:
+    """The part of one of several processes: of the share `1/2`, every second one."""
+    number, _, parts = share.partition("/")
+    if not (number.isdigit() and parts.isdigit() and 1 <= int(number) <= int(parts)):
+        raise UserError(f"share: expected something like 1/2, found {share!r}")
+    return list(work[int(number) - 1 :: int(parts)])

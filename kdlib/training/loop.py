@@ -20,7 +20,8 @@ from kdlib.errors import UserError
 from kdlib.io import read_json
 from kdlib.runtime import set_threads
 from kdlib.training.callbacks import Validation, _Progress, _Record, _Validate
-from kdlib.training.checkpoints import CHECKPOINT, ENDED, TENSORBOARD, checkpoint_weights, last_weights
+from kdlib.training.checkpoints import CHECKPOINT, ENDED, checkpoint_weights, last_weights
+from kdlib.training.curves import TENSORBOARD
 from kdlib.training.schedules import Scale
 
 Step = Callable[[Any], dict[str, torch.Tensor]]  # batch -> named losses; "loss" is minimised

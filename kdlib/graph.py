@@ -1,0 +1,129 @@
+"""What a run of the graph of stages consists of: its folds, students and jobs, and what each job waits for.
+
+The Snakefile turns this into rules; nothing here takes longer than reading the recipe.
+"""
+
+import itertools
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from kdlib import source_code, stage
+from kdlib.corpus import prepare
+from kdlib.errors import UserError
+from kdlib.io import check_writable, resolve_path
+from kdlib.layout import Layout
+from kdlib.models.nemo_files import SHIPPED_MODEL
+from kdlib.params import fold_names, load, load_recipe
+from kdlib.settings.corpus import CorpusSettings
+from kdlib.teachers.teacher_sets import student_teachers
+
+COMMANDS = {  # job -> its command of kdlib, and the job before it; those in SHARED are split into parts
+    "prepare": ("prepare", "corpus"),
+    "base": ("prepare --teachers", "prepare"),
+    "teachers": ("teachers", "base"),
+    "outputs": ("outputs", "teachers"),
+}
+SHARED = ("teachers", "outputs")
+FOLD_STAGES = {  # notebook -> its folder, figures of the report, priority: teachers come first, because others wait
+    "01_baseline": ("baseline", ["wra_by_speaker"], 1),
+    "02_teachers": ("teachers", ["teacher_matrix"], 2),
+    "03_logits": ("target_report", ["aggregates", "spikes"], 2),
+    "05_collapse": ("collapse", ["examination"], 0),
+}
+
+
+class Graph:
+    """A run of some folds, variants and seeds of a recipe; a mistake in them is refused here, before any work."""
+
+    def __init__(self, config: Mapping) -> None:
+        self.recipe = config.get("recipe", "params/demo.yaml")
+        self.folds = _names(config.get("folds", "M08"))  # "07,": 07 stays a name
+        if self.folds == ["all"]:
+            self.folds = fold_names(load_recipe(self.recipe).fold_set)
+        if not self.folds:
+            advice = f"write them with: make folds-for RECIPE={self.recipe}"
+            raise UserError(f"no folds: there are no fold files for {self.recipe}; {advice}")
+        self.settings = {held_out: load(self.recipe, held_out) for held_out in self.folds}
+        self.first = first = self.settings[self.folds[0]]
+        self.variants = _names(config.get("variants", "")) or list(first.compare)
+        self.of_variant = {}
+        for name in self.variants:
+            self.of_variant[name] = load(self.recipe, self.folds[0], variant=name)
+            control = self.of_variant[name].distill.control
+            self.of_variant.setdefault(control, load(self.recipe, self.folds[0], variant=control))
+        self.seeds = [int(seed) for seed in _names(config.get("seeds", ""))] or list(first.seeds)
+        self.study = bool(config.get("study"))  # a study's students are trained by a command, many per job
+        self.parts = list(range(1, int(config.get("parts", 2)) + 1))  # jobs that share work
+        self.owners = self.folds if first.teachers_per_fold else ["all"]  # of teachers: each fold, or all together
+        self.with_teachers = self.folds if any(map(self._taught, self.variants)) else []
+        layout = Layout(first)
+        check_writable(layout.recipe, "outputs")
+        self.out = os.path.relpath(layout.recipe)
+        corpus = first.part(CorpusSettings)
+        self.corpus = f"{corpus.identity} {first.seed} {prepare.files_fingerprint(corpus)}"
+        named = (first.manifest, first.lexicon, first.nemo_model, first.tokens.source)
+        files = [*(resolve_path(name or "none") for name in named), SHIPPED_MODEL]
+        self.code = source_code.fingerprint(source_code.SOURCES) + "".join(map(stage.fingerprint, files))
+
+    def code_of(self, notebook: str) -> str:
+        """What makes a notebook's job run again, beside the settings: kdlib's code and files, and its own code."""
+        return self.code + stage.notebook_fingerprint(Path(f"notebooks/{notebook}.ipynb"))
+
+    def settings_of(self, fold: str) -> list[str]:
+        """The settings that a job of a fold, or of all folds, depends on."""
+        return [self.settings[name].model_dump_json() for name in (self.folds if fold == "all" else [fold])]
+
+    def notebook(self, held_out: str, name: str) -> str:
+        """The executed notebook of a fold."""
+        return f"{self.out}/{held_out}/{FOLD_STAGES[name][0]}/{name}.ipynb"
+
+    def student(self, held_out: str, variant: str, seed: object) -> str:
+        """The executed notebook of a student."""
+        return f"{self.out}/{held_out}/students/{variant}/seed{seed}/04_distill.ipynb"
+
+    def students(self, held_out: str) -> list[str]:
+        """The executed notebooks of a fold's students."""
+        return [self.student(held_out, *pair) for pair in itertools.product(self.variants, self.seeds)]
+
+    def marks(self, job: str, owner: str) -> list[str]:
+        """The marks that the jobs of a command leave, for a fold or for all."""
+        owner = owner if owner in self.owners else "all"
+        return [f"{self.out}/jobs/{job}_{owner}_{part}" for part in (self.parts if job in SHARED else [1])]
+
+    def before_command(self, job: str, owner: str, part: str) -> list[str]:
+        """What a command's job waits for; a share of the outputs, for the same share of the teachers."""
+        before = COMMANDS[job][1]
+        if before == "corpus":
+            return [f"{self.out}/corpus/00_corpus.ipynb"]
+        return [f"{self.out}/jobs/{before}_{owner}_{part}"] if before in SHARED else self.marks(before, owner)
+
+    def before_notebook(self, name: str, held_out: str) -> list[str]:
+        """What a fold's notebook waits for."""
+        if name == "05_collapse":
+            share = [f"{self.out}/jobs/students_{held_out}_{part}" for part in self.parts]
+            return share if self.study else self.students(held_out)
+        return self.marks({"01_baseline": "prepare", "02_teachers": "teachers", "03_logits": "outputs"}[name], held_out)
+
+    def before_student(self, held_out: str, variant: str, seed: str) -> list[str]:
+        """What a student's notebook waits for: the baseline, teachers or students that teach, and its control."""
+        params = self.of_variant.get(variant) or load(self.recipe, held_out, variant=variant)
+        before = [self.notebook(held_out, "01_baseline")]
+        if params.distill.uses_teachers and params.teacher.backbone == "students":
+            taught_by = (name.split("/seed") for name in student_teachers(params.teacher))
+            before += [self.student(held_out, *pair) for pair in taught_by]
+        elif variant in self.of_variant and self._taught(variant):
+            before += [self.notebook(held_out, "03_logits")]
+        if params.distill.control != variant:
+            before += [self.student(held_out, params.distill.control, seed)]
+        return before
+
+    def _taught(self, variant: str) -> bool:
+        """True if a variant uses the teachers of 02 and 03; with fewer labels it has its own."""
+        params = self.of_variant[variant]
+        of_speakers = params.teacher.backbone != "students" and params.labels == self.first.labels
+        return params.distill.uses_teachers and of_speakers
+
+
+def _names(text: object) -> list[str]:
+    return [name for name in str(text).split(",") if name]

@@ -1,0 +1,82 @@
+"""What the jobs of a run wait for, so that no two of them make one thing."""
+
+import pytest
+import yaml
+
+from kdlib.errors import UserError
+from kdlib.graph import Graph
+from kdlib.io import repository_root
+
+
+@pytest.fixture
+def graph(tmp_path):
+    """Runs of the smoke recipe that write into a temporary folder."""
+
+    def of(settings=None, **config):
+        recipe = tmp_path / "mine.yaml"
+        smoke = yaml.safe_load((repository_root() / "params/smoke.yaml").read_text())
+        recipe.write_text(yaml.safe_dump(smoke | {"outputs": str(tmp_path)} | (settings or {})))
+        return Graph({"recipe": str(recipe)} | config)
+
+    return of
+
+
+def test_a_student_waits_for_its_control_which_waits_for_the_baseline(graph):
+    run = graph(folds="M08")
+    before = run.before_student("M08", "ctc_kd", "1")
+    assert run.student("M08", "hard", 1) in before
+    assert run.notebook("M08", "03_logits") in before
+    assert run.before_student("M08", "hard", "1") == [run.notebook("M08", "01_baseline")]
+
+
+def test_students_that_teach_come_first(graph):
+    born_again = {"teacher": {"backbone": "students", "students": ["hard"], "student_seeds": [1, 2]}}
+    run = graph({"variants": {"again": born_again}, "compare": ["again"]}, folds="M08")
+    before = run.before_student("M08", "again", "1")
+    assert {run.student("M08", "hard", seed) for seed in (1, 2)} <= set(before)
+    assert run.notebook("M08", "03_logits") not in before
+    assert run.with_teachers == []
+
+
+def test_shared_teachers_are_made_by_jobs_of_all_folds_and_own_ones_by_jobs_of_each(graph):
+    run = graph(folds="M08,M10", parts=2)
+    assert run.owners == ["all"]
+    assert run.marks("teachers", "M08") == run.marks("teachers", "M10")
+    own = graph(
+        {"pretrained": "from_corpus", "teacher": {"backbone": "nemo", "parent": "from_corpus"}}, folds="M08,M10"
+    )
+    assert own.owners == ["M08", "M10"]
+    assert not set(own.marks("teachers", "M08")) & set(own.marks("teachers", "M10"))
+
+
+def test_a_share_of_the_outputs_waits_for_the_same_share_of_the_teachers(graph):
+    run = graph(folds="M08", parts=3)
+    assert run.before_command("outputs", "all", "2") == [f"{run.out}/jobs/teachers_all_2"]
+    assert run.before_command("teachers", "all", "2") == [f"{run.out}/jobs/base_all_1"]
+    assert run.before_command("prepare", "all", "1") == [f"{run.out}/corpus/00_corpus.ipynb"]
+
+
+def test_a_study_waits_for_its_jobs_and_any_other_run_for_its_students(graph):
+    run, study = graph(folds="M08"), graph(folds="M08", study=1, parts=2)
+    assert run.before_notebook("05_collapse", "M08") == run.students("M08")
+    assert study.before_notebook("05_collapse", "M08") == [f"{study.out}/jobs/students_M08_{part}" for part in (1, 2)]
+
+
+def test_another_value_changes_what_a_job_depends_on(graph):
+    run, other = graph(folds="M08"), graph({"scoring": {"bootstrap": 999}}, folds="M08")
+    assert run.settings_of("M08") != other.settings_of("M08")
+    assert run.corpus == other.corpus  # the corpus does not depend on it
+    assert run.code_of("01_baseline") != run.code_of("02_teachers")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"folds": "M99"}, "held_out: unknown speaker 'M99'"),
+        ({"variants": "hrad"}, "unknown variant 'hrad'; did you mean 'hard'?"),
+        ({"folds": ""}, "no folds: there are no fold files"),
+    ],
+)
+def test_mistakes_are_refused_before_any_work(graph, config, message):
+    with pytest.raises(UserError, match=message.replace("?", r"\?")):
+        graph(**config)
