@@ -23,7 +23,7 @@ from kdlib.evaluate import posteriors
 from kdlib.evaluate.hypotheses import read_hypotheses
 from kdlib.evaluate.posteriors import Posteriors
 from kdlib.io import read_json, repository_root, write_json
-from kdlib.models import Outputs
+from kdlib.models import Emissions, Outputs
 from kdlib.models.nemo_files import quiet_nemo
 from kdlib.pipeline import Fold
 from kdlib.runtime import set_threads
@@ -47,7 +47,7 @@ def plain(tokens: Tokens, words: list[str], arpa: Path, setting: BeamSettings, f
     )
 
     def texts(outputs: Outputs) -> list[str]:
-        logprobs = torch.nn.functional.pad(outputs.ctc_logits.log_softmax(-1), (0, 1), value=beam.IMPOSSIBLE)
+        logprobs = torch.nn.functional.pad(outputs.ctc.logits.log_softmax(-1), (0, 1), value=beam.IMPOSSIBLE)
         rows = zip(logprobs, outputs.lengths.tolist(), strict=True)
         return [" ".join(decoder(row[None, :length].contiguous())[0][0].words) for row, length in rows]
 
@@ -70,7 +70,7 @@ def nemos(tokens: Tokens, sentences: list[str], order: int, alpha: float, folder
     back = torch.tensor(order_)
 
     def texts(outputs: Outputs) -> list[str]:
-        logprobs = outputs.ctc_logits.log_softmax(-1)[..., back]
+        logprobs = outputs.ctc.logits.log_softmax(-1)[..., back]
         (found,) = search(decoder_output=logprobs, decoder_lengths=outputs.lengths)
         return [tokens.decode(back[one.y_sequence].tolist()) for one in found]
 
@@ -83,7 +83,7 @@ def student_outputs(fold: Fold) -> tuple[Outputs, list[str], dict]:
     kept, rows = Posteriors(folder / "posteriors" / posteriors.FILE), read_hypotheses(folder / "hypotheses.csv")
     frames = [torch.from_numpy(kept[row.utt_id]) for row in rows]
     padded = torch.nn.utils.rnn.pad_sequence(frames, batch_first=True)
-    outputs = Outputs(padded, torch.tensor([len(one) for one in frames]), padded)
+    outputs = Emissions(padded, torch.tensor([len(one) for one in frames]))
     return outputs, [row.reference for row in rows], read_json(folder / "scores.json")["settings"]["beam"]
 
 

@@ -17,7 +17,7 @@ import torch
 from kdlib.corpus.importers.uaspeech import word_list
 from kdlib.decode.lexicon import Lexicon
 from kdlib.io import repository_root, write_json
-from kdlib.models import Outputs
+from kdlib.models import Emissions, Outputs
 from kdlib.runtime import set_threads
 from kdlib.tokens import Tokens, train_tokenizer
 
@@ -29,12 +29,12 @@ def random_outputs(count: int, size: int, seed: int = 0) -> Outputs:
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(15, 61, (count,), generator=generator).sort().values
     logits = 3 * torch.randn(count, int(lengths.max()), size, generator=generator)
-    return Outputs(logits, lengths, logits)
+    return Emissions(logits, lengths)
 
 
 def loop(lexicon: Lexicon, outputs: Outputs, blank: int) -> torch.Tensor:
     """A call of `F.ctc_loss` for each word."""
-    logprobs = outputs.ctc_logits.log_softmax(-1)
+    logprobs = outputs.logits.log_softmax(-1)
     rows = []
     for frames, length in zip(logprobs, outputs.lengths, strict=True):
         losses = [
@@ -51,7 +51,7 @@ def batched(lexicon: Lexicon, outputs: Outputs, blank: int) -> torch.Tensor:
     """One call of `F.ctc_loss` for all words of an utterance."""
     ids = [torch.tensor(one) for one in lexicon.sequences]
     sizes, flat = torch.tensor([len(one) for one in ids]), torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
-    logprobs = outputs.ctc_logits.log_softmax(-1)
+    logprobs = outputs.logits.log_softmax(-1)
     rows = []
     for frames, length in zip(logprobs, outputs.lengths.tolist(), strict=True):
         many = frames[:length, None].expand(-1, len(ids), -1)

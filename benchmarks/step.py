@@ -67,7 +67,7 @@ class Live:
     def logits(self, utt_ids, speakers, lengths, temperature):
         """The mean of their logits."""
         with torch.inference_mode():
-            total = sum(one(self.batch.wavs, self.batch.wav_lens).ctc_logits for one in self.teachers)
+            total = sum(one(self.batch.wavs, self.batch.wav_lens).ctc.logits for one in self.teachers)
         return (total / len(self.teachers)).clone(), torch.tensor(lengths)
 
 

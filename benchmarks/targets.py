@@ -18,7 +18,7 @@ from kdlib.corpus.embedded.synthetic import word_list
 from kdlib.decode.lexicon import Lexicon
 from kdlib.io import repository_root, write_json
 from kdlib.logits.store import Header, LogitStore, Writer
-from kdlib.models import Outputs
+from kdlib.models import Emissions, Outputs
 from kdlib.objectives.objective import Batch, Objective
 from kdlib.runtime import set_threads
 from kdlib.settings.distill import Distill
@@ -113,7 +113,7 @@ def measured(words: list[str], tokens: Tokens, folder: Path) -> dict[str, dict[s
     lengths = torch.linspace(*FRAMES, B).int().tolist()
     ensemble = TeacherEnsemble(stores(folder, tokens, lengths), Weighting())
     logits = torch.randn(B, max(lengths), tokens.size).requires_grad_()
-    outputs = Outputs(logits, torch.tensor(lengths), torch.zeros(B, 1, 1))
+    outputs = Outputs(Emissions(logits, torch.tensor(lengths)), torch.zeros(B, 1, 1))
     ids = [tokens.encode(words[index * 3 % len(words)]) for index in range(B)]
     batch = Batch(torch.zeros(B, 1), torch.ones(B), ids, [f"u{index}" for index in range(B)], ["S"] * B)
     lexicon = Lexicon(words, tokens)

@@ -6,7 +6,7 @@ import torch
 from kdlib.decode.attention import AttentionDecoding
 from kdlib.decode.lexicon import Lexicon
 from kdlib.decode.trie import Trie
-from kdlib.models import Outputs
+from kdlib.models import Emissions, Outputs
 from kdlib.models.encoder_conformer import Conformer, ConformerShape
 from kdlib.models.hybrid import Heads, Hybrid
 from kdlib.models.nemo_files import SHIPPED_MODEL, read_tokenizer
@@ -73,7 +73,7 @@ def score_of(decoding, outputs, row, ids, weight):
 @pytest.mark.parametrize("weight", [0.0, 0.4])
 def test_a_wide_beam_finds_the_most_probable_of_all_texts(decoding, outputs, weight):
     """Compared with every text of up to two tokens, scored separately; padding of a batch changes nothing."""
-    few = Outputs(outputs.ctc_logits[:, :3], torch.tensor([3, 2]), outputs.encoded[:, :3])
+    few = Outputs(Emissions(outputs.ctc.logits[:, :3], torch.tensor([3, 2])), outputs.encoded[:, :3])
     wide = AttentionDecoding(decoding.model, decoding.tokens, decoding.lexicon, longest=3, size=500)
     found = wide.search(few, weight)
     usable = [index for index in range(decoding.tokens.size) if index not in (BOS, EOS, decoding.tokens.blank)]
@@ -85,7 +85,7 @@ def test_a_wide_beam_finds_the_most_probable_of_all_texts(decoding, outputs, wei
 
 
 def test_the_joint_word_has_the_best_weighted_sum(decoding, outputs):
-    ctc, attention = decoding.lexicon.scores(outputs), decoding.scores(outputs)
+    ctc, attention = decoding.lexicon.scores(outputs.ctc), decoding.scores(outputs)
     joint = 0.3 * ctc + 0.7 * attention
     assert decoding(outputs)["joint_lexicon"] == [decoding.lexicon.words[index] for index in joint.argmax(-1).tolist()]
 

@@ -40,11 +40,11 @@ def batch():
 
 @torch.inference_mode()
 def test_log_probabilities_and_probabilities_are_averaged(members, batch):
-    single = [member(*batch).ctc_logits.double().log_softmax(-1) for member in members]
+    single = [member(*batch).ctc.logits.double().log_softmax(-1) for member in members]
     combined = OutputEnsemble(members)(*batch)
     expected = sum(single) / 3
-    assert torch.allclose(combined.ctc_logits.double(), expected - expected.logsumexp(-1, keepdim=True), atol=1e-5)
-    mixed = OutputEnsemble(members, "probabilities")(*batch).ctc_logits.double()
+    assert torch.allclose(combined.ctc.logits.double(), expected - expected.logsumexp(-1, keepdim=True), atol=1e-5)
+    mixed = OutputEnsemble(members, "probabilities")(*batch).ctc.logits.double()
     assert torch.allclose(mixed.exp(), sum(logprobs.exp() for logprobs in single) / 3, atol=1e-6)
     assert combined.encoded.shape[-1] == 3 * 16
 
@@ -60,7 +60,7 @@ def test_decoder_outputs_are_averaged(members, batch):
         single.append(member.forward_decoder(outputs.encoded, targets, outputs.lengths).log_softmax(-1))
     expected = (sum(single) / 3).log_softmax(-1)
     assert torch.allclose(ensemble.forward_decoder(combined.encoded, targets, combined.lengths), expected, atol=1e-5)
-    assert torch.allclose(ensemble.ctc_head(combined.encoded), combined.ctc_logits, atol=1e-5)
+    assert torch.allclose(ensemble.ctc_head(combined.encoded), combined.ctc.logits, atol=1e-5)
     same = OutputEnsemble([members[0], members[0]])
     alone = members[0](*batch)
     assert same.decode_greedy(same(*batch).encoded, 4, alone.lengths) == members[0].decode_greedy(
@@ -93,8 +93,8 @@ def test_saved_models_are_one_system(members, tokens, batch, tmp_path):
         "labels": {"fraction": 1.0},
     }
     with torch.inference_mode():
-        expected = OutputEnsemble(members)(*batch).ctc_logits
-    assert torch.allclose(system(*batch).ctc_logits, expected, atol=1e-5)
+        expected = OutputEnsemble(members)(*batch).ctc.logits
+    assert torch.allclose(system(*batch).ctc.logits, expected, atol=1e-5)
     deeper = model(4, tokens.size, ConformerShape(d_model=16, layers=2, heads=2, ffn=16, kernel=7, mels=20))
     (tmp_path / "deeper").mkdir()
     hybrid.save(deeper, tokens, tmp_path / "deeper", train_speakers=[], heads_trained=["ctc", "decoder"])

@@ -12,7 +12,7 @@ from kdlib.decode import beam as search
 from kdlib.decode import lm
 from kdlib.decode.beam import BeamSearch, BeamSettings
 from kdlib.errors import UserError
-from kdlib.models import Outputs
+from kdlib.models import Emissions
 from kdlib.settings.evaluation import BeamSearchSettings
 from kdlib.tokens import Tokens, train_tokenizer
 
@@ -41,7 +41,7 @@ def spiking(tokens, texts, loud=6.0, noise=0.0, twice=False):
         rows.append(torch.nn.functional.one_hot(torch.tensor([tokens.blank, *ids]), tokens.size).float() * loud)
     logits = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     logits += noise * torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
-    return Outputs(logits, torch.tensor([len(row) for row in rows]), logits)
+    return Emissions(logits, torch.tensor([len(row) for row in rows]))
 
 
 @pytest.mark.parametrize("twice", [False, True])
@@ -74,24 +74,24 @@ def test_the_score_is_that_of_ctc_and_of_the_language_model(tokens, model):
     """Compared with all texts of up to three words: their CTC probability, the model's, and a bonus per word."""
     words, setting = ["THE", "LINE", "UP"], BeamSettings(lm_weight=0.7, word_bonus=0.4, size=500)
     outputs = spiking(tokens, ["THE LINE"], loud=3.0, noise=0.5)
-    ngrams, logprobs = lm.read(model), outputs.ctc_logits[0].double().log_softmax(-1).numpy()
+    ngrams, logprobs = lm.read(model), outputs.logits[0].double().log_softmax(-1).numpy()
     expected = {}
     for text in (text for size in (1, 2, 3) for text in itertools.product(words, repeat=size)):
         ctc = by_frames(logprobs, [tokens.encode(word) for word in text], tokens.blank)
         expected[" ".join(text)] = ctc + 0.7 * LN10 * text_logprob(ngrams, " ".join(text)) + 0.4 * len(text)
     beam = BeamSearch(tokens, words, model, setting, tokens_at_once=100, threshold=1e9)
-    found = beam._search(beam.emissions(outputs)[0][None])[0][0]
+    found = beam._search(beam.search_input(outputs)[0][None])[0][0]
     assert " ".join(found.words) == max(expected, key=expected.get)
     assert found.score == pytest.approx(max(expected.values()), abs=0.01)
 
 
 def test_the_language_model_decides_between_words_of_equal_probability(tokens, model):
     outputs = spiking(tokens, ["GO UP"])
-    logits = outputs.ctc_logits.clone()
+    logits = outputs.logits.clone()
     place = int(logits[0].argmax(-1).eq(tokens.encode("GO")[0]).nonzero()[0])
     logits[0, place] = 0
     logits[0, place, tokens.encode("UP")[0]] = logits[0, place, tokens.encode("GO")[0]] = 3.0
-    unsure = Outputs(logits, outputs.lengths, logits)
+    unsure = Emissions(logits, outputs.lengths)
     for weight in (0.0, 1.0):
         text = BeamSearch(tokens, ["GO", "UP", "THE"], model, BeamSettings(weight, 0.0, 50))(unsure)[0]
         assert weight == 0.0 or text == "GO UP"
@@ -127,7 +127,7 @@ def test_tuning_finds_the_setting_of_the_lowest_wer(tokens, model):
     outputs = spiking(tokens, texts, loud=3.0, noise=1.3)
     table = search.tune(
         beam,
-        beam.emissions(outputs),
+        beam.search_input(outputs),
         texts,
         BeamSearchSettings(lm_weights=(0.0, 0.9), word_bonuses=(0.0, 1.0), beam_sizes=(10, 20)),
     )
@@ -143,7 +143,7 @@ def test_tuning_finds_the_setting_of_the_lowest_wer(tokens, model):
 
 
 def test_an_empty_input_has_an_empty_output(tokens, model):
-    empty = Outputs(torch.zeros(1, 4, tokens.size), torch.tensor([0]), torch.zeros(1))
+    empty = Emissions(torch.zeros(1, 4, tokens.size), torch.tensor([0]))
     assert BeamSearch(tokens, ["UP"], model)(empty) == [""]
     with pytest.raises(UserError, match="expected at least one word"):
         BeamSearch(tokens, [], model)

@@ -65,11 +65,11 @@ def test_stored_outputs_are_those_of_the_teacher(with_teachers, teacher):
         samples, lengths = audio.collate([utt])
         with torch.inference_mode():
             outputs = teacher.model(samples, lengths, inputs)
-        assert torch.allclose(stores["ctc"].logits(utt.utt_id), outputs.ctc_logits[0], atol=1e-2)  # fp16
+        assert torch.allclose(stores["ctc"].logits(utt.utt_id), outputs.ctc.logits[0], atol=1e-2)  # fp16
         assert torch.allclose(stores["decoder"].logits(utt.utt_id), outputs.decoder_logits[0], atol=1e-2)
         assert stores["decoder"].frames(utt.utt_id) == len(ids) + 1  # the tokens and EOS
         loss = torch.nn.functional.ctc_loss(
-            outputs.ctc_logits[0].log_softmax(-1), torch.tensor(ids), outputs.lengths, torch.tensor([len(ids)]), BLANK
+            outputs.ctc.logits[0].log_softmax(-1), torch.tensor(ids), outputs.lengths, torch.tensor([len(ids)]), BLANK
         )
         assert rows[utt.utt_id].ctc_loss == pytest.approx(float(loss), rel=1e-3)
 

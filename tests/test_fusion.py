@@ -8,6 +8,7 @@ import torch
 from kdlib.corpus.manifest import Utterance
 from kdlib.errors import UserError
 from kdlib.logits.store import Header, LogitStore, Writer
+from kdlib.models import Emissions
 from kdlib.pipeline import Fold
 from kdlib.settings.targets import FUSIONS, METHODS
 from kdlib.targets import fusion, target_report
@@ -52,7 +53,7 @@ def stores(tmp_path_factory):
 
 def losses(ensemble, utterances):
     logits, frames = ensemble.logits([utt.utt_id for utt in utterances], ["S"] * len(utterances))
-    outputs = fusion.Outputs(logits, frames, logits)
+    outputs = Emissions(logits, frames)
     return fusion.ctc_loss(outputs, [Letters().encode(utt.text) for utt in utterances]).item()
 
 

@@ -2,14 +2,14 @@ import pytest
 import torch
 
 from kdlib.decode.greedy import blank_share, collapse_repeats, greedy
-from kdlib.models import Outputs
+from kdlib.models import Emissions
 
 BLANK = 3
 
 
 def outputs(rows, lengths):
     logits = torch.nn.functional.one_hot(torch.tensor(rows), 4).float()
-    return Outputs(logits, torch.tensor(lengths), torch.zeros(len(rows), len(rows[0]), 2))
+    return Emissions(logits, torch.tensor(lengths))
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def batch():
 
 def test_outputs_have_their_documented_shapes(model, batch):
     outputs = model(*batch, torch.tensor([[0, 5, 6], [0, 7, 1]]))
-    assert tuple(outputs.ctc_logits.shape) == (2, 26, 80)
+    assert tuple(outputs.ctc.logits.shape) == (2, 26, 80)
     assert tuple(outputs.decoder_logits.shape) == (2, 3, 80)
     assert len(model.decode_greedy(outputs.encoded, 5, outputs.lengths)) == 2
 
@@ -64,7 +64,7 @@ def test_a_loaded_model_has_the_same_outputs(model, tokens, batch, tmp_path):
     loaded = hybrid.TrainedModel(tmp_path)
     assert loaded.record["train_speakers"] == ["M08"]
     assert loaded.tokens.fingerprint == tokens.fingerprint
-    assert torch.equal(loaded(*batch).ctc_logits, model(*batch).ctc_logits)
+    assert torch.equal(loaded(*batch).ctc.logits, model(*batch).ctc.logits)
 
 
 def test_a_damaged_model_has_one_message(model, tokens, tmp_path):
@@ -95,7 +95,7 @@ def test_the_pretrained_head_has_the_same_outputs_over_the_teachers_tokens(pretr
     with torch.inference_mode():
         outputs = model(*batch)
         expected = NeMoCTC.__call__(type("Whole", (), {"model": source})(), *batch)
-    probs, nemo_probs = outputs.ctc_logits.softmax(-1), expected.ctc_logits.softmax(-1)
+    probs, nemo_probs = outputs.ctc.logits.softmax(-1), expected.ctc.logits.softmax(-1)
     for index, length in enumerate(expected.lengths.tolist()):
         assert torch.allclose(probs[index, :length, BLANK], nemo_probs[index, :length, 64], atol=1e-3)
         assert torch.allclose(probs[index, :length, 3:64], nemo_probs[index, :length, 3:64], atol=1e-3)
@@ -167,7 +167,7 @@ def test_the_full_size_students_interface(full_size):
         outputs = full_size(wavs, wav_lens)
         frames = outputs.encoded.shape[1]
         assert outputs.encoded.shape == (2, frames, 176)
-        assert outputs.ctc_logits.shape == (2, frames, 5000)
+        assert outputs.ctc.logits.shape == (2, frames, 5000)
         assert 50 <= frames <= 51
         assert outputs.lengths.tolist() == [frames, round(20_000 / 32_000 * 50) + 1]
         targets = torch.tensor([[0, 7, 8], [0, 9, 1]])

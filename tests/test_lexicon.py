@@ -9,7 +9,7 @@ from kdlib.decode import trie
 from kdlib.decode.greedy import collapse_repeats
 from kdlib.decode.lexicon import Lexicon
 from kdlib.errors import UserError
-from kdlib.models import Outputs
+from kdlib.models import Emissions
 from kdlib.tokens import Tokens, train_tokenizer
 
 
@@ -22,7 +22,7 @@ def tokens(tmp_path_factory):
 
 def random_outputs(tokens, frames, utterances=1, lengths=None, seed=0):
     logits = torch.randn(utterances, frames, tokens.size, generator=torch.Generator().manual_seed(seed))
-    return Outputs(logits, torch.tensor(lengths or [frames] * utterances), logits)
+    return Emissions(logits, torch.tensor(lengths or [frames] * utterances))
 
 
 def by_enumeration(logits, target, blank):
@@ -41,14 +41,14 @@ def by_enumeration(logits, target, blank):
 def test_scores_are_the_sum_over_all_alignments(tokens, word):
     outputs = random_outputs(tokens, frames=6)
     score = Lexicon([word], tokens).scores(outputs)[0, 0]
-    expected = by_enumeration(outputs.ctc_logits[0], tokens.encode(word), tokens.blank)
+    expected = by_enumeration(outputs.logits[0], tokens.encode(word), tokens.blank)
     assert float(score) == pytest.approx(expected, abs=1e-4)
 
 
 def test_padding_changes_no_score(tokens):
     lexicon = Lexicon(["ONE", "TWO", "THREE"], tokens)
     long = random_outputs(tokens, 30, utterances=2, lengths=[30, 12])
-    short = Outputs(long.ctc_logits[1:, :12], torch.tensor([12]), long.encoded[1:, :12])
+    short = Emissions(long.logits[1:, :12], torch.tensor([12]))
     assert torch.allclose(lexicon.scores(long)[1], lexicon.scores(short)[0], atol=1e-4)
 
 
@@ -65,7 +65,7 @@ def test_the_best_word_is_the_one_of_the_outputs(tokens):
     ids = tokens.encode(words[17])
     frames = [token for piece in ids for token in (tokens.blank, piece)] + [tokens.blank]
     logits = 9 * torch.nn.functional.one_hot(torch.tensor([frames]), tokens.size).float()
-    assert Lexicon(words, tokens).best(Outputs(logits, torch.tensor([len(frames)]), logits)) == [words[17]]
+    assert Lexicon(words, tokens).best(Emissions(logits, torch.tensor([len(frames)]))) == [words[17]]
 
 
 def test_a_word_that_the_tokenizer_cannot_encode_is_rejected(tokens):
@@ -79,7 +79,7 @@ def test_the_output_is_empty_if_no_word_fits(tokens):
 
 def loop(lexicon, outputs, blank):
     """The scores by torch's CTC loss, one word at a time, in double precision."""
-    logprobs = outputs.ctc_logits.double().log_softmax(-1)
+    logprobs = outputs.logits.double().log_softmax(-1)
     scores = torch.empty(len(logprobs), len(lexicon.sequences), dtype=torch.float64)
     for row, length in enumerate(outputs.lengths.tolist()):
         for column, ids in enumerate(lexicon.sequences):
@@ -105,7 +105,7 @@ def test_words_far_below_the_smallest_float_have_exact_scores(tokens):
     spikes = [token for piece in ids for token in (piece, tokens.blank)]
     frames = [tokens.blank] * 150 + spikes + [tokens.blank] * 150
     logits = 120 * torch.nn.functional.one_hot(torch.tensor([frames]), tokens.size).float()
-    outputs = Outputs(logits, torch.tensor([len(frames)]), logits)
+    outputs = Emissions(logits, torch.tensor([len(frames)]))
     lexicon = Lexicon(words, tokens)
     found, expected = lexicon.scores(outputs), loop(lexicon, outputs, tokens.blank)
     assert expected.min() < trie.LEAST - 100
@@ -115,7 +115,7 @@ def test_words_far_below_the_smallest_float_have_exact_scores(tokens):
 
 def test_half_a_minute_of_noise_has_a_score(tokens):
     """Every word is far below the smallest float: underflow would make it impossible."""
-    outputs = Outputs(torch.zeros(1, 750, tokens.size), torch.tensor([750]), torch.zeros(1))
+    outputs = Emissions(torch.zeros(1, 750, tokens.size), torch.tensor([750]))
     lexicon = Lexicon(["ONE", "TWO"], tokens)
     assert torch.allclose(lexicon.scores(outputs), loop(lexicon, outputs, tokens.blank), rtol=1e-6)
 
@@ -160,7 +160,7 @@ def test_the_right_word_is_best_of_five_thousand(tokens):
     ids = tokens.encode(many[4321])
     frames = [token for piece in ids for token in (tokens.blank, piece)] + [tokens.blank]
     logits = 9 * torch.nn.functional.one_hot(torch.tensor([frames]), tokens.size).float()
-    assert Lexicon(many, tokens).best(Outputs(logits, torch.tensor([len(frames)]), logits)) == [many[4321]]
+    assert Lexicon(many, tokens).best(Emissions(logits, torch.tensor([len(frames)]))) == [many[4321]]
 
 
 def test_an_empty_lexicon_is_rejected(tokens):

@@ -22,10 +22,10 @@ def test_outputs_depend_on_differences_of_logits_and_not_on_padding():
     torch.manual_seed(0)
     student = LogitStudent(2, 9, dim=16, layers=1).eval()
     logits, lengths = [torch.randn(2, 7, 9) for _ in range(2)], torch.tensor([7, 4])
-    outputs = student(logits, lengths).ctc_logits
+    outputs = student(logits, lengths).ctc.logits
     shifted = [part + 5 * torch.randn(2, 7, 1) for part in logits]
-    assert torch.allclose(student(shifted, lengths).ctc_logits, outputs, atol=1e-4)
+    assert torch.allclose(student(shifted, lengths).ctc.logits, outputs, atol=1e-4)
     changed = [part.clone() for part in logits]
     for part in changed:
         part[1, 4:] = 9.0
-    assert torch.allclose(student(changed, lengths).ctc_logits[1, :4], outputs[1, :4], atol=1e-5)
+    assert torch.allclose(student(changed, lengths).ctc.logits[1, :4], outputs[1, :4], atol=1e-5)

@@ -26,7 +26,7 @@ def test_the_shipped_model_is_small_and_real(shipped):
 
 def test_outputs_have_their_shapes(shipped):
     outputs = shipped(torch.randn(2, 16_000), torch.tensor([16_000, 8_000]))
-    assert outputs.ctc_logits.shape == (2, 25, shipped.tokens.size)  # 40 ms per frame
+    assert outputs.ctc.logits.shape == (2, 25, shipped.tokens.size)  # 40 ms per frame
     assert outputs.lengths.tolist() == [25, 13]
     assert outputs.encoded.shape == (2, 25, 96)
 
@@ -37,14 +37,14 @@ def test_padding_changes_no_output(shipped, corpus):
     alone = shipped(*audio.collate(pair[:1]))
     frames = int(alone.lengths[0])
     assert both.lengths[0] == frames
-    assert torch.allclose(both.ctc_logits[0, :frames], alone.ctc_logits[0], atol=1e-3)
+    assert torch.allclose(both.ctc.logits[0, :frames], alone.ctc.logits[0], atol=1e-3)
 
 
 def test_a_saved_model_restores_to_the_same_outputs(shipped, tmp_path):
     shipped.model.save_to(str(tmp_path / "again.nemo"))
     restored = NeMoCTC(tmp_path / "again.nemo")
     samples, lengths = torch.randn(1, 16_000), torch.tensor([16_000])
-    assert torch.equal(restored(samples, lengths).ctc_logits, shipped(samples, lengths).ctc_logits)
+    assert torch.equal(restored(samples, lengths).ctc.logits, shipped(samples, lengths).ctc.logits)
     assert restored.tokens.fingerprint == shipped.tokens.fingerprint
 
 

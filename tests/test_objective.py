@@ -62,7 +62,7 @@ def test_hard_labels_need_no_teacher(student, batch):
     terms = objective(student, ensemble, alpha=0.0, beta=1.0)(batch)
     outputs = student(batch.wavs, batch.wav_lens)
     assert set(terms) == {"loss", "ctc"}
-    assert terms["loss"].item() == pytest.approx(ctc_loss(outputs, batch.ids).item(), rel=1e-6)
+    assert terms["loss"].item() == pytest.approx(ctc_loss(outputs.ctc, batch.ids).item(), rel=1e-6)
     assert ensemble.calls == []
 
 
@@ -79,9 +79,9 @@ def test_the_ctc_part_is_the_kl_of_the_students_frames(student, batch):
     terms = objective(student, ensemble, alpha=1.0, beta=0.0, temperature=3.0)(batch)
     outputs = student(batch.wavs, batch.wav_lens)
     lengths = outputs.lengths
-    target = ensemble.logits(["a", "b"], [], lengths.tolist(), 1.0)[0][:, : outputs.ctc_logits.shape[1]]
+    target = ensemble.logits(["a", "b"], [], lengths.tolist(), 1.0)[0][:, : outputs.ctc.logits.shape[1]]
     weights = losses.frame_weights(target, lengths, "all", 2)
-    assert terms["kd_ctc"].item() == pytest.approx(losses.soft_kl(outputs.ctc_logits, target, weights, 3.0).item())
+    assert terms["kd_ctc"].item() == pytest.approx(losses.soft_kl(outputs.ctc.logits, target, weights, 3.0).item())
     assert terms["loss"] == terms["kd_ctc"]
 
 
@@ -185,7 +185,7 @@ def test_words_are_a_separate_term(student, batch):
     assert {name: weight for name, (weight, _) in parts.items()} == {"words_ctc": 0.7}
     outputs = student(batch.wavs, batch.wav_lens)
     target = words.hypotheses.posterior(["a", "b"], [], 2.0)
-    expected = losses.word_kl(outputs.ctc_logits, outputs.lengths, TwoWords(), target, torch.ones(2), 2.0)
+    expected = losses.word_kl(outputs.ctc.logits, outputs.lengths, TwoWords(), target, torch.ones(2), 2.0)
     assert parts["words_ctc"][1].item() == pytest.approx(expected.item(), rel=1e-5)
     parts["words_ctc"][1].backward()
     assert student.ctc_head.weight.grad.abs().max() > 0
@@ -214,7 +214,7 @@ def test_a_shortlist_has_the_most_probable_words_of_the_teachers(student, batch)
 def test_pseudo_labels_are_weighted_by_the_confidence_of_the_teachers(student, batch, settings, rows, ids, weights):
     parts = by_words(student, heads="both", sequence={"weight": 1.0} | settings).parts(batch)
     outputs = student(batch.wavs, batch.wav_lens)
-    expected = losses.sequence_ctc(outputs.ctc_logits, outputs.lengths, rows, ids, torch.tensor(weights))
+    expected = losses.sequence_ctc(outputs.ctc.logits, outputs.lengths, rows, ids, torch.tensor(weights))
     assert parts["sequence_ctc"][1].item() == pytest.approx(expected.item(), rel=1e-5)
     expected = 0.0
     for row, text, weight in zip(rows, ids, weights, strict=True):
@@ -231,12 +231,12 @@ def test_without_confident_teachers_there_is_no_sequence_term(student, batch):
 def test_occupancies_follow_the_reference_or_a_confident_hypothesis(student, batch):
     occupancy = by_words(student, occupancy={"weight": 1.0, "confidence": 0.7})
     outputs = student(batch.wavs, batch.wav_lens)
-    both = occupancy._occupancy_kl(outputs.ctc_logits, outputs.lengths, batch.ids, (["a", "b"], ["S", "S"]))
+    both = occupancy._occupancy_kl(outputs.ctc.logits, outputs.lengths, batch.ids, (["a", "b"], ["S", "S"]))
     assert occupancy.parts(batch)["occupancy_ctc"][1].item() == pytest.approx(both.item(), rel=1e-5)
     confident = batch._replace(ids=[[], batch.ids[1]])  # the hypothesis of "a" is 5 6 7, the same as its reference
     assert occupancy.parts(confident)["occupancy_ctc"][1].item() == pytest.approx(both.item(), rel=1e-5)
     uncertain = batch._replace(ids=[batch.ids[0], []])
-    first = occupancy._occupancy_kl(outputs.ctc_logits[:1], outputs.lengths[:1], batch.ids[:1], (["a"], ["S"]))
+    first = occupancy._occupancy_kl(outputs.ctc.logits[:1], outputs.lengths[:1], batch.ids[:1], (["a"], ["S"]))
     assert occupancy.parts(uncertain)["occupancy_ctc"][1].item() == pytest.approx(first.item(), rel=1e-5)
 
 
@@ -255,8 +255,8 @@ def test_label_smoothing_of_ctc(student, batch):
         objective(student, alpha=0.0, beta=1.0, ctc_smoothing=share)(batch)["ctc"] for share in (0, 0.25)
     )
     outputs = student(batch.wavs, batch.wav_lens)
-    inside = length_mask(outputs.lengths, outputs.ctc_logits.shape[1]).float()
-    expected = 0.75 * plain + 0.25 * losses.uniform_kl(outputs.ctc_logits, inside)
+    inside = length_mask(outputs.lengths, outputs.ctc.logits.shape[1]).float()
+    expected = 0.75 * plain + 0.25 * losses.uniform_kl(outputs.ctc.logits, inside)
     assert smoothed.item() == pytest.approx(expected.item(), rel=1e-5)
 
 

@@ -7,7 +7,7 @@ from test_beam import model, spiking, tokens  # noqa: F401 (fixtures)
 from kdlib.decode.beam import BeamSearch, BeamSettings
 from kdlib.decode.lexicon import Lexicon
 from kdlib.logits.store import Header, LogitStore, Writer
-from kdlib.models import Outputs
+from kdlib.models import Emissions
 from kdlib.targets.aggregation import TeacherEnsemble, Weighting
 from kdlib.targets.pseudo_labels import TeacherHypotheses
 from kdlib.tokens import Tokens
@@ -46,7 +46,7 @@ def test_the_posterior_is_the_mean_of_the_teachers_posteriors(teachers):
         parts = []
         for store in stores.values():
             logits = store.logits("u1")[None]
-            scores = hypotheses.lexicon.scores(Outputs(logits, torch.tensor([logits.shape[1]]), logits))
+            scores = hypotheses.lexicon.scores(Emissions(logits, torch.tensor([logits.shape[1]])))
             parts.append((scores / temperature).softmax(-1))
         assert torch.allclose(posteriors[0], (sum(parts) / 2)[0].float(), atol=1e-5)
         assert posteriors.sum(1).tolist() == pytest.approx([1.0, 1.0], abs=1e-5)

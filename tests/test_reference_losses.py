@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kdlib.models import Outputs
+from kdlib.models import Emissions
 from kdlib.objectives.reference_losses import cross_entropy, ctc_loss
 from kdlib.tokens import BLANK, EOS
 
@@ -15,7 +15,7 @@ def test_ctc_is_the_sum_over_all_alignments():
     paths = [(a, b, c) for a in (2, 3) for b in (2, 3) for c in (2, 3)]
     runs = [path for path in paths if "3" in "".join(map(str, path)) and "".join(map(str, path)) != "323"]
     total = sum(p[0, a] * p[1, b] * p[2, c] for a, b, c in runs)
-    loss = ctc_loss(Outputs(logits, torch.tensor([3]), logits), [[3]])
+    loss = ctc_loss(Emissions(logits, torch.tensor([3])), [[3]])
     assert BLANK == 2
     assert loss.item() == pytest.approx(-total.log().item(), rel=1e-5)
 
@@ -23,10 +23,10 @@ def test_ctc_is_the_sum_over_all_alignments():
 def test_ctc_is_a_mean_per_token_and_ignores_padding():
     logits = torch.randn(2, 9, 6, generator=torch.Generator().manual_seed(1))
     first, second = (
-        ctc_loss(Outputs(logits[i : i + 1, :n], torch.tensor([n]), logits), [ids])
+        ctc_loss(Emissions(logits[i : i + 1, :n], torch.tensor([n])), [ids])
         for i, n, ids in ((0, 9, [3, 4, 5]), (1, 6, [5]))
     )
-    both = ctc_loss(Outputs(logits, torch.tensor([9, 6]), logits), [[3, 4, 5], [5]])
+    both = ctc_loss(Emissions(logits, torch.tensor([9, 6])), [[3, 4, 5], [5]])
     assert both.item() == pytest.approx((first.item() + second.item()) / 2, rel=1e-5)
 
 

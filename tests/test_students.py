@@ -209,7 +209,7 @@ def test_plain_nemo_transcribes_with_an_exported_ctc_student(variant, tmp_path):
     utterances = variant("hard").splits.test
     hypotheses = []
     for utt in utterances:
-        hypotheses += [student.tokens.decode(ids) for ids in greedy(student(*audio.collate([utt])), BLANK)]
+        hypotheses += [student.tokens.decode(ids) for ids in greedy(student(*audio.collate([utt])).ctc, BLANK)]
     with quiet_nemo():
         transcripts = nemo.transcribe([str(utt.wav) for utt in utterances], batch_size=1, verbose=False)
     assert [transcript.text.upper() for transcript in transcripts] == hypotheses
@@ -224,8 +224,8 @@ def test_plain_nemo_has_the_same_posteriors_as_the_student(variant, tmp_path):
     ours, theirs = student(*batch), nemo(*batch)
     pieces = len(student.tokens.pieces)
     plain = [index for index in range(pieces) if index > 2]
-    our_probs = ours.ctc_logits[..., [*plain, BLANK]].softmax(-1)
-    their_probs = theirs.ctc_logits[..., [*plain, pieces]].softmax(-1)
+    our_probs = ours.ctc.logits[..., [*plain, BLANK]].softmax(-1)
+    their_probs = theirs.ctc.logits[..., [*plain, pieces]].softmax(-1)
     for row, length in enumerate(ours.lengths.tolist()):
         assert torch.allclose(our_probs[row, :length], their_probs[row, :length], atol=1e-4)
 

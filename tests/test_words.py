@@ -11,7 +11,7 @@ from test_lexicon import by_enumeration, loop, random_outputs, tokens  # noqa: F
 from kdlib.corpus.embedded.synthetic import word_list
 from kdlib.decode.greedy import collapse_repeats
 from kdlib.decode.lexicon import Lexicon
-from kdlib.models import Outputs
+from kdlib.models import Emissions
 from kdlib.objectives import losses
 from kdlib.tokens import BLANK
 
@@ -42,7 +42,7 @@ def by_autograd(lexicon, logits, lengths, target, weights, temperature, blank):
 @pytest.mark.parametrize("scale", [1.0, 8.0])
 def test_the_kl_over_words_and_its_gradient_match_float64_autograd(tokens, temperature, scale):  # noqa: F811
     lexicon = Lexicon(sorted(set(word_list().values()))[:70], tokens)
-    logits = scale * random_outputs(tokens, 40, len(LENGTHS)).ctc_logits
+    logits = scale * random_outputs(tokens, 40, len(LENGTHS)).logits
     target = torch.rand(len(LENGTHS), len(lexicon.words)).pow(8)
     target /= target.sum(1, keepdim=True)
     weights = torch.rand(len(LENGTHS))
@@ -59,10 +59,10 @@ def test_the_kl_over_words_and_its_gradient_match_float64_autograd(tokens, tempe
 
 def test_a_word_of_several_spellings_is_one_word(tokens):  # noqa: F811
     lexicon = Lexicon({"SEVEN": ["SEVEN", "SE VEN"], "TWO": ["TWO"], "TOO": ["TOO", "TO"]}, tokens)
-    logits = random_outputs(tokens, 12, 2).ctc_logits.requires_grad_()
+    logits = random_outputs(tokens, 12, 2).logits.requires_grad_()
     lengths, target = torch.tensor([12, 9]), torch.tensor([[0.2, 0.5, 0.3], [1.0, 0.0, 0.0]])
     loss = losses.word_kl(logits, lengths, lexicon, target, torch.ones(2))
-    posterior = lexicon.posterior(Outputs(logits, lengths, logits)).double()
+    posterior = lexicon.posterior(Emissions(logits, lengths)).double()
     p = target.double()
     expected = (p * (p.clamp_min(1e-30).log() - posterior.log())).sum(1).mean()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
@@ -76,7 +76,7 @@ def test_a_word_of_several_spellings_is_one_word(tokens):  # noqa: F811
 
 
 def test_the_posterior_does_not_depend_on_the_normalisation_of_frames(tokens):  # noqa: F811
-    lexicon, logits = Lexicon(["ONE", "TWO", "THREE"], tokens), random_outputs(tokens, 20).ctc_logits
+    lexicon, logits = Lexicon(["ONE", "TWO", "THREE"], tokens), random_outputs(tokens, 20).logits
     target, lengths = torch.tensor([[0.1, 0.2, 0.7]]), torch.tensor([20])
     weights = torch.ones(1)
     loss = losses.word_kl(logits, lengths, lexicon, target, weights)
@@ -91,7 +91,7 @@ def test_the_posterior_does_not_depend_on_the_normalisation_of_frames(tokens):  
 def test_long_silence_does_not_underflow(tokens):  # noqa: F811
     """Half a minute of noise: every word's probability is far below the smallest float64."""
     lexicon = Lexicon(["ONE", "TWO", "SEVEN"], tokens)
-    logits = (0.3 * random_outputs(tokens, 750).ctc_logits).requires_grad_()
+    logits = (0.3 * random_outputs(tokens, 750).logits).requires_grad_()
     target, lengths = torch.tensor([[0.0, 1.0, 0.0]]), torch.tensor([750])
     losses.word_kl(logits, lengths, lexicon, target, torch.ones(1)).backward()
     exact = logits.detach().double().requires_grad_()
@@ -154,6 +154,6 @@ def test_scores_with_and_without_gradient_agree(tokens):  # noqa: F811
     differences = torch.from_numpy(calls[0] - calls[0][:, :1])
     expected = loop(lexicon, outputs, tokens.blank)
     assert torch.allclose(differences, expected - expected[:, :1], atol=1e-5)
-    assert by_enumeration(outputs.ctc_logits[0], tokens.encode("A"), tokens.blank) == pytest.approx(
+    assert by_enumeration(outputs.logits[0], tokens.encode("A"), tokens.blank) == pytest.approx(
         expected[0, lexicon.words.index("A")].item(), abs=1e-4
     )

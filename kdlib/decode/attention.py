@@ -48,7 +48,7 @@ class AttentionDecoding:
             "attention_lexicon": self._best_words(scores),
         }
         if self.ctc_weight:
-            joint = self.ctc_weight * self.lexicon.scores(outputs).to(scores) + (1 - self.ctc_weight) * scores
+            joint = self.ctc_weight * self.lexicon.scores(outputs.ctc).to(scores) + (1 - self.ctc_weight) * scores
             columns["joint"] = [self.tokens.decode(row) for row in self.search(outputs, self.ctc_weight)]
             columns["joint_lexicon"] = self._best_words(joint)
         return columns

@@ -23,7 +23,7 @@ from kdlib.decode import lm
 from kdlib.decode.lexicon import Words
 from kdlib.decode.lm import BEGIN, END, UNKNOWN
 from kdlib.errors import UserError
-from kdlib.models import Outputs
+from kdlib.models import Emissions
 from kdlib.settings.evaluation import BeamSearchSettings
 from kdlib.tokens import Tokens, normalise
 
@@ -78,26 +78,26 @@ class BeamSearch:
         search.setting, search._decoder, search._nbest = setting, None, None
         return search
 
-    def __call__(self, outputs: Outputs) -> list[str]:
+    def __call__(self, emissions: Emissions) -> list[str]:
         """Decode every utterance of a batch."""
-        return self.texts(self.emissions(outputs))
+        return self.texts(self.search_input(emissions))
 
-    def emissions(self, outputs: Outputs) -> list[torch.Tensor]:
+    def search_input(self, emissions: Emissions) -> list[torch.Tensor]:
         """Return the input of a search: [T, C] log-probabilities of the tokens in `columns`, one per utterance."""
-        logits = outputs.ctc_logits.detach()
+        logits = emissions.logits.detach()
         chosen = (logits[..., self.columns] - logits.logsumexp(-1, keepdim=True)).float().cpu()
         chosen = torch.cat([chosen, chosen.new_full((*chosen.shape[:2], 1), IMPOSSIBLE)], -1)
-        return [row[:length].contiguous() for row, length in zip(chosen, outputs.lengths.tolist(), strict=True)]
+        return [row[:length].contiguous() for row, length in zip(chosen, emissions.lengths.tolist(), strict=True)]
 
     def texts(self, emissions: Sequence[torch.Tensor]) -> list[str]:
         """Return the best text of each utterance."""
         return [self._text(emission) for emission in emissions]
 
-    def nbest(self, outputs: Outputs, count: int) -> list[list[tuple[list[int], float]]]:
+    def nbest(self, emissions: Emissions, count: int) -> list[list[tuple[list[int], float]]]:
         """Return every utterance's best texts as token ids, with their shares among the n-best, n being at least 5."""
         if self._nbest is None or self._nbest[0] < count:
             self._nbest = max(count, 5), self._build(max(count, 5))
-        return [self._rank(emission)[:count] for emission in self.emissions(outputs)]
+        return [self._rank(emission)[:count] for emission in self.search_input(emissions)]
 
     def _rank(self, emission: torch.Tensor) -> list[tuple[list[int], float]]:
         scores: dict[tuple[int, ...], float] = {}

@@ -45,16 +45,16 @@ class DecoderSet:
 
     def __call__(self, outputs: Outputs) -> Mapping[str, Sequence]:
         """Decode a batch into columns, one value per utterance."""
-        ids = greedy(outputs, self.tokens.blank)
-        best = self.lexicon.nbest(outputs, 1)
+        ids = greedy(outputs.ctc, self.tokens.blank)
+        best = self.lexicon.nbest(outputs.ctc, 1)
         columns = {
             GREEDY: [self.tokens.decode(row) for row in ids],
             CLOSED: [ranked[0].word if ranked else "" for ranked in best],
             "lexicon_posterior": [round(ranked[0].posterior, 4) if ranked else 0.0 for ranked in best],
             "n_tokens": [len(row) for row in ids],
-            "blank_share": [round(share, 4) for share in blank_share(outputs, self.tokens.blank).tolist()],
+            "blank_share": [round(share, 4) for share in blank_share(outputs.ctc, self.tokens.blank).tolist()],
             "token_ids": [" ".join(map(str, row)) for row in ids],
         }
         if self.beam and self.ctc:
-            columns[BEAM] = self.beam(outputs)
+            columns[BEAM] = self.beam(outputs.ctc)
         return columns | (self.attention(outputs) if self.attention else {})

@@ -2,15 +2,15 @@
 
 import torch
 
-from kdlib.models import Outputs
+from kdlib.models import Emissions
 
 
-def greedy(outputs: Outputs, blank: int) -> list[list[int]]:
+def greedy(emissions: Emissions, blank: int) -> list[list[int]]:
     """Return the token ids of every utterance of a batch."""
-    best = outputs.ctc_logits.argmax(-1)
+    best = emissions.logits.argmax(-1)
     return [
         collapse_repeats(row[:length].tolist(), blank)
-        for row, length in zip(best, outputs.lengths.tolist(), strict=True)
+        for row, length in zip(best, emissions.lengths.tolist(), strict=True)
     ]
 
 
@@ -24,8 +24,8 @@ def collapse_repeats(frames: list[int], blank: int) -> list[int]:
     return [token for token in changes if token != blank]
 
 
-def blank_share(outputs: Outputs, blank: int) -> torch.Tensor:
+def blank_share(emissions: Emissions, blank: int) -> torch.Tensor:
     """[B]: the share of an utterance's frames whose best token is the blank."""
-    frames = torch.arange(outputs.ctc_logits.shape[1], device=outputs.lengths.device)
-    mask = frames[None] < outputs.lengths[:, None]
-    return ((outputs.ctc_logits.argmax(-1) == blank) & mask).sum(1) / outputs.lengths
+    frames = torch.arange(emissions.logits.shape[1], device=emissions.lengths.device)
+    mask = frames[None] < emissions.lengths[:, None]
+    return ((emissions.logits.argmax(-1) == blank) & mask).sum(1) / emissions.lengths

@@ -13,7 +13,7 @@ import torch
 
 from kdlib.decode.trie import Trie
 from kdlib.errors import UserError
-from kdlib.models import Outputs
+from kdlib.models import Emissions
 from kdlib.tokens import Tokens, normalise
 
 Words = Iterable[str] | Mapping[str, Iterable[str]]  # or each word with all its spellings
@@ -55,11 +55,11 @@ class Lexicon:
         subset._trie = Trie(subset.sequences, self._trie.blank)
         return subset
 
-    def scores(self, outputs: Outputs) -> torch.Tensor:
+    def scores(self, emissions: Emissions) -> torch.Tensor:
         """[B, W]: the log-probability of every word; -inf if it needs more frames than there are."""
-        logits = outputs.ctc_logits.detach()
+        logits = emissions.logits.detach()
         chosen = (logits[..., self._trie.columns] - logits.logsumexp(-1, keepdim=True)).float().cpu().numpy()
-        scores = self._trie.scores(chosen, outputs.lengths.cpu().numpy(), torch.get_num_threads())
+        scores = self._trie.scores(chosen, emissions.lengths.cpu().numpy(), torch.get_num_threads())
         return self.by_word(torch.from_numpy(scores))
 
     def by_word(self, scores: torch.Tensor) -> torch.Tensor:
@@ -69,7 +69,7 @@ class Lexicon:
         return torch.from_numpy(np.logaddexp.reduceat(scores.cpu().numpy(), self._first, axis=1)).to(scores)
 
     def with_gradient(
-        self, outputs: Outputs, derivative: Callable[[np.ndarray, np.ndarray], np.ndarray]
+        self, emissions: Emissions, derivative: Callable[[np.ndarray, np.ndarray], np.ndarray]
     ) -> tuple[list[int], torch.Tensor]:
         """Return the C token ids in use, and the gradient by their logits [B, T, C] of a function of the words' scores.
 
@@ -77,7 +77,7 @@ class Lexicon:
         returns the function's derivatives by the scores. The constant is the sum of the frames' log-normalisers: a
         function independent of it, such as one of the posterior, has no gradient by other tokens' logits.
         """
-        logits = outputs.ctc_logits.detach()[..., self._trie.columns].double().cpu().numpy()
+        logits = emissions.logits.detach()[..., self._trie.columns].double().cpu().numpy()
 
         def by_sequence(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
             if len(self.sequences) == len(self.words):
@@ -88,16 +88,16 @@ class Lexicon:
                 shares = np.nan_to_num(np.exp(scores - np.repeat(words, repeats, 1)))
             return np.repeat(derivative(words, rows), repeats, 1) * shares
 
-        grad = self._trie.with_gradient(logits, outputs.lengths.cpu().numpy(), by_sequence)
+        grad = self._trie.with_gradient(logits, emissions.lengths.cpu().numpy(), by_sequence)
         return self._trie.columns, torch.from_numpy(grad)
 
-    def posterior(self, outputs: Outputs) -> torch.Tensor:
+    def posterior(self, emissions: Emissions) -> torch.Tensor:
         """[B, W]: the probability of every word among those of the lexicon; zeros if no word fits into the frames."""
-        return self.scores(outputs).softmax(-1).nan_to_num(0.0)
+        return self.scores(emissions).softmax(-1).nan_to_num(0.0)
 
-    def nbest(self, outputs: Outputs, count: int = 5) -> list[list[RankedWord]]:
+    def nbest(self, emissions: Emissions, count: int = 5) -> list[list[RankedWord]]:
         """Return every utterance's most probable words, best first; none if no word fits into the frames."""
-        scores = self.scores(outputs)
+        scores = self.scores(emissions)
         best, places = scores.topk(min(count, len(self.words)), -1)
         posteriors = (best - scores.logsumexp(-1, keepdim=True)).exp()
         return [
@@ -109,6 +109,6 @@ class Lexicon:
             for row in zip(best.tolist(), places.tolist(), posteriors.tolist(), strict=True)
         ]
 
-    def best(self, outputs: Outputs) -> list[str]:
+    def best(self, emissions: Emissions) -> list[str]:
         """Return every utterance's most probable word; an empty text if no word fits into the frames."""
-        return [ranked[0].word if ranked else "" for ranked in self.nbest(outputs, 1)]
+        return [ranked[0].word if ranked else "" for ranked in self.nbest(emissions, 1)]

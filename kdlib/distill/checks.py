@@ -13,7 +13,7 @@ from rapidfuzz.distance import Levenshtein
 from kdlib.decode.greedy import greedy
 from kdlib.evaluate.measures import OFFSETS, position_matches
 from kdlib.logits.store import Header
-from kdlib.models import Outputs
+from kdlib.models import Emissions
 from kdlib.settings.distill import Distill
 from kdlib.targets.aggregation import MAX_DRIFT
 from kdlib.tokens import Tokens
@@ -83,7 +83,7 @@ def check_decoding(
         ids = tokens.encode(text)
         path = [token for index in ids for token in (index, tokens.blank)]
         logits = torch.nn.functional.one_hot(torch.tensor([path]), tokens.size).float()
-        by_ctc = text_of(greedy(Outputs(logits, torch.tensor([len(path)]), logits), tokens.blank)[0])
+        by_ctc = text_of(greedy(Emissions(logits, torch.tensor([len(path)])), tokens.blank)[0])
         has_eos = tokens.eos is not None and text_of == tokens.decode
         by_decoder = text_of([*ids, tokens.eos] if has_eos else ids)
         wrong += [(text, decoded) for decoded in (by_ctc, by_decoder) if decoded != text]

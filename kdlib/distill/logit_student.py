@@ -22,7 +22,7 @@ from kdlib.evaluate.report import score_system
 from kdlib.evaluate.score import About
 from kdlib.evaluate.transcribe import Evaluation
 from kdlib.io import write_json
-from kdlib.models import Outputs
+from kdlib.models import Emissions, Outputs
 from kdlib.models.encoder_conformer import length_mask
 from kdlib.objectives import losses
 from kdlib.objectives.reference_losses import ctc_loss
@@ -55,7 +55,7 @@ class LogitStudent(nn.Module):
         """Teachers' logits and frames [B] -> `Outputs`. Only differences of logits matter: inputs are log-softmaxed."""
         encoded = sum(project(part.log_softmax(-1)) for project, part in zip(self.projections, logits, strict=True))
         encoded = fusion.apply_layers(self.over_time, encoded / len(logits), lengths)
-        return Outputs(self.head(encoded), lengths, encoded)
+        return Outputs(Emissions(self.head(encoded), lengths), encoded)
 
 
 def train_and_score(
@@ -99,8 +99,8 @@ def _train(
     def loss(batch: Sequence[Utterance]) -> torch.Tensor:
         own, target = _forward(student, training, batch)
         mask = length_mask(own.lengths, target.shape[1]).float()
-        soft = losses.soft_kl(own.ctc_logits, target, mask, settings.temperature)
-        hard = ctc_loss(own, [tokens.encode(utt.text) for utt in batch])
+        soft = losses.soft_kl(own.ctc.logits, target, mask, settings.temperature)
+        hard = ctc_loss(own.ctc, [tokens.encode(utt.text) for utt in batch])
         return settings.alpha * soft + (1 - settings.alpha) * hard
 
     best, validations, weights = -1.0, [], student.state_dict()
@@ -112,7 +112,7 @@ def _train(
             if not dev or (step % (settings.steps // 8 or 1) and step < settings.steps):
                 return
             hypotheses = [
-                ids for batch in _batches(dev) for ids in greedy(run(student, outputs.analysis, batch), BLANK)
+                ids for batch in _batches(dev) for ids in greedy(run(student, outputs.analysis, batch).ctc, BLANK)
             ]
             references = [tokens.encode(utt.text) for utt in dev]
             wra = sum(a == b for a, b in zip(hypotheses, references, strict=True)) / len(dev)

@@ -24,7 +24,7 @@ from kdlib.distill.setup import StudentData, StudentSetup, make_batch
 from kdlib.errors import UserError
 from kdlib.io import write_json
 from kdlib.logits.store import LogitStore
-from kdlib.models import Outputs
+from kdlib.models import Emissions
 from kdlib.models.decoder import teacher_forced
 from kdlib.models.hybrid import Hybrid, TrainedModel
 from kdlib.objectives import losses
@@ -162,7 +162,7 @@ def _student_accuracy(setup: StudentSetup, sample: Sequence[Utterance]) -> float
     correct = 0
     for batch in audio.batches(sample, 16):
         with torch.inference_mode():
-            hypotheses = greedy(model(*audio.collate(batch)), BLANK)
+            hypotheses = greedy(model(*audio.collate(batch)).ctc, BLANK)
         correct += sum(ids == tokens.encode(utt.text) for ids, utt in zip(hypotheses, batch, strict=True))
     return correct / len(sample)
 
@@ -188,7 +188,7 @@ def _check_frames(setup: StudentSetup, ensemble: TeacherEnsemble, sample: Sequen
     for batch in audio.batches(sample, 16):
         with torch.inference_mode():
             outputs = model(*audio.collate(batch))
-        for utt, length, row in zip(batch, outputs.lengths.tolist(), outputs.ctc_logits, strict=True):
+        for utt, length, row in zip(batch, outputs.lengths.tolist(), outputs.ctc.logits, strict=True):
             target, _ = ensemble.logits([utt.utt_id], [utt.speaker])
             count = min(length, target.shape[1])
             target = target[:, :count]
@@ -235,7 +235,7 @@ def _check_live(
         inputs = teacher_forced([teacher.tokens.encode(utt.text) for utt in utts])[0] if output == "decoder" else None
         with torch.inference_mode():
             outputs = teacher.model(*audio.collate(utts), inputs)
-        logits = outputs.ctc_logits if output == "ctc" else outputs.decoder_logits
+        logits = outputs.ctc.logits if output == "ctc" else outputs.decoder_logits
         for row, utt in zip(logits, utts, strict=True):
             stored = store.logits(utt.utt_id).log_softmax(-1)
             live = row[: len(stored)].log_softmax(-1)
@@ -259,5 +259,5 @@ def _teacher_accuracies(
 def _decode(logits: torch.Tensor, output: str) -> list[int]:
     """The tokens of logits [T, V]; of a teacher-forced decoder the best at every step before EOS."""
     if output == "ctc":
-        return greedy(Outputs(logits[None], torch.tensor([len(logits)]), logits), BLANK)[0]
+        return greedy(Emissions(logits[None], torch.tensor([len(logits)])), BLANK)[0]
     return list(itertools.takewhile(lambda token: token != EOS, logits.argmax(-1).tolist()))

@@ -170,7 +170,7 @@ def validate(objective: Objective, dev: Sequence[Batch], judge: TeacherEnsemble 
             moved = batch._replace(wavs=batch.wavs.to(device), wav_lens=batch.wav_lens.to(device))
             outputs = objective.student_outputs(moved)
             if head == "ctc":
-                hypotheses, batch_loss = greedy(outputs, BLANK), ctc_loss(outputs, batch.ids)
+                hypotheses, batch_loss = greedy(outputs.ctc, BLANK), ctc_loss(outputs.ctc, batch.ids)
             else:
                 longest = max(map(len, batch.ids)) + 4
                 hypotheses = model.decode_greedy(outputs.encoded, longest, outputs.lengths)

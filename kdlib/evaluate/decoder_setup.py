@@ -75,11 +75,11 @@ class DecoderSetup:
             return decoders
         set_threads()
         subset = list(dev)[:: -(-len(dev) // self.search.max_utterances)]
-        emissions, references = [], []
+        rows, references = [], []
         for batch in audio.batches(subset, batch_size):
-            emissions += decoders.beam.emissions(forward(batch))
+            rows += decoders.beam.search_input(forward(batch).ctc)
             references += [utt.text for utt in batch]
-        table = beam.tune(decoders.beam, emissions, references, self.search)
+        table = beam.tune(decoders.beam, rows, references, self.search)
         with atomic_write(folder / TUNING) as partial:
             table.to_csv(partial, index=False)
         return decoders.with_beam(decoders.beam.at(beam.best_settings(table)))

@@ -81,7 +81,7 @@ def transcribe(
                     **{column: values[row] for column, values in columns.items()},
                 )
             if writer:
-                logprobs = outputs.ctc_logits.log_softmax(-1).numpy()
+                logprobs = outputs.ctc.logits.log_softmax(-1).numpy()
                 for utt, row, length in zip(batch, logprobs, outputs.lengths.tolist(), strict=True):
                     writer.add(utt.utt_id, row[:length])
             bar.update(len(batch))

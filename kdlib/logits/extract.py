@@ -100,7 +100,7 @@ def _extract_batch(
             inputs, _, steps = teacher_forced(ids)
             hidden = teacher.model.decoder.activations(outputs.encoded, outputs.lengths, inputs)
             activations["decoder"] = (hidden, steps.tolist())
-        losses = _losses(outputs.ctc_logits, outputs.lengths, ids)
+        losses = _losses(outputs.ctc.logits, outputs.lengths, ids)
         free = teacher.model.decode_greedy(outputs.encoded, max_len, outputs.lengths) if max_len else [[]] * len(batch)
     for name, writer in writers.items():
         for utt, hidden, length in zip(batch, *activations[name], strict=True):

@@ -17,7 +17,7 @@ from kdlib.evaluate.transcribe import Evaluation
 from kdlib.io import read_json
 from kdlib.logits.extract import OUTPUTS, read_outputs
 from kdlib.logits.store import LogitStore
-from kdlib.models import Outputs
+from kdlib.models import Emissions, Outputs
 
 
 def score_teacher(
@@ -36,7 +36,7 @@ def stored_outputs(store: LogitStore, batch: Sequence[Utterance]) -> Outputs:
     """A teacher's stored outputs on a batch."""
     hidden, lengths = store.batch([utt.utt_id for utt in batch])
     weight, bias = store.head
-    return Outputs(hidden @ weight.T + bias, lengths, hidden)
+    return Outputs(Emissions(hidden @ weight.T + bias, lengths))
 
 
 def accuracy_matrix(corpus: Corpus, scores: Mapping[str, Path], decoder: str) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from kdlib.errors import UserError
 from kdlib.io import read_json
@@ -11,15 +11,26 @@ if TYPE_CHECKING:
     import torch
 
 
+class Emissions(NamedTuple):
+    """The CTC outputs of a batch of B utterances: what decoders and CTC losses need. T frames, V tokens."""
+
+    logits: "torch.Tensor"  # [B, T, V]; may be log-probabilities
+    lengths: "torch.Tensor"  # [B], frames without padding
+
+
 @dataclass(frozen=True)
 class Outputs:
     """A model's outputs for a batch of B utterances: T frames, V tokens, D dimensions, L decoder steps."""
 
-    ctc_logits: "torch.Tensor"  # [B, T, V]; may be log-probabilities
-    lengths: "torch.Tensor"  # [B], frames without padding
-    encoded: "torch.Tensor"  # [B, T, D]
+    ctc: Emissions
+    encoded: "torch.Tensor | None" = None  # [B, T, D]
     hidden: dict[int, "torch.Tensor"] = field(default_factory=dict)  # layer -> [B, T, D]
     decoder_logits: "torch.Tensor | None" = None  # [B, L, V]
+
+    @property
+    def lengths(self) -> "torch.Tensor":
+        """[B], frames without padding."""
+        return self.ctc.lengths
 
 
 def nearest_divisor(width: int, heads: int) -> int:

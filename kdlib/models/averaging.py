@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from kdlib.errors import UserError
-from kdlib.models import Outputs, hybrid
+from kdlib.models import Emissions, Outputs, hybrid
 from kdlib.models.decoder import greedy
 from kdlib.runtime import set_threads
 
@@ -41,7 +41,7 @@ class OutputEnsemble(nn.Module):
         if any(not torch.equal(output.lengths, lengths) for output in outputs):
             raise UserError("ensemble: the models' numbers of frames differ; choose models of one stride")
         encoded = torch.cat([output.encoded for output in outputs], -1)
-        return Outputs(self._mean([output.ctc_logits for output in outputs]), lengths, encoded)
+        return Outputs(Emissions(self._mean([output.ctc.logits for output in outputs]), lengths), encoded)
 
     def ctc_head(self, encoded: torch.Tensor) -> torch.Tensor:
         """The mean of the members' CTC outputs, [B, T, V]."""

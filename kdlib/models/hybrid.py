@@ -14,7 +14,7 @@ from torch import nn
 
 from kdlib.errors import UserError
 from kdlib.io import write_json
-from kdlib.models import Outputs, encoder_conformer, read_record
+from kdlib.models import Emissions, Outputs, encoder_conformer, read_record
 from kdlib.models.decoder import AttentionDecoder
 from kdlib.models.encoder_nemo import NeMoEncoder
 from kdlib.runtime import set_threads
@@ -71,7 +71,7 @@ class Hybrid(nn.Module):
     ) -> Outputs:
         """Apply the CTC head and, given targets, the decoder to encodings [B, T, D]."""
         logits = None if targets is None else self.forward_decoder(encoded, targets, frames)
-        return Outputs(self.ctc_head(encoded), frames, encoded, hidden, logits)
+        return Outputs(Emissions(self.ctc_head(encoded), frames), encoded, hidden, logits)
 
     def forward_decoder(self, encoded: torch.Tensor, targets: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Logits [B, L, V] of the token after each of the targets, for encodings [B, T, D] with `lengths` frames."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from kdlib.corpus.audio import RATE_HZ
 from kdlib.errors import UserError
 from kdlib.io import read_json, resolve_path
-from kdlib.models import Outputs
+from kdlib.models import Emissions, Outputs
 from kdlib.runtime import set_threads
 from kdlib.settings.pretrained import PretrainedSettings, Pretraining
 from kdlib.tokens import Tokens
@@ -53,7 +53,7 @@ class NeMoCTC:
             encoded, frames = self.model.encoder(audio_signal=features, length=sizes)
             logits = self.model.decoder(encoder_output=encoded)
         longest = int(frames.max())  # encodings can be a frame longer than their lengths
-        return Outputs(logits[:, :longest], frames, encoded.transpose(1, 2)[:, :longest])
+        return Outputs(Emissions(logits[:, :longest], frames), encoded.transpose(1, 2)[:, :longest])
 
 
 def find_model(settings: PretrainedSettings) -> Path:

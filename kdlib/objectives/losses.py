@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from kdlib.decode.lexicon import Lexicon
-from kdlib.models import Outputs
+from kdlib.models import Emissions
 from kdlib.models.encoder_conformer import length_mask
 from kdlib.tokens import BLANK
 
@@ -200,7 +200,7 @@ class _WordKL(torch.autograd.Function):
             total += float((each * factor).sum())
             return factor * (q - p) / temperature
 
-        columns, grad = lexicon.with_gradient(Outputs(logits, lengths, logits), gradient)
+        columns, grad = lexicon.with_gradient(Emissions(logits, lengths), gradient)
         ctx.columns, ctx.shape = columns, logits.shape
         ctx.save_for_backward(grad.to(logits))
         return logits.new_tensor(total, dtype=torch.float32)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from kdlib.decode.lexicon import Lexicon
-from kdlib.models import Outputs
+from kdlib.models import Emissions, Outputs
 from kdlib.models.decoder import teacher_forced
 from kdlib.models.encoder_cache import EncoderCache
 from kdlib.models.encoder_conformer import length_mask
@@ -107,7 +107,7 @@ class Objective:
             terms |= self._intermediate_terms(outputs, batch, labelled)
         if settings.gamma and (rows := self._rows_with_target("ctc", batch)):
             terms["features"] = settings.gamma, self._feature_loss(outputs, batch, rows)
-        return terms or {"nothing": (0.0, outputs.ctc_logits.sum() * 0)}  # a batch without targets or references
+        return terms or {"nothing": (0.0, outputs.ctc.logits.sum() * 0)}  # a batch without targets or references
 
     def distance(self, head: str, outputs: Outputs, batch: Batch, target: TeacherEnsemble) -> float:
         """Mean KL per frame, or decoder step, from a target to the student's outputs on a batch."""
@@ -132,7 +132,7 @@ class Objective:
         if head == "decoder":
             logits = outputs.decoder_logits if whole else outputs.decoder_logits[labelled]
             return cross_entropy(logits[:, : max(map(len, ids)) + 1], ids, self.settings.label_smoothing)
-        return self._smoothed_ctc(outputs.ctc_logits, outputs.lengths, ids, None if whole else labelled)
+        return self._smoothed_ctc(outputs.ctc.logits, outputs.lengths, ids, None if whole else labelled)
 
     def _smoothed_ctc(
         self, logits: torch.Tensor, lengths: torch.Tensor, ids: list[list[int]], rows: Sequence[int] | None
@@ -140,7 +140,7 @@ class Objective:
         """CTC loss with label smoothing, over `rows` or all of the batch."""
         if rows is not None:
             logits, lengths = logits[rows], lengths[rows]
-        loss, share = ctc_loss(Outputs(logits, lengths, logits), ids), self.settings.ctc_smoothing
+        loss, share = ctc_loss(Emissions(logits, lengths), ids), self.settings.ctc_smoothing
         if not share:
             return loss
         return (1 - share) * loss + share * losses.uniform_kl(logits, length_mask(lengths, logits.shape[1]).float())
@@ -148,7 +148,7 @@ class Objective:
     def _hypothesis_terms(self, outputs: Outputs, batch: Batch, rows: Sequence[int]) -> Terms:
         """The terms of the teachers' hypotheses: words, sequences and occupancies, over the rows with a target."""
         settings, terms = self.settings, {}
-        logits, lengths = outputs.ctc_logits[rows], outputs.lengths[rows]
+        logits, lengths = outputs.ctc.logits[rows], outputs.lengths[rows]
         utts = _utterances(batch, rows)
         share = self.shares["ctc"]
         if settings.words.weight and "ctc" in self.heads:
@@ -198,7 +198,7 @@ class Objective:
             return {}
         terms, counts = {}, torch.tensor(weights)
         if "ctc" in self.heads:
-            loss = losses.sequence_ctc(outputs.ctc_logits, outputs.lengths, which, ids, counts)
+            loss = losses.sequence_ctc(outputs.ctc.logits, outputs.lengths, which, ids, counts)
             terms["sequence_ctc"] = settings.weight * self.shares["ctc"], loss
         if "decoder" in self.heads:
             inputs = teacher_forced(ids)[0].to(outputs.encoded.device)
@@ -226,7 +226,7 @@ class Objective:
         settings = self.settings.intermediate
         logits = self.learner.intermediate_head(outputs.hidden[settings.layer])
         inside = length_mask(outputs.lengths, logits.shape[1]).float()
-        terms = {"intermediate_self": (settings.weight, losses.soft_kl(logits, outputs.ctc_logits.detach(), inside))}
+        terms = {"intermediate_self": (settings.weight, losses.soft_kl(logits, outputs.ctc.logits.detach(), inside))}
         if labelled:
             ids = [batch.ids[row] for row in labelled]
             terms["intermediate_ctc"] = settings.weight, self._smoothed_ctc(logits, outputs.lengths, ids, labelled)
@@ -304,7 +304,7 @@ def _utterances(batch: Batch, rows: Sequence[int]) -> tuple[list[str], list[str]
 def _head_logits(head: str, outputs: Outputs, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """A head's logits, and the number of frames or steps of each utterance that are not padding."""
     if head == "ctc":
-        return outputs.ctc_logits, outputs.lengths
+        return outputs.ctc.logits, outputs.lengths
     return outputs.decoder_logits, torch.tensor([len(ids) + 1 for ids in batch.ids]).to(outputs.encoded.device)
 
 

@@ -7,25 +7,25 @@ from collections.abc import Sequence
 
 import torch
 
-from kdlib.models import Outputs
+from kdlib.models import Emissions
 from kdlib.models.decoder import teacher_forced
 from kdlib.models.encoder_conformer import length_mask
 from kdlib.tokens import BLANK
 
 
-def ctc_loss(outputs: Outputs, ids: Sequence[Sequence[int]]) -> torch.Tensor:
+def ctc_loss(emissions: Emissions, ids: Sequence[Sequence[int]]) -> torch.Tensor:
     """-log P(ids | frames) per token, mean over utterances; 0 for ids that do not fit into the frames."""
-    return ctc_losses(outputs, ids).mean()
+    return ctc_losses(emissions, ids).mean()
 
 
-def ctc_losses(outputs: Outputs, ids: Sequence[Sequence[int]]) -> torch.Tensor:
+def ctc_losses(emissions: Emissions, ids: Sequence[Sequence[int]]) -> torch.Tensor:
     """[B]: -log P(ids | frames) per token, by utterance; 0 for ids that do not fit into the frames."""
-    device = outputs.ctc_logits.device
+    device = emissions.logits.device
     flat = torch.nn.utils.rnn.pad_sequence([torch.tensor(text) for text in ids], batch_first=True).to(device).long()
     sizes = torch.tensor([len(text) for text in ids], device=device)
-    logprobs = outputs.ctc_logits.float().log_softmax(-1).transpose(0, 1)
+    logprobs = emissions.logits.float().log_softmax(-1).transpose(0, 1)
     each = torch.nn.functional.ctc_loss(
-        logprobs, flat, outputs.lengths, sizes, blank=BLANK, reduction="none", zero_infinity=True
+        logprobs, flat, emissions.lengths, sizes, blank=BLANK, reduction="none", zero_infinity=True
     )
     return each / sizes.clamp_min(1)
 

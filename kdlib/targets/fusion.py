@@ -16,7 +16,7 @@ from torch import nn
 
 from kdlib.corpus.manifest import Utterance
 from kdlib.errors import UserError
-from kdlib.models import Outputs
+from kdlib.models import Emissions
 from kdlib.models.encoder_conformer import length_mask
 from kdlib.objectives.reference_losses import ctc_loss
 from kdlib.runtime import seed_everything
@@ -130,7 +130,7 @@ def fit_fusion(
 
     def loss(batch: Sequence[Utterance]) -> torch.Tensor:
         logits, frames = ensemble.fused(fusion, [utt.utt_id for utt in batch], [utt.speaker for utt in batch])
-        return ctc_loss(Outputs(logits, frames, logits), [tokens.encode(utt.text) for utt in batch])
+        return ctc_loss(Emissions(logits, frames), [tokens.encode(utt.text) for utt in batch])
 
     def validation_loss() -> float:
         with torch.no_grad():

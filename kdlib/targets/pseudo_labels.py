@@ -15,7 +15,7 @@ from kdlib.corpus.manifest import Utterance
 from kdlib.decode.beam import BeamSearch
 from kdlib.decode.greedy import greedy
 from kdlib.decode.lexicon import Lexicon
-from kdlib.models import Outputs
+from kdlib.models import Emissions
 from kdlib.objectives.reference_losses import ctc_losses
 from kdlib.targets.aggregation import TeacherEnsemble
 from kdlib.tokens import BLANK, Tokens
@@ -71,8 +71,8 @@ class TeacherHypotheses:
         if new:
             new_ids = [utt_ids[place] for place in new]
             logits, frames = self.ensemble.log_probs(new_ids, [speakers[place] for place in new])
-            outputs = Outputs(logits, frames, logits)
-            found = self._greedy(outputs) if over == "greedy" else self.beam.nbest(outputs, count)
+            emissions = Emissions(logits, frames)
+            found = self._greedy(emissions) if over == "greedy" else self.beam.nbest(emissions, count)
             self._texts |= {(utt_id, over, count): texts for utt_id, texts in zip(new_ids, found, strict=True)}
         return [self._texts[utt_id, over, count] for utt_id in utt_ids]
 
@@ -85,9 +85,9 @@ class TeacherHypotheses:
         best = np.argsort(-posterior, kind="stable")[:count]
         return [(self._word_ids[place], float(posterior[place])) for place in best if posterior[place] > 0]
 
-    def _greedy(self, outputs: Outputs) -> list[list[Text]]:
-        hypotheses = greedy(outputs, BLANK)
-        losses = ctc_losses(outputs, hypotheses).tolist()
+    def _greedy(self, emissions: Emissions) -> list[list[Text]]:
+        hypotheses = greedy(emissions, BLANK)
+        losses = ctc_losses(emissions, hypotheses).tolist()
         return [[(ids, float(np.exp(-loss)))] if ids else [] for ids, loss in zip(hypotheses, losses, strict=True)]
 
     @without_autocast
@@ -100,7 +100,7 @@ class TeacherHypotheses:
         frames = self.ensemble.frames(new_ids)
         parts = []
         for logits, weights in self.ensemble.each(new_ids, [speakers[place] for place in new], frames):
-            scores = self.lexicon.scores(Outputs(logits, torch.tensor(frames), logits)).numpy()
+            scores = self.lexicon.scores(Emissions(logits, torch.tensor(frames))).numpy()
             parts.append((scores, weights.cpu().numpy()))
         all_scores, all_weights = (np.stack(arrays, 1) for arrays in zip(*parts, strict=True))  # [B, K, W], [B, K]
         for utt_id, scores, weights in zip(new_ids, all_scores, all_weights, strict=True):

@@ -22,7 +22,7 @@ from kdlib.evaluate.score import About
 from kdlib.evaluate.transcribe import Evaluation
 from kdlib.io import read_json, write_json
 from kdlib.logits import spikes
-from kdlib.models import Outputs
+from kdlib.models import Emissions, Outputs
 from kdlib.settings.evaluation import Scoring
 from kdlib.settings.targets import FUSIONS, METHODS
 from kdlib.targets.aggregation import TeacherEnsemble
@@ -101,7 +101,7 @@ def score_target(
 
     def combined(batch: list[Utterance]) -> Outputs:
         log_probs, frames = ensemble.log_probs([utt.utt_id for utt in batch], [utt.speaker for utt in batch])
-        return Outputs(log_probs, frames, log_probs)
+        return Outputs(Emissions(log_probs, frames))
 
     setup = how.setup.without_beam()  # too slow for every method and kind of speech
     decoders = setup.decoders()

@@ -95,7 +95,7 @@ def _outputs_and_losses(
 
     samples, lengths, ids = batch
     outputs = model(samples, lengths, teacher_forced(ids)[0].to(samples.device))
-    ctc = ctc_loss(outputs, ids)
+    ctc = ctc_loss(outputs.ctc, ids)
     attention = cross_entropy(outputs.decoder_logits, ids, smoothing)
     return outputs, {"loss": ctc_weight * ctc + (1 - ctc_weight) * attention, "ctc": ctc, "attention": attention}
 
@@ -108,7 +108,7 @@ def validate_teacher(model: "Hybrid", dev: Sequence[tuple], ctc_weight: float) -
     device = next(model.parameters()).device
     for samples, lengths, ids in dev:
         outputs, losses = _outputs_and_losses(model, (samples.to(device), lengths.to(device), ids), ctc_weight)
-        correct += sum(output == reference for output, reference in zip(greedy(outputs, BLANK), ids, strict=True))
+        correct += sum(output == reference for output, reference in zip(greedy(outputs.ctc, BLANK), ids, strict=True))
         loss += float(losses["loss"]) * len(ids)
         total += len(ids)
     wra, loss = correct / total, loss / total
