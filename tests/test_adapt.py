@@ -14,7 +14,7 @@ from kdlib.errors import UserError
 from kdlib.models import hybrid
 from kdlib.models.nemo_files import SHIPPED_MODEL, read_tokenizer, restore_model
 from kdlib.pipeline import Fold
-from kdlib.teachers.base_model import SHIPPED, control_data
+from kdlib.teachers.base_model import SHIPPED, control_data, shipped_base_model
 from kdlib.tokens import Tokens
 from kdlib.training.sampling import set_aside
 
@@ -142,6 +142,10 @@ def test_the_shipped_base_model_fits_the_demo_and_no_other_shape(tmp_path):
     tokens = Tokens.for_teachers(SHIPPED / "tokenizer.model")
     assert tokens.model == read_tokenizer(SHIPPED_MODEL)
     assert sum(file.stat().st_size for file in SHIPPED.iterdir()) < 5e6
+    demo = Fold.load("params/demo.yaml", "M08").params.teacher
+    assert shipped_base_model(demo, tokens) == SHIPPED
+    with pytest.raises(UserError, match="another shape than this recipe"):
+        shipped_base_model(demo.model_copy(update={"kernel": demo.kernel + 2}), tokens)
     settings = {"outputs": str(tmp_path), "pretrained": "shipped", "teacher": {"parent": "shipped"}}
     with pytest.raises(UserError, match="the shipped base model has other tokens or another shape"):
         Fold.load("params/smoke.yaml", "M08", overrides=settings).base_model()

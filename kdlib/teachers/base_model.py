@@ -35,11 +35,12 @@ SIZES = ("d_model", "layers", "heads", "ffn", "kernel", "mels", "dropout")  # of
 def shipped_base_model(settings: Teacher, ours: Tokens) -> Path:
     """The package's own base model, if it fits the recipe."""
     record = read_record(SHIPPED)
+    found = record | {"encoder": {name: record["encoder"].get(name) for name in SIZES}}
     encoder = {name: getattr(settings, name) for name in SIZES}
     heads = {"size": ours.size, "layers": settings.decoder_layers, "ffn": settings.ffn, "dropout": settings.dropout}
     heads |= {"heads": nearest_divisor(settings.d_model, settings.heads)}
     expected = {"backbone": "sb", "encoder": encoder, "heads": heads, "tokens": ours.fingerprint}
-    if any(record[name] != value for name, value in expected.items()):
+    if any(found[name] != value for name, value in expected.items()):
         raise UserError(
             "teacher.parent is 'shipped', but the shipped base model has other tokens or another shape than this "
             "recipe; write in the recipe: teacher: {parent: controls}, or from_corpus where the corpus has no controls"
