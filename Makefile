@@ -45,12 +45,15 @@ help:
 option = $(if $($1),$2 "$($1)")
 FLOW = $(SNAKEMAKE) --config recipe="$(RECIPE)"
 
+UP_TO_DATE = echo "Everything is up to date: executed notebooks, tables and figures are in the recipe's folder below outputs/."
+
 demo: $(READY)
 	@$(FLOW) folds="$(HELD_OUT),"
-	@echo "Done. Executed notebooks, tables and figures are in the recipe's folder below outputs/."
+	@$(UP_TO_DATE)
 
 folds: $(READY)
 	@$(FLOW) folds="$(FOLDS),"
+	@$(UP_TO_DATE)
 
 folds-for: $(READY)
 	@$(KDLIB) folds-for "$(RECIPE)"
