@@ -1,7 +1,7 @@
 """Where every artefact of a recipe lies, below outputs/<recipe>/.
 
-Shared by all folds is only what never heard a speaker of any fold, or one speaker alone; all else is in the folder of
-the held-out speaker and, with few labels, in a folder of that label condition.
+Shared by all folds is only what was trained on no speaker of any fold, or on one speaker alone; all else is in the
+folder of the held-out speaker and, with few labels, in a folder of that label condition.
 """
 
 from pathlib import Path

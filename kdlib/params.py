@@ -104,8 +104,13 @@ class Params(CorpusSettings, SplitSettings, PretrainedSettings):
     @property
     def scoring_identity(self) -> dict:
         """The settings that scores depend on, as stages record them."""
-        settings = {"scoring": self.scoring.model_dump(), "search": self.search.model_dump(mode="json")}
-        return settings | ({"faults": self.faults.model_dump(exclude_defaults=True)} if self.faults.named else {})
+        return {"scoring": self.scoring.model_dump(), "search": self.search.model_dump(mode="json")}
+
+    @property
+    def student_scoring_identity(self) -> dict:
+        """The settings that a student's scores depend on: faults on purpose, too, which nothing shared has."""
+        faults = {"faults": self.faults.model_dump(exclude_defaults=True)} if self.faults.named else {}
+        return self.scoring_identity | faults
 
 
 def load(

@@ -210,10 +210,7 @@ class Fold(FoldObjects):
     @stage
     def baseline(self) -> Stage:
         """The pretrained model on the held-out speaker."""
-        fold, scoring = (
-            self.all_labels,
-            self.params.scoring,
-        )  # one pretrained on the fold's speakers had all transcripts
+        fold, scoring = self.all_labels, self.params.scoring  # a model of the fold's speakers had all transcripts
         model = self.pretrained_model()
         tokens = Tokens.for_nemo(nemo_files.read_tokenizer(model))
 
@@ -621,7 +618,7 @@ class Fold(FoldObjects):
             self.layout.student_scores(seed),
             f"scores of {name}, seed {seed}",
             build=build,
-            settings=self.params.scoring_identity,
+            settings=self.params.student_scoring_identity,
             inputs=[self.corpus_folder, folder, self.decoding_model(), *self._tokenizer_files()],
         )
 
@@ -637,7 +634,7 @@ class Fold(FoldObjects):
             self.layout.ensemble(name),
             f"ensemble {name}",
             build=lambda partial: ensembles.score_ensemble(partial, name, members, settings, fold._student_scoring()),
-            settings=self.params.scoring_identity
+            settings=self.params.student_scoring_identity
             | {"labels": fold.params.labels, "group": settings.model_dump(mode="json")},
             inputs=[self.corpus_folder, fold.decoding_model(), *dict.fromkeys(folder for folder, _ in members)],
         )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kdlib import pipeline, source_code
+from kdlib import source_code
 from kdlib.pipeline import Fold, code_of
 
 KDLIB = Path(source_code.__file__).parent
@@ -144,7 +144,10 @@ def test_few_functions_are_given_all_parameters():
     assert len(given) <= 20, given
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_every_stage_says_what_it_is(stage):
-    assert getattr(Fold, stage).__doc__.endswith(".")
-    assert isinstance(pipeline.code_of(stage), frozenset)
+def test_faults_of_a_student_make_anew_nothing_that_it_shares_with_others(smoke):
+    """The baseline and the teachers' scores are those of every variant; a student's own scores are not."""
+    faulty = smoke.but(faults={"decode_offset": 1})
+    for stage, arguments in (("baseline", ()), ("zero_shot", ()), ("teacher_scores", ("M04",))):
+        plain, other = (getattr(Fold, stage).__wrapped__(fold, *arguments).settings for fold in (smoke, faulty))
+        assert plain == other, stage
+    assert smoke.params.student_scoring_identity != faulty.params.student_scoring_identity
