@@ -82,7 +82,9 @@ def wait_until(page, ready, seconds=20):
         if ready():
             return
         page.wait_for_timeout(100)
-    raise AssertionError("timed out: " + page.locator(".kd-explorer").inner_text()[:400])
+    state = page.locator(".jp-StatusBar-Widget").inner_text()
+    shown = [page.locator(part).all_inner_texts() for part in (".kd-top", ".jp-Dialog", ".jp-OutputArea-output")]
+    raise AssertionError(f"timed out; {state}; {rows(page)[:3]}; {[''.join(text)[-400:] for text in shown]}")
 
 
 def pick(page, text):
