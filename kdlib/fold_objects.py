@@ -17,6 +17,7 @@ from kdlib.errors import UserError
 from kdlib.io import resolve_path
 from kdlib.layout import Layout
 from kdlib.models import read_record
+from kdlib.objectives import terms
 from kdlib.params import Params
 from kdlib.settings.corpus import CorpusSettings, SplitSettings
 from kdlib.settings.pretrained import PretrainedSettings
@@ -26,6 +27,7 @@ from kdlib.teachers.teacher_sets import requested_teachers, student_teachers
 from kdlib.tokens import Tokens
 
 if TYPE_CHECKING:
+    from kdlib.decode.lexicon import Lexicon
     from kdlib.distill.preflight import Plan, Teachers
     from kdlib.distill.setup import Start, StudentData, StudentSetup
     from kdlib.distill.student_scores import StudentScoring
@@ -159,6 +161,10 @@ class FoldObjects:
         speakers = (self.pretrained_record() or {"speakers": ()})["speakers"]
         return base_model.initial_model(settings, self.tokens, seed, self.pretrained_model(), speakers)
 
+    def _teacher_lexicon(self) -> Lexicon | None:
+        """The closed lexicon, where the teachers' loss chooses among its words."""
+        return lexicon.Lexicon(self.lexicon, self.tokens) if self.params.teacher.hard_words.weight else None
+
     def _nemo_encoder(self) -> list[Path]:
         """The pretrained model, where the teachers have its encoder."""
         return [self.pretrained_model()] if self.params.teacher.backbone == "nemo" else []
@@ -227,7 +233,7 @@ class FoldObjects:
         """All that a student is trained with."""
         params, start = self.params, self._start(seed)
         model = setup.initial_student(params.student, self.tokens, start, seed, params.faults)
-        targets = {output: self._student_targets(output) for output in params.distill.outputs}
+        targets = {output: self._student_targets(output) for output in terms.outputs(params.distill)}
         return setup.StudentSetup(
             name=params.variant,
             seed=seed,
@@ -240,17 +246,20 @@ class FoldObjects:
             model=model,
             targets=targets,
             hypotheses=self._hypotheses(targets),
+            lexicon=self._words_of_loss(),
             judge=self._judge(),
         )
 
     def student_data(self) -> StudentData:
         """The student's training speech, and the dev speech that chooses its checkpoint."""
-        taught, share = self.params.distill.uses_teachers, self.params.teacher.dev_share
+        taught, share = terms.uses_teachers(self.params.distill), self.params.teacher.dev_share
         return setup.select_data(self.splits, self.tokens, self.params.faults, uses_teachers=taught, dev_share=share)
 
     def teacher_hypotheses(self) -> TeacherHypotheses | None:
         """The teachers' hypotheses that the student is trained on, if it is."""
-        return self._hypotheses({output: self._student_targets(output) for output in self.params.distill.outputs})
+        return self._hypotheses(
+            {output: self._student_targets(output) for output in terms.outputs(self.params.distill)}
+        )
 
     def _student_targets(self, output: str) -> TeacherEnsemble:
         """The targets of training speech, with the recipe's faults."""
@@ -258,9 +267,8 @@ class FoldObjects:
 
     def _hypotheses(self, targets: dict[str, TeacherEnsemble]) -> TeacherHypotheses | None:
         distill = self.params.distill
-        if not (distill.uses_teachers and distill.uses_hypotheses):
+        if not terms.needs(distill, "texts"):
             return None
-        setup.check_lexicon(distill, self.lexicon, bool(self.params.labels))
         search, params = None, self.params
         if params.needs_beam:
             search = beam.recipe_search(params.search, self.tokens, self.lexicon, self.decoding_model() / lm.ARPA)
@@ -268,9 +276,15 @@ class FoldObjects:
             targets["ctc"], lexicon.Lexicon(self.lexicon, self.tokens), self.tokens, search
         )
 
+    def _words_of_loss(self) -> Lexicon | None:
+        """The closed lexicon, where the loss chooses among its words."""
+        setup.check_lexicon(self.params.distill, self.lexicon, bool(self.params.labels))
+        needed = terms.needs(self.params.distill, "lexicon")
+        return lexicon.Lexicon(self.lexicon, self.tokens) if needed else None
+
     def _judge(self) -> TeacherEnsemble | None:
         """The teachers' outputs on dev speech, where the best checkpoint is the one closest to them (a fault)."""
-        if self.params.faults.choose_by == "wra" or not self.params.distill.uses_teachers:
+        if self.params.faults.choose_by == "wra" or not terms.uses_teachers(self.params.distill):
             return None
         if self.params.distill.heads == "decoder":
             raise UserError(
@@ -334,9 +348,9 @@ class FoldObjects:
         )
 
     def _preflight_teachers(self, seed: int) -> Teachers | None:
-        if not self.params.distill.uses_teachers:
+        if not terms.uses_teachers(self.params.distill):
             return None
-        names, output = self.target_teachers(self.params.aggregation.method), self.params.distill.outputs[0]
+        names, output = self.target_teachers(self.params.aggregation.method), terms.outputs(self.params.distill)[0]
         return preflight.Teachers(
             stores={name: self.store(name, "training", output) for name in names},
             folders={name: self.teacher(name) for name in names},
@@ -375,14 +389,11 @@ class FoldObjects:
 
     def _student_settings(self) -> dict:
         """The settings that a student depends on; those of teachers only where the loss uses them."""
-        params, uses_teachers = self.params, self.params.distill.uses_teachers
+        params, uses_teachers = self.params, terms.uses_teachers(self.params.distill)
         excluded = {"accelerator"} if params.student.keep_checkpoints > 1 else {"accelerator", "keep_checkpoints"}
-        hard = {"beta", "heads", "ctc_weight", "label_smoothing", "ctc_smoothing", "intermediate"}
         settings = self.split_settings.identity | {
             "student": params.student.model_dump(mode="json", exclude=excluded),
-            "distill": params.distill.model_dump(
-                mode="json", include=None if uses_teachers else hard, exclude={"allow", "control", "allow_decoder_kd"}
-            ),
+            "distill": terms.record(params.distill),
             "blocks": params.blocks.model_dump(mode="json"),
         }
         if params.labels:

@@ -14,6 +14,7 @@ from kdlib.errors import UserError
 from kdlib.io import check_writable, resolve_path
 from kdlib.layout import Layout
 from kdlib.models.nemo_files import SHIPPED_MODEL
+from kdlib.objectives import terms
 from kdlib.params import fold_names, load, load_recipe
 from kdlib.settings.corpus import CorpusSettings
 from kdlib.teachers.teacher_sets import student_teachers
@@ -109,7 +110,7 @@ class Graph:
         """What a student's notebook waits for: the baseline, teachers or students that teach, and its control."""
         params = self.of_variant.get(variant) or load(self.recipe, held_out, variant=variant)
         before = [self.notebook(held_out, "01_baseline")]
-        if params.distill.uses_teachers and params.teacher.backbone == "students":
+        if terms.uses_teachers(params.distill) and params.teacher.backbone == "students":
             taught_by = (name.split("/seed") for name in student_teachers(params.teacher))
             before += [self.student(held_out, *pair) for pair in taught_by]
         elif variant in self.of_variant and self._taught(variant):
@@ -122,7 +123,7 @@ class Graph:
         """True if a variant uses the teachers of 02 and 03; with fewer labels it has its own."""
         params = self.of_variant[variant]
         of_speakers = params.teacher.backbone != "students" and params.labels == self.first.labels
-        return params.distill.uses_teachers and of_speakers
+        return terms.uses_teachers(params.distill) and of_speakers
 
 
 def _names(text: object) -> list[str]:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from kdlib.errors import UserError, nearest
 from kdlib.io import repository_root
+from kdlib.objectives import terms
 from kdlib.settings import AsTuple, Names, Section
 from kdlib.settings.corpus import CorpusSettings, SplitSettings
 from kdlib.settings.distill import Distill
@@ -94,12 +95,12 @@ class Params(CorpusSettings, SplitSettings, PretrainedSettings):
     def crosses_encoders(self) -> bool:
         """True if a decoder on NeMo's encoder would be trained on targets of SpeechBrain teachers."""
         backbones = self.student.backbone, self.teacher.backbone
-        return self.distill.heads != "ctc" and self.distill.uses_teachers and backbones == ("nemo", "sb")
+        return self.distill.heads != "ctc" and terms.uses_teachers(self.distill) and backbones == ("nemo", "sb")
 
     @property
     def needs_beam(self) -> bool:
         """True if the teachers' texts come from beam search."""
-        return self.distill.sequence.weight > 0 and self.distill.sequence.hypotheses_from == "beam"
+        return terms.uses_teachers(self.distill) and terms.text_source(self.distill)[0] == "beam"
 
     @property
     def scoring_identity(self) -> dict:
@@ -229,20 +230,23 @@ def _check_recipe(params: Params, recipe: str) -> None:
 def _check_losses(params: Params, recipe: str) -> None:
     """Check that the loss has a term, and that its terms fit the heads and the augmentation."""
     settings = params.distill
-    if not settings.uses_teachers and not settings.beta:
+    if not terms.active(settings):
         raise UserError(f"{recipe}: distill: alpha, beta, gamma and all other weights are 0: the loss would be empty")
-    for name in ("words", "occupancy", "intermediate"):
-        if getattr(settings, name).weight and settings.heads == "decoder":
+    of_decoder = {term.setting for term in terms.TERMS.values() if term.head == "decoder"}
+    for term in terms.TERMS.values():
+        of_ctc = term.head == "ctc" or "layer" in term.needs
+        if settings.heads == "decoder" and of_ctc and term.weight(settings) and term.setting not in of_decoder:
             raise UserError(
-                f"{recipe}: distill.{name} is a loss of a CTC head, but distill.heads is 'decoder'; write heads: both, "
-                "or ctc"
+                f"{recipe}: distill.{term.setting.split('.')[0]} is a loss of a CTC head, but distill.heads is "
+                "'decoder'; write heads: both, or ctc"
             )
-    switched = params.student.backbone == "nemo" and params.teacher.backbone == "sb" and not settings.allow_decoder_kd
-    by_frame = settings.uses_frame_targets and (settings.heads != "decoder" or settings.gamma or switched)
-    if params.student.augment == "mask_and_tempo" and by_frame:
+    used = settings
+    if params.crosses_encoders and not settings.allow_decoder_kd:
+        used = settings.model_copy(update={"heads": "ctc"})
+    if params.student.augment == "mask_and_tempo" and terms.needs(used, "frames") and not settings.live_teachers:
         raise UserError(
-            f"{recipe}: student.augment is 'mask_and_tempo', but the teachers' frame-level outputs are those of the "
-            "unchanged recording; write augment: mask, which does not move frames"
+            f"{recipe}: student.augment is 'mask_and_tempo', but the teachers' stored outputs are those of the "
+            "unchanged recording; write augment: mask, which does not move frames, or distill: {live_teachers: true}"
         )
 
 

@@ -25,6 +25,7 @@ from kdlib.errors import UserError
 from kdlib.fold_objects import FoldObjects
 from kdlib.io import read_json, repository_root
 from kdlib.models import read_record
+from kdlib.objectives import terms
 from kdlib.params import load
 from kdlib.settings.targets import DEV_FITTED, methods_for
 from kdlib.source_code import lazy
@@ -278,7 +279,7 @@ class Fold(FoldObjects):
                 if own
                 else base_model.control_data(full, self.params.pretraining, fold.seed)
             )
-            base_model.train_base_model(partial, self._new_teacher(), data, settings, fold)
+            base_model.train_base_model(partial, self._new_teacher(), data, settings, fold, self._teacher_lexicon())
 
         unused = {"adapt", "dev_share", "max_teachers", "students", "student_seeds"}
         speech = (
@@ -303,7 +304,8 @@ class Fold(FoldObjects):
 
         def build(partial: Path) -> None:
             start = base_model.saved_model(base) if base else self._new_teacher()
-            adapt.train_speaker_teacher(partial, speaker, self.splits, settings, start)
+            words = self._teacher_lexicon()
+            adapt.train_speaker_teacher(partial, speaker, self.splits, settings, start, words)
 
         unused = {"base_training", "max_teachers", "students", "student_seeds"}
         return Stage(
@@ -452,7 +454,7 @@ class Fold(FoldObjects):
 
     def combined_teachers(self) -> Path | None:
         """Scores of the combined teachers on the held-out speaker's speech; None without such teachers."""
-        if not self.params.distill.uses_teachers or self.params.teacher.backbone == "students":
+        if not terms.uses_teachers(self.params.distill) or self.params.teacher.backbone == "students":
             return None
         method = self.params.aggregation.method
         method = self.best_method()[0] if method == "auto" else method
@@ -520,7 +522,7 @@ class Fold(FoldObjects):
         Seed 000's rule replaces decoder distillation across encoders by CTC distillation.
         """
         params = self.params
-        if params.distill.uses_teachers and params.aggregation.method == "auto":
+        if terms.uses_teachers(params.distill) and params.aggregation.method == "auto":
             method, why = self.best_method()
             print_once(why)
             params = params.but(aggregation={"method": method})
@@ -550,7 +552,7 @@ class Fold(FoldObjects):
             inputs += [self.pretrained_model()]
         elif settings.start == "pretrained":
             inputs += [self._sb_base_model() / "model.safetensors"]
-        if not params.distill.uses_teachers:
+        if not terms.uses_teachers(params.distill):
             return inputs
         method = params.aggregation.method
         names = self.target_teachers(method)

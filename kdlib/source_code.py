@@ -154,8 +154,9 @@ def _bindings(source: str) -> dict[str, str]:
                 found = next((name for name in candidates if name.lstrip("/") in SOURCES), "__init__.py")
                 names[alias.asname or alias.name] = found.lstrip("/")
         if isinstance(node, ast.Assign) and getattr(getattr(node.value, "func", None), "id", "") == "lazy":
-            module = node.value.args[0].value.removeprefix("kdlib.").replace(".", "/")
-            names[node.targets[0].id] = f"{module}.py"
+            package, _, module = node.value.args[0].value.partition(".")
+            if package == "kdlib":
+                names[node.targets[0].id] = f"{module.replace('.', '/')}.py"
     return names
 
 

@@ -10,8 +10,8 @@ import torch
 from kdlib.decode.lexicon import Lexicon
 from kdlib.models import Outputs
 from kdlib.models.decoder import teacher_forced
-from kdlib.models.encoder_conformer import length_mask
 from kdlib.models.hybrid import Hybrid
+from kdlib.models.masks import length_mask
 from kdlib.tokens import Tokens
 
 CHUNK = 2000  # spellings per pass of the decoder

@@ -22,6 +22,7 @@ from kdlib.evaluate import compare, posteriors, predictions
 from kdlib.evaluate.score import interval
 from kdlib.evaluate.statistics import LEVEL
 from kdlib.evaluate.verdict import NO_DIFFERENCE
+from kdlib.objectives import terms
 from kdlib.settings.distill import Distill
 from kdlib.settings.student import Faults
 from kdlib.tokens import Tokens
@@ -78,7 +79,7 @@ class StudentResults:
 
 def causes_of(fault: Faults, settings: Distill) -> str:
     """The known causes that a recipe has, by their letters, or `NO_FAULT`."""
-    distilled = settings.uses_teachers
+    distilled = terms.uses_teachers(settings)
     present = {
         "a": distilled and fault.own_recordings,
         "b": distilled and not settings.beta,

@@ -107,12 +107,11 @@ def check_temperature(headers: Mapping[str, Header], settings: Distill) -> Check
         if header.temperature != 1:
             reason = f"teacher {name}: stored at temperature {header.temperature:g}, which would be applied twice"
             return Check("temperature", REFUSE, reason)
-    temperatures = {settings.temperature, settings.temperature_end or settings.temperature}
-    if settings.temperature_on != "both" and temperatures != {1.0}:
-        side = f"only the {settings.temperature_on}'s logits are divided by {settings.temperature:g}"
+    temperature = settings.temperature
+    if settings.temperature_on != "both" and set(temperature.values) != {1.0}:
+        side = f"only the {settings.temperature_on}'s logits are divided by {temperature}"
         return Check("temperature", WARN, f"{side}: the two distributions can never be equal")
-    shown = " to ".join(f"{value:g}" for value in sorted(temperatures, reverse=True))
-    return Check("temperature", PASS, f"stored at 1; both sides are divided by {shown}, the loss has T ** 2")
+    return Check("temperature", PASS, f"stored at 1; both sides are divided by {temperature}, the loss has T ** 2")
 
 
 def check_lengths(too_short: int, total: int) -> Check:

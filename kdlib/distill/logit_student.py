@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kdlib.console import progress
+from kdlib.corpus.inputs import Batch
 from kdlib.corpus.manifest import Utterance
 from kdlib.corpus.speakers import Splits
 from kdlib.decode.greedy import greedy
@@ -23,7 +24,7 @@ from kdlib.evaluate.score import About
 from kdlib.evaluate.transcribe import Evaluation
 from kdlib.io import write_json
 from kdlib.models import Emissions, Outputs
-from kdlib.models.encoder_conformer import length_mask
+from kdlib.models.masks import length_mask
 from kdlib.objectives import losses
 from kdlib.objectives.reference_losses import ctc_loss
 from kdlib.runtime import seed_everything, set_threads
@@ -99,7 +100,7 @@ def _train(
     def loss(batch: Sequence[Utterance]) -> torch.Tensor:
         own, target = _forward(student, training, batch)
         mask = length_mask(own.lengths, target.shape[1]).float()
-        soft = losses.soft_kl(own.ctc.logits, target, mask, settings.temperature)
+        soft = losses.soft_kl(own.ctc.logits, target / settings.temperature, mask, settings.temperature)
         hard = ctc_loss(own.ctc, [tokens.encode(utt.text) for utt in batch])
         return settings.alpha * soft + (1 - settings.alpha) * hard
 
@@ -136,10 +137,9 @@ def _forward(
     student: LogitStudent, ensemble: TeacherEnsemble, batch: Sequence[Utterance]
 ) -> tuple[Outputs, torch.Tensor]:
     """The student's outputs on a batch, and the teachers' mean logits."""
-    utt_ids, speakers = [utt.utt_id for utt in batch], [utt.speaker for utt in batch]
-    frames = ensemble.frames(utt_ids)
-    logits = [part for part, _ in ensemble.each(utt_ids, speakers, frames)]
-    return student(logits, torch.tensor(frames)), sum(logits) / len(logits)
+    frames = ensemble.frames(Batch(batch))
+    logits = [part for part, _ in ensemble.each(Batch(batch), frames)]
+    return student(logits, frames), sum(logits) / len(logits)
 
 
 def _batches(utterances: Sequence[Utterance], size: int = 32) -> list[Sequence[Utterance]]:

@@ -15,20 +15,22 @@ import pandas as pd
 import torch
 
 from kdlib.corpus import audio
+from kdlib.corpus.inputs import Batch
 from kdlib.corpus.manifest import Utterance
 from kdlib.corpus.speakers import Splits
 from kdlib.decode.greedy import greedy
 from kdlib.distill import checks
 from kdlib.distill.checks import PASS, REFUSE, WARN, Check
-from kdlib.distill.setup import StudentData, StudentSetup, make_batch
+from kdlib.distill.setup import StudentData, StudentSetup
 from kdlib.errors import UserError
 from kdlib.io import write_json
 from kdlib.logits.store import LogitStore
 from kdlib.models import Emissions
 from kdlib.models.decoder import teacher_forced
 from kdlib.models.hybrid import Hybrid, TrainedModel
-from kdlib.objectives import losses
+from kdlib.objectives import losses, terms
 from kdlib.settings.distill import Distill
+from kdlib.settings.schedule import Progress
 from kdlib.settings.student import Faults
 from kdlib.targets.aggregation import TeacherEnsemble
 from kdlib.targets.target_report import sample_utterances
@@ -84,7 +86,7 @@ def run_checks(partial: Path, plan: Plan, teachers: Teachers | None = None) -> N
     splits, data, used = plan.splits, plan.data, plan.used
     labelled = [utt.text for utt in data.train if utt.text]
     train, test = set(labelled), [utt.text for utt in splits.test]
-    heads = ["ctc", "decoder"] if used.heads == "both" else [used.heads]
+    heads = list(terms.heads(used))
     results = [
         checks.check_decoding(plan.tokens, [*train, *test], plan.text_of),
         checks.check_choice(plan.faults.choose_by),
@@ -103,7 +105,7 @@ def run_checks(partial: Path, plan: Plan, teachers: Teachers | None = None) -> N
 
 def _check_teachers(plan: Plan, teachers: Teachers) -> list[Check]:
     """The checks of the teachers' stores and targets."""
-    tokens, main = plan.tokens, plan.used.outputs[0]
+    tokens, main = plan.tokens, terms.outputs(plan.used)[0]
     headers = {name: store.header for name, store in teachers.stores.items()}
     results = [
         checks.check_tokens(tokens, headers),
@@ -126,7 +128,7 @@ def _check_teachers(plan: Plan, teachers: Teachers) -> list[Check]:
         if results[-1].verdict == REFUSE:
             return results  # no frame can be compared with another
     for output, target in targets.items():
-        logits = [target.logits([utt.utt_id], [utt.speaker])[0][0] for utt in sample]
+        logits = [target.logits(Batch([utt])).logits[0] for utt in sample]
         hypotheses = [_decode(row, output) for row in logits]
         results.append(checks.check_shift(hypotheses, references, output))
         if output == "ctc" and setup.hypotheses:
@@ -148,7 +150,7 @@ def _check_teachers(plan: Plan, teachers: Teachers) -> list[Check]:
 
 def _check_pseudo_labels(setup: StudentSetup, sample: Sequence[Utterance]) -> Check:
     """The pseudo-labels of the sample, which has references."""
-    source, confidence = setup.distill.text_source
+    source, confidence = terms.text_source(setup.distill)
     best = zip(setup.hypotheses.best(sample, source), sample, strict=True)
     labels = [(share, text == normalise(utt.text)) for (text, share), utt in best]
     return checks.check_pseudo_labels(labels, confidence, source)
@@ -189,7 +191,7 @@ def _check_frames(setup: StudentSetup, ensemble: TeacherEnsemble, sample: Sequen
         with torch.inference_mode():
             outputs = model(*audio.collate(batch))
         for utt, length, row in zip(batch, outputs.lengths.tolist(), outputs.ctc.logits, strict=True):
-            target, _ = ensemble.logits([utt.utt_id], [utt.speaker])
+            target, _ = ensemble.logits(Batch([utt]))
             count = min(length, target.shape[1])
             target = target[:, :count]
             lengths = torch.tensor([count])
@@ -204,24 +206,23 @@ def _check_frames(setup: StudentSetup, ensemble: TeacherEnsemble, sample: Sequen
 
 
 def _check_gradients(setup: StudentSetup, sample: Sequence[Utterance]) -> Check:
-    """The gradient norms of the teachers' and the references' terms at step 0."""
-    settings = setup.distill
+    """The gradient norms of the teachers' terms and of all others, before training, where they weigh most."""
     setup.model.freeze(setup.settings.phases[0].freeze_encoder)
     objective = setup.objective()
-    progress = float((settings.alpha_end or 0.0) > settings.alpha)  # the end of training, if alpha starts lower
-    parts = objective.parts(make_batch(sample[:GRADIENTS], setup.tokens), progress)
+    batch = Batch.of(sample[:GRADIENTS], setup.tokens)
     weights = [weight for weight in objective.learner.student.parameters() if weight.requires_grad]
-    norms = {}
-    for kind, names in (
-        ("soft", [name for name in parts if "_" in name or name == "features"]),
-        ("hard", ["ctc", "decoder"]),
-    ):
-        loss = sum((parts[name][0] * parts[name][1] for name in names if name in parts), start=torch.zeros(()))
-        norms[kind] = 0.0
+    norms = []
+    for of_teachers in (True, False):
+        of_side = {name: term for name, term in objective.terms.items() if (term.side == "teachers") == of_teachers}
+        schedules = [term.weight(setup.distill) for term in of_side.values()]
+        heaviest = max((Progress(), Progress(1.0, math.inf)), key=lambda now: sum(one.at(now) for one in schedules))
+        parts = objective.parts(batch, heaviest)
+        loss = sum((weight * value for name, (weight, value) in parts.items() if name in of_side), torch.zeros(()))
+        norms.append(0.0)
         if loss.requires_grad:
-            grads = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
-            norms[kind] = math.sqrt(sum(float(grad.pow(2).sum()) for grad in grads if grad is not None))
-    return checks.check_gradients(norms["soft"], norms["hard"])
+            grads = torch.autograd.grad(loss, weights, allow_unused=True)
+            norms[-1] = math.sqrt(sum(float(grad.pow(2).sum()) for grad in grads if grad is not None))
+    return checks.check_gradients(*norms)
 
 
 def _check_live(

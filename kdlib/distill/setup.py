@@ -10,23 +10,23 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from kdlib.corpus import audio, labels
-from kdlib.corpus.manifest import Utterance
+from kdlib.corpus import labels
 from kdlib.corpus.speakers import Splits
-from kdlib.decode.lexicon import Words
+from kdlib.decode.lexicon import Lexicon, Words
 from kdlib.distill.faults import limit_words
 from kdlib.errors import UserError
 from kdlib.models import encoder_conformer, hybrid, nearest_divisor
 from kdlib.models.encoder_conformer import ConformerShape
 from kdlib.models.nemo_files import restore_model
-from kdlib.objectives.objective import Batch, Objective, TrainableStudent
+from kdlib.objectives import terms
+from kdlib.objectives.objective import Learner, Objective
+from kdlib.objectives.step import Sources
+from kdlib.objectives.targets import HypothesisSource, TargetSource
 from kdlib.runtime import seed_everything
 from kdlib.settings.corpus import SplitSettings
 from kdlib.settings.distill import Distill
 from kdlib.settings.student import Faults, Student
 from kdlib.settings.teacher import ConformerSizes
-from kdlib.targets.aggregation import TeacherEnsemble
-from kdlib.targets.pseudo_labels import TeacherHypotheses
 from kdlib.tokens import Tokens
 from kdlib.training.sampling import TrainingData, fits_frames, set_aside
 
@@ -71,9 +71,10 @@ class StudentSetup:
     data: StudentData
     start: Start
     model: hybrid.Hybrid
-    targets: Mapping[str, TeacherEnsemble]  # by output; none where the loss uses no teachers
-    hypotheses: TeacherHypotheses | None = None  # of the teachers, where the loss uses them
-    judge: TeacherEnsemble | None = None  # on dev speech, where the best checkpoint is the one closest to it
+    targets: Mapping[str, TargetSource]  # by output; none where the loss uses no teachers
+    hypotheses: HypothesisSource | None = None  # of the teachers, where the loss uses them
+    lexicon: Lexicon | None = None  # where the loss uses it
+    judge: TargetSource | None = None  # on dev speech, where the best checkpoint is the one closest to it
 
     @property
     def title(self) -> str:
@@ -82,9 +83,11 @@ class StudentSetup:
 
     def objective(self) -> Objective:
         """Build the training objective; layers that only training needs get random weights."""
-        width = next(iter(self.targets["ctc"].stores.values())).header.width if self.distill.gamma else 0
-        tap = self.distill.intermediate.layer if self.distill.intermediate.weight else 0
-        return Objective(TrainableStudent(self.model, width, tap), self.distill, self.targets, self.hypotheses)
+        active = terms.active(self.distill)
+        width = self.targets["ctc"].width if "features" in active else 0
+        tap = self.distill.intermediate.layer if terms.needs(self.distill, "layer") else 0
+        sources = Sources(self.targets, self.hypotheses, self.lexicon)
+        return Objective(Learner(self.model, width, tap), self.distill, sources)
 
     @property
     def train_speakers(self) -> list[str]:
@@ -147,23 +150,19 @@ def initial_student(settings: Student, tokens: Tokens, start: Start, seed: int, 
 
 def check_lexicon(distill: Distill, lexicon: Words, few_labels: bool) -> None:
     """Refuse to choose among the entries of a lexicon that are whole sentences."""
-    listed = distill.words.weight or (distill.sequence.weight and distill.sequence.hypotheses_from == "lexicon")
+    active = terms.active(distill)
+    by_word = any("lexicon" in term.needs for term in active.values())
+    by_text = any("texts" in term.needs for term in active.values())
+    listed = by_word or (by_text and distill.sequence.weight and distill.sequence.hypotheses_from == "lexicon")
     if sum(" " in word for word in lexicon) > len(lexicon) / 2 and (
-        listed or (distill.occupancy.weight and few_labels)
+        listed or ("occupancy_ctc" in active and few_labels)
     ):
         raise UserError(
-            "distill: words, sequence over the lexicon, and occupancy of unlabelled speech choose among the entries of "
-            f"the lexicon, but most of these {len(lexicon):,} are whole sentences, including those of unlabelled and "
-            "test speech; write distill: {sequence: {weight: 0.5, hypotheses_from: beam}} (or hypotheses_from: "
-            "greedy), or name a lexicon of words"
+            "distill: words, hard_words, sequence over the lexicon, and occupancy of unlabelled speech choose among "
+            f"the entries of the lexicon, but most of these {len(lexicon):,} are whole sentences, including those of "
+            "unlabelled and test speech; write distill: {sequence: {weight: 0.5, hypotheses_from: beam}} (or "
+            "hypotheses_from: greedy), or name a lexicon of words"
         )
-
-
-def make_batch(utterances: Sequence[Utterance], tokens: Tokens) -> Batch:
-    """Collate utterances into a batch for the objective."""
-    ids = [tokens.encode(utt.text) for utt in utterances]
-    speakers = [utt.speaker for utt in utterances]
-    return Batch(*audio.collate(utterances), ids, [utt.utt_id for utt in utterances], speakers)
 
 
 def check_resumed(folder: Path, record: dict, settings: Student, tokens: Tokens, fold: SplitSettings) -> None:

@@ -18,17 +18,20 @@ import pandas as pd
 import torch
 
 from kdlib.corpus import audio, labels
+from kdlib.corpus.inputs import Batch
 from kdlib.decode.greedy import greedy
 from kdlib.distill.collapse_alarm import CollapseAlarm
-from kdlib.distill.setup import LATEST, StudentData, StudentSetup, make_batch, write_weights
+from kdlib.distill.setup import LATEST, StudentData, StudentSetup, write_weights
 from kdlib.models import augment, hybrid
 from kdlib.models.averaging import checkpoint_file
 from kdlib.models.encoder_cache import EncoderCache
-from kdlib.objectives.objective import Batch, Objective
+from kdlib.objectives import terms
+from kdlib.objectives.objective import Objective
 from kdlib.objectives.reference_losses import cross_entropy, ctc_loss
+from kdlib.objectives.targets import TargetSource
 from kdlib.runtime import is_main_process
+from kdlib.settings.schedule import Progress
 from kdlib.settings.student import Phase, Student
-from kdlib.targets.aggregation import TeacherEnsemble
 from kdlib.tokens import BLANK
 from kdlib.training.checkpoints import checkpoint_weights, last_weights
 from kdlib.training.curves import TENSORBOARD, read_curves
@@ -82,8 +85,8 @@ def train_student(partial: Path, setup: StudentSetup, watch: Watch | None = None
         labels=labels.record(setup.fold, unlabelled_held_out=any(utt.speaker == held_out for utt in data.train)),
         variant=setup.name,
         seed=setup.seed,
-        uses_teachers=setup.distill.uses_teachers,
-        references_only=setup.distill.references_only,
+        uses_teachers=terms.uses_teachers(setup.distill),
+        references_only=terms.references_only(setup.distill),
         heads_trained=list(objective.heads),
         steps=earlier_steps,
         best_step=best[0][1],
@@ -114,7 +117,7 @@ class _Training:
         setup, settings, objective, plan = self.setup, self.setup.settings, self.objective, self.plan
         tokens, data, seed, steps = setup.tokens, setup.data, setup.seed, plan.steps[number]
         phase, learner = settings.phases[number], objective.learner
-        dev = [make_batch(batch, tokens) for batch in audio.batches(data.dev, 32)]
+        dev = [Batch.of(batch, tokens) for batch in audio.batches(data.dev, 32)]
         setup.model.freeze(phase.freeze_encoder)
         cached = phase.freeze_encoder and settings.augment != "mask_and_tempo" and learner.intermediate_head is None
         objective.encoder_cache = EncoderCache(setup.model.encoder) if cached else None
@@ -122,9 +125,9 @@ class _Training:
 
         def step(batch: Batch) -> dict[str, torch.Tensor]:
             if settings.augment == "mask_and_tempo":
-                wavs, lengths = augment.change_tempo(batch.wavs, batch.wav_lens)
-                batch = batch._replace(wavs=wavs, wav_lens=lengths)
-            return objective(batch, (earlier_steps + task.global_step) / sum(plan.steps))
+                batch = batch.changed(*augment.change_tempo(batch.inputs, batch.lengths))
+            steps_done = earlier_steps + task.global_step
+            return objective(batch, Progress(steps_done / sum(plan.steps), steps_done / plan.epoch_steps))
 
         def validation() -> dict[str, float]:
             if self.watch:
@@ -136,7 +139,7 @@ class _Training:
         task = Task(learner, step, lr=phase.lr, scale=scale, earlier_steps=earlier_steps)
         return fit(
             task,
-            EpochData(lambda epoch: plan.part(data.train, epoch, seed), lambda utts: make_batch(utts, tokens)),
+            EpochData(lambda epoch: plan.part(data.train, epoch, seed), lambda utts: Batch.of(utts, tokens)),
             Run(
                 folder=self.partial / f"phase{number + 1}",
                 what=setup.title + f", phase {number + 1}" * (len(plan.steps) > 1),
@@ -155,7 +158,7 @@ class _Training:
         )
 
 
-def validate(objective: Objective, dev: Sequence[Batch], judge: TeacherEnsemble | None = None) -> dict[str, float]:
+def validate(objective: Objective, dev: Sequence[Batch], judge: TargetSource | None = None) -> dict[str, float]:
     """Validate on the dev speaker: WRA of the trained head; between equal WRA the loss decides.
 
     For the alarm also the number of distinct hypotheses, and the shares of the most frequent one and of empty ones.
@@ -167,8 +170,8 @@ def validate(objective: Objective, dev: Sequence[Batch], judge: TeacherEnsemble 
     device = next(model.parameters()).device
     with torch.inference_mode():
         for batch in dev:
-            moved = batch._replace(wavs=batch.wavs.to(device), wav_lens=batch.wav_lens.to(device))
-            outputs = objective.student_outputs(moved)
+            moved = batch.to(device)
+            outputs = objective.outputs(moved)
             if head == "ctc":
                 hypotheses, batch_loss = greedy(outputs.ctc, BLANK), ctc_loss(outputs.ctc, batch.ids)
             else:
@@ -199,7 +202,7 @@ def batch_plan(settings: Student, data: StudentData) -> BatchPlan:
     sizes = [min(size, groups - begin) for begin in range(0, groups, size)]
     epoch = sum(math.ceil(batches / (settings.accumulate * settings.devices)) for batches in sizes)
     steps = [phase.steps or phase.epochs * epoch for phase in settings.phases]
-    return BatchPlan(settings.batch_size, groups, len(sizes), steps)
+    return BatchPlan(settings.batch_size, groups, len(sizes), epoch, steps)
 
 
 def _scale(settings: Student, phase: Phase, steps: int, model: hybrid.Hybrid) -> Scale:

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from kdlib.corpus.inputs import Batch
 from kdlib.errors import UserError, nearest
 from kdlib.io import sha256, write_json
 from kdlib.tokens import Tokens
@@ -183,6 +184,10 @@ class LogitStore:
         """Logits of an utterance, [T, V]."""
         hidden = self.hidden(utt_id)
         return hidden if self.head is None else torch.addmm(self.head[1], hidden, self.head[0].T)
+
+    def activations(self, batch: Batch) -> list[torch.Tensor | None]:
+        """Stored activations of the utterances of a batch; None for those that the store does not have."""
+        return [self.hidden(utt_id) if utt_id in self else None for utt_id in batch.utt_ids]
 
     def batch(self, utt_ids: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Stored activations of several utterances, padded: [B, T, width], and their lengths [B]."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from kdlib.models.encoder_conformer import length_mask
+from kdlib.models.masks import length_mask
 from kdlib.tokens import BOS, EOS
 
 

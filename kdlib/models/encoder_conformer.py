@@ -13,6 +13,7 @@ from torch import nn
 from kdlib.corpus.audio import RATE_HZ
 from kdlib.errors import UserError
 from kdlib.models import augment
+from kdlib.models.masks import length_mask
 
 HOP = RATE_HZ // 100
 STRIDE_MS = 40.0
@@ -105,8 +106,3 @@ def check_layer(layer: int, layers: int) -> None:
             f"distill.intermediate.layer is {layer}: the encoder has {layers} layers, and the head must be below the "
             "last; set a smaller one"
         )
-
-
-def length_mask(lengths: torch.Tensor, longest: int) -> torch.Tensor:
-    """[B, T]: True if a frame is not padding."""
-    return torch.arange(longest, device=lengths.device)[None] < lengths[:, None]

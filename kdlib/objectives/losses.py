@@ -1,8 +1,8 @@
 """Distillation losses. B utterances, T CTC frames or decoder steps, V tokens, D dimensions.
 
 Every loss is a mean over rows with weights [B, T], in which padding is 0; if all weights are 0, the loss is 0. Targets
-are the teachers' logits or log-probabilities (the normaliser cancels). Losses against references are in
-`objectives/reference_losses.py`.
+are the teachers' logits or log-probabilities (the normaliser cancels) at the loss's temperature. Losses against
+references are in `objectives/reference_losses.py`.
 """
 
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from torch import nn
 
 from kdlib.decode.lexicon import Lexicon
 from kdlib.models import Emissions
-from kdlib.models.encoder_conformer import length_mask
+from kdlib.models.masks import length_mask
 from kdlib.tokens import BLANK
 
 MASKED_LOGIT = -1e4  # its softmax is 0; with infinity the KL would be 0 x infinity
@@ -21,14 +21,14 @@ CHUNK = {"cpu": 2**18, "cuda": 2**24}  # elements per chunk: what a CPU's cache 
 
 
 class _SoftKL(torch.autograd.Function):
-    """Sum of w KL(p || q) over rows, p = softmax(target / T_p), q = softmax(logits / T_q); d/dlogits = w (q - p) / T_q.
+    """Sum of w KL(p || q) over rows, p = softmax(target), q = softmax(logits / T); d/dlogits = w (q - p) / T.
 
     It works in chunks of rows that stay in the cache, keeps only the gradient, and skips rows of weight 0.
     """
 
     @staticmethod
     def forward(
-        ctx, logits: torch.Tensor, target: torch.Tensor, weights: torch.Tensor, divide_q: float, divide_p: float
+        ctx, logits: torch.Tensor, target: torch.Tensor, weights: torch.Tensor, temperature: float
     ) -> torch.Tensor:
         size = logits.shape[-1]
         flat, teacher, counts = logits.reshape(-1, size), target.reshape(-1, size), weights.reshape(-1).float()
@@ -43,10 +43,10 @@ class _SoftKL(torch.autograd.Function):
         for part in chosen.split(chunk) if len(chosen) else ():
             begin, end = int(part[0]), int(part[-1]) + 1
             rows = slice(begin, end) if end - begin == len(part) else part  # a slice copies nothing
-            z, u, w = flat[rows].float() / divide_q, teacher[rows].float() / divide_p, counts[rows]
+            z, u, w = flat[rows].float() / temperature, teacher[rows].float(), counts[rows]
             q, p = z.softmax(1), u.softmax(1)
             normalisers = _logsumexp(z, q) - _logsumexp(u, p)
-            total += ((torch.linalg.vecdot(p, u.sub_(z)) + normalisers) * w).sum()
+            total += ((torch.linalg.vecdot(p, torch.sub(u, z, out=z)) + normalisers) * w).sum()
             if needs_grad:
                 difference = torch.sub(q, p, out=grad[rows] if isinstance(rows, slice) and grad.dtype == q.dtype else q)
                 if not equal:
@@ -54,7 +54,7 @@ class _SoftKL(torch.autograd.Function):
                 if difference is q:
                     grad[rows] = q.to(grad.dtype)
         ctx.grad = kept
-        ctx.factor = (float(counts[chosen[0]]) if equal and len(chosen) else 1.0) / divide_q
+        ctx.factor = (float(counts[chosen[0]]) if equal and len(chosen) else 1.0) / temperature
         return total.to(torch.float32)
 
     @staticmethod
@@ -62,7 +62,7 @@ class _SoftKL(torch.autograd.Function):
         grad, ctx.grad = ctx.grad, None  # released: it is scaled in place, without a second buffer
         if grad is None:
             raise RuntimeError("soft_kl: second backward through the same loss; compute the loss again")
-        return grad.mul_((upstream * ctx.factor).to(grad.dtype)), None, None, None, None
+        return grad.mul_((upstream * ctx.factor).to(grad.dtype)), None, None, None
 
 
 def _logsumexp(logits: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
@@ -71,32 +71,22 @@ def _logsumexp(logits: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
 
 
 def soft_kl(
-    logits: torch.Tensor,
-    target: torch.Tensor,
-    weights: torch.Tensor,
-    temperature: float = 1.0,
-    *,
-    temperature_on: str = "both",
-    fixed_temperature: bool = False,
+    logits: torch.Tensor, target: torch.Tensor, weights: torch.Tensor, temperature: float = 1.0, *, squared: bool = True
 ) -> torch.Tensor:
     """Mean KL(teacher || student) of rows [B, T, V], in nats (Hinton et al. 2015).
 
-    The temperature divides the logits of both sides, or of the one in `temperature_on`. Only with both is the loss
-    multiplied by T ** 2, which keeps its gradient as large as at T = 1. `fixed_temperature` targets already have the
-    temperature applied.
+    The temperature divides the student's logits; the target is at its temperature already. `squared`: the loss is
+    multiplied by T ** 2, which keeps its gradient as large as at T = 1, where the target is at the same temperature.
 
     >>> zero = torch.zeros(1, 1, 4)
     >>> peaked = torch.tensor([[[9.0, 0.0, 0.0, 0.0]]])
-    >>> bool(soft_kl(peaked, peaked, torch.ones(1, 1), 2.0).abs() < 1e-6)
+    >>> bool(soft_kl(peaked, peaked / 2, torch.ones(1, 1), 2.0).abs() < 1e-6)
     True
     >>> bool(soft_kl(zero, peaked, torch.ones(1, 1)) > 1.3)  # log 4 = 1.386
     True
     """
-    divide_q = 1.0 if temperature_on == "teacher" else temperature
-    divide_p = 1.0 if temperature_on == "student" or fixed_temperature else temperature
-    scale = temperature**2 if temperature_on == "both" else 1.0
-    shares = weights.float() * (scale / weights.sum().clamp_min(1e-9))
-    return _SoftKL.apply(logits, target, shares, divide_q, divide_p)
+    shares = weights.float() * ((temperature**2 if squared else 1.0) / weights.sum().clamp_min(1e-9))
+    return _SoftKL.apply(logits, target, shares, temperature)
 
 
 def frame_weights(

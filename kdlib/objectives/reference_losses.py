@@ -9,7 +9,7 @@ import torch
 
 from kdlib.models import Emissions
 from kdlib.models.decoder import teacher_forced
-from kdlib.models.encoder_conformer import length_mask
+from kdlib.models.masks import length_mask
 from kdlib.tokens import BLANK
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from kdlib.settings import AsTuple, Names, Section
+from kdlib.settings.distill import HardWordTerm
 
 
 class Training(Section):
@@ -41,6 +42,7 @@ class Teacher(ConformerSizes):
     decoder_layers: int = Field(2, ge=1)
     ctc_weight: float = Field(0.8, gt=0, le=1)  # the rest is the attention decoder's: 0.3 is too low for the CTC head
     label_smoothing: float = Field(0.1, ge=0, lt=1)  # of the attention decoder
+    hard_words: HardWordTerm = HardWordTerm()  # beside CTC and the attention decoder
     augment: bool = True  # SpecAugment and tempo perturbation in teacher training
     dev_share: float = Field(0.15, ge=0, lt=0.5)  # of the training blocks, for early stopping only
     base_training: Training = Training(steps=2000, lr=2e-3, warmup_steps=300, validate_every=3)  # of the base model

@@ -20,6 +20,7 @@ from kdlib.evaluate.score import tidy
 from kdlib.evaluate.verdict import Verdict, verdict_frame
 from kdlib.io import atomic_write, read_json
 from kdlib.models import read_record
+from kdlib.objectives import terms
 from kdlib.params import Params
 from kdlib.pipeline import Fold
 from kdlib.settings.evaluation import Scoring
@@ -127,7 +128,7 @@ def pseudo_label_table(fold: Fold, sample: int = 400) -> pd.DataFrame | None:
     """
     if not (hypotheses := fold.resolved.teacher_hypotheses()):
         return None
-    source, confidence = fold.params.distill.text_source
+    source, confidence = terms.text_source(fold.params.distill)
     truth = {utt.utt_id: utt.text for utt in fold.all_labels.corpus}
     splits, rows = fold.splits, {}
     for speech, utterances in (("labelled", splits.train), ("without transcript", splits.unlabelled)):
@@ -154,7 +155,7 @@ def check_control(fold: Fold, control: Fold | None = None) -> None:
     """Check that a control is the same student with the same steps, trained on the references alone."""
     baseline = control or fold.control
     params, control = fold.params, baseline.params
-    if _steps(fold.resolved.params) != _steps(control) or not control.distill.references_only:
+    if _steps(fold.resolved.params) != _steps(control) or not terms.references_only(control.distill):
         raise UserError(
             f"variants: {control.variant!r} is no control of {params.variant!r}: it must have the same student, steps, "
             "heads, speech and label_fraction, and neither teachers nor smoothing (distill: every weight but beta 0); "

@@ -1,4 +1,4 @@
-"""Combine several teachers' stores into one target (the aggregate) for a batch of utterances, exact at any temperature.
+"""Combine several teachers' outputs into one target (the aggregate) for a batch, exact at any temperature.
 
 `logprob_mean` (the original study's) needs only the mean of the logits, because the normalisers cancel when the mean of
 the log-probabilities is normalised; with linear heads that is one product of the stacked activations with the stacked
@@ -11,12 +11,14 @@ import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
+from kdlib.corpus.inputs import Batch
 from kdlib.errors import UserError
-from kdlib.logits.store import LogitStore
+from kdlib.logits.store import Header
+from kdlib.models import Emissions
 
 MEANS = ("logprob_mean", "prob_mean")
 MISSING = ("strict", "partial", "all")
@@ -53,11 +55,24 @@ class Coverage:
         )
 
 
+class Teacher(Protocol):
+    """One output of a teacher: stored (`LogitStore`), or made in every step (`targets/live.py`)."""
+
+    header: Header
+    head: tuple[torch.Tensor, torch.Tensor] | None  # weight and bias that turn activations into logits
+
+    def __contains__(self, utt_id: str) -> bool: ...
+
+    def activations(self, batch: Batch) -> list[torch.Tensor | None]:
+        """[T, width] of each utterance; None without an output."""
+        ...
+
+
 class TeacherEnsemble:
-    """Teachers' stores combined under one weighting."""
+    """Teachers' outputs combined under one weighting: a `TargetSource`."""
 
     def __init__(
-        self, stores: Mapping[str, LogitStore], weighting: Weighting, excluded: Mapping[str, str] | None = None
+        self, stores: Mapping[str, Teacher], weighting: Weighting, excluded: Mapping[str, str] | None = None
     ) -> None:
         """`excluded`: speaker -> why there is no target on their speech."""
         if not stores:
@@ -73,9 +88,11 @@ class TeacherEnsemble:
             raise UserError("an ensemble needs a teacher: every weight is 0")
         _check_compatible(self.stores)
         self.stride_ms = next(iter(self.stores.values())).header.stride_ms
-        self._stacked, self.device = None, "cpu"
-        if weighting.mean == "logprob_mean" and all(store.head is not None for store in self.stores.values()):
-            heads = [store.head for store in self.stores.values()]
+        self._stacked, self.device = None, torch.device("cpu")
+        self._heads = {name: store.head for name, store in self.stores.items() if store.head is not None}
+        self._usable: dict[str, bool] = {}
+        if weighting.mean == "logprob_mean" and len(self._heads) == len(self.stores):
+            heads = list(self._heads.values())
             weights, biases = torch.cat([head[0] for head in heads], 1), torch.stack([head[1] for head in heads], 1)
             self._stacked = torch.cat([weights, biases], 1)  # [V, d1 + d2 + ... + K]
 
@@ -89,129 +106,120 @@ class TeacherEnsemble:
         return Coverage(usable, incomplete, {utt_id: count for utt_id, count in counts.items() if count < enough})
 
     @property
-    def fixed_temperature(self) -> bool:
-        """True if `logits` hold at one temperature only: means of probabilities do, means of logits serve all."""
-        return self.weighting.mean == "prob_mean"
+    def width(self) -> int:
+        """Dimensions of the teachers' activations."""
+        return next(iter(self.stores.values())).header.width
 
-    def frames(self, utt_ids: Sequence[str]) -> list[int]:
-        """Number of frames of each utterance, from the teacher with the most."""
-        return [max(store.frames(utt_id) for store in self.stores.values() if utt_id in store) for utt_id in utt_ids]
+    def rows(self, batch: Batch) -> list[int]:
+        """The rows of a batch that have a target."""
+        new = [utt_id for utt_id in batch.utt_ids if utt_id not in self._usable]
+        if new:
+            usable = set(self.coverage(new).usable)
+            self._usable |= {utt_id: utt_id in usable for utt_id in new}
+        return [row for row, utt_id in enumerate(batch.utt_ids) if self._usable[utt_id]]
 
-    def log_probs(
-        self,
-        utt_ids: Sequence[str],
-        speakers: Sequence[str],
-        lengths: Sequence[int] | None = None,
-        temperature: float = 1.0,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The target of a batch: log-probabilities [B, T, V] at a temperature, and frames [B]; see `logits`."""
-        logits, frames = self.logits(utt_ids, speakers, lengths, temperature)
-        return (logits / (1.0 if self.fixed_temperature else temperature)).log_softmax(-1), frames
+    def frames(self, batch: Batch) -> torch.Tensor:
+        """[B]: frames of each utterance, of the teacher with the most; of stored outputs."""
+        stores = self.stores.values()
+        return torch.tensor([max(one.frames(name) for one in stores if name in one) for name in batch.utt_ids])
 
-    def logits(
-        self,
-        utt_ids: Sequence[str],
-        speakers: Sequence[str],
-        lengths: Sequence[int] | None = None,
-        temperature: float = 1.0,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The target of a batch before normalising, [B, T, V], and frames [B].
+    def log_probs(self, batch: Batch, lengths: torch.Tensor | None = None, temperature: float = 1.0) -> Emissions:
+        """The target of a batch as log-probabilities; see `logits`."""
+        logits, frames = self.logits(batch, lengths, temperature)
+        return Emissions(logits.log_softmax(-1), frames)
 
-        Mean logits are still to be divided by a temperature; mean probabilities are taken at `temperature`
-        (`fixed_temperature`). `speakers` are those of the utterances, for `own`. `lengths` are the student's frames,
-        which the target is aligned to; default: the frames of the longest teacher.
+    def logits(self, batch: Batch, lengths: torch.Tensor | None = None, temperature: float = 1.0) -> Emissions:
+        """The target of a batch at a temperature, before normalising.
+
+        `lengths` [B] are the student's frames, which the target is aligned to, on the student's device; by default
+        those of the longest teacher.
         """
         if self.weighting.fusion is not None:
             with torch.no_grad():
-                return self.fused(self.weighting.fusion, utt_ids, speakers, lengths)
-        padded, weights, frames = self._padded(utt_ids, speakers, lengths)
-        if self.fixed_temperature:
-            return self._mean_of_probs(padded, weights, temperature), torch.tensor(frames)
-        return self._mean_of_logits(padded, weights[:, None]), torch.tensor(frames)
+                logits, frames = self.fused(self.weighting.fusion, batch, lengths)
+            return Emissions(logits if temperature == 1 else logits / temperature, frames)
+        with self._precisely(lengths):
+            padded, weights, frames = self._padded(batch, lengths)
+            if self.weighting.mean == "prob_mean":
+                return Emissions(self._mean_of_probs(padded, weights, temperature), frames)
+            return Emissions(self._mean_of_logits(padded, weights[:, None] / temperature), frames)
 
-    def fused(
-        self,
-        fusion: torch.nn.Module,
-        utt_ids: Sequence[str],
-        speakers: Sequence[str],
-        lengths: Sequence[int] | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Combine the teachers' activations with a fusion, with gradients: logits [B, T, V] and frames [B]."""
-        padded, weights, frames = self._padded(utt_ids, speakers, lengths)
-        lengths = torch.tensor(frames)
-        scores, correction = fusion(list(padded.values()), lengths)
-        absent = (weights == 0)[:, None]
-        shares = (scores + weights.clamp_min(1e-9).log()[:, None]).masked_fill(absent, -1e9).softmax(-1)  # [B, T, K]
-        logits = self._mean_of_logits(padded, shares)
-        return (logits if correction is None else logits + correction), lengths
+    def fused(self, fusion: torch.nn.Module, batch: Batch, lengths: torch.Tensor | None = None) -> Emissions:
+        """Combine the teachers' activations with a fusion, with gradients."""
+        with self._precisely(lengths):
+            padded, weights, frames = self._padded(batch, lengths)
+            scores, correction = fusion(list(padded.values()), frames)
+            absent = (weights == 0)[:, None]
+            shares = (scores + weights.clamp_min(1e-9).log()[:, None]).masked_fill(absent, -1e9).softmax(-1)  # [B,T,K]
+            logits = self._mean_of_logits(padded, shares)
+            return Emissions(logits if correction is None else logits + correction, frames)
 
-    def each(
-        self, utt_ids: Sequence[str], speakers: Sequence[str], lengths: Sequence[int] | None = None
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def each(self, batch: Batch, lengths: torch.Tensor | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Iterate over the teachers that contribute to a batch: logits [B, T, V] and weight per utterance [B]."""
-        padded, weights, _ = self._padded(utt_ids, speakers, lengths)
         if self.weighting.fusion is not None:  # a fusion counts as one teacher
-            yield self.logits(utt_ids, speakers, lengths)[0], torch.ones(len(utt_ids), device=self.device)
+            logits, _ = self.logits(batch, lengths)
+            yield logits, torch.ones(len(batch), device=logits.device)
             return
+        with self._precisely(lengths):
+            padded, weights, _ = self._padded(batch, lengths)
         for (name, hidden), weight in zip(padded.items(), weights.T, strict=True):
             if weight.any():
-                yield self._logits(name, hidden), weight
+                with self._precisely(lengths):
+                    logits = self._logits(name, hidden)
+                yield logits, weight
 
-    def features(
-        self, utt_ids: Sequence[str], speakers: Sequence[str], lengths: Sequence[int] | None = None
-    ) -> torch.Tensor:
+    def hidden(self, batch: Batch, lengths: torch.Tensor | None = None) -> torch.Tensor:
         """The teachers' mean activations [B, T, d]; only for teachers of one parent, whose dimensions mean the same."""
-        padded, weights, _ = self._padded(utt_ids, speakers, lengths)
-        return sum(weight[:, None, None] * hidden for hidden, weight in zip(padded.values(), weights.T, strict=True))
-
-    def to(self, device: torch.device | str) -> "TeacherEnsemble":
-        """Compute on a device."""
-        if str(device) == str(self.device):
-            return self
-        self.device = device
-        self._stacked = None if self._stacked is None else self._stacked.to(device)
-        if self.weighting.fusion is not None:
-            self.weighting.fusion.to(device)
-        for store in self.stores.values():
-            store.head = None if store.head is None else tuple(part.to(device) for part in store.head)
-        return self
+        with self._precisely(lengths):
+            padded, weights, _ = self._padded(batch, lengths)
+            parts = zip(padded.values(), weights.T, strict=True)
+            return sum(weight[:, None, None] * hidden for hidden, weight in parts)
 
     def cached(self) -> "TeacherEnsemble":
         """A copy that keeps in memory what it has read: for little speech that is read many times."""
-        ensemble, cache = copy.copy(self), {}
-
-        def hidden(store: LogitStore, utt_ids: Sequence[str]) -> list[torch.Tensor | None]:
-            for utt_id in utt_ids:
-                if (store.folder, utt_id) not in cache:
-                    cache[store.folder, utt_id] = store.hidden(utt_id) if utt_id in store else None
-            return [cache[store.folder, utt_id] for utt_id in utt_ids]
-
-        ensemble._hidden = hidden
+        ensemble = copy.copy(self)
+        ensemble.stores = {name: _Cached(store) for name, store in self.stores.items()}
         return ensemble
 
+    def _precisely(self, lengths: torch.Tensor | None) -> torch.autocast:
+        """Compute on the device of the student's lengths, without autocast, as exactly as outputs were stored."""
+        device = torch.device("cpu") if lengths is None else lengths.device
+        if device != self.device:
+            self.device = device
+            self._stacked = None if self._stacked is None else self._stacked.to(device)
+            if self.weighting.fusion is not None:
+                self.weighting.fusion.to(device)
+            self._heads = {name: tuple(part.to(device) for part in head) for name, head in self._heads.items()}
+        return torch.autocast(device.type, enabled=False)
+
+    def _activations(self, batch: Batch) -> dict[str, list[torch.Tensor | None]]:
+        """Every teacher's activations on each utterance; None where it has none."""
+        return {name: store.activations(batch) for name, store in self.stores.items()}
+
     def _padded(
-        self, utt_ids: Sequence[str], speakers: Sequence[str], lengths: Sequence[int] | None
-    ) -> tuple[dict[str, torch.Tensor], torch.Tensor, list[int]]:
-        """Every teacher's activations [B, T, d], their weights [B, K], and frames."""
-        for utt_id, speaker in zip(utt_ids, speakers, strict=True):
-            if speaker in self.excluded:
-                raise UserError(f"{utt_id}: {speaker} {self.excluded[speaker]}: no training target on this speech")
-        weights = torch.tensor([self._weights(utt_id, who) for utt_id, who in zip(utt_ids, speakers, strict=True)])
-        stored = {name: self._hidden(store, utt_ids) for name, store in self.stores.items()}
-        counts = [[len(hidden) for hidden in row if hidden is not None] for row in zip(*stored.values(), strict=True)]
-        frames = list(lengths) if lengths is not None else [max(row) for row in counts]
+        self, batch: Batch, lengths: torch.Tensor | None
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+        """Every teacher's activations [B, T, d], their weights [B, K], and frames [B]."""
+        for utt in batch.utterances:
+            if utt.speaker in self.excluded:
+                why = f"{utt.speaker} {self.excluded[utt.speaker]}"
+                raise UserError(f"{utt.utt_id}: {why}: no training target on this speech")
+        weights = torch.tensor([self._weights(utt.utt_id, utt.speaker) for utt in batch.utterances])
+        stored = self._activations(batch)
+        counts = _counts(stored)
+        frames = lengths.tolist() if lengths is not None else [max(row) for row in counts]
+        longest = max(frames)
         if self.weighting.cut:
             frames = [min(length, *row) for length, row in zip(frames, counts, strict=True)]
         padded = {}
         for name, rows in stored.items():
-            aligned = []
-            for hidden, length in zip(rows, frames, strict=True):
-                if hidden is None:
-                    aligned.append(torch.zeros(length, self.stores[name].header.width))
-                else:
-                    aligned.append(align_frames(hidden[:length] if self.weighting.cut else hidden, length, name))
-            padded[name] = pad_sequence(aligned, batch_first=True).to(self.device)
-        return padded, weights.to(self.device), frames
+            values = torch.zeros(len(rows), longest, self.stores[name].header.width)
+            for row, hidden, length in zip(values, rows, frames, strict=True):
+                if hidden is not None:
+                    hidden = hidden[:length] if self.weighting.cut else hidden
+                    row[:length] = align_frames(hidden, length, name)
+            padded[name] = values.to(self.device)
+        return padded, weights.to(self.device), torch.tensor(frames, device=self.device)
 
     def _mean_of_logits(self, padded: dict, weights: torch.Tensor) -> torch.Tensor:
         """The mean with weights [B, 1, K], or by frame [B, T, K]."""
@@ -233,11 +241,8 @@ class TeacherEnsemble:
         return probs.clamp_min(1e-30).log()
 
     def _logits(self, name: str, hidden: torch.Tensor) -> torch.Tensor:
-        head = self.stores[name].head
+        head = self._heads.get(name)
         return hidden if head is None else hidden @ head[0].T + head[1]
-
-    def _hidden(self, store: LogitStore, utt_ids: Sequence[str]) -> list[torch.Tensor | None]:
-        return [store.hidden(utt_id) if utt_id in store else None for utt_id in utt_ids]
 
     def _weights(self, utt_id: str, speaker: str) -> list[float]:
         """Each teacher's weight on an utterance; they sum to one over those that have it."""
@@ -274,7 +279,28 @@ def align_frames(hidden: torch.Tensor, frames: int, teacher: str) -> torch.Tenso
     return torch.cat([hidden, hidden[-1:].expand(more, -1)])
 
 
-def _check_compatible(stores: Mapping[str, LogitStore]) -> None:
+class _Cached:
+    """A teacher whose activations are kept in memory."""
+
+    def __init__(self, store: Teacher) -> None:
+        self.header, self.head, self._store = store.header, store.head, store
+        self._kept: dict[str, torch.Tensor | None] = {}
+
+    def __contains__(self, utt_id: str) -> bool:
+        return utt_id in self._store
+
+    def activations(self, batch: Batch) -> list[torch.Tensor | None]:
+        new = batch.select([row for row, utt_id in enumerate(batch.utt_ids) if utt_id not in self._kept])
+        self._kept |= dict(zip(new.utt_ids, self._store.activations(new), strict=True))
+        return [self._kept[utt_id] for utt_id in batch.utt_ids]
+
+
+def _counts(stored: Mapping[str, Sequence[torch.Tensor | None]]) -> list[list[int]]:
+    """The numbers of frames of each utterance, of the teachers that have it."""
+    return [[len(hidden) for hidden in row if hidden is not None] for row in zip(*stored.values(), strict=True)]
+
+
+def _check_compatible(stores: Mapping[str, Teacher]) -> None:
     """Refuse teachers whose outputs cannot be averaged."""
     (first, reference), *rest = stores.items()
     for name, store in rest:

@@ -17,10 +17,12 @@ import torch
 
 from kdlib.console import warn
 from kdlib.corpus import labels
+from kdlib.corpus.inputs import Batch
 from kdlib.errors import UserError
 from kdlib.evaluate import hypotheses
 from kdlib.logits.extract import OUTPUTS, Purpose, read_outputs
 from kdlib.logits.store import LogitStore
+from kdlib.models import Emissions
 from kdlib.settings.corpus import SplitSettings
 from kdlib.settings.targets import FUSIONS, METHODS, Aggregation, methods_for
 from kdlib.settings.teacher import Teacher
@@ -110,17 +112,16 @@ class CrossFitted:
         self.stores = self.halves[0].stores
         self.coverage = self.halves[0].coverage
 
-    def log_probs(self, utt_ids: Sequence[str], speakers: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The target of a batch [B, T, V], and frames [B]."""
-        frames = self.halves[0].frames(utt_ids)
-        targets: list[torch.Tensor | None] = [None] * len(utt_ids)
+    def log_probs(self, batch: Batch) -> Emissions:
+        """The target of a batch, as log-probabilities."""
+        frames = self.halves[0].frames(batch)
+        targets: list[torch.Tensor | None] = [None] * len(batch)
         for half, ensemble in enumerate(self.halves):
-            if places := [place for place, utt_id in enumerate(utt_ids) if half_of(utt_id) == half]:
-                batch = [[values[place] for place in places] for values in (utt_ids, speakers, frames)]
-                rows, lengths = ensemble.log_probs(*batch)
+            if places := [place for place, utt_id in enumerate(batch.utt_ids) if half_of(utt_id) == half]:
+                rows, lengths = ensemble.log_probs(batch.select(places), frames[places])
                 for place, row, length in zip(places, rows, lengths.tolist(), strict=True):
                     targets[place] = row[:length]
-        return torch.nn.utils.rnn.pad_sequence(targets, batch_first=True), torch.tensor(frames)
+        return Emissions(torch.nn.utils.rnn.pad_sequence(targets, batch_first=True), frames)
 
 
 def half_of(utt_id: str) -> int:

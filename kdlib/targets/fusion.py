@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from kdlib.corpus.inputs import Batch
 from kdlib.corpus.manifest import Utterance
 from kdlib.errors import UserError
-from kdlib.models import Emissions
-from kdlib.models.encoder_conformer import length_mask
+from kdlib.models.masks import length_mask
 from kdlib.objectives.reference_losses import ctc_loss
 from kdlib.runtime import seed_everything
 from kdlib.targets.aggregation import TeacherEnsemble
@@ -129,8 +129,7 @@ def fit_fusion(
     validation, train = drawn[: len(drawn) // 5] or drawn, drawn[len(drawn) // 5 :]
 
     def loss(batch: Sequence[Utterance]) -> torch.Tensor:
-        logits, frames = ensemble.fused(fusion, [utt.utt_id for utt in batch], [utt.speaker for utt in batch])
-        return ctc_loss(Emissions(logits, frames), [tokens.encode(utt.text) for utt in batch])
+        return ctc_loss(ensemble.fused(fusion, Batch(batch)), [tokens.encode(utt.text) for utt in batch])
 
     def validation_loss() -> float:
         with torch.no_grad():

@@ -5,80 +5,66 @@ does not need teachers that agree on where in time a token stands. Texts beyond 
 the mean by frame. Nothing here uses a reference.
 """
 
-import functools
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
+from kdlib.corpus.inputs import Batch
 from kdlib.corpus.manifest import Utterance
 from kdlib.decode.beam import BeamSearch
 from kdlib.decode.greedy import greedy
 from kdlib.decode.lexicon import Lexicon
 from kdlib.models import Emissions
 from kdlib.objectives.reference_losses import ctc_losses
+from kdlib.objectives.targets import Text
 from kdlib.targets.aggregation import TeacherEnsemble
 from kdlib.tokens import BLANK, Tokens
 
 KEPT = 512  # most probable words of a lexicon that are kept per utterance; the probability of the rest is negligible
-Text = tuple[list[int], float]  # token ids, and their probability among the candidates
-
-
-def without_autocast(method: Callable) -> Callable:
-    """Run a method without autocast: teachers' outputs stay as exact as they were stored."""
-
-    @functools.wraps(method)
-    def wrapper(self: "TeacherHypotheses", *args, **kwargs):
-        with torch.autocast(torch.device(self.ensemble.device).type, enabled=False):
-            return method(self, *args, **kwargs)
-
-    return wrapper
 
 
 class TeacherHypotheses:
-    """Words and texts that an ensemble's teachers output; results are cached per utterance."""
+    """Words and texts that an ensemble's teachers output (a `HypothesisSource`); results are cached per utterance."""
 
     def __init__(
         self, ensemble: TeacherEnsemble, lexicon: Lexicon, tokens: Tokens, beam: BeamSearch | None = None
     ) -> None:
-        self.ensemble, self.lexicon, self.tokens, self.beam = ensemble, lexicon, tokens, beam
+        self.ensemble = copy.copy(ensemble)  # on the CPU, wherever the objective has its own
+        self.lexicon, self.tokens, self.beam = lexicon, tokens, beam
         self._word_ids = [tokens.encode(word) for word in lexicon.words]
         # utterance -> places [N] in the lexicon, scores [K, N], weights [K]
         self._scores: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         self._texts: dict[tuple[str, str, int], list[Text]] = {}
 
-    def posterior(self, utt_ids: Sequence[str], speakers: Sequence[str], temperature: float = 1.0) -> torch.Tensor:
+    def posterior(self, batch: Batch, temperature: float = 1.0) -> torch.Tensor:
         """[B, W]: the teachers' mean posterior over the lexicon; zeros where no word fits into the frames."""
-        self._score(utt_ids, speakers)
-        posteriors = np.zeros((len(utt_ids), len(self.lexicon.words)), np.float32)
-        for row, utt_id in enumerate(utt_ids):
+        self._score(batch)
+        posteriors = np.zeros((len(batch), len(self.lexicon.words)), np.float32)
+        for row, utt_id in zip(posteriors, batch.utt_ids, strict=True):
             places, scores, weights = self._scores[utt_id]
-            posteriors[row, places] = _mean_posterior(scores, temperature, weights)
+            row[places] = _mean_posterior(scores, temperature, weights)
         return torch.from_numpy(posteriors)
 
-    @without_autocast
-    def texts(
-        self, utt_ids: Sequence[str], speakers: Sequence[str], count: int = 1, over: str = "lexicon"
-    ) -> list[list[Text]]:
+    def texts(self, batch: Batch, count: int = 1, over: str = "lexicon") -> list[list[Text]]:
         """The most probable texts of every utterance, best first; an empty list if the teachers' output is empty.
 
         Probabilities are those of the posterior over the lexicon, or relative to the n-best list of beam search; the
         greedy text has its probability per token, from its CTC loss.
         """
         if over == "lexicon":
-            return [self._words(row, count) for row in self.posterior(utt_ids, speakers).numpy()]
-        new = [place for place, utt_id in enumerate(utt_ids) if (utt_id, over, count) not in self._texts]
-        if new:
-            new_ids = [utt_ids[place] for place in new]
-            logits, frames = self.ensemble.log_probs(new_ids, [speakers[place] for place in new])
-            emissions = Emissions(logits, frames)
+            return [self._words(row, count) for row in self.posterior(batch).numpy()]
+        new = batch.select([row for row, name in enumerate(batch.utt_ids) if (name, over, count) not in self._texts])
+        if len(new):
+            emissions = self.ensemble.log_probs(new)
             found = self._greedy(emissions) if over == "greedy" else self.beam.nbest(emissions, count)
-            self._texts |= {(utt_id, over, count): texts for utt_id, texts in zip(new_ids, found, strict=True)}
-        return [self._texts[utt_id, over, count] for utt_id in utt_ids]
+            self._texts |= {(utt_id, over, count): texts for utt_id, texts in zip(new.utt_ids, found, strict=True)}
+        return [self._texts[utt_id, over, count] for utt_id in batch.utt_ids]
 
     def best(self, utterances: Sequence[Utterance], over: str = "lexicon") -> list[tuple[str, float]]:
         """The pseudo-label of each utterance and its probability; "" and 0 if the teachers' output is empty."""
-        found = self.texts([utt.utt_id for utt in utterances], [utt.speaker for utt in utterances], 1, over)
+        found = self.texts(Batch(utterances), 1, over)
         return [(self.tokens.decode(texts[0][0]), texts[0][1]) if texts else ("", 0.0) for texts in found]
 
     def _words(self, posterior: np.ndarray, count: int) -> list[Text]:
@@ -90,20 +76,16 @@ class TeacherHypotheses:
         losses = ctc_losses(emissions, hypotheses).tolist()
         return [[(ids, float(np.exp(-loss)))] if ids else [] for ids, loss in zip(hypotheses, losses, strict=True)]
 
-    @without_autocast
-    def _score(self, utt_ids: Sequence[str], speakers: Sequence[str]) -> None:
+    def _score(self, batch: Batch) -> None:
         """Score the lexicon for the utterances that are not cached."""
-        new = [place for place, utt_id in enumerate(utt_ids) if utt_id not in self._scores]
-        if not new:
+        new = batch.select([row for row, utt_id in enumerate(batch.utt_ids) if utt_id not in self._scores])
+        if not len(new):
             return
-        new_ids = [utt_ids[place] for place in new]
-        frames = self.ensemble.frames(new_ids)
-        parts = []
-        for logits, weights in self.ensemble.each(new_ids, [speakers[place] for place in new], frames):
-            scores = self.lexicon.scores(Emissions(logits, torch.tensor(frames))).numpy()
-            parts.append((scores, weights.cpu().numpy()))
+        frames, parts = self.ensemble.frames(new), []
+        for logits, weights in self.ensemble.each(new, frames):
+            parts.append((self.lexicon.scores(Emissions(logits, frames)).numpy(), weights.cpu().numpy()))
         all_scores, all_weights = (np.stack(arrays, 1) for arrays in zip(*parts, strict=True))  # [B, K, W], [B, K]
-        for utt_id, scores, weights in zip(new_ids, all_scores, all_weights, strict=True):
+        for utt_id, scores, weights in zip(new.utt_ids, all_scores, all_weights, strict=True):
             mean = _mean_posterior(scores, 1.0, weights)
             places = np.sort(np.argsort(-mean, kind="stable")[:KEPT])
             present = weights > 0

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from kdlib.corpus.inputs import Batch
 from kdlib.corpus.manifest import Utterance
 from kdlib.corpus.speakers import Splits
 from kdlib.errors import UserError
@@ -22,7 +23,7 @@ from kdlib.evaluate.score import About
 from kdlib.evaluate.transcribe import Evaluation
 from kdlib.io import read_json, write_json
 from kdlib.logits import spikes
-from kdlib.models import Emissions, Outputs
+from kdlib.models import Outputs
 from kdlib.settings.evaluation import Scoring
 from kdlib.settings.targets import FUSIONS, METHODS
 from kdlib.targets.aggregation import TeacherEnsemble
@@ -100,8 +101,7 @@ def score_target(
     usable = set(ensemble.coverage([utt.utt_id for utt in utterances]).usable)
 
     def combined(batch: list[Utterance]) -> Outputs:
-        log_probs, frames = ensemble.log_probs([utt.utt_id for utt in batch], [utt.speaker for utt in batch])
-        return Outputs(Emissions(log_probs, frames))
+        return Outputs(ensemble.log_probs(Batch(batch)))
 
     setup = how.setup.without_beam()  # too slow for every method and kind of speech
     decoders = setup.decoders()

@@ -9,6 +9,7 @@ A part of the training blocks, `teacher.dev_share`, is kept for early stopping. 
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kdlib.corpus.speakers import Splits
 from kdlib.errors import UserError
@@ -16,13 +17,22 @@ from kdlib.settings.teacher import Teacher
 from kdlib.teachers.training import InitialModel, TeacherTraining, train_teacher
 from kdlib.training.sampling import TrainingData, set_aside
 
+if TYPE_CHECKING:
+    from kdlib.decode.lexicon import Lexicon
 
-def train_speaker_teacher(partial: Path, speaker: str, splits: Splits, settings: Teacher, start: InitialModel) -> None:
+
+def train_speaker_teacher(
+    partial: Path,
+    speaker: str,
+    splits: Splits,
+    settings: Teacher,
+    start: InitialModel,
+    lexicon: "Lexicon | None" = None,
+) -> None:
     """Adapt the initial model to a speaker."""
     data = speaker_data(splits, settings, speaker)
-    train_teacher(
-        partial, start, data, TeacherTraining(f"teacher {speaker}", settings, settings.adapt, splits.settings)
-    )
+    how = TeacherTraining(f"teacher {speaker}", settings, settings.adapt, splits.settings, lexicon)
+    train_teacher(partial, start, data, how)
 
 
 def speaker_data(splits: Splits, settings: Teacher, speaker: str) -> TrainingData:

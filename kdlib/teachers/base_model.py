@@ -25,6 +25,7 @@ from kdlib.tokens import Tokens
 from kdlib.training.sampling import TrainingData, set_aside
 
 if TYPE_CHECKING:
+    from kdlib.decode.lexicon import Lexicon
     from kdlib.models.hybrid import Heads, Hybrid
 
 SHIPPED = SHIPPED_MODEL.with_name("parent")
@@ -70,13 +71,18 @@ def control_data(corpus: Corpus, settings: Pretraining, seed: int) -> TrainingDa
 
 
 def train_base_model(
-    partial: Path, start: InitialModel, data: TrainingData, settings: Teacher, fold: SplitSettings
+    partial: Path,
+    start: InitialModel,
+    data: TrainingData,
+    settings: Teacher,
+    fold: SplitSettings,
+    lexicon: "Lexicon | None" = None,
 ) -> None:
     """Train the base model; of NeMo's encoder only the decoder, and a new CTC head."""
     if settings.backbone == "nemo":
         start.model.freeze()
         start.model.ctc_head.requires_grad_(not start.head_is_trained)
-    how = TeacherTraining("base model of the teachers", settings, settings.base_training, fold)
+    how = TeacherTraining("base model of the teachers", settings, settings.base_training, fold, lexicon)
     train_teacher(partial, start, data, how)
 
 

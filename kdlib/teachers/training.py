@@ -1,4 +1,4 @@
-"""Train a teacher or the base model: joint CTC and attention loss, early stopping on held-back speech."""
+"""Train a teacher or the base model on references: CTC and attention loss, early stopping on held-back speech."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdlib.corpus import audio, labels
+from kdlib.corpus.inputs import Batch
 from kdlib.corpus.manifest import Utterance
 from kdlib.errors import UserError
-from kdlib.models import Outputs
 from kdlib.settings.corpus import SplitSettings
+from kdlib.settings.distill import Distill
 from kdlib.settings.teacher import Teacher, Training
 from kdlib.tokens import BLANK, Tokens
 from kdlib.training.sampling import TrainingData, fits_frames
@@ -18,7 +19,9 @@ from kdlib.training.schedules import cosine
 if TYPE_CHECKING:
     import torch
 
+    from kdlib.decode.lexicon import Lexicon
     from kdlib.models.hybrid import Hybrid
+    from kdlib.objectives.objective import Objective
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,14 @@ class TeacherTraining:
     settings: Teacher
     schedule: Training
     fold: SplitSettings
+    lexicon: "Lexicon | None" = None  # where the loss uses it
 
 
 def train_teacher(partial: Path, start: InitialModel, data: TrainingData, how: TeacherTraining) -> None:
     """Train a model on `data.train`, stop it on `data.dev`, and save it with all speakers that it was trained on."""
     from kdlib.models import augment, hybrid
+    from kdlib.objectives.objective import Learner, Objective
+    from kdlib.objectives.step import Sources
     from kdlib.training.checkpoints import remove_checkpoints
     from kdlib.training.loop import EpochData, Run, Task, Validations, fit
 
@@ -54,21 +60,24 @@ def train_teacher(partial: Path, start: InitialModel, data: TrainingData, how: T
     if not train:
         raise UserError(f"{how.what}: every utterance has fewer frames of 40 ms than tokens; is its audio cut off?")
 
-    def collate(utterances: Sequence[Utterance]) -> tuple:
-        return *audio.collate(utterances), [tokens.encode(utt.text) for utt in utterances]
+    def load(utterances: Sequence[Utterance]) -> Batch:
+        return Batch.of(utterances, tokens)
 
-    def step(batch: tuple) -> "dict[str, torch.Tensor]":
+    learner = Learner(model)
+    sources = Sources({}, lexicon=how.lexicon)
+    objective = Objective(learner, loss_of(settings), sources)
+
+    def step(batch: Batch) -> "dict[str, torch.Tensor]":
         if settings.augment:
-            batch = *augment.change_tempo(*batch[:2]), batch[2]
-        return teacher_losses(model, batch, settings.ctc_weight, settings.label_smoothing)
+            batch = batch.changed(*augment.change_tempo(batch.inputs, batch.lengths))
+        return objective(batch)
 
-    dev = [collate(batch) for batch in audio.batches(data.dev, 32)]
-    validations = Validations(
-        lambda: validate_teacher(model, dev, settings.ctc_weight), schedule.validate_every, schedule.patience
-    )
+    dev = [Batch.of(batch, tokens) for batch in audio.batches(data.dev, 32)]
+    judged = Objective(learner, loss_of(settings, label_smoothing=0.0), sources)
+    validations = Validations(lambda: validate_teacher(judged, dev), schedule.validate_every, schedule.patience)
     record = fit(
-        Task(model, step, lr=schedule.lr, scale=cosine(schedule.warmup_steps, schedule.steps)),
-        EpochData(lambda epoch: audio.batches(train, schedule.batch_size, seed=seed * 1009 + epoch), collate),
+        Task(learner, step, lr=schedule.lr, scale=cosine(schedule.warmup_steps, schedule.steps)),
+        EpochData(lambda epoch: audio.batches(train, schedule.batch_size, seed=seed * 1009 + epoch), load),
         Run(partial, how.what, schedule.steps, seed, checkpoint_every=schedule.validate_every),
         validations if dev else None,
     )
@@ -79,37 +88,26 @@ def train_teacher(partial: Path, start: InitialModel, data: TrainingData, how: T
     remove_checkpoints(partial)
 
 
-def teacher_losses(
-    model: "Hybrid", batch: tuple, ctc_weight: float, smoothing: float = 0.0
-) -> "dict[str, torch.Tensor]":
-    """The joint loss: CTC per token, and cross-entropy of the teacher-forced decoder per token."""
-    return _outputs_and_losses(model, batch, ctc_weight, smoothing)[1]
+def loss_of(settings: Teacher, **changed: float) -> Distill:
+    """A teacher's loss: the references alone, for both heads."""
+    fields = {"ctc_weight": settings.ctc_weight, "label_smoothing": settings.label_smoothing} | changed
+    return Distill(beta=1.0, heads="both", use_teachers=False, hard_words=settings.hard_words, **fields)
 
 
-def _outputs_and_losses(
-    model: "Hybrid", batch: tuple, ctc_weight: float, smoothing: float = 0.0
-) -> "tuple[Outputs, dict[str, torch.Tensor]]":
-    """Outputs and losses of a model on a batch."""
-    from kdlib.models.decoder import teacher_forced
-    from kdlib.objectives.reference_losses import cross_entropy, ctc_loss
-
-    samples, lengths, ids = batch
-    outputs = model(samples, lengths, teacher_forced(ids)[0].to(samples.device))
-    ctc = ctc_loss(outputs.ctc, ids)
-    attention = cross_entropy(outputs.decoder_logits, ids, smoothing)
-    return outputs, {"loss": ctc_weight * ctc + (1 - ctc_weight) * attention, "ctc": ctc, "attention": attention}
-
-
-def validate_teacher(model: "Hybrid", dev: Sequence[tuple], ctc_weight: float) -> dict[str, float]:
+def validate_teacher(objective: "Objective", dev: Sequence[Batch]) -> dict[str, float]:
     """Validate on dev speech: accuracy of greedy CTC, and the loss, which breaks ties."""
+    import torch
+
     from kdlib.decode.greedy import greedy
 
     correct = total = loss = 0
-    device = next(model.parameters()).device
-    for samples, lengths, ids in dev:
-        outputs, losses = _outputs_and_losses(model, (samples.to(device), lengths.to(device), ids), ctc_weight)
-        correct += sum(output == reference for output, reference in zip(greedy(outputs.ctc, BLANK), ids, strict=True))
-        loss += float(losses["loss"]) * len(ids)
-        total += len(ids)
+    device = next(objective.learner.parameters()).device
+    with torch.no_grad():
+        for batch in dev:
+            step = objective.step(batch.to(device))
+            hypotheses = greedy(step.outputs.ctc, BLANK)
+            correct += sum(output == reference for output, reference in zip(hypotheses, batch.ids, strict=True))
+            loss += float(objective.total(step)["loss"]) * len(batch)
+            total += len(batch)
     wra, loss = correct / total, loss / total
     return {"dev_wra": wra, "dev_loss": loss, "dev_score": wra - 1e-3 * min(loss, 100.0)}

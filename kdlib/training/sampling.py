@@ -23,6 +23,7 @@ class BatchPlan:
     batch_size: int
     groups: int  # batches per epoch
     parts: int
+    epoch_steps: int
     steps: list[int]
 
     def part(self, utterances: Sequence[Utterance], number: int, seed: int) -> list[list[Utterance]]:

@@ -58,7 +58,11 @@ def renamed(old: dict) -> dict:
             return table["values"].get(content, content)
         return ", ".join(map(variant, content.split(", "))) if isinstance(content, str) else content
 
-    return {path(name): {key(k): value(v, k) for k, v in found.items()} for name, found in old.items()}
+    def entry(name: str, found: dict) -> dict:
+        curves = table["curves"] if name.endswith("/tensorboard") and "/students/" not in name else {}
+        return {curves.get(k) or key(k): value(v, k) for k, v in found.items()}
+
+    return {path(name): entry(name, found) for name, found in old.items()}
 
 
 def differences(frozen: dict, found: dict, exact: bool) -> list[str]:

@@ -1,0 +1,73 @@
+"""The one door from utterances to the inputs of models: recordings as samples, padded to a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from kdlib.corpus import audio
+from kdlib.corpus.manifest import Utterance
+
+if TYPE_CHECKING:
+    import torch
+
+    from kdlib.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Utterances, the token ids of their references, and the inputs of models: read when they are first needed."""
+
+    utterances: Sequence[Utterance]
+    ids: list[list[int]] = field(default_factory=list)  # one per utterance; empty without a transcript
+    device: torch.device | str = "cpu"
+    loaded: list[torch.Tensor] = field(default_factory=list)  # inputs [B, N] and lengths [B], once they are read
+
+    @classmethod
+    def of(cls, utterances: Sequence[Utterance], tokens: Tokens | None = None) -> Batch:
+        """A batch of utterances; with `tokens` it has the ids of their references."""
+        return cls(utterances, [tokens.encode(utt.text) for utt in utterances] if tokens else [])
+
+    def __len__(self) -> int:
+        return len(self.utterances)
+
+    @property
+    def inputs(self) -> torch.Tensor:
+        """[B, N]: samples, padded with zeros."""
+        return self._load()[0]
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """[B]: the lengths of the inputs without padding."""
+        return self._load()[1]
+
+    @property
+    def utt_ids(self) -> list[str]:
+        """The utterances' ids."""
+        return [utt.utt_id for utt in self.utterances]
+
+    def to(self, device: torch.device | str, **_: object) -> Batch:
+        """The batch with its inputs on a device."""
+        return replace(self, device=device, loaded=[part.to(device) for part in self._load()])
+
+    def changed(self, inputs: torch.Tensor, lengths: torch.Tensor) -> Batch:
+        """The batch with other inputs, such as augmented ones."""
+        return replace(self, loaded=[inputs, lengths])
+
+    def select(self, rows: Sequence[int]) -> Batch:
+        """Some of the utterances, in this order; the batch itself if these are all."""
+        rows = list(rows)
+        if rows == list(range(len(self))):
+            return self
+        loaded = []
+        if self.loaded:
+            lengths = self.lengths[rows]
+            loaded = [self.inputs[rows][:, : int(lengths.max()) if rows else 0], lengths]
+        ids = [self.ids[row] for row in rows] if self.ids else []
+        return replace(self, utterances=[self.utterances[row] for row in rows], ids=ids, loaded=loaded)
+
+    def _load(self) -> list[torch.Tensor]:
+        if not self.loaded:
+            self.loaded.extend(part.to(self.device) for part in audio.collate(self.utterances))
+        return self.loaded

@@ -1,0 +1,145 @@
+"""One step of a training: a batch, the model's outputs on it, and the targets that its terms share."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from kdlib.corpus.inputs import Batch
+from kdlib.decode.lexicon import Lexicon
+from kdlib.models import Emissions, Outputs
+from kdlib.models.masks import length_mask
+from kdlib.objectives import losses
+from kdlib.objectives.targets import HypothesisSource, TargetSource
+from kdlib.settings.distill import Distill
+from kdlib.tokens import BLANK, BOS, EOS
+
+if TYPE_CHECKING:
+    from kdlib.objectives.objective import Learner
+
+
+class Target(NamedTuple):
+    """The teachers' target of one head, for the utterances that have one; B utterances, T frames or decoder steps."""
+
+    student: torch.Tensor  # [B, T, V], the student's logits
+    teachers: torch.Tensor  # [B, T, V], at the step's temperature
+    plain: torch.Tensor  # [B, T, V], at temperature 1
+    weights: torch.Tensor  # [B, T], of frames or steps
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What an objective reads besides its batches."""
+
+    targets: Mapping[str, TargetSource]  # by output: "ctc", "decoder"
+    hypotheses: HypothesisSource | None = None
+    lexicon: Lexicon | None = None
+
+
+class Step:
+    """A batch, the outputs on it, and what terms need of both; everything is computed once."""
+
+    def __init__(
+        self,
+        learner: "Learner",
+        settings: Distill,
+        sources: Sources,
+        batch: Batch,
+        temperature: float,
+        outputs: Outputs,
+    ) -> None:
+        self.learner, self.settings, self.batch = learner, settings, batch
+        self.targets, self.hypotheses, self.lexicon = sources.targets, sources.hypotheses, sources.lexicon
+        self.temperature, self.outputs = temperature, outputs
+        self._taught: dict[str, list[int]] = {}
+        self._target: dict[str, Target | None] = {}
+
+    @cached_property
+    def labelled(self) -> list[int]:
+        """The rows that have a transcript."""
+        return [row for row, ids in enumerate(self.batch.ids) if ids]
+
+    def taught(self, output: str) -> list[int]:
+        """The rows that have an output of the teachers."""
+        if output not in self._taught:
+            self._taught[output] = self.targets[output].rows(self.batch)
+        return self._taught[output]
+
+    def of(self, values: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+        """Some rows of values by utterance; without a copy if these are all."""
+        return values if len(rows) == len(self.batch) else values[rows]
+
+    def emissions(self, rows: Sequence[int]) -> Emissions:
+        """CTC outputs of some rows, as long as the longest."""
+        lengths = self.of(self.outputs.lengths, rows)
+        return Emissions(self.of(self.outputs.ctc.logits, rows)[:, : int(lengths.max())], lengths)
+
+    def head_lengths(self, head: str) -> torch.Tensor:
+        """[B]: frames, or decoder steps, of each utterance without padding."""
+        return head_lengths(head, self.outputs, self.batch)
+
+    def target(self, head: str) -> Target | None:
+        """The target of a head; None if no utterance of the batch has one."""
+        if head not in self._target:
+            rows = self.taught(head)
+            self._target[head] = self._read_target(head, rows) if rows else None
+        return self._target[head]
+
+    def _read_target(self, head: str, rows: list[int]) -> Target:
+        settings, source, batch = self.settings, self.targets[head], self.batch.select(rows)
+        own = self.of(self.head_lengths(head), rows)
+        logits = self.outputs.ctc.logits if head == "ctc" else self.outputs.decoder_logits
+        logits = self.of(logits, rows)[:, : int(own.max())]
+        temperature = 1.0 if settings.temperature_on == "student" else self.temperature
+        target, lengths = source.logits(batch, own, temperature)
+        chooses = head == "ctc" and (settings.max_shift or settings.blanks != "all")
+        plain = target
+        if temperature != 1 and (chooses or settings.pseudo_labels.weight):
+            plain = source.logits(batch, own, 1.0).logits
+        if head == "decoder":
+            weights = length_mask(lengths, logits.shape[1]).float()
+            if settings.first_token == "skip":
+                weights[:, 0] = 0
+            elif settings.first_token == "suppress_specials":
+                target, plain = (losses.mask_specials(side, (BOS, EOS, BLANK)) for side in (target, plain))
+            return Target(logits, target, plain, weights)
+        if settings.max_shift:
+            shifts, _ = losses.best_shift(logits, plain, lengths, settings.max_shift, BLANK)
+            target, plain = (losses.shift_frames(side, shifts, lengths) for side in (target, plain))
+        return Target(
+            logits, target, plain, losses.frame_weights(plain, lengths, settings.blanks, BLANK, settings.context_frames)
+        )
+
+    @cached_property
+    def pseudo_labels(self) -> tuple[list[int], list[list[int]], torch.Tensor]:
+        """The teachers' texts: the row of each, its ids, and its weight."""
+        settings, rows = self.settings.sequence, self.taught("ctc")
+        which, ids, weights = [], [], []
+        nbest = self.hypotheses.texts(self.batch.select(rows), settings.nbest, settings.hypotheses_from)
+        for row, texts in zip(rows, nbest, strict=True):
+            if not texts or texts[0][1] < settings.confidence:
+                continue
+            total = 1.0 if settings.weight_by_confidence else sum(share for _, share in texts)
+            which += [row] * len(texts)
+            ids += [text for text, _ in texts]
+            weights += [share / total for _, share in texts]
+        return which, ids, torch.tensor(weights)
+
+    @cached_property
+    def inner_logits(self) -> torch.Tensor:
+        """The CTC head on an inner layer, [B, T, V]."""
+        return self.learner.intermediate_head(self.outputs.hidden[self.settings.intermediate.layer])
+
+    @cached_property
+    def word_places(self) -> dict[str, int]:
+        """The words of the lexicon and their indices in it."""
+        return {word: place for place, word in enumerate(self.lexicon.words)}
+
+
+def head_lengths(head: str, outputs: Outputs, batch: Batch) -> torch.Tensor:
+    """[B]: frames, or decoder steps, of each utterance without padding."""
+    if head == "ctc":
+        return outputs.lengths
+    return torch.tensor([len(ids) + 1 for ids in batch.ids]).to(outputs.encoded.device)
