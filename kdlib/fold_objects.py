@@ -17,23 +17,26 @@ from kdlib.errors import UserError
 from kdlib.io import resolve_path
 from kdlib.layout import Layout
 from kdlib.models import read_record
+from kdlib.models.encoders import ENCODERS
 from kdlib.objectives import terms
 from kdlib.params import Params
 from kdlib.settings.corpus import CorpusSettings, SplitSettings
 from kdlib.settings.pretrained import PretrainedSettings
+from kdlib.settings.teacher import EncoderSizes
 from kdlib.source_code import lazy
 from kdlib.stage import fingerprint
-from kdlib.teachers.teacher_sets import requested_teachers, student_teachers
+from kdlib.teachers.teacher_sets import requested_teachers, shared_teachers
 from kdlib.tokens import Tokens
 
 if TYPE_CHECKING:
     from kdlib.decode.lexicon import Lexicon
     from kdlib.distill.preflight import Plan, Teachers
-    from kdlib.distill.setup import Start, StudentData, StudentSetup
+    from kdlib.distill.setup import StudentData, StudentSetup
     from kdlib.distill.student_scores import StudentScoring
     from kdlib.evaluate.decoder_setup import DecoderSetup
     from kdlib.logits.extract import Purpose
     from kdlib.logits.store import LogitStore
+    from kdlib.pretrained.start import Start
     from kdlib.targets.aggregation import TeacherEnsemble, Weighting
     from kdlib.targets.pseudo_labels import TeacherHypotheses
     from kdlib.targets.target_report import TargetScoring
@@ -55,6 +58,7 @@ preflight = lazy("kdlib.distill.preflight")
 pseudo_labels = lazy("kdlib.targets.pseudo_labels")
 setup = lazy("kdlib.distill.setup")
 similarity = lazy("kdlib.targets.similarity")
+start = lazy("kdlib.pretrained.start")
 store = lazy("kdlib.logits.store")
 student_scores = lazy("kdlib.distill.student_scores")
 target_report = lazy("kdlib.targets.target_report")
@@ -136,14 +140,17 @@ class FoldObjects:
         settings = self.params.teacher
         if settings.parent == "none":
             return None
-        if settings.parent == "shipped" and settings.backbone == "sb":
+        if settings.parent == "shipped" and not ENCODERS[settings.encoder].checkpoint:
             return base_model.shipped_base_model(settings, self.tokens)
         return self.trained_base_model()
 
     def teacher(self, name: str) -> Path:
-        """The folder of a teacher: of a speaker, or one of the fold's students (born again: Furlanello et al. 2018)."""
-        if self.params.teacher.backbone != "students":
+        """The folder of a teacher: of a speaker, a student (born again: Furlanello et al. 2018), or one for all."""
+        settings = self.params.teacher
+        if settings.source == "speakers":
             return self.speaker_teacher(name)
+        if settings.source == "model":
+            return self._only_teacher()
         folder = self.layout.teacher(name)
         if not (folder / "model.json").is_file():
             variant, seed = name.split("/seed")
@@ -153,21 +160,32 @@ class FoldObjects:
             )
         return folder
 
+    def _only_teacher(self) -> Path:
+        """The folder of the one model that teaches: a saved one, or the base model."""
+        name = self.params.teacher.model
+        folder = resolve_path(name) if name else self.base_model()
+        if folder is None or not (folder / "model.json").is_file():
+            raise UserError(
+                f"teacher.model: there is no saved model in {folder or 'parent: none'}; name the folder of a teacher, "
+                "of a student or of a base model (model.json, model.safetensors, tokenizer.model)"
+            )
+        return folder
+
     def _new_teacher(self) -> InitialModel:
         """The model that the base model, or a teacher without one, starts from."""
-        settings, seed = self.params.teacher, self.params.seed
-        if settings.backbone == "sb":
-            return base_model.initial_model(settings, self.tokens, seed, None)
-        speakers = (self.pretrained_record() or {"speakers": ()})["speakers"]
-        return base_model.initial_model(settings, self.tokens, seed, self.pretrained_model(), speakers)
+        settings, first = self.params.teacher, start.Start(sizes=self.params.teacher)
+        if ENCODERS[settings.encoder].checkpoint:
+            speakers = (self.pretrained_record() or {"speakers": ()})["speakers"]
+            first = start.Start(pretrained=self.pretrained_model(), train_speakers=speakers)
+        return base_model.new_teacher(settings, self.tokens, first, self.params.seed)
 
     def _teacher_lexicon(self) -> Lexicon | None:
         """The closed lexicon, where the teachers' loss chooses among its words."""
         return lexicon.Lexicon(self.lexicon, self.tokens) if self.params.teacher.hard_words.weight else None
 
-    def _nemo_encoder(self) -> list[Path]:
+    def _checkpoint(self) -> list[Path]:
         """The pretrained model, where the teachers have its encoder."""
-        return [self.pretrained_model()] if self.params.teacher.backbone == "nemo" else []
+        return [self.pretrained_model()] if ENCODERS[self.params.teacher.encoder].checkpoint else []
 
     def store(self, name: str, purpose: Purpose, output: str = "ctc") -> LogitStore:
         """A teacher's stored outputs."""
@@ -181,8 +199,8 @@ class FoldObjects:
     def target_teachers(self, method: str = "") -> list[str]:
         """The teachers that the fold averages under a method: all, or those of the held-out speaker's level."""
         settings = self.params.teacher
-        if settings.backbone == "students":
-            return student_teachers(settings)
+        if settings.source != "speakers":
+            return shared_teachers(settings)
         names = self.splits.teachers(settings.max_teachers)
         if method != "same_level":
             return names
@@ -231,8 +249,8 @@ class FoldObjects:
 
     def student_setup(self, seed: int) -> StudentSetup:
         """All that a student is trained with."""
-        params, start = self.params, self._start(seed)
-        model = setup.initial_student(params.student, self.tokens, start, seed, params.faults)
+        params, first = self.params, self._start(seed)
+        model = setup.initial_student(params.student, self.tokens, first, seed, params.faults)
         targets = {output: self._student_targets(output) for output in terms.outputs(params.distill)}
         return setup.StudentSetup(
             name=params.variant,
@@ -242,7 +260,7 @@ class FoldObjects:
             fold=self.split_settings,
             tokens=self.tokens,
             data=self.student_data(),
-            start=start,
+            start=first,
             model=model,
             targets=targets,
             hypotheses=self._hypotheses(targets),
@@ -299,16 +317,16 @@ class FoldObjects:
         if folder := self.resumed_from(seed):
             record = read_record(folder)
             setup.check_resumed(folder, record, settings, self.tokens, self.split_settings)
-            return setup.Start(resumed=folder, train_speakers=record["train_speakers"], head_is_trained=True)
-        if settings.backbone == "nemo":
-            path, record = self.pretrained_model(), self.pretrained_record() or {"speakers": ()}
-            same = nemo_files.read_tokenizer(path) == self.tokens.model
-            return setup.Start(nemo=path, train_speakers=record["speakers"], head_is_trained=same)
-        if settings.start == "pretrained":
-            folder = self._sb_base_model()
-            speakers = read_record(folder)["train_speakers"]
-            return setup.Start(base=folder, train_speakers=speakers, head_is_trained=True)
-        return setup.Start(shape=setup.conformer_shape(settings.conformer or self.params.teacher))
+            return start.Start(resumed=folder, train_speakers=record["train_speakers"], head_is_trained=True)
+        if settings.start == "scratch":
+            return start.Start(sizes=settings.sizes or self.params.teacher)
+        source = self._pretrained_student()
+        if not ENCODERS[settings.encoder].checkpoint:
+            speakers = read_record(source)["train_speakers"]
+            return start.Start(pretrained=source, train_speakers=speakers, head_is_trained=True)
+        speakers = (self.pretrained_record() or {"speakers": ()})["speakers"]
+        same = nemo_files.read_tokenizer(source) == self.tokens.model
+        return start.Start(pretrained=source, train_speakers=speakers, head_is_trained=same)
 
     def resumed_from(self, seed: int) -> Path | None:
         """The folder of the student whose training this one continues; None without `student.resume`."""
@@ -324,13 +342,16 @@ class FoldObjects:
             )
         return folder
 
-    def _sb_base_model(self) -> Path:
-        """The base model of the SpeechBrain teachers, from which a SpeechBrain student starts."""
-        folder = self.but(teacher={"backbone": "sb"}).base_model()
+    def _pretrained_student(self) -> Path:
+        """What a student starts from: the pretrained model, or the base model of teachers with its encoder."""
+        name = self.params.student.encoder
+        if ENCODERS[name].checkpoint:
+            return self.pretrained_model()
+        folder = self.but(teacher={"encoder": name, "source": "speakers"}).base_model()
         if folder is None:
             raise UserError(
-                "student: a SpeechBrain student starts from the teachers' base model, but teacher.parent is 'none'; "
-                "write student: {start: scratch}, or teacher: {parent: controls}"
+                f"student: one with the encoder {name!r} starts from the teachers' base model, but teacher.parent is "
+                "'none'; write student: {start: scratch}, or teacher: {parent: controls}"
             )
         return folder
 
@@ -404,8 +425,9 @@ class FoldObjects:
             settings["faults"] = params.faults.model_dump(exclude_defaults=True)
         if params.needs_beam:
             settings["search"] = params.search.model_dump(mode="json")
-        if params.student.backbone == "sb":
-            settings["shape"] = vars(setup.conformer_shape(params.student.conformer or params.teacher))
+        if not ENCODERS[params.student.encoder].checkpoint or params.student.start == "scratch":
+            sizes = params.student.sizes or params.teacher
+            settings["sizes"] = {name: getattr(sizes, name) for name in EncoderSizes.model_fields}
         if params.fold.dev is None:
             settings |= {"dev_share": params.teacher.dev_share, "split": params.seed}
         return settings

@@ -110,7 +110,7 @@ class Graph:
         """What a student's notebook waits for: the baseline, teachers or students that teach, and its control."""
         params = self.of_variant.get(variant) or load(self.recipe, held_out, variant=variant)
         before = [self.notebook(held_out, "01_baseline")]
-        if terms.uses_teachers(params.distill) and params.teacher.backbone == "students":
+        if terms.uses_teachers(params.distill) and params.teacher.source == "students":
             taught_by = (name.split("/seed") for name in student_teachers(params.teacher))
             before += [self.student(held_out, *pair) for pair in taught_by]
         elif variant in self.of_variant and self._taught(variant):
@@ -122,7 +122,7 @@ class Graph:
     def _taught(self, variant: str) -> bool:
         """True if a variant uses the teachers of 02 and 03; with fewer labels it has its own."""
         params = self.of_variant[variant]
-        of_speakers = params.teacher.backbone != "students" and params.labels == self.first.labels
+        of_speakers = params.teacher.source != "students" and params.labels == self.first.labels
         return terms.uses_teachers(params.distill) and of_speakers
 
 

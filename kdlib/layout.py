@@ -7,20 +7,22 @@ folder of the held-out speaker and, with few labels, in a folder of that label c
 from pathlib import Path
 
 from kdlib.io import repository_root
+from kdlib.models.encoders import ENCODERS
 from kdlib.params import Params
+from kdlib.settings.teacher import Teacher
 
 
 class Layout:
     """The folders of one fold of a recipe."""
 
     def __init__(self, params: Params) -> None:
-        family = params.teacher.family
+        self.family = family = _family(params.teacher)
         self.recipe = repository_root() / params.outputs / params.name
         self.fold = self.recipe / params.held_out
         self.labels = self.fold / params.labels if params.labels else self.fold
         self.teachers = self.labels if params.teachers_per_fold else self.recipe  # and their outputs
-        self._set, self._family, self._variant = params.teacher.teacher_set, family, params.variant
-        self._of_students = params.teacher.backbone == "students"
+        self._set, self._family, self._variant = _teacher_set(params.teacher), family, params.variant
+        self._of_students = params.teacher.source == "students"
         own = params.pretrained == "from_corpus"
         # shared by folds, unless they depend on one
         self.corpus = self.recipe / "corpus"
@@ -81,3 +83,20 @@ class Layout:
     def ensemble(self, name: str) -> Path:
         """An ensemble of the fold's students."""
         return self.fold / "ensembles" / name
+
+
+def _family(teacher: Teacher) -> str:
+    """Folder name of teachers that can be averaged with each other."""
+    if teacher.source == "model":
+        return f"model-{Path(teacher.model).name}" if teacher.model else f"model-{teacher.encoder}"
+    if teacher.source != "speakers":
+        return teacher.source
+    scratch = teacher.parent == "none" and not ENCODERS[teacher.encoder].checkpoint
+    return f"{teacher.encoder}-scratch" if scratch else teacher.encoder
+
+
+def _teacher_set(teacher: Teacher) -> str:
+    """Folder name of what depends on the whole set: students are of one family, but form several sets."""
+    if teacher.source != "students":
+        return _family(teacher)
+    return "-".join(["students", *teacher.students, *map(str, teacher.student_seeds)])

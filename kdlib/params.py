@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from kdlib.errors import UserError, nearest
 from kdlib.io import repository_root
+from kdlib.models.encoders import ENCODERS
 from kdlib.objectives import terms
 from kdlib.settings import AsTuple, Names, Section
 from kdlib.settings.corpus import CorpusSettings, SplitSettings
@@ -81,9 +82,9 @@ class Params(CorpusSettings, SplitSettings, PretrainedSettings):
     @property
     def base_model_per_fold(self) -> bool:
         """True if teachers, or the model that they start from, were trained on the speakers of one fold."""
-        if self.teacher.backbone == "students":
+        if self.teacher.source == "students":
             return True
-        from_checkpoint = self.teacher.backbone == "nemo" and self.pretrained == "from_corpus"
+        from_checkpoint = ENCODERS[self.teacher.encoder].checkpoint and self.pretrained == "from_corpus"
         return self.teacher.parent == "from_corpus" or from_checkpoint or self.tokens_per_fold
 
     @property
@@ -93,9 +94,9 @@ class Params(CorpusSettings, SplitSettings, PretrainedSettings):
 
     @property
     def crosses_encoders(self) -> bool:
-        """True if a decoder on NeMo's encoder would be trained on targets of SpeechBrain teachers."""
-        backbones = self.student.backbone, self.teacher.backbone
-        return self.distill.heads != "ctc" and terms.uses_teachers(self.distill) and backbones == ("nemo", "sb")
+        """True if a decoder would be trained on targets of teachers with another encoder."""
+        others = self.teacher.source == "speakers" and self.student.encoder != self.teacher.encoder
+        return self.distill.heads != "ctc" and terms.uses_teachers(self.distill) and others
 
     @property
     def needs_beam(self) -> bool:
@@ -185,6 +186,10 @@ def _merge_layers(layers: list[tuple[str, dict]]) -> dict:
 
 def _check_recipe(params: Params, recipe: str) -> None:
     """Check values of the recipe that depend on each other, but not on the fold."""
+    for name, section in (("teacher", params.teacher), ("student", params.student)):
+        if section.encoder not in ENCODERS:
+            hint = nearest(section.encoder, list(ENCODERS))
+            raise UserError(f"{recipe}: {name}.encoder: unknown encoder {section.encoder!r}{hint}")
     for name, section in (("pretraining", params.pretraining), ("teacher", params.teacher)):
         if name == "teacher" and (section.kernel % 2 == 0 or section.d_model % 2):
             raise UserError(

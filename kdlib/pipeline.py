@@ -261,7 +261,7 @@ class Fold(FoldObjects):
         if teachers:
             self.base_model()
             self.decoding_model(all_speakers=not self.params.teachers_per_fold)
-            if "weighted_similarity" in methods_for(self.params.teacher.backbone):
+            if "weighted_similarity" in methods_for(self.params.teacher.source):
                 self.speaker_features()
 
     # 02: teachers
@@ -290,10 +290,10 @@ class Fold(FoldObjects):
         )
         return Stage(
             self.layout.base_model,
-            f"base model of the teachers ({settings.family})",
+            f"base model of the teachers ({self.layout.family})",
             build=build,
             settings=settings.model_dump(mode="json", exclude=unused) | speech,
-            inputs=[self.corpus_folder, self.tokens_folder(), *self._nemo_encoder()],
+            inputs=[self.corpus_folder, self.tokens_folder(), *self._checkpoint()],
             seed=fold.seed,
         )
 
@@ -319,7 +319,7 @@ class Fold(FoldObjects):
                 self.corpus_folder,
                 self.tokens_folder(),
                 *([base / "model.json", base / "model.safetensors"] if base else []),
-                *self._nemo_encoder(),
+                *self._checkpoint(),
             ],
             seed=self.params.seed,
         )
@@ -364,8 +364,8 @@ class Fold(FoldObjects):
 
         def build(partial: Path) -> None:
             decoding = self.decoder_setup(all_speakers=shared)
-            of_students = settings.backbone == "students"
-            train = self.splits.train if of_students else adapt.speaker_data(self.splits, settings, name).train
+            of_all = settings.source != "speakers"
+            train = self.splits.train if of_all else adapt.speaker_data(self.splits, settings, name).train
             ids, words = {utt.utt_id for utt in train}, {utt.text for utt in train}
             test = [utt for utt in self.splits.speech_of_all(test=True) if utt.utt_id not in ids]
             has_decoder = read_record(self.teacher(name))["heads"]["layers"] > 0
@@ -373,7 +373,7 @@ class Fold(FoldObjects):
             level, seen = self.corpus.level, lambda utt: utt.text in words
             evaluation = transcribe.Evaluation(decoders, f"scores of {name}", self.params.scoring, level, seen)
             about = score.About(
-                f"teacher {name}", "", f"teachers/{settings.family}/{name}", settings=decoding.record(decoders)
+                f"teacher {name}", "", f"teachers/{self.layout.family}/{name}", settings=decoding.record(decoders)
             )
             teacher_scores.score_teacher(partial, outputs, test, evaluation, about)
 
@@ -421,7 +421,7 @@ class Fold(FoldObjects):
     @stage
     def target_report(self) -> Stage:
         """Every method's targets, decoded and scored on training and on dev speech."""
-        names, methods = self.target_teachers(), methods_for(self.params.teacher.backbone)
+        names, methods = self.target_teachers(), methods_for(self.params.teacher.source)
 
         def target(method: str, speech: str) -> TeacherEnsemble | CrossFitted:
             purpose = "analysis" if speech == "dev" else "training"
@@ -448,13 +448,13 @@ class Fold(FoldObjects):
 
     def best_method(self) -> tuple[str, str]:
         """The method that `auto` selects on the dev speaker, and why."""
-        methods, dev = methods_for(self.params.teacher.backbone), self.params.fold.dev
+        methods, dev = methods_for(self.params.teacher.source), self.params.fold.dev
         folder = self.target_report() if dev else Path()
         return target_report.best_method(folder, methods, dev, self.params.distill.heads, self.params.scoring.measure)
 
     def combined_teachers(self) -> Path | None:
         """Scores of the combined teachers on the held-out speaker's speech; None without such teachers."""
-        if not terms.uses_teachers(self.params.distill) or self.params.teacher.backbone == "students":
+        if not terms.uses_teachers(self.params.distill) or self.params.teacher.source != "speakers":
             return None
         method = self.params.aggregation.method
         method = self.best_method()[0] if method == "auto" else method
@@ -548,10 +548,9 @@ class Fold(FoldObjects):
         inputs = [self.corpus_folder, self.tokens_folder()]
         if folder := self.resumed_from(seed):
             inputs += [folder / setup.LATEST]
-        elif settings.backbone == "nemo":
-            inputs += [self.pretrained_model()]
         elif settings.start == "pretrained":
-            inputs += [self._sb_base_model() / "model.safetensors"]
+            source = self._pretrained_student()
+            inputs += [source if source.is_file() else source / "model.safetensors"]
         if not terms.uses_teachers(params.distill):
             return inputs
         method = params.aggregation.method

@@ -145,19 +145,25 @@ def _imports(source: str) -> frozenset[str]:
 @functools.cache
 def _bindings(source: str) -> dict[str, str]:
     """The names that a module imports from kdlib, each with the file that it is from."""
-    names = {}
-    for node in ast.walk(ast.parse(source)):
+    names, tree = {}, ast.parse(source)
+    assigned = {node.value: node.targets[0].id for node in tree.body if _names_a_value(node)}
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "kdlib":
             package = "/".join(node.module.split(".")[1:])
             for alias in node.names:
                 candidates = (f"{package}/{alias.name}.py", f"{package}.py", f"{package}/__init__.py")
                 found = next((name for name in candidates if name.lstrip("/") in SOURCES), "__init__.py")
                 names[alias.asname or alias.name] = found.lstrip("/")
-        if isinstance(node, ast.Assign) and getattr(getattr(node.value, "func", None), "id", "") == "lazy":
-            package, _, module = node.value.args[0].value.partition(".")
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "lazy":
+            package, _, module = node.args[0].value.partition(".")
             if package == "kdlib":
-                names[node.targets[0].id] = f"{module.replace('.', '/')}.py"
+                names[assigned.get(node, module)] = f"{module.replace('.', '/')}.py"
     return names
+
+
+def _names_a_value(node: ast.stmt) -> bool:
+    """True for `name = value`."""
+    return isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
 
 
 @functools.cache

@@ -82,6 +82,14 @@ def own(folder: Path, speakers=SPEAKERS, words=WORDS, repetitions: int = 4, spok
     return folder / "corpus.csv"
 
 
+def utterances(*names, speakers=None, texts=None) -> list:
+    """Utterances without recordings, all of the speaker S and without transcripts unless these are given."""
+    from kdlib.corpus.manifest import Utterance
+
+    known = zip(names, speakers or ["S"] * len(names), texts or [""] * len(names), strict=True)
+    return [Utterance(name, speaker, Path(f"{name}.wav"), 1.0, text) for name, speaker, text in known]
+
+
 def write_nemo(utterances, path: Path) -> None:
     """Write NeMo JSON lines with absolute paths, the speaker and the optional fields of an utterance."""
     from kdlib.corpus import manifest

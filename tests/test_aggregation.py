@@ -5,7 +5,9 @@ import weakref
 
 import pytest
 import torch
+from corpora import utterances
 
+from kdlib.corpus.inputs import Batch
 from kdlib.errors import UserError
 from kdlib.logits.store import Header, LogitStore, Writer
 from kdlib.targets.aggregation import TeacherEnsemble, Weighting, align_frames
@@ -35,8 +37,13 @@ def teachers(tmp_path_factory):
     return stores, logits
 
 
-def target(stores, weighting, utt_id, temperature=1.0, speaker=""):
-    log_probs, lengths = TeacherEnsemble(stores, weighting).log_probs([utt_id], [speaker], temperature=temperature)
+def batch(*utt_ids, speakers=None):
+    return Batch(utterances(*utt_ids, speakers=speakers))
+
+
+def target(stores, weighting, utt_id, temperature=1.0, speaker="S"):
+    ensemble = TeacherEnsemble(stores, weighting)
+    log_probs, lengths = ensemble.log_probs(batch(utt_id, speakers=[speaker]), temperature=temperature)
     assert lengths.tolist() == [LENGTHS[utt_id]]
     return log_probs[0].double()
 
@@ -89,7 +96,7 @@ def test_own_uses_only_the_speakers_own_teacher_if_there_is_one(teachers):
 def test_a_batch_equals_its_utterances_one_by_one(teachers):
     """Neither padding nor a teacher missing for one utterance changes the others."""
     stores, _ = teachers
-    both, lengths = TeacherEnsemble(stores, Weighting(missing="all")).log_probs(["M09_1", "M04_1"], ["", ""])
+    both, lengths = TeacherEnsemble(stores, Weighting(missing="all")).log_probs(batch("M09_1", "M04_1"))
     assert lengths.tolist() == [5, 9]
     for row, utt_id in zip(both, ("M09_1", "M04_1"), strict=True):
         alone = target(stores, Weighting(missing="all"), utt_id)
@@ -117,18 +124,18 @@ def test_coverage_counts_usable_and_incomplete_utterances(teachers, missing, min
 
 def test_an_utterance_that_no_teacher_has_is_refused(teachers):
     with pytest.raises(UserError, match="no teacher has an output for M99_1"):
-        TeacherEnsemble(teachers[0], Weighting()).log_probs(["M99_1"], [""])
+        TeacherEnsemble(teachers[0], Weighting()).log_probs(batch("M99_1"))
 
 
 def test_frames_are_aligned_by_one_at_the_end_and_never_cut_silently(teachers):
     stores, _ = teachers
-    longer, lengths = TeacherEnsemble(stores, Weighting()).log_probs(["M04_1"], [""], lengths=[10])
+    longer, lengths = TeacherEnsemble(stores, Weighting()).log_probs(batch("M04_1"), torch.tensor([10]))
     assert lengths.tolist() == [10]
     assert torch.equal(longer[0, 9], longer[0, 8])
-    shorter, _ = TeacherEnsemble(stores, Weighting()).log_probs(["M04_1"], [""], lengths=[8])
+    shorter, _ = TeacherEnsemble(stores, Weighting()).log_probs(batch("M04_1"), torch.tensor([8]))
     assert (shorter[0] - longer[0, :8]).abs().max() < 1e-5
     with pytest.raises(UserError, match="teacher M04 has 9 frames where 12 are expected: another stride"):
-        TeacherEnsemble(stores, Weighting()).log_probs(["M04_1"], [""], lengths=[12])
+        TeacherEnsemble(stores, Weighting()).log_probs(batch("M04_1"), torch.tensor([12]))
     assert align_frames(torch.zeros(0, 4), 1, "x").shape == (1, 4)
 
 
@@ -179,7 +186,7 @@ def test_memory_holds_one_batch_of_every_teacher_at_most(teachers, monkeypatch):
     monkeypatch.setattr(LogitStore, "hidden", hidden)
     ensemble = TeacherEnsemble(stores, Weighting())
     for _ in range(3):
-        ensemble.log_probs(["M04_1", "F05_1"], ["M04", "F05"])
+        ensemble.log_probs(batch("M04_1", "F05_1", speakers=["M04", "F05"]))
     gc.collect()
     assert max(counts) == 2 * len(stores)
     assert len(alive) == 0
@@ -199,4 +206,4 @@ def test_excluded_speech_has_no_target(teachers):
     stores, _ = teachers
     ensemble = TeacherEnsemble(stores, Weighting(), excluded={"M09": "is held out"})
     with pytest.raises(UserError, match="M09_1: M09 is held out: no training target on this speech"):
-        ensemble.log_probs(["M04_1", "M09_1"], ["M04", "M09"])
+        ensemble.log_probs(batch("M04_1", "M09_1", speakers=["M04", "M09"]))

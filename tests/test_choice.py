@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from kdlib.corpus.inputs import Batch
 from kdlib.errors import UserError
 from kdlib.logits import teacher_scores
 from kdlib.logits.extract import OUTPUTS, read_outputs
@@ -18,7 +19,7 @@ def of_teachers(with_teachers, names, **fold):
 
 def test_the_target_is_one_distribution_per_frame(with_teachers):
     utt = with_teachers.splits.train[0]
-    log_probs, frames = with_teachers.targets().log_probs([utt.utt_id], [utt.speaker])
+    log_probs, frames = with_teachers.targets().log_probs(Batch([utt]))
     assert torch.allclose(log_probs.exp().sum(-1), torch.ones(1, int(frames[0])), atol=1e-4)
 
 
@@ -26,7 +27,7 @@ def test_the_target_is_one_distribution_per_frame(with_teachers):
 def test_there_is_no_target_on_held_out_and_dev_speech(with_teachers, speaker, why):
     utt = next(utt for utt in with_teachers.splits.speech_of_all() if utt.speaker == speaker)
     with pytest.raises(UserError, match=f"{utt.utt_id}: {speaker} {why}: no training target"):
-        with_teachers.targets().log_probs([utt.utt_id], [utt.speaker])
+        with_teachers.targets().log_probs(Batch([utt]))
 
 
 def test_a_teacher_trained_on_the_held_out_speaker_is_refused(with_teachers):
@@ -46,14 +47,14 @@ def test_analysis_stores_are_no_training_targets(with_teachers):
 def test_every_method_gives_probabilities(with_teachers, method):
     fold = of_teachers(with_teachers, ["M04", "M10"])
     utt = next(utt for utt in fold.splits.speech_of_all() if utt.speaker == "M04")
-    log_probs, _ = fold.targets(method).log_probs([utt.utt_id], [utt.speaker])
+    log_probs, _ = fold.targets(method).log_probs(Batch([utt]))
     assert float(log_probs.exp().sum(-1).sub(1).abs().max()) < 1e-4
 
 
 def test_own_uses_the_speakers_own_teacher(with_teachers):
     fold = of_teachers(with_teachers, ["M04", "M10"])
     utt = next(utt for utt in fold.splits.speech_of_all() if utt.speaker == "M10")
-    log_probs, _ = fold.targets("own").log_probs([utt.utt_id], [utt.speaker])
+    log_probs, _ = fold.targets("own").log_probs(Batch([utt]))
     alone = fold.store("M10", "training").logits(utt.utt_id).log_softmax(-1)
     assert torch.allclose(log_probs[0], alone, atol=1e-4)
 

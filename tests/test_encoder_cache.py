@@ -1,7 +1,9 @@
 """A frozen encoder encodes every utterance once, and cached encodings equal its outputs."""
 
 import torch
+from corpora import utterances
 
+from kdlib.corpus.inputs import Batch
 from kdlib.models import encoder_conformer
 from kdlib.models.encoder_cache import EncoderCache
 
@@ -12,22 +14,22 @@ def encoder():
     return encoder_conformer.Conformer(shape).eval()
 
 
-def batch(*lengths):
+def batch(**lengths):
     torch.manual_seed(2)
-    wavs = torch.zeros(len(lengths), max(lengths))
-    for row, length in enumerate(lengths):
+    wavs = torch.zeros(len(lengths), max(lengths.values()))
+    for row, length in enumerate(lengths.values()):
         wavs[row, :length] = torch.randn(length)
-    return wavs, torch.tensor(lengths)
+    return Batch(utterances(*lengths), loaded=[wavs, torch.tensor(list(lengths.values()))])
 
 
 def test_cached_encodings_equal_the_encoders_and_are_computed_once():
     model, calls = encoder(), []
     model.register_forward_hook(lambda *_: calls.append(1))
-    cache, (wavs, lengths) = EncoderCache(model), batch(8000, 12000, 4000)
+    cache, three = EncoderCache(model), batch(a=8000, b=12000, c=4000)
     with torch.no_grad():
-        encoded, frames, _ = model(wavs, lengths)
-    first, count = cache(["a", "b", "c"], wavs, lengths)
-    again, _ = cache(["c", "a"], wavs[[2, 0], :8000], lengths[[2, 0]])
+        encoded, frames, _ = model(three.inputs, three.lengths)
+    first, count, *_ = cache(three)
+    again, *_ = cache(three.select([2, 0]))
     assert len(calls) == 2  # the test's, and the cache's first
     assert count.tolist() == frames.tolist()
     for row, length in enumerate(frames.tolist()):
@@ -38,9 +40,9 @@ def test_cached_encodings_equal_the_encoders_and_are_computed_once():
 
 def test_the_cache_stays_within_its_size():
     model = encoder()
-    wavs, lengths = batch(8000, 8000)
+    two = batch(a=8000, b=8000)
     cache = EncoderCache(model, max_bytes=1)
-    first, _ = cache(["a", "b"], wavs, lengths)
-    second, _ = cache(["a", "b"], wavs, lengths)
+    first, *_ = cache(two)
+    second, *_ = cache(two)
     assert not cache.cached
     assert torch.equal(first, second)

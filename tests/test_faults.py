@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from kdlib.corpus.inputs import Batch
 from kdlib.corpus.manifest import Utterance
 from kdlib.diagnose import collapse_study
 from kdlib.distill import faults
@@ -15,6 +16,7 @@ from kdlib.errors import UserError
 from kdlib.evaluate.hypotheses import read_hypotheses
 from kdlib.logits.store import Header, LogitStore, Writer
 from kdlib.pipeline import Fold
+from kdlib.settings.schedule import constant
 from kdlib.targets.aggregation import TeacherEnsemble, Weighting
 from kdlib.tokens import Tokens
 
@@ -45,6 +47,10 @@ def utterances():
     return [Utterance(name, name[0], "", 1.0, word, block="B1", repetition="1") for name, word in words.items()]
 
 
+def batch(utt_id):
+    return Batch([utt for utt in utterances() if utt.utt_id == utt_id])
+
+
 def test_a_token_shift_moves_logits_by_one_id_and_keeps_special_ids(stores):
     store = FaultyStore(stores["A"], None, shift=1)
     plain, shifted = stores["A"].logits("A_1"), store.logits("A_1")
@@ -52,7 +58,7 @@ def test_a_token_shift_moves_logits_by_one_id_and_keeps_special_ids(stores):
     assert torch.allclose(shifted[:, 3], plain[:, -1])
     assert torch.equal(shifted[:, :3], plain[:, :3])
     both = TeacherEnsemble({"A": store, "B": FaultyStore(stores["B"], None, shift=1)}, Weighting())
-    mean, _ = both.logits(["A_1"], ["A"])
+    mean, _ = both.logits(batch("A_1"))
     naive = (shifted + FaultyStore(stores["B"], None, shift=1).logits("A_1")) / 2
     assert torch.allclose(mean[0], naive, atol=1e-5)
 
@@ -67,12 +73,12 @@ def test_a_delayed_teacher_is_shifted_by_frames(stores):
 
 def test_own_recordings_are_of_each_teachers_speaker_and_cut_to_the_shortest(stores):
     own = {name: FaultyStore(store, faults._own_recordings(utterances(), name)) for name, store in stores.items()}
-    mean, frames = TeacherEnsemble(own, Weighting(cut=True)).logits(["A_2"], ["A"], [9])
+    mean, frames = TeacherEnsemble(own, Weighting(cut=True)).logits(batch("A_2"), torch.tensor([9]))
     naive = (stores["A"].logits("A_2")[:7] + stores["B"].logits("B_2")[:7]) / 2
     assert frames.tolist() == [7]
     assert torch.allclose(mean[0], naive, atol=1e-5)
     with pytest.raises(UserError, match="another recording"):  # refused without `cut`
-        TeacherEnsemble(own, Weighting()).logits(["A_2"], ["A"], [9])
+        TeacherEnsemble(own, Weighting()).logits(batch("A_2"), torch.tensor([9]))
 
 
 def test_mispaired_targets_use_every_other_utterance_once():
@@ -178,7 +184,7 @@ def test_an_untrained_head_stays_at_its_initial_weights(faulty):
 
 def test_of_joined_variants_the_later_overrides_the_earlier(faulty):
     params = faulty(distill={"beta": 0.0}).params
-    assert (params.variant, params.distill.beta, params.distill.control) == ("ctc_kd+broken", 0.0, "hard")
+    assert (params.variant, params.distill.beta, params.distill.control) == ("ctc_kd+broken", constant(0.0), "hard")
     with pytest.raises(UserError, match=r"unknown variant 'brokn'.*broken"):
         Fold.load("params/smoke.yaml", "M08", "hard+brokn", overrides={"variants": {"broken": {}}})
 

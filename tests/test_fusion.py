@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from kdlib.corpus.inputs import Batch
 from kdlib.corpus.manifest import Utterance
 from kdlib.errors import UserError
 from kdlib.logits.store import Header, LogitStore, Writer
-from kdlib.models import Emissions
 from kdlib.pipeline import Fold
 from kdlib.settings.targets import FUSIONS, METHODS
 from kdlib.targets import fusion, target_report
@@ -52,8 +52,7 @@ def stores(tmp_path_factory):
 
 
 def losses(ensemble, utterances):
-    logits, frames = ensemble.logits([utt.utt_id for utt in utterances], ["S"] * len(utterances))
-    outputs = Emissions(logits, frames)
+    outputs = ensemble.logits(Batch(utterances))
     return fusion.ctc_loss(outputs, [Letters().encode(utt.text) for utt in utterances]).item()
 
 
@@ -62,8 +61,8 @@ def test_a_fusion_starts_as_the_mean_of_log_probabilities(stores, kind):
     teachers, utterances = stores
     mean = TeacherEnsemble(teachers, Weighting())
     fused = TeacherEnsemble(teachers, Weighting(fusion=fusion.new_fusion(kind, mean).eval()))
-    batch = [utt.utt_id for utt in utterances[:3]], ["S"] * 3
-    assert torch.allclose(mean.log_probs(*batch)[0], fused.log_probs(*batch)[0], atol=1e-5)
+    batch = Batch(utterances[:3])
+    assert torch.allclose(mean.log_probs(batch).logits, fused.log_probs(batch).logits, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", FUSIONS)
@@ -74,24 +73,25 @@ def test_training_weights_the_better_teacher_up(stores, kind):
     trained = fusion.fit_fusion(kind, mean, utterances[:24], Letters(), how).requires_grad_(False)
     ensemble = TeacherEnsemble(teachers, Weighting(fusion=trained))
     assert losses(ensemble, utterances[24:]) < 0.7 * losses(mean, utterances[24:])
-    padded, *_ = ensemble._padded(["u30"], ["S"], None)
+    batch = Batch([utterances[30]])
+    padded, *_ = ensemble._padded(batch, None)
     scores, _ = trained(list(padded.values()), torch.tensor([LENGTH]))
     if kind == "attention":
         assert scores.softmax(-1)[..., 0].mean() > 0.6
-    (logits, weights), *rest = ensemble.each(["u30"], ["S"])  # a fusion counts as one teacher
+    (logits, weights), *rest = ensemble.each(batch)  # a fusion counts as one teacher
     assert not rest
-    assert torch.allclose(logits, ensemble.logits(["u30"], ["S"])[0])
+    assert torch.allclose(logits, ensemble.logits(batch).logits)
     assert weights.tolist() == [1.0]
 
 
 def test_a_missing_teacher_gets_no_weight_in_a_fusion(stores):
-    teachers, _ = stores
+    teachers, utterances = stores
     mean = TeacherEnsemble(teachers, Weighting(missing="all"))
     untrained = fusion.new_fusion("attention", mean).eval()
     del teachers["random"]._rows["u39"]
     fused = TeacherEnsemble(teachers, Weighting(missing="all", fusion=untrained))
     alone = teachers["right"].logits("u39").log_softmax(-1)
-    assert torch.allclose(fused.log_probs(["u39"], ["S"])[0][0], alone, atol=1e-4)
+    assert torch.allclose(fused.log_probs(Batch([utterances[39]])).logits[0], alone, atol=1e-4)
 
 
 def test_no_dev_speech_for_a_fusion_is_refused(stores):
@@ -118,11 +118,10 @@ def test_each_half_of_dev_speech_is_scored_with_weights_of_the_other(two, monkey
     crossed = found["target"]("weighted_accuracy", "dev")
     assert isinstance(crossed, CrossFitted)
     assert halves == [1, 0]
-    dev = two.splits.dev
-    names = [utt.utt_id for utt in dev]
-    assert {half_of(name) for name in names} == {0, 1}
-    log_probs, frames = crossed.log_probs(names, ["M10"] * len(names))
-    expected, expected_frames = two.targets(purpose="analysis").log_probs(names, ["M10"] * len(names))
+    dev = Batch(two.splits.dev)
+    assert {half_of(name) for name in dev.utt_ids} == {0, 1}
+    log_probs, frames = crossed.log_probs(dev)
+    expected, expected_frames = two.targets(purpose="analysis").log_probs(dev)
     assert frames.tolist() == expected_frames.tolist()
     for row, expected_row, length in zip(log_probs, expected, frames.tolist(), strict=True):
         assert torch.allclose(row[:length], expected_row[:length], atol=1e-4)  # a single teacher has all the weight

@@ -16,6 +16,7 @@ from kdlib.errors import UserError
 from kdlib.evaluate import hypotheses
 from kdlib.io import read_json
 from kdlib.logits.extract import OUTPUTS, read_outputs
+from kdlib.objectives import terms
 from kdlib.pipeline import Fold
 from kdlib.show import comparison, format
 
@@ -146,7 +147,7 @@ def test_students_do_not_depend_on_withheld_transcripts(worlds, name):
     contents = []
     for out in worlds:
         fold = in_world(out, name)
-        folder, uses_teachers = fold.student(), fold.params.distill.uses_teachers
+        folder, uses_teachers = fold.student(), terms.uses_teachers(fold.params.distill)
         files = [folder / "model.safetensors", fold.language_model() / ARPA]
         if uses_teachers:
             teacher = fold.target_teachers()[0]

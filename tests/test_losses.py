@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from kdlib.models.encoder_conformer import length_mask
+from kdlib.models.masks import length_mask
 from kdlib.objectives import losses
 
 B, T, V, BLANK = 3, 7, 11, 2
@@ -35,13 +35,14 @@ def naive(logits, target, weights, divide_q, divide_p, scale):
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
 @pytest.mark.parametrize(
-    ("temperature_on", "q", "p", "scaled"), [("both", 1, 1, 2), ("student", 1, 0, 0), ("teacher", 0, 1, 0)]
+    ("divided", "q", "p", "scaled"), [("both", 1, 1, 2), ("student", 1, 0, 0), ("teacher", 0, 1, 0)]
 )
-def test_soft_kl_and_its_gradient_match_the_definition(batch, temperature, temperature_on, q, p, scaled):
+def test_soft_kl_and_its_gradient_match_the_definition(batch, temperature, divided, q, p, scaled):
     logits, target, lengths = batch
     weights = length_mask(lengths, T).float() * torch.tensor([0.3, 1.0, 2.0])[:, None]
     tested, exact = logits.clone().requires_grad_(), logits.double().requires_grad_()
-    loss = losses.soft_kl(tested, target, weights, temperature, temperature_on=temperature_on)
+    softened = target if divided == "student" else target / temperature
+    loss = losses.soft_kl(tested, softened, weights, temperature**q, squared=divided == "both")
     expected = naive(exact, target, weights, temperature**q, temperature**p, temperature**scaled)
     (3 * loss).backward()
     (3 * expected).backward()
@@ -69,7 +70,7 @@ def test_soft_kl_at_the_original_studys_size_is_exact_to_a_ten_thousandth():
     generator = torch.Generator().manual_seed(1)
     logits, target = (5 * torch.randn(2, 30, 5000, generator=generator) for _ in range(2))
     tested, exact = logits.clone().requires_grad_(), logits.double().requires_grad_()
-    losses.soft_kl(tested, target, torch.ones(2, 30), 2.0).backward()
+    losses.soft_kl(tested, target / 2, torch.ones(2, 30), 2.0).backward()
     q, p = exact / 2, (target.double() / 2).log_softmax(-1)
     (4 * (p.exp() * (p - q.log_softmax(-1))).sum(-1).mean()).backward()
     assert (tested.grad - exact.grad).abs().max() < 1e-4 * exact.grad.abs().max()
@@ -83,12 +84,14 @@ def test_logits_and_log_probabilities_are_equivalent_targets(batch):
     assert from_logits.item() == pytest.approx(from_log_probs.item(), rel=1e-5)
 
 
-def test_a_target_at_a_fixed_temperature_is_not_softened_again(batch):
+def test_a_target_at_its_temperature_is_not_softened_again(batch):
+    """Neither as logits, nor as log-probabilities, which have no other temperature."""
     logits, target, lengths = batch
     weights = length_mask(lengths, T).float()
-    once = losses.soft_kl(logits, target, weights, 2.0)
-    fixed = losses.soft_kl(logits, (target / 2).log_softmax(-1), weights, 2.0, fixed_temperature=True)
-    assert once.item() == pytest.approx(fixed.item(), rel=1e-5)
+    once = naive(logits.double(), target, weights, 2.0, 2.0, 4.0).item()
+    assert losses.soft_kl(logits, target / 2, weights, 2.0).item() == pytest.approx(once, rel=1e-5)
+    fixed = losses.soft_kl(logits, (target / 2).log_softmax(-1), weights, 2.0)
+    assert fixed.item() == pytest.approx(once, rel=1e-5)
 
 
 def test_a_second_backward_is_an_error(batch):

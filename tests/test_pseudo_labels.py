@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from corpora import utterances
 from test_beam import model, spiking, tokens  # noqa: F401 (fixtures)
 
+from kdlib.corpus.inputs import Batch
 from kdlib.decode.beam import BeamSearch, BeamSettings
 from kdlib.decode.lexicon import Lexicon
 from kdlib.logits.store import Header, LogitStore, Writer
@@ -13,6 +15,7 @@ from kdlib.targets.pseudo_labels import TeacherHypotheses
 from kdlib.tokens import Tokens
 
 WORDS = ["ONE", "TWO", "SEVEN", "LINE"]
+U1, U2 = utterances("u1", "u2")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +45,7 @@ def test_the_posterior_is_the_mean_of_the_teachers_posteriors(teachers):
     stores, vocab = teachers
     hypotheses = TeacherHypotheses(TeacherEnsemble(stores, Weighting(missing="all")), Lexicon(WORDS, vocab), vocab)
     for temperature in (1.0, 4.0):
-        posteriors = hypotheses.posterior(["u1", "u2"], ["S", "S"], temperature)
+        posteriors = hypotheses.posterior(Batch([U1, U2]), temperature)
         parts = []
         for store in stores.values():
             logits = store.logits("u1")[None]
@@ -56,24 +59,24 @@ def test_word_posteriors_survive_teachers_that_disagree_on_timing(teachers):
     """The mean by frame blurs; the posteriors over words agree."""
     stores, vocab = teachers
     hypotheses = TeacherHypotheses(TeacherEnsemble(stores, Weighting(missing="all")), Lexicon(WORDS, vocab), vocab)
-    ((word, probability),) = hypotheses.texts(["u1"], ["S"])[0]
+    ((word, probability),) = hypotheses.texts(Batch([U1]))[0]
     assert (vocab.decode(word), probability > 0.99) == ("ONE", True)
-    assert vocab.decode(hypotheses.texts(["u1"], ["S"], over="greedy")[0][0][0]) != "ONE"
+    assert vocab.decode(hypotheses.texts(Batch([U1]), over="greedy")[0][0][0]) != "ONE"
 
 
 def test_texts_are_sorted_by_probability(teachers):
     stores, vocab = teachers
     hypotheses = TeacherHypotheses(TeacherEnsemble(stores, Weighting(missing="all")), Lexicon(WORDS, vocab), vocab)
-    found = hypotheses.texts(["u2"], ["S"], 3)[0]
+    found = hypotheses.texts(Batch([U2]), 3)[0]
     assert vocab.decode(found[0][0]) == "SEVEN"
     assert [probability for _, probability in found] == sorted((probability for _, probability in found), reverse=True)
-    assert hypotheses.texts(["u2"], ["S"], 3)[0] == found  # cached
+    assert hypotheses.texts(Batch([U2]), 3)[0] == found  # cached
 
 
 def test_the_greedy_text_has_its_probability_per_token(teachers):
     stores, vocab = teachers
     hypotheses = TeacherHypotheses(TeacherEnsemble({"A": stores["A"]}, Weighting()), Lexicon(WORDS, vocab), vocab)
-    ((ids, probability),) = hypotheses.texts(["u2"], ["S"], over="greedy")[0]
+    ((ids, probability),) = hypotheses.texts(Batch([U2]), over="greedy")[0]
     assert vocab.decode(ids) == "SEVEN"
     logits = stores["A"].logits("u2")
     loss = torch.nn.functional.ctc_loss(

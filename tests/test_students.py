@@ -151,7 +151,15 @@ def test_a_student_killed_at_a_random_step_and_resumed_has_the_same_weights(vari
         {"student": {"backbone": "sb", "start": "scratch", "conformer": {"d_model": 16, "layers": 1, "heads": 2}}},
         {"student": {"freeze_preprocessor": False, "augment": "none", "precision": "bf16", "accumulate": 2}},
         {"student": {"schedule": "noam", "decoder_layers": 1}, "distill": {"heads": "both", "allow_decoder_kd": True}},
-        {"distill": {"gamma": 0.1, "blanks": "symmetric", "max_shift": 2, "temperature_end": 1.0, "alpha_end": 0.1}},
+        {
+            "distill": {
+                "gamma": 0.1,
+                "blanks": "symmetric",
+                "max_shift": 2,
+                "temperature": {"from": 2.0, "to": 1.0},
+                "alpha": {"from": 0.5, "to": 0.1},
+            }
+        },
         {"aggregation": {"method": "prob_mean"}, "distill": {"pseudo_labels": {"weight": 0.2, "confidence": 0.1}}},
         {
             "student": {

@@ -4,7 +4,7 @@ Every variant of a recipe, hard labels only included, is set up by this code, wi
 for the same seed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,18 +15,16 @@ from kdlib.corpus.speakers import Splits
 from kdlib.decode.lexicon import Lexicon, Words
 from kdlib.distill.faults import limit_words
 from kdlib.errors import UserError
-from kdlib.models import encoder_conformer, hybrid, nearest_divisor
-from kdlib.models.encoder_conformer import ConformerShape
-from kdlib.models.nemo_files import restore_model
+from kdlib.models import hybrid
 from kdlib.objectives import terms
 from kdlib.objectives.objective import Learner, Objective
 from kdlib.objectives.step import Sources
 from kdlib.objectives.targets import HypothesisSource, TargetSource
+from kdlib.pretrained.start import Start, initial_model
 from kdlib.runtime import seed_everything
 from kdlib.settings.corpus import SplitSettings
 from kdlib.settings.distill import Distill
 from kdlib.settings.student import Faults, Student
-from kdlib.settings.teacher import ConformerSizes
 from kdlib.tokens import Tokens
 from kdlib.training.sampling import TrainingData, fits_frames, set_aside
 
@@ -44,18 +42,6 @@ class StudentData(TrainingData):
 
     too_short: int  # training utterances left out: fewer frames than tokens
     unused: int = 0  # unlabelled utterances left out, where there are no teachers
-
-
-@dataclass(frozen=True)
-class Start:
-    """What a student's weights are before training: of one of these files, or random of a shape."""
-
-    resumed: Path | None = None  # the folder of the student whose training is continued
-    nemo: Path | None = None  # a pretrained .nemo model
-    base: Path | None = None  # the folder of the SpeechBrain teachers' base model
-    shape: ConformerShape | None = None
-    train_speakers: Sequence[str] = ()  # that these weights were trained on
-    head_is_trained: bool = False  # the CTC head
 
 
 @dataclass(frozen=True)
@@ -95,12 +81,6 @@ class StudentSetup:
         return sorted({*self.start.train_speakers, *(utt.speaker for utt in self.data.train if utt.text)})
 
 
-def conformer_shape(sizes: ConformerSizes) -> ConformerShape:
-    """The dimensions of a SpeechBrain student."""
-    settings = sizes.model_dump()
-    return ConformerShape(**{name: settings[name] for name in ConformerShape.__dataclass_fields__ if name in settings})
-
-
 def select_data(
     splits: Splits, tokens: Tokens, faults: Faults, *, uses_teachers: bool, dev_share: float
 ) -> StudentData:
@@ -126,24 +106,12 @@ def select_data(
 
 def initial_student(settings: Student, tokens: Tokens, start: Start, seed: int, faults: Faults) -> hybrid.Hybrid:
     """Build the student before training."""
-    seed_everything(seed)
     if start.resumed:
+        seed_everything(seed)
         model, _, _ = hybrid.load(start.resumed, LATEST)
-        if settings.backbone == "nemo":
-            model.encoder.preprocessor_frozen = settings.freeze_preprocessor
-    elif start.nemo:
-        source = restore_model(start.nemo)
-        heads = _heads(settings, tokens, source.cfg.encoder.d_model)
-        model = hybrid.NeMoHybridStudent.of(source, heads, freeze_preprocessor=settings.freeze_preprocessor)
-        if not faults.untrained_head:
-            hybrid.copy_head(model, source, tokens)
-    elif start.base:
-        base, _, _ = hybrid.load(start.base)
-        model = hybrid.Hybrid(base.encoder, _heads(settings, tokens, base.encoder.width))
-        if not faults.untrained_head:
-            model.ctc_head.load_state_dict(base.ctc_head.state_dict())
     else:
-        model = hybrid.Hybrid(encoder_conformer.Conformer(start.shape), _heads(settings, tokens, start.shape.d_model))
+        model, _ = initial_model(settings, tokens, start, seed, new_head=faults.untrained_head)
+    model.encoder.preprocessor_frozen = settings.freeze_preprocessor
     model.encoder.spec_augment = settings.augment != "none"
     return model
 
@@ -175,13 +143,8 @@ def check_resumed(folder: Path, record: dict, settings: Student, tokens: Tokens,
         names = ", ".join(leaked)
         raise UserError(f"student.resume: {folder} was trained on {names}, which this fold excludes from training")
     layers = record["heads"]["layers"]
-    if record["backbone"] != settings.backbone or layers != settings.decoder_layers:
+    if record["encoder"] != settings.encoder or layers != settings.decoder_layers:
         raise UserError(
-            f"student.resume: {folder} has the backbone {record['backbone']} and {layers} decoder layers, "
-            f"the recipe has {settings.backbone} and {settings.decoder_layers}"
+            f"student.resume: {folder} has the encoder {record['encoder']} and {layers} decoder layers, "
+            f"the recipe has {settings.encoder} and {settings.decoder_layers}"
         )
-
-
-def _heads(settings: Student, tokens: Tokens, width: int) -> hybrid.Heads:
-    heads = nearest_divisor(width, settings.heads)
-    return hybrid.Heads(tokens.size, settings.decoder_layers, heads, settings.ffn, settings.dropout)

@@ -1,4 +1,4 @@
-"""Models: every student and teacher returns `Outputs`, whatever its backbone."""
+"""Models: every student and teacher returns `Outputs`, whatever its encoder."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +48,6 @@ def read_record(folder: Path) -> dict:
         record = read_json(folder / "model.json")
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} holds no complete model ({error}); train it again") from None
-    if "train_speakers" not in record:
+    if "train_speakers" not in record or "backbone" in record:
         raise UserError(f"{folder} was written by an earlier version of kdlib, with other names; train it again")
     return record

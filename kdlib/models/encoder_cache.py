@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from kdlib.corpus.inputs import Batch
+from kdlib.models.encoder import Encoded, Encoder
 
 MAX_BYTES = 512 * 2**20  # of cached encodings; further utterances are encoded again
 
@@ -14,12 +15,12 @@ MAX_BYTES = 512 * 2**20  # of cached encodings; further utterances are encoded a
 class EncoderCache:
     """Encodings by utterance."""
 
-    def __init__(self, encoder: nn.Module, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, encoder: Encoder, max_bytes: int = MAX_BYTES) -> None:
         self.encoder, self.left = encoder, max_bytes
         self.cached: dict[str, torch.Tensor] = {}
 
-    def __call__(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encodings [B, T, D] and frames [B] of a batch."""
+    def __call__(self, batch: Batch) -> Encoded:
+        """The encoder's output on a batch, without inner layers."""
         new = batch.select([row for row, utt_id in enumerate(batch.utt_ids) if utt_id not in self.cached])
         computed: dict[str, torch.Tensor] = {}
         if len(new):
@@ -33,4 +34,4 @@ class EncoderCache:
             if size <= self.left:
                 self.cached[utt_id], self.left = encoding, self.left - size
         lengths = torch.tensor([len(row) for row in rows], device=rows[0].device)
-        return nn.utils.rnn.pad_sequence(rows, batch_first=True), lengths
+        return Encoded(nn.utils.rnn.pad_sequence(rows, batch_first=True), lengths, {})

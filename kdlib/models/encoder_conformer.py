@@ -5,15 +5,16 @@ every step, so that an utterance's outputs do not depend on its neighbours in th
 batches than those of training. SpeechBrain takes 1-4 s to import, and is therefore imported inside functions.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import nn
 
 from kdlib.corpus.audio import RATE_HZ
-from kdlib.errors import UserError
 from kdlib.models import augment
+from kdlib.models.encoder import Encoded, Encoder
 from kdlib.models.masks import length_mask
+from kdlib.settings.teacher import EncoderSizes
 
 HOP = RATE_HZ // 100
 STRIDE_MS = 40.0
@@ -33,7 +34,7 @@ class ConformerShape:
     dropout: float = 0.1
 
 
-class Conformer(nn.Module):
+class Conformer(Encoder):
     """SpeechBrain's Conformer encoder with log-mel features and convolutional subsampling."""
 
     def __init__(self, shape: ConformerShape) -> None:
@@ -42,8 +43,7 @@ class Conformer(nn.Module):
         from speechbrain.nnet.attention import RelPosEncXL
 
         super().__init__()
-        self.shape, self.width, self.stride_ms = shape, shape.d_model, STRIDE_MS
-        self.spec_augment = False  # applied in training only
+        self.shape, self.width, self.stride_ms, self.layers = shape, shape.d_model, STRIDE_MS, shape.layers
         self.features = Fbank(sample_rate=RATE_HZ, n_mels=shape.mels, n_fft=512, win_length=25, hop_length=10)
         self.subsampling = nn.ModuleList(
             [nn.Conv2d(channels, shape.channels, 3, stride=2, padding=1) for channels in (1, shape.channels)]
@@ -63,11 +63,25 @@ class Conformer(nn.Module):
             layer.convolution_module.conv.register_forward_pre_hook(self._mask_padding)
         self.dropout = nn.Dropout(shape.dropout)
 
-    def forward(
-        self, samples: torch.Tensor, lengths: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, dict[int, torch.Tensor]]:
-        """Samples [B, N], their lengths [B] -> encodings [B, T, D], frames [B], every layer's output [B, T, D]."""
-        mels, frames = self._mels(samples, lengths)
+    @property
+    def config(self) -> dict:
+        """The sizes."""
+        return asdict(self.shape)
+
+    @classmethod
+    def build(cls, config: dict) -> "Conformer":
+        """Build an encoder with random weights."""
+        return cls(ConformerShape(**config))
+
+    @classmethod
+    def of_sizes(cls, sizes: EncoderSizes) -> "Conformer":
+        """Build an encoder with random weights and the sizes of a recipe."""
+        known = {name: getattr(sizes, name) for name in EncoderSizes.model_fields}
+        return cls(ConformerShape(**known))
+
+    def forward(self, inputs: torch.Tensor, lengths: torch.Tensor, layers: tuple[int, ...] = ()) -> Encoded:
+        """Samples [B, N], their lengths [B], and the layers to return."""
+        mels, frames = self._mels(inputs, lengths)
         if self.training and self.spec_augment:
             mels = augment.spec_augment(mels.transpose(1, 2)).transpose(1, 2)
         image = mels[:, None]
@@ -78,11 +92,7 @@ class Conformer(nn.Module):
         flat = self.dropout(self.project(image.transpose(1, 2).reshape(batch, steps, channels * bands)))
         self._mask = length_mask(frames, steps)
         encoded, _, hidden = self.encoder(flat, src_key_padding_mask=~self._mask, pos_embs=self.positions(flat))
-        return encoded, frames, dict(enumerate(hidden[1:], start=1))
-
-    def return_layer(self, layer: int) -> None:
-        """Check that a layer exists: the outputs of all layers are returned anyway; the first is 1."""
-        check_layer(layer, self.shape.layers)
+        return Encoded(encoded, frames, {layer: hidden[layer] for layer in layers})
 
     def _mask_padding(self, module: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
         return (inputs[0] * self._mask[:, None, :],)
@@ -97,12 +107,3 @@ class Conformer(nn.Module):
             mean = (mels * mask).sum(1, keepdim=True) / count
             deviation = (((mels - mean) * mask) ** 2).sum(1, keepdim=True).div(count).sqrt()
             return (mels - mean) / (deviation + 1e-5) * mask, frames
-
-
-def check_layer(layer: int, layers: int) -> None:
-    """Reject a layer that is not below an encoder's last."""
-    if layer >= layers:
-        raise UserError(
-            f"distill.intermediate.layer is {layer}: the encoder has {layers} layers, and the head must be below the "
-            "last; set a smaller one"
-        )

@@ -1,24 +1,32 @@
 """NeMo's Conformer encoder with its feature extraction, for further training: samples in, encodings out."""
 
+from pathlib import Path
+
 import torch
 from torch import nn
 
-from kdlib.models import augment, encoder_conformer
-from kdlib.models.nemo_files import quiet_nemo
+from kdlib.models import augment
+from kdlib.models.encoder import Encoded, Encoder
+from kdlib.models.nemo_files import conformer_config, quiet_nemo, restore_model
+from kdlib.settings.teacher import EncoderSizes
+from kdlib.tokens import BLANK, Tokens
 
 
-class NeMoEncoder(nn.Module):
+class NeMoEncoder(Encoder):
     """The feature extraction and encoder of a NeMo model, for further training."""
 
     def __init__(self, preprocessor: nn.Module, encoder: nn.Module, config: dict) -> None:
         super().__init__()
-        self.preprocessor, self.encoder, self.config = preprocessor, encoder, config
+        self.preprocessor, self.encoder, self._config = preprocessor, encoder, config
         self.width = int(config["encoder"]["d_model"])
         self.stride_ms = 1000 * config["preprocessor"]["window_stride"] * config["encoder"]["subsampling_factor"]
-        self.spec_augment = False  # applied in training only
-        self.preprocessor_frozen = True
-        self._hidden: dict[int, torch.Tensor] = {}
+        self.layers = len(encoder.layers)
         self.train()
+
+    @property
+    def config(self) -> dict:
+        """The configuration of the preprocessor and of the encoder."""
+        return self._config
 
     @classmethod
     def of(cls, model: nn.Module) -> "NeMoEncoder":
@@ -29,7 +37,7 @@ class NeMoEncoder(nn.Module):
         return cls(model.preprocessor, model.encoder, parts)
 
     @classmethod
-    def built(cls, config: dict) -> "NeMoEncoder":
+    def build(cls, config: dict) -> "NeMoEncoder":
         """Build the preprocessor and encoder with random weights."""
         with quiet_nemo():
             from nemo.collections.asr.modules import AudioToMelSpectrogramPreprocessor, ConformerEncoder
@@ -39,27 +47,55 @@ class NeMoEncoder(nn.Module):
             built = [kind.from_config_dict(OmegaConf.create(config[name])) for kind, name in parts]
         return cls(*built, config)
 
+    @classmethod
+    def of_sizes(cls, sizes: EncoderSizes) -> "NeMoEncoder":
+        """Build the preprocessor and encoder with random weights and the sizes of a recipe."""
+        names = "d_model", "layers", "heads", "mels", "kernel"
+        return cls.build(conformer_config(**{name: getattr(sizes, name) for name in names}, channels=sizes.d_model))
+
+    @classmethod
+    def pretrained(cls, source: Path, tokens: Tokens) -> "tuple[NeMoEncoder, dict[str, torch.Tensor] | None]":
+        """The encoder of a `.nemo` file, and its CTC head for these tokens, if its pieces are theirs."""
+        model = restore_model(source)
+        encoder = cls.of(model)
+        if model.tokenizer.tokenizer.serialized_model_proto() != tokens.model:
+            return encoder, None
+        head = model.decoder.decoder_layers[0]
+        return encoder, remap_head(head.weight.detach()[:, :, 0], head.bias.detach(), tokens)
+
     def train(self, mode: bool = True) -> "NeMoEncoder":
         """Set training mode; a frozen preprocessor stays as it is (in training NeMo adds noise to the samples)."""
         super().train(mode)
         self.preprocessor.train(mode and not self.preprocessor_frozen)
         return self
 
-    def forward(
-        self, samples: torch.Tensor, lengths: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, dict[int, torch.Tensor]]:
-        """Samples [B, N], their lengths [B] -> encodings [B, T, D], frames [B], outputs of the layers requested."""
-        features, sizes = self.preprocessor(input_signal=samples, length=lengths)
+    def forward(self, inputs: torch.Tensor, lengths: torch.Tensor, layers: tuple[int, ...] = ()) -> Encoded:
+        """Samples [B, N], their lengths [B], and the layers to return."""
+        features, sizes = self.preprocessor(input_signal=inputs, length=lengths)
         if self.encoder.training and self.spec_augment:
             features = augment.spec_augment(features)
-        encoded, frames = self.encoder(audio_signal=features, length=sizes)
+        kept: dict[int, torch.Tensor] = {}
+        hooks = [
+            self.encoder.layers[layer - 1].register_forward_hook(
+                lambda module, given, output, layer=layer: kept.update({layer: output})
+            )
+            for layer in layers
+        ]
+        try:
+            encoded, frames = self.encoder(audio_signal=features, length=sizes)
+        finally:
+            for hook in hooks:
+                hook.remove()
         longest = int(frames.max())
-        hidden = {layer: output[:, :longest] for layer, output in self._hidden.items()}
-        self._hidden.clear()  # they belong to this batch's graph
-        return encoded.transpose(1, 2)[:, :longest], frames, hidden
+        hidden = {layer: output[:, :longest] for layer, output in kept.items()}
+        return Encoded(encoded.transpose(1, 2)[:, :longest], frames, hidden)
 
-    def return_layer(self, layer: int) -> None:
-        """Return a layer's output [B, T, D] as well, from now on; the first is 1."""
-        layers = self.encoder.layers
-        encoder_conformer.check_layer(layer, len(layers))
-        layers[layer - 1].register_forward_hook(lambda module, inputs, output: self._hidden.update({layer: output}))
+
+def remap_head(weight: torch.Tensor, bias: torch.Tensor, tokens: Tokens) -> dict[str, torch.Tensor]:
+    """Map a pretrained CTC head (blank last) to `tokens`: the blank at its id, unused tokens with the lowest bias."""
+    pieces = len(tokens.pieces)
+    wide = weight.new_zeros(tokens.size, weight.shape[1])
+    low = bias.new_full((tokens.size,), float(bias.min()) - 10)
+    wide[:pieces], low[:pieces] = weight[:pieces], bias[:pieces]
+    wide[BLANK], low[BLANK] = weight[pieces], bias[pieces]
+    return {"weight": wide, "bias": low}

@@ -20,7 +20,8 @@ def export(folder: Path, out: Path) -> Path:
     """Write the student of a folder to a `.nemo` file, without its attention decoder."""
     model, tokens, _ = hybrid.load(folder)
     if not isinstance(model.encoder, NeMoEncoder):
-        raise UserError(f"{folder} contains a SpeechBrain encoder, for which NeMo has no class; export a NeMo student")
+        kind = type(model.encoder).__name__
+        raise UserError(f"{folder} has a {kind} as encoder, for which NeMo has no class; export a student with NeMo's")
     if model.decoder is not None:
         print(f"{folder.name}: its attention decoder is left out; the exported model decodes by CTC")
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,12 +1,12 @@
 """The hybrid CTC/attention model of all teachers and students: encoder, CTC head and Transformer decoder.
 
-An encoder is SpeechBrain's, or NeMo's with its pretrained weights. It has a `width` and a `stride_ms`, and returns
-encodings [B, T, D], frames [B] and {layer: [B, T, D]}. A saved model is a folder: `model.json` holds the configuration,
+The encoder is any of `encoders.py`. A saved model is a folder: `model.json` holds the configuration,
 `model.safetensors` the weights, `tokenizer.model` the meaning of the ids.
 """
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,11 +14,12 @@ from torch import nn
 
 from kdlib.errors import UserError
 from kdlib.io import write_json
-from kdlib.models import Emissions, Outputs, encoder_conformer, read_record
+from kdlib.models import Emissions, Outputs, nearest_divisor, read_record
 from kdlib.models.decoder import AttentionDecoder
-from kdlib.models.encoder_nemo import NeMoEncoder
+from kdlib.models.encoder import Encoded, Encoder
+from kdlib.models.encoders import ENCODERS, name_of
 from kdlib.runtime import set_threads
-from kdlib.tokens import BLANK, Tokens
+from kdlib.tokens import Tokens
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Heads:
 class Hybrid(nn.Module):
     """An encoder with a CTC head and, unless `heads.layers` is 0, an attention decoder."""
 
-    def __init__(self, encoder: nn.Module, heads: Heads) -> None:
+    def __init__(self, encoder: Encoder, heads: Heads) -> None:
         super().__init__()
         self.encoder, self.heads, self.frozen = encoder, heads, False
         self.ctc_head = nn.Linear(encoder.width, heads.size)
@@ -62,16 +63,24 @@ class Hybrid(nn.Module):
         self.encoder.train(mode and not self.frozen)
         return self
 
-    def forward(self, wavs: torch.Tensor, wav_lens: torch.Tensor, targets: torch.Tensor | None = None) -> Outputs:
-        """Samples [B, N], their lengths [B] and, for the decoder, inputs [B, L] that begin with BOS -> `Outputs`."""
-        return self.apply_heads(*self.encoder(wavs, wav_lens), targets)
-
-    def apply_heads(
-        self, encoded: torch.Tensor, frames: torch.Tensor, hidden: dict, targets: torch.Tensor | None = None
+    def forward(
+        self,
+        inputs: torch.Tensor,
+        lengths: torch.Tensor,
+        targets: torch.Tensor | None = None,
+        layers: tuple[int, ...] = (),
     ) -> Outputs:
-        """Apply the CTC head and, given targets, the decoder to encodings [B, T, D]."""
-        logits = None if targets is None else self.forward_decoder(encoded, targets, frames)
-        return Outputs(Emissions(self.ctc_head(encoded), frames), encoded, hidden, logits)
+        """Inputs [B, N], their lengths [B] and, for the decoder, tokens [B, L] that begin with BOS -> `Outputs`.
+
+        `layers`: those of the encoder whose outputs are returned as well; the first is 1.
+        """
+        return self.apply_heads(self.encoder(inputs, lengths, layers), targets)
+
+    def apply_heads(self, encoded: Encoded, targets: torch.Tensor | None = None) -> Outputs:
+        """Apply the CTC head and, given targets, the decoder to an encoder's output."""
+        frames, lengths, hidden = encoded
+        logits = None if targets is None else self.forward_decoder(frames, targets, lengths)
+        return Outputs(Emissions(self.ctc_head(frames), lengths), frames, hidden, logits)
 
     def forward_decoder(self, encoded: torch.Tensor, targets: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Logits [B, L, V] of the token after each of the targets, for encodings [B, T, D] with `lengths` frames."""
@@ -86,35 +95,19 @@ class Hybrid(nn.Module):
         return self.decoder.greedy(encoded, lengths, max_len)
 
 
-class NeMoHybridStudent(Hybrid):
-    """NeMo's preprocessor and encoder, with a CTC head and a decoder for the teachers' tokens (seed 001)."""
+class DecoderSizes(Protocol):
+    """The settings of an attention decoder, of a teacher or of a student."""
 
-    @classmethod
-    def of(cls, source: nn.Module, heads: Heads, *, freeze_preprocessor: bool = True) -> "NeMoHybridStudent":
-        """Build a student from a restored NeMo model's encoder, with its weights; the heads are new."""
-        student = cls(NeMoEncoder.of(source), heads)
-        student.encoder.preprocessor_frozen = freeze_preprocessor
-        return student
+    decoder_layers: int
+    heads: int
+    ffn: int
+    dropout: float
 
 
-def remap_head(weight: torch.Tensor, bias: torch.Tensor, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
-    """Map a pretrained CTC head (blank last) to `tokens`: the blank at its id, unused tokens with the lowest bias."""
-    pieces = len(tokens.pieces)
-    wide = weight.new_zeros(tokens.size, weight.shape[1])
-    low = bias.new_full((tokens.size,), float(bias.min()) - 10)
-    wide[:pieces], low[:pieces] = weight[:pieces], bias[:pieces]
-    wide[BLANK], low[BLANK] = weight[pieces], bias[pieces]
-    return wide, low
-
-
-def copy_head(model: Hybrid, source: nn.Module, tokens: Tokens) -> bool:
-    """Copy the CTC head of the NeMo model that a model starts from; returns False if their pieces differ."""
-    if source.tokenizer.tokenizer.serialized_model_proto() != tokens.model:
-        return False
-    head = source.decoder.decoder_layers[0]
-    weight, bias = remap_head(head.weight.detach()[:, :, 0], head.bias.detach(), tokens)
-    model.ctc_head.load_state_dict({"weight": weight, "bias": bias})
-    return True
+def new_model(encoder: Encoder, size: int, decoder: DecoderSizes) -> Hybrid:
+    """An encoder with new heads for `size` tokens; the decoder's number of attention heads divides its width."""
+    heads = nearest_divisor(encoder.width, decoder.heads)
+    return Hybrid(encoder, Heads(size, decoder.decoder_layers, heads, decoder.ffn, decoder.dropout))
 
 
 class TrainedModel:
@@ -143,9 +136,8 @@ def save(model: Hybrid, tokens: Tokens, folder: Path, **fields: object) -> None:
 
 def describe(model: Hybrid) -> dict:
     """Return the configuration of a model's architecture."""
-    backbone = "sb" if isinstance(model.encoder, encoder_conformer.Conformer) else "nemo"
-    encoder = asdict(model.encoder.shape) if backbone == "sb" else model.encoder.config
-    return {"backbone": backbone, "encoder": encoder, "heads": asdict(model.heads)}
+    encoder = model.encoder
+    return {"encoder": name_of(encoder), "encoder_config": encoder.config, "heads": asdict(model.heads)}
 
 
 def load(folder: Path, file: str = "model.safetensors") -> tuple[Hybrid, Tokens, dict]:
@@ -163,14 +155,8 @@ def load(folder: Path, file: str = "model.safetensors") -> tuple[Hybrid, Tokens,
             f"{folder}: its tokenizer is {tokens.fingerprint}, the model was trained with {record['tokens']}; the ids "
             "would mean other words: restore the file, or train the model again"
         )
-    kind = NeMoHybridStudent if record["backbone"] == "nemo" else Hybrid
-    model = kind(build_encoder(record["backbone"], record["encoder"]), Heads(**record["heads"]))
+    if record["encoder"] not in ENCODERS:
+        raise UserError(f"{folder} has the encoder {record['encoder']!r}; expected one of {', '.join(ENCODERS)}")
+    model = Hybrid(ENCODERS[record["encoder"]].kind.build(record["encoder_config"]), Heads(**record["heads"]))
     model.load_state_dict({name: weight.float() for name, weight in weights.items()})
     return model, tokens, record
-
-
-def build_encoder(backbone: str, settings: dict) -> nn.Module:
-    """Build an encoder with random weights."""
-    if backbone == "sb":
-        return encoder_conformer.Conformer(encoder_conformer.ConformerShape(**settings))
-    return NeMoEncoder.built(settings)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from kdlib.corpus.inputs import Batch
+from kdlib.errors import UserError
 from kdlib.models import Outputs
 from kdlib.models.decoder import teacher_forced
 from kdlib.models.encoder_cache import EncoderCache
@@ -31,8 +32,13 @@ class Learner(nn.Module):
         self.student = student
         self.project = nn.Linear(student.encoder.width, features) if features else None
         self.intermediate_head = None
+        self.layers = (tap,) if tap else ()
         if tap:
-            student.encoder.return_layer(tap)
+            if tap >= student.encoder.layers:
+                raise UserError(
+                    f"distill.intermediate.layer is {tap}: the encoder has {student.encoder.layers} layers, and the "
+                    "head must be below the last; set a smaller one"
+                )
             self.intermediate_head = nn.Linear(student.encoder.width, student.heads.size)
 
 
@@ -81,8 +87,8 @@ class Objective:
         student = self.learner.student
         tokens = teacher_forced(batch.ids)[0].to(batch.inputs.device) if "decoder" in self.heads else None
         if self.encoder_cache is not None and student.training:
-            return student.apply_heads(*self.encoder_cache(batch), {}, tokens)
-        return student(batch.inputs, batch.lengths, tokens)
+            return student.apply_heads(self.encoder_cache(batch), tokens)
+        return student(batch.inputs, batch.lengths, tokens, self.learner.layers)
 
     def distance(self, head: str, outputs: Outputs, batch: Batch, target: TargetSource) -> float:
         """Mean KL per frame, or decoder step, from a target to the model's outputs on a batch."""

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from kdlib.settings import AsTuple, Names, Section
-from kdlib.settings.teacher import ConformerSizes
+from kdlib.settings.teacher import EncoderSizes
 
 
 class Phase(Section):
@@ -21,9 +21,9 @@ class Phase(Section):
 class Student(Section):
     """Architecture and training schedule of the student."""
 
-    backbone: Literal["nemo", "sb"] = "nemo"  # the pretrained NeMo model's encoder, or SpeechBrain's Conformer
-    start: Literal["pretrained", "scratch"] = "pretrained"  # sb: the teachers' base model, or random weights
-    conformer: ConformerSizes | None = None  # sizes for sb from scratch; by default the teachers'
+    encoder: str = "nemo"  # a name of kdlib/models/encoders.py
+    start: Literal["pretrained", "scratch"] = "pretrained"  # nemo: the pretrained model; others: the teachers' base
+    sizes: EncoderSizes | None = None  # of an encoder from scratch; by default the teachers'
     resume: str | None = None  # a saved student to resume from, with its latest weights: for phases in several runs
     decoder_layers: int = Field(0, ge=0)  # 0: only a CTC head
     heads: int = Field(8, ge=1)  # of the decoder's attention; adjusted to divide the encoder's width

@@ -19,8 +19,8 @@ class Training(Section):
     patience: int = Field(6, ge=1)  # validations without improvement before training stops
 
 
-class ConformerSizes(Section):
-    """Sizes of a SpeechBrain Conformer."""
+class EncoderSizes(Section):
+    """Sizes of an encoder with random weights; each encoder uses those that it has."""
 
     d_model: int = Field(96, ge=8)
     layers: int = Field(4, ge=1)
@@ -31,10 +31,12 @@ class ConformerSizes(Section):
     dropout: float = Field(0.1, ge=0, lt=1)
 
 
-class Teacher(ConformerSizes):
-    """The teachers, one per speaker: architecture, initialisation, and adaptation to the speaker."""
+class Teacher(EncoderSizes):
+    """The teachers: where they come from, architecture, initialisation, and adaptation to the speaker."""
 
-    backbone: Literal["sb", "nemo", "students"] = "sb"  # SpeechBrain's, the student's own encoder, or whole students
+    source: Literal["speakers", "students", "model"] = "speakers"  # one per speaker, the fold's students, or one model
+    model: str | None = None  # for source: model, the folder of a saved model; by default the base model
+    encoder: str = "sb"  # of teachers of speakers: a name of kdlib/models/encoders.py
     students: Names = ("hard",)  # born again: the fold's students of these variants are the next teachers,
     student_seeds: Annotated[tuple[int, ...], AsTuple] = Field((1, 2, 3), min_length=1)  # with these seeds
     parent: Literal["shipped", "controls", "from_corpus", "none"] = "controls"  # training data of the base model
@@ -47,17 +49,3 @@ class Teacher(ConformerSizes):
     dev_share: float = Field(0.15, ge=0, lt=0.5)  # of the training blocks, for early stopping only
     base_training: Training = Training(steps=2000, lr=2e-3, warmup_steps=300, validate_every=3)  # of the base model
     adapt: Training = Training(steps=300, batch_size=16, lr=1e-3, warmup_steps=30)
-
-    @property
-    def family(self) -> str:
-        """Folder name of teachers that can be averaged with each other."""
-        if self.backbone != "sb":
-            return self.backbone
-        return "speechbrain-scratch" if self.parent == "none" else "speechbrain"
-
-    @property
-    def teacher_set(self) -> str:
-        """Folder name of what depends on the whole set: students are of one family, but form several sets."""
-        if self.backbone != "students":
-            return self.family
-        return "-".join(["students", *self.students, *map(str, self.student_seeds)])

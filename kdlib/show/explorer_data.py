@@ -307,7 +307,7 @@ def fold_data(
 ) -> ExplorerData:
     """Systems of a fold with its corpus, its notes and its teachers' speakers."""
     params = fold.params
-    teacher_speakers = () if params.teacher.backbone == "students" else fold.target_teachers()
+    teacher_speakers = () if params.teacher.source != "speakers" else fold.target_teachers()
     return ExplorerData(
         systems,
         fold.corpus,

@@ -86,10 +86,10 @@ def check_method(method: str, output: str, settings: Teacher) -> None:
             f"aggregation.method {method!r} is trained on CTC outputs and cannot combine a decoder's; name another for "
             "distill: {heads: decoder}"
         )
-    if method in METHODS and method not in methods_for(settings.backbone):
+    if method in METHODS and method not in methods_for(settings.source):
         raise UserError(
-            f"aggregation.method {method!r} needs teachers of single speakers, but the teachers here are students of "
-            f"all speakers; expected one of {', '.join(methods_for(settings.backbone))}"
+            f"aggregation.method {method!r} needs teachers of single speakers, but those here are of all speakers "
+            f"(teacher.source: {settings.source}); expected one of {', '.join(methods_for(settings.source))}"
         )
 
 

@@ -2,7 +2,7 @@
 
 A shared base model keeps the teachers' CTC spikes in the same frames, without which their average is mostly blank. It
 is trained on controls and so is shared by all folds, as are its teachers, each trained on one speaker more; one trained
-`from_corpus` belongs to a fold. With `backbone: nemo` the base model is the student's own pretrained encoder, and only
+`from_corpus` belongs to a fold. With `encoder: nemo` the base model is the student's own pretrained encoder, and only
 the attention decoder (and the CTC head, where the tokens differ) is trained on the controls before adaptation.
 A part of the training blocks, `teacher.dev_share`, is kept for early stopping. (A model that was pretrained
 `from_corpus` was trained on that part too, and teachers that start from it stop later than they should.)

@@ -6,7 +6,6 @@ trained on controls and so is shared by all folds; `from_corpus` it belongs to a
 
 import random
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,34 +13,33 @@ from kdlib.corpus.manifest import Corpus
 from kdlib.corpus.speakers import Splits
 from kdlib.errors import UserError
 from kdlib.models import nearest_divisor, read_record
-from kdlib.models.nemo_files import SHIPPED_MODEL, restore_model
+from kdlib.models.encoders import ENCODERS
+from kdlib.models.nemo_files import SHIPPED_MODEL
 from kdlib.pretrained.model import split_controls
-from kdlib.runtime import seed_everything
+from kdlib.pretrained.start import Start, initial_model
 from kdlib.settings.corpus import SplitSettings
 from kdlib.settings.pretrained import Pretraining
-from kdlib.settings.teacher import Teacher
+from kdlib.settings.teacher import EncoderSizes, Teacher
 from kdlib.teachers.training import InitialModel, TeacherTraining, train_teacher
 from kdlib.tokens import Tokens
 from kdlib.training.sampling import TrainingData, set_aside
 
 if TYPE_CHECKING:
     from kdlib.decode.lexicon import Lexicon
-    from kdlib.models.hybrid import Heads, Hybrid
 
 SHIPPED = SHIPPED_MODEL.with_name("parent")
 MAX_DEV = 400  # utterances of a base model's dev set
-SIZES = ("d_model", "layers", "heads", "ffn", "kernel", "mels", "dropout")  # of the encoder
 
 
 def shipped_base_model(settings: Teacher, ours: Tokens) -> Path:
     """The package's own base model, if it fits the recipe."""
     record = read_record(SHIPPED)
-    found = record | {"encoder": {name: record["encoder"].get(name) for name in SIZES}}
-    encoder = {name: getattr(settings, name) for name in SIZES}
+    sizes = {name: value for name, value in record["encoder_config"].items() if name in EncoderSizes.model_fields}
     heads = {"size": ours.size, "layers": settings.decoder_layers, "ffn": settings.ffn, "dropout": settings.dropout}
     heads |= {"heads": nearest_divisor(settings.d_model, settings.heads)}
-    expected = {"backbone": "sb", "encoder": encoder, "heads": heads, "tokens": ours.fingerprint}
-    if any(found[name] != value for name, value in expected.items()):
+    expected = {"encoder": settings.encoder, "heads": heads, "tokens": ours.fingerprint}
+    fits = all(record[name] == value for name, value in expected.items())
+    if not fits or sizes != {name: getattr(settings, name) for name in sizes}:
         raise UserError(
             "teacher.parent is 'shipped', but the shipped base model has other tokens or another shape than this "
             "recipe; write in the recipe: teacher: {parent: controls}, or from_corpus where the corpus has no controls"
@@ -78,26 +76,18 @@ def train_base_model(
     fold: SplitSettings,
     lexicon: "Lexicon | None" = None,
 ) -> None:
-    """Train the base model; of NeMo's encoder only the decoder, and a new CTC head."""
-    if settings.backbone == "nemo":
+    """Train the base model; of a pretrained encoder only the decoder, and a new CTC head."""
+    if ENCODERS[settings.encoder].checkpoint:
         start.model.freeze()
         start.model.ctc_head.requires_grad_(not start.head_is_trained)
     how = TeacherTraining("base model of the teachers", settings, settings.base_training, fold, lexicon)
     train_teacher(partial, start, data, how)
 
 
-def initial_model(
-    settings: Teacher, tokens: Tokens, seed: int, pretrained: Path | None, train_speakers: Sequence[str] = ()
-) -> InitialModel:
-    """SpeechBrain's encoder with random weights, or that of a pretrained NeMo model trained on `train_speakers`."""
-    from kdlib.models import hybrid
-
-    seed_everything(seed)
-    if pretrained is None:
-        return InitialModel(_random_model(settings, tokens), tokens, (), head_is_trained=False)
-    source = restore_model(pretrained)
-    model = hybrid.NeMoHybridStudent.of(source, _heads(settings, tokens, source.cfg.encoder.d_model))
-    return InitialModel(model, tokens, train_speakers, hybrid.copy_head(model, source, tokens))
+def new_teacher(settings: Teacher, tokens: Tokens, start: Start, seed: int) -> InitialModel:
+    """The model that the base model, or a teacher without one, starts from."""
+    model, head_is_trained = initial_model(settings, tokens, start, seed)
+    return InitialModel(model, tokens, start.train_speakers, head_is_trained)
 
 
 def saved_model(folder: Path) -> InitialModel:
@@ -106,22 +96,6 @@ def saved_model(folder: Path) -> InitialModel:
 
     model, tokens, record = hybrid.load(folder)
     return InitialModel(model, tokens, record["train_speakers"])
-
-
-def _random_model(settings: Teacher, tokens: Tokens) -> "Hybrid":
-    """SpeechBrain's encoder and both heads, with random weights."""
-    from kdlib.models import hybrid
-    from kdlib.models.encoder_conformer import Conformer, ConformerShape
-
-    encoder = Conformer(ConformerShape(**{name: getattr(settings, name) for name in SIZES}))
-    return hybrid.Hybrid(encoder, _heads(settings, tokens, encoder.width))
-
-
-def _heads(settings: Teacher, tokens: Tokens, width: int) -> "Heads":
-    from kdlib.models.hybrid import Heads
-
-    heads = nearest_divisor(width, settings.heads)
-    return Heads(tokens.size, settings.decoder_layers, heads, settings.ffn, settings.dropout)
 
 
 def ship(folder: Path) -> None:

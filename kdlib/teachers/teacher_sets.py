@@ -8,16 +8,23 @@ from kdlib.corpus.speakers import Splits, in_blocks
 from kdlib.errors import UserError, nearest
 from kdlib.settings.teacher import Teacher
 
+MODEL = "model"  # the name of the only teacher, where it is one model for all speakers
+
 
 def student_teachers(settings: Teacher) -> list[str]:
     """The names of the students that serve as teachers: their subfolders in the fold's folder of students."""
     return [f"{variant}/seed{seed}" for variant in settings.students for seed in settings.student_seeds]
 
 
+def shared_teachers(settings: Teacher) -> list[str]:
+    """The names of teachers that are not of single speakers: students, or one model."""
+    return student_teachers(settings) if settings.source == "students" else [MODEL]
+
+
 def requested_teachers(splits: Splits, settings: Teacher, speakers: Sequence[str] | str = ()) -> list[str]:
     """The requested teachers: by default the fold's; names; "all"; or a share: "1/2", "2/3 of all"."""
-    if settings.backbone == "students":
-        return student_teachers(settings)
+    if settings.source != "speakers":
+        return shared_teachers(settings)
     corpus, fold_teachers = splits.corpus, splits.teachers(settings.max_teachers)
     if isinstance(speakers, str):
         part, _, whole = speakers.partition(" of ") if "/" in speakers else ("1/1", "", speakers)

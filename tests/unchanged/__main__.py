@@ -46,6 +46,8 @@ def renamed(old: dict) -> dict:
 
     def key(name: str) -> str:
         known = table["keys"] | (table["signs"] if ".signs." in name else {})
+        if name.startswith("encoder."):  # of a model's record
+            return f"encoder_config.{name.removeprefix('encoder.')}"
         if name in known:
             return known[name]
         parts = re.split(r"(\[\]\.|\.| )", name)  # of nested keys, or a cause and its variant

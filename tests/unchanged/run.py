@@ -98,7 +98,7 @@ def other(out: Path, manifest: Path, hard: Path) -> None:
         "name": "mine",
         "outputs": str(out),
         "teacher": {
-            "backbone": "nemo",
+            "encoder": "nemo",
             "parent": "from_corpus",
             "heads": 2,
             "ffn": 16,

@@ -1,0 +1,63 @@
+"""What every encoder is: inputs in, frames out. `encoders.py` lists them."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from kdlib.errors import UserError
+from kdlib.settings.teacher import EncoderSizes
+from kdlib.tokens import Tokens
+
+
+class Encoded(NamedTuple):
+    """An encoder's output on a batch of B utterances: T frames, D dimensions."""
+
+    frames: torch.Tensor  # [B, T, D]
+    lengths: torch.Tensor  # [B], frames without padding
+    hidden: dict[int, torch.Tensor]  # layer, the first is 1 -> [B, T, D]
+
+
+class Encoder(nn.Module):
+    """An encoder. Padding must not change an utterance's frames: stored outputs are those of other batches."""
+
+    width: int  # dimensions of a frame
+    stride_ms: float  # from a frame to the next
+    layers: int  # whose outputs can be asked for
+    spec_augment = False  # masks of bands and frames, in training only
+    preprocessor_frozen = True  # else feature extraction is in training mode too
+
+    @property
+    def config(self) -> dict:
+        """What `build` needs to build the same encoder."""
+        raise NotImplementedError
+
+    @classmethod
+    def build(cls, config: dict) -> "Encoder":
+        """Build an encoder with random weights."""
+        raise NotImplementedError
+
+    @classmethod
+    def of_sizes(cls, sizes: EncoderSizes) -> "Encoder":
+        """Build an encoder with random weights and the sizes of a recipe."""
+        raise NotImplementedError
+
+    @classmethod
+    def pretrained(cls, source: Path, tokens: Tokens) -> "tuple[Encoder, dict[str, torch.Tensor] | None]":
+        """A trained encoder, and the weights of its CTC head for these tokens, if it was trained with them.
+
+        `source` is a saved model, such as the teachers' base model; for an encoder with `checkpoint` in `encoders.py`,
+        the recipe's pretrained model.
+        """
+        from kdlib.models import hybrid
+
+        model, its_tokens, _ = hybrid.load(source)
+        if not isinstance(model.encoder, cls):
+            raise UserError(f"{source} has a {type(model.encoder).__name__}; expected a {cls.__name__}")
+        same = its_tokens.fingerprint == tokens.fingerprint
+        return model.encoder, model.ctc_head.state_dict() if same else None
+
+    def forward(self, inputs: torch.Tensor, lengths: torch.Tensor, layers: tuple[int, ...] = ()) -> Encoded:
+        """Inputs [B, N] (samples) or [B, N, F] (features), their lengths [B], and the layers to return."""
+        raise NotImplementedError

@@ -1,0 +1,35 @@
+"""The encoders of teachers and students: a new one is a file with an `Encoder` (`encoder.py`), and an entry here."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from kdlib.source_code import lazy
+
+if TYPE_CHECKING:
+    from kdlib.models.encoder import Encoder
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An encoder, and what is known of it before torch is imported."""
+
+    module: lazy
+    name: str  # of the class
+    takes: Literal["audio", "features"] = "audio"
+    checkpoint: bool = False  # its pretrained weights are the recipe's `pretrained`; else the teachers' base model
+
+    @property
+    def kind(self) -> "type[Encoder]":
+        """Its class."""
+        return getattr(self.module, self.name)
+
+
+ENCODERS: dict[str, Entry] = {
+    "nemo": Entry(lazy("kdlib.models.encoder_nemo"), "NeMoEncoder", checkpoint=True),
+    "sb": Entry(lazy("kdlib.models.encoder_conformer"), "Conformer"),
+}
+
+
+def name_of(encoder: "Encoder") -> str:
+    """The name of an encoder in recipes."""
+    return next(name for name, entry in ENCODERS.items() if isinstance(encoder, entry.kind))
