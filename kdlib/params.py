@@ -9,7 +9,7 @@ import functools
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
@@ -50,6 +50,7 @@ class Params(CorpusSettings, SplitSettings, PretrainedSettings):
     scoring: Scoring = Scoring()
     search: BeamSearchSettings = BeamSearchSettings()
     outputs: str = "outputs"
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # of all models; auto: a CUDA GPU where there is one
 
     def part(self, section: type[SomeSection]) -> SomeSection:
         """The parameters of one section alone, such as `SplitSettings`."""

@@ -22,7 +22,7 @@ from kdlib import source_code
 from kdlib.console import print_once, warn_in_log
 from kdlib.corpus import labels, prepare
 from kdlib.errors import UserError
-from kdlib.fold_objects import FoldObjects
+from kdlib.fold_students import StudentObjects
 from kdlib.io import read_json, repository_root
 from kdlib.models import read_record
 from kdlib.objectives import terms
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 # Builders are imported when they are used: torch and its companions take seconds, and most runs find all up to date.
 adapt = lazy("kdlib.teachers.adapt")
+averaging = lazy("kdlib.models.averaging")
 base_model = lazy("kdlib.teachers.base_model")
 baseline = lazy("kdlib.evaluate.baseline")
 checks = lazy("kdlib.distill.checks")
@@ -70,7 +71,7 @@ teacher_scores = lazy("kdlib.logits.teacher_scores")
 transcribe = lazy("kdlib.evaluate.transcribe")
 
 
-CLASSES = {"pipeline.py": "Fold", "fold_objects.py": "FoldObjects"}
+CLASSES = {"pipeline.py": "Fold", "fold_students.py": "StudentObjects", "fold_objects.py": "FoldObjects"}
 
 
 def stage(method: Callable[..., Stage]) -> Callable[..., Path]:
@@ -93,7 +94,7 @@ class recorded(cached_property):  # noqa: N801
     """A property whose value stages record among their settings: how it is found is no code of theirs."""
 
 
-class Fold(FoldObjects):
+class Fold(StudentObjects):
     """One fold of a recipe, under one of its variants."""
 
     @classmethod
@@ -158,7 +159,7 @@ class Fold(FoldObjects):
             )
             spellings = [text for texts in self.lexicon.values() for text in texts]
             characters = "".join([*spellings, *(self.corpus if own else full).lexicon])  # every word must be encodable
-            pretrained.train(partial, data, characters, settings, seed)
+            pretrained.train(partial, data, characters, settings, seed, self.params.device)
 
         return Stage(
             self.layout.pretrained,
@@ -219,7 +220,8 @@ class Fold(FoldObjects):
             decoding = fold.decoder_setup(tokens)
             own = self.params.pretrained == "from_corpus"
             words = frozenset(self.pretrained_record()["words"]) if own else fold.splits.train_words
-            baseline.score_held_out(partial, model, fold.splits, words, decoding, scoring)
+            system = nemo_files.NeMoCTC(model, self.params.device)
+            baseline.score_held_out(partial, system, fold.splits, words, decoding, scoring)
 
         return Stage(
             self.layout.baseline,
@@ -240,7 +242,8 @@ class Fold(FoldObjects):
 
         def build(partial: Path) -> None:
             decoding = fold.decoder_setup(tokens, all_speakers=not own)
-            baseline.score_others(partial, model, fold.splits, self.pretrained_record(), decoding, scoring)
+            system, record = nemo_files.NeMoCTC(model, self.params.device), self.pretrained_record()
+            baseline.score_others(partial, system, fold.splits, record, decoding, scoring)
 
         return Stage(
             self.layout.zero_shot,
@@ -279,9 +282,10 @@ class Fold(FoldObjects):
                 if own
                 else base_model.control_data(full, self.params.pretraining, fold.seed)
             )
-            base_model.train_base_model(partial, self._new_teacher(), data, settings, fold, self._teacher_lexicon())
+            how = self._teacher_training("base model of the teachers", settings.base_training)
+            base_model.train_base_model(partial, self._new_teacher(), data, how)
 
-        unused = {"adapt", "dev_share", "max_teachers", "students", "student_seeds"}
+        unused = {"adapt", "dev_share", "max_teachers", "source", "model", "students", "student_seeds"}
         speech = (
             fold.identity | {"blocks": fold.blocks.train, "dev_share": settings.dev_share} | self._labels()
             if own
@@ -304,10 +308,10 @@ class Fold(FoldObjects):
 
         def build(partial: Path) -> None:
             start = base_model.saved_model(base) if base else self._new_teacher()
-            words = self._teacher_lexicon()
-            adapt.train_speaker_teacher(partial, speaker, self.splits, settings, start, words)
+            how = self._teacher_training(f"teacher {speaker}", settings.adapt)
+            adapt.train_speaker_teacher(partial, speaker, self.splits, start, how)
 
-        unused = {"base_training", "max_teachers", "students", "student_seeds"}
+        unused = {"base_training", "max_teachers", "source", "model", "students", "student_seeds"}
         return Stage(
             self.layout.teacher(speaker),
             f"teacher {speaker}",
@@ -341,7 +345,7 @@ class Fold(FoldObjects):
             if shared or purpose == "analysis":
                 utterances = self.splits.speech_of_all(test=purpose == "analysis")
             job = extract.Extraction(name, purpose, encoding)
-            extract.extract(partial, hybrid.TrainedModel(teacher), utterances, self.lexicon, job)
+            extract.extract(partial, hybrid.TrainedModel(teacher, self.params.device), utterances, self.lexicon, job)
 
         settings = {"encoding": encoding, "purpose": purpose}
         settings |= {"blocks": blocks.train if purpose == "training" else blocks.test}
@@ -611,9 +615,9 @@ class Fold(FoldObjects):
         folder, name = self.student(seed), self.params.variant
 
         def build(partial: Path) -> None:
-            how = self._student_scoring()
+            how, system = self._student_scoring(), hybrid.TrainedModel(folder, self.params.device)
             title, checkpoint = f"{name or 'student'}, seed {seed}", f"students/{name}/seed{seed}"
-            student_scores.score_student(partial, hybrid.TrainedModel(folder), title, checkpoint, how)
+            student_scores.score_student(partial, system, title, checkpoint, how)
 
         return Stage(
             self.layout.student_scores(seed),
@@ -631,10 +635,15 @@ class Fold(FoldObjects):
             lambda variant, seed: self.layout.student(seed, variant), self.params.held_out, settings
         )
         fold = self.but(**ensembles.members_labels(name, members))
+
+        def build(partial: Path) -> None:
+            system = averaging.EnsembleSystem(members, settings.average, self.params.device)
+            ensembles.score_ensemble(partial, name, system, fold._student_scoring())
+
         return Stage(
             self.layout.ensemble(name),
             f"ensemble {name}",
-            build=lambda partial: ensembles.score_ensemble(partial, name, members, settings, fold._student_scoring()),
+            build=build,
             settings=self.params.student_scoring_identity
             | {"labels": fold.params.labels, "group": settings.model_dump(mode="json")},
             inputs=[self.corpus_folder, fold.decoding_model(), *dict.fromkeys(folder for folder, _ in members)],

@@ -1,7 +1,13 @@
-"""The process: its threads, its random seeds, and its rank."""
+"""The process: its threads, its device, its random seeds, and its rank."""
 
 import os
 import random
+from typing import TYPE_CHECKING
+
+from kdlib.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def set_threads() -> None:
@@ -12,6 +18,16 @@ def set_threads() -> None:
     import torch
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+
+def torch_device(setting: str) -> "torch.device":
+    """The device of a recipe's `device`: "auto" is a CUDA GPU where there is one, else the CPU."""
+    import torch
+
+    available = torch.cuda.is_available()
+    if setting == "cuda" and not available:
+        raise UserError("device is 'cuda', but there is no CUDA GPU here; write device: auto")
+    return torch.device("cuda" if available and setting != "cpu" else "cpu")
 
 
 def is_main_process() -> bool:

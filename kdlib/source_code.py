@@ -21,7 +21,7 @@ SOURCES = {
 # They move and show values, and make none.
 CARRIERS = {"__init__.py", "errors.py", "io.py", "console.py", "layout.py", "stage.py", "source_code.py", "params.py"}
 # The pipeline itself: what it gives to builders is followed, method by method.
-CARRIERS |= {"pipeline.py", "fold_objects.py"}
+CARRIERS |= {"pipeline.py", "fold_objects.py", "fold_students.py"}
 
 
 class lazy:  # noqa: N801

@@ -71,7 +71,7 @@ class AttentionDecoding:
                     chosen = logprobs.gather(2, targets[chunk, :, None])[..., 0]
                     parts.append((chosen * mask[chunk]).sum(1))
                 rows.append(torch.cat(parts))
-        return self.lexicon.by_word(torch.stack(rows))
+        return self.lexicon.by_word(torch.stack(rows).cpu())
 
     def search(self, outputs: Outputs, ctc_weight: float = 0.0) -> list[list[int]]:
         """Return the token ids of beam search, with `ctc_weight` of CTC.

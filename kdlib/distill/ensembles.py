@@ -14,11 +14,8 @@ from kdlib.models.averaging import EnsembleSystem, Member, checkpoint_file
 from kdlib.settings.student import EnsembleMembers
 
 
-def score_ensemble(
-    partial: Path, name: str, members: Sequence[Member], settings: EnsembleMembers, how: StudentScoring
-) -> None:
-    """Score an ensemble of trained members."""
-    system = EnsembleSystem(members, settings.average)
+def score_ensemble(partial: Path, name: str, system: EnsembleSystem, how: StudentScoring) -> None:
+    """Score an ensemble."""
     if leaked := set(how.splits.settings.excluded_speakers) & set(system.record["train_speakers"]):
         raise UserError(
             f"ensembles.{name}: a member was trained on {leaked.pop()}, which this fold excludes from training"

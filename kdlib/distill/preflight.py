@@ -27,7 +27,7 @@ from kdlib.io import write_json
 from kdlib.logits.store import LogitStore
 from kdlib.models import Emissions
 from kdlib.models.decoder import teacher_forced
-from kdlib.models.hybrid import Hybrid, TrainedModel
+from kdlib.models.hybrid import TrainedModel
 from kdlib.objectives import losses, terms
 from kdlib.settings.distill import Distill
 from kdlib.settings.schedule import Progress
@@ -115,7 +115,8 @@ def _check_teachers(plan: Plan, teachers: Teachers) -> list[Check]:
     if any(check.verdict == REFUSE for check in results):
         return results  # such stores cannot be combined at all
     setup = teachers.setup()
-    targets, model = setup.targets, setup.model.eval()
+    targets = setup.targets
+    setup.model.eval().to(setup.device)
     ensemble = targets[main]
     sample = [utt for utt in sample_utterances(plan.splits, SAMPLE) if ensemble.coverage([utt.utt_id]).usable]
     if not sample:
@@ -124,7 +125,7 @@ def _check_teachers(plan: Plan, teachers: Teachers) -> list[Check]:
     results.append(checks.check_logits(rows))
     references = [tokens.encode(utt.text) for utt in sample]
     if "ctc" in targets:
-        results.append(_check_recording(targets["ctc"], sample, model))
+        results.append(_check_recording(setup, targets["ctc"], sample))
         if results[-1].verdict == REFUSE:
             return results  # no frame can be compared with another
     for output, target in targets.items():
@@ -144,7 +145,7 @@ def _check_teachers(plan: Plan, teachers: Teachers) -> list[Check]:
     if "ctc" in targets:
         results += _check_frames(setup, targets["ctc"], sample)
     results.append(_check_gradients(setup, sample))
-    results.append(_check_live(teachers.folders, ensemble.stores, sample, main))
+    results.append(_check_live(setup, teachers.folders, sample, main))
     return results
 
 
@@ -158,39 +159,38 @@ def _check_pseudo_labels(setup: StudentSetup, sample: Sequence[Utterance]) -> Ch
 
 def _student_accuracy(setup: StudentSetup, sample: Sequence[Utterance]) -> float | None:
     """The share of the sample that the student recognises by CTC before training, unless its head is new."""
-    model, tokens = setup.model, setup.tokens
+    tokens = setup.tokens
     if setup.distill.heads == "decoder" or not setup.start.head_is_trained:
         return None
     correct = 0
     for batch in audio.batches(sample, 16):
         with torch.inference_mode():
-            hypotheses = greedy(model(*audio.collate(batch)).ctc, BLANK)
+            hypotheses = greedy(setup.outputs(batch).ctc, BLANK)
         correct += sum(ids == tokens.encode(utt.text) for ids, utt in zip(hypotheses, batch, strict=True))
     return correct / len(sample)
 
 
-def _check_recording(ensemble: TeacherEnsemble, sample: Sequence[Utterance], model: Hybrid) -> Check:
+def _check_recording(setup: StudentSetup, ensemble: TeacherEnsemble, sample: Sequence[Utterance]) -> Check:
     """The frame counts of the stores against the student's."""
     expected: dict[str, int] = {}
     for batch in audio.batches(sample, 16):
         with torch.inference_mode():
-            outputs = model(*audio.collate(batch))
+            outputs = setup.outputs(batch)
         expected |= {utt.utt_id: length for utt, length in zip(batch, outputs.lengths.tolist(), strict=True)}
     frames = {
         name: {utt.utt_id: store.frames(utt.utt_id) for utt in sample if utt.utt_id in store}
         for name, store in ensemble.stores.items()
     }
-    return checks.check_recording(frames, expected, ensemble.stride_ms, model.encoder.stride_ms)
+    return checks.check_recording(frames, expected, ensemble.stride_ms, setup.model.encoder.stride_ms)
 
 
 def _check_frames(setup: StudentSetup, ensemble: TeacherEnsemble, sample: Sequence[Utterance]) -> list[Check]:
     """The checks of blanks and spikes, from the frames of student and teachers."""
-    model = setup.model
     shifts, fits, mass = [], [], []
     for batch in audio.batches(sample, 16):
         with torch.inference_mode():
-            outputs = model(*audio.collate(batch))
-        for utt, length, row in zip(batch, outputs.lengths.tolist(), outputs.ctc.logits, strict=True):
+            outputs = setup.outputs(batch)
+        for utt, length, row in zip(batch, outputs.lengths.tolist(), outputs.ctc.logits.cpu(), strict=True):
             target, _ = ensemble.logits(Batch([utt]))
             count = min(length, target.shape[1])
             target = target[:, :count]
@@ -209,7 +209,8 @@ def _check_gradients(setup: StudentSetup, sample: Sequence[Utterance]) -> Check:
     """The gradient norms of the teachers' terms and of all others, before training, where they weigh most."""
     setup.model.freeze(setup.settings.phases[0].freeze_encoder)
     objective = setup.objective()
-    batch = Batch.of(sample[:GRADIENTS], setup.tokens)
+    objective.learner.to(setup.device)
+    batch = Batch.of(sample[:GRADIENTS], setup.tokens).to(setup.device)
     weights = [weight for weight in objective.learner.student.parameters() if weight.requires_grad]
     norms = []
     for of_teachers in (True, False):
@@ -217,7 +218,10 @@ def _check_gradients(setup: StudentSetup, sample: Sequence[Utterance]) -> Check:
         schedules = [term.weight(setup.distill) for term in of_side.values()]
         heaviest = max((Progress(), Progress(1.0, math.inf)), key=lambda now: sum(one.at(now) for one in schedules))
         parts = objective.parts(batch, heaviest)
-        loss = sum((weight * value for name, (weight, value) in parts.items() if name in of_side), torch.zeros(()))
+        loss = sum(
+            (weight * value for name, (weight, value) in parts.items() if name in of_side),
+            torch.zeros((), device=setup.device),
+        )
         norms.append(0.0)
         if loss.requires_grad:
             grads = torch.autograd.grad(loss, weights, allow_unused=True)
@@ -225,18 +229,17 @@ def _check_gradients(setup: StudentSetup, sample: Sequence[Utterance]) -> Check:
     return checks.check_gradients(*norms)
 
 
-def _check_live(
-    folders: Mapping[str, Path], stores: Mapping[str, LogitStore], sample: Sequence[Utterance], output: str
-) -> Check:
+def _check_live(setup: StudentSetup, folders: Mapping[str, Path], sample: Sequence[Utterance], output: str) -> Check:
     """Every teacher's outputs computed again; reported is the one that differs most from its store."""
     worst = -1.0, ""
-    for name, store in stores.items():
-        teacher = TrainedModel(folders[name])
+    for name, store in setup.targets[output].stores.items():
+        teacher = TrainedModel(folders[name], setup.device.type)
         utts = [utt for utt in sample if utt.utt_id in store][:LIVE]
-        inputs = teacher_forced([teacher.tokens.encode(utt.text) for utt in utts])[0] if output == "decoder" else None
+        batch = Batch.of(utts, teacher.tokens).to(setup.device)
+        given = teacher_forced(batch.ids)[0].to(setup.device) if output == "decoder" else None
         with torch.inference_mode():
-            outputs = teacher.model(*audio.collate(utts), inputs)
-        logits = outputs.ctc.logits if output == "ctc" else outputs.decoder_logits
+            outputs = teacher.model(batch.inputs, batch.lengths, given)
+        logits = (outputs.ctc.logits if output == "ctc" else outputs.decoder_logits).cpu()
         for row, utt in zip(logits, utts, strict=True):
             stored = store.logits(utt.utt_id).log_softmax(-1)
             live = row[: len(stored)].log_softmax(-1)

@@ -4,18 +4,21 @@ Every variant of a recipe, hard labels only included, is set up by this code, wi
 for the same seed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 
 from kdlib.corpus import labels
+from kdlib.corpus.inputs import Batch
+from kdlib.corpus.manifest import Utterance
 from kdlib.corpus.speakers import Splits
 from kdlib.decode.lexicon import Lexicon, Words
 from kdlib.distill.faults import limit_words
 from kdlib.errors import UserError
-from kdlib.models import hybrid
+from kdlib.models import Outputs, hybrid
 from kdlib.objectives import terms
 from kdlib.objectives.objective import Learner, Objective
 from kdlib.objectives.step import Sources
@@ -60,6 +63,7 @@ class StudentSetup:
     targets: Mapping[str, TargetSource]  # by output; none where the loss uses no teachers
     hypotheses: HypothesisSource | None = None  # of the teachers, where the loss uses them
     lexicon: Lexicon | None = None  # where the loss uses it
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 (immutable)
     judge: TargetSource | None = None  # on dev speech, where the best checkpoint is the one closest to it
 
     @property
@@ -74,6 +78,11 @@ class StudentSetup:
         tap = self.distill.intermediate.layer if terms.needs(self.distill, "layer") else 0
         sources = Sources(self.targets, self.hypotheses, self.lexicon)
         return Objective(Learner(self.model, width, tap), self.distill, sources)
+
+    def outputs(self, utterances: Sequence[Utterance]) -> Outputs:
+        """The model's CTC outputs on some speech, as it is now."""
+        batch = Batch(utterances).to(self.device)
+        return self.model(batch.inputs, batch.lengths)
 
     @property
     def train_speakers(self) -> list[str]:

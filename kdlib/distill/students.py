@@ -150,7 +150,7 @@ class _Training:
                 accumulate=settings.accumulate,
                 tensorboard=curves,
                 precision={"fp32": "32-true", "bf16": "bf16-mixed"}[settings.precision],
-                accelerator=settings.accelerator,
+                device=setup.device.type,
                 devices=settings.devices,
             ),
             Validations(validation, patience=settings.patience, keep=settings.keep_checkpoints),

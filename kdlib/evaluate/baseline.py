@@ -18,10 +18,9 @@ from kdlib.settings.evaluation import Scoring
 
 
 def score_held_out(
-    folder: Path, model: Path, splits: Splits, words: frozenset[str], setup: DecoderSetup, scoring: Scoring
+    folder: Path, system: NeMoCTC, splits: Splits, words: frozenset[str], setup: DecoderSetup, scoring: Scoring
 ) -> None:
     """Score the pretrained model on the held-out speaker's test blocks; `words` are those of its training speech."""
-    system = NeMoCTC(model)
     setup, dev = replace(setup, tokens=system.tokens), splits.settings.fold.dev or ""
     decoders = setup.tuned(setup.decoders(), recordings(system), splits.dev, folder, scoring.batch_size)
     settings = setup.record(decoders, dev if splits.dev else "")
@@ -30,14 +29,16 @@ def score_held_out(
         splits.test,
         folder,
         Evaluation(decoders, "baseline", scoring, splits.corpus.level, lambda utt: utt.text in words),
-        About("pretrained", splits.settings.held_out, model.name, settings=settings),
+        About("pretrained", splits.settings.held_out, system.path.name, settings=settings),
         system.stride_ms,
     )
 
 
-def score_others(folder: Path, model: Path, splits: Splits, record: dict | None, setup: DecoderSetup, scoring: Scoring):
+def score_others(
+    folder: Path, system: NeMoCTC, splits: Splits, record: dict | None, setup: DecoderSetup, scoring: Scoring
+) -> None:
     """Score the pretrained model on the test blocks of all speakers unseen in its training, controls separately."""
-    system, corpus, record = NeMoCTC(model), splits.corpus, record or {"speakers": [], "words": None}
+    corpus, record = splits.corpus, record or {"speakers": [], "words": None}
     setup, words = replace(setup, tokens=system.tokens), set(record["words"] or ())
     seen = None if record["words"] is None else lambda utt: utt.text in words
     new = corpus.where(lambda utt: utt.speaker not in record["speakers"] and not utt.copy_of)
@@ -48,5 +49,5 @@ def score_others(folder: Path, model: Path, splits: Splits, record: dict | None,
         if utterances or part == folder:
             decoders = its_setup.decoders()
             evaluation = Evaluation(decoders, "zero-shot", scoring, corpus.level, seen)
-            about = About("pretrained", "", model.name, settings=its_setup.record(decoders))
+            about = About("pretrained", "", system.path.name, settings=its_setup.record(decoders))
             score_system(recordings(system), utterances, part, evaluation, about)

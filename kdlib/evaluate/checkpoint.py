@@ -36,23 +36,24 @@ class Options:
     lm_weight: float = 0.9
     word_bonus: float = 0.0
     beam: int = 20
+    device: str = "auto"
 
 
 DEFAULT = Options()
 
 
-def load_system(path: Path) -> System:
+def load_system(path: Path, device: str = "auto") -> System:
     """Load the system in a folder or a `.nemo` file."""
     if path.suffix == ".nemo":
-        return NeMoCTC(path)
+        return NeMoCTC(path, device)
     if not path.is_dir():
         raise UserError(f"checkpoint: there is no {path}; expected {CHECKPOINT}")
-    return TrainedModel(path)
+    return TrainedModel(path, device)
 
 
 def evaluate(checkpoint: Path, manifest: Path, out: Path, options: Options = DEFAULT) -> dict:
     """Score a model on a manifest; write hypotheses, scores and evaluation files to `out`; return the scores."""
-    system = load_system(checkpoint)
+    system = load_system(checkpoint, options.device)
     tokenizer = options.tokenizer
     if tokenizer and not tokenizer.is_file():
         raise UserError(f"tokenizer: there is no file {tokenizer}")

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from kdlib.console import progress
 from kdlib.corpus import audio
+from kdlib.corpus.inputs import Batch
 from kdlib.corpus.manifest import Utterance
 from kdlib.decode.decoders import DecoderSet
 from kdlib.evaluate.hypotheses import Hypothesis
@@ -24,7 +25,7 @@ Forward = Callable[[list[Utterance]], Outputs]
 
 
 class System(Protocol):
-    """A model that can be evaluated: samples in, `Outputs` out, and the tokens of the outputs."""
+    """A model that can be evaluated: inputs in, `Outputs` out, on the device of its choice, and their tokens."""
 
     path: Path
     tokens: Tokens
@@ -50,7 +51,12 @@ class Evaluation:
 
 def recordings(system: System) -> Forward:
     """Run a system on the recordings of utterances."""
-    return lambda batch: system(*audio.collate(batch))
+
+    def forward(utterances: list[Utterance]) -> Outputs:
+        batch = Batch(utterances)
+        return system(batch.inputs, batch.lengths)
+
+    return forward
 
 
 def transcribe(
@@ -81,7 +87,7 @@ def transcribe(
                     **{column: values[row] for column, values in columns.items()},
                 )
             if writer:
-                logprobs = outputs.ctc.logits.log_softmax(-1).numpy()
+                logprobs = outputs.ctc.logits.log_softmax(-1).cpu().numpy()
                 for utt, row, length in zip(batch, logprobs, outputs.lengths.tolist(), strict=True):
                     writer.add(utt.utt_id, row[:length])
             bar.update(len(batch))

@@ -20,6 +20,7 @@ import torch
 
 from kdlib.console import progress, report
 from kdlib.corpus import audio
+from kdlib.corpus.inputs import Batch
 from kdlib.corpus.manifest import Utterance
 from kdlib.errors import UserError
 from kdlib.logits.store import Header, LogitStore, Writer
@@ -94,11 +95,13 @@ def _extract_batch(
     """Run a teacher on a batch and store what is missing; `max_len` 0: without the free-running decoder."""
     ids = [teacher.tokens.encode(utt.text) for utt in batch]
     with torch.inference_mode():
-        outputs = teacher(*audio.collate(batch))
+        inputs = Batch(batch)
+        outputs = teacher(inputs.inputs, inputs.lengths)
         activations = {"ctc": (outputs.encoded, outputs.lengths.tolist())}
         if "decoder" in writers:
-            inputs, _, steps = teacher_forced(ids)
-            hidden = teacher.model.decoder.activations(outputs.encoded, outputs.lengths, inputs)
+            given, _, steps = teacher_forced(ids)
+            given = given.to(teacher.device)
+            hidden = teacher.model.decoder.activations(outputs.encoded, outputs.lengths, given)
             activations["decoder"] = (hidden, steps.tolist())
         losses = _losses(outputs.ctc.logits, outputs.lengths, ids)
         free = teacher.model.decode_greedy(outputs.encoded, max_len, outputs.lengths) if max_len else [[]] * len(batch)
@@ -118,7 +121,7 @@ def _has_output(utt: Utterance, output: str) -> bool:
 def _losses(logits: torch.Tensor, lengths: torch.Tensor, ids: list[list[int]]) -> list[float]:
     """CTC loss of each reference in nats per token: inf if it has too many tokens for the frames, nan if unlabelled."""
     flat = torch.nn.utils.rnn.pad_sequence([torch.tensor(row or [BLANK + 1]) for row in ids], batch_first=True)
-    sizes = torch.tensor(list(map(len, ids)))
+    flat, sizes = flat.to(logits.device), torch.tensor(list(map(len, ids)), device=logits.device)
     logprobs = logits.log_softmax(-1).transpose(0, 1)
     losses = torch.nn.functional.ctc_loss(logprobs, flat, lengths, sizes, blank=BLANK, reduction="none")
     return torch.where(sizes > 0, losses / sizes, torch.nan).tolist()
@@ -157,9 +160,10 @@ def _announce(speaker: str, teacher: TrainedModel, utts: Sequence[Utterance], he
     seconds = sum(utt.duration_s for utt in utts)
     probe = sorted(utts, key=lambda utt: utt.duration_s)[len(utts) // 2 :][:BATCH]
     with torch.inference_mode():
-        teacher(*audio.collate(probe[:1]))
+        one, all_of_it = Batch(probe[:1]), Batch(probe)
+        teacher(one.inputs, one.lengths)
         started = time.perf_counter()
-        teacher(*audio.collate(probe))
+        teacher(all_of_it.inputs, all_of_it.lengths)
     real_time_factor = (time.perf_counter() - started) / sum(utt.duration_s for utt in probe)
     steps = sum(len(teacher.tokens.encode(utt.text)) + 1 for utt in utts)
     rows = {"ctc": 1000 * seconds / teacher.model.encoder.stride_ms, "decoder": steps}

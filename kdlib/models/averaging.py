@@ -5,6 +5,7 @@ those of the decoder per step; encodings are concatenated. Averaging weights req
 to each other: of one run, or of one initialisation.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -15,7 +16,7 @@ from torch import nn
 from kdlib.errors import UserError
 from kdlib.models import Emissions, Outputs, hybrid
 from kdlib.models.decoder import greedy
-from kdlib.runtime import set_threads
+from kdlib.runtime import set_threads, torch_device
 
 Average = Literal["outputs", "probabilities", "weights"]
 Member = tuple[Path, str]  # the folder of a saved model, and one of its weight files
@@ -61,15 +62,16 @@ class OutputEnsemble(nn.Module):
     def _mean(self, logits: Sequence[torch.Tensor]) -> torch.Tensor:
         logprobs = torch.stack([part.log_softmax(-1) for part in logits])
         if self.average == "probabilities":
-            return logprobs.logsumexp(0) - torch.tensor(len(logits)).log()
+            return logprobs.logsumexp(0) - math.log(len(logits))
         return logprobs.mean(0).log_softmax(-1)
 
 
 class EnsembleSystem:
     """Saved models for evaluation as one system: samples in, `Outputs` out, with their tokens."""
 
-    def __init__(self, members: Sequence[Member], average: Average = "outputs") -> None:
+    def __init__(self, members: Sequence[Member], average: Average = "outputs", device: str = "auto") -> None:
         set_threads()
+        self.device = torch_device(device)
         loaded = [hybrid.load(folder, file) for folder, file in members]
         (first, self.tokens, record), self.path = loaded[0], members[0][0]
         for (folder, _), (model, tokens, fields) in zip(members, loaded, strict=True):
@@ -82,7 +84,7 @@ class EnsembleSystem:
         models = [model for model, _, _ in loaded]
         self.stride_ms = models[0].encoder.stride_ms
         self.model = average_weights(models) if average == "weights" else OutputEnsemble(models, average)
-        self.model.eval()
+        self.model.eval().to(self.device)
         records = [fields for _, _, fields in loaded]
         speakers = sorted({name for fields in records for name in fields["train_speakers"]})
         without = {name for fields in records for name in fields.get("labels", {}).get("unlabelled_speakers", ())}
@@ -92,7 +94,7 @@ class EnsembleSystem:
     def __call__(self, samples: torch.Tensor, lengths: torch.Tensor) -> Outputs:
         """Samples [B, N] and their lengths [B] -> CTC logits and encodings."""
         with torch.inference_mode():
-            return self.model(samples, lengths)
+            return self.model(samples.to(self.device), lengths.to(self.device))
 
 
 def average_weights(models: Sequence[hybrid.Hybrid]) -> hybrid.Hybrid:

@@ -18,7 +18,7 @@ from kdlib.models import Emissions, Outputs, nearest_divisor, read_record
 from kdlib.models.decoder import AttentionDecoder
 from kdlib.models.encoder import Encoded, Encoder
 from kdlib.models.encoders import ENCODERS, name_of
-from kdlib.runtime import set_threads
+from kdlib.runtime import set_threads, torch_device
 from kdlib.tokens import Tokens
 
 
@@ -111,19 +111,19 @@ def new_model(encoder: Encoder, size: int, decoder: DecoderSizes) -> Hybrid:
 
 
 class TrainedModel:
-    """A saved model for evaluation: samples in, `Outputs` out, with its tokens."""
+    """A saved model for evaluation: samples in, `Outputs` out, with its tokens; it runs on `device`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, device: str = "auto") -> None:
         set_threads()
-        self.path = folder
+        self.path, self.device = folder, torch_device(device)
         self.model, self.tokens, self.record = load(folder)
         self.stride_ms = self.model.encoder.stride_ms
-        self.model.eval()
+        self.model.eval().to(self.device)
 
     def __call__(self, samples: torch.Tensor, lengths: torch.Tensor) -> Outputs:
         """Samples [B, N] and their lengths [B] -> CTC logits and encodings."""
         with torch.inference_mode():
-            return self.model(samples, lengths)
+            return self.model(samples.to(self.device), lengths.to(self.device))
 
 
 def save(model: Hybrid, tokens: Tokens, folder: Path, **fields: object) -> None:

@@ -20,7 +20,7 @@ from kdlib.corpus.audio import RATE_HZ
 from kdlib.errors import UserError
 from kdlib.io import read_json, resolve_path
 from kdlib.models import Emissions, Outputs
-from kdlib.runtime import set_threads
+from kdlib.runtime import set_threads, torch_device
 from kdlib.settings.pretrained import PretrainedSettings, Pretraining
 from kdlib.tokens import Tokens
 
@@ -35,11 +35,11 @@ RECORD = "train_data.json"  # next to it: what it was trained on
 class NeMoCTC:
     """An unchanged pretrained NeMo model, for evaluation: samples in, `Outputs` out, blank last."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, device: str = "auto") -> None:
         set_threads()
-        self.path = path
+        self.path, self.device = path, torch_device(device)
         self.model = restore_model(path)
-        self.model.eval()
+        self.model.eval().to(self.device)
         self.tokens = Tokens.for_nemo(self.model.tokenizer.tokenizer.serialized_model_proto())
         config = self.model.cfg
         self.stride_ms = 1000 * config.preprocessor.window_stride * config.encoder.subsampling_factor
@@ -49,7 +49,9 @@ class NeMoCTC:
         import torch
 
         with torch.inference_mode():
-            features, sizes = self.model.preprocessor(input_signal=samples, length=lengths)
+            features, sizes = self.model.preprocessor(
+                input_signal=samples.to(self.device), length=lengths.to(self.device)
+            )
             encoded, frames = self.model.encoder(audio_signal=features, length=sizes)
             logits = self.model.decoder(encoder_output=encoded)
         longest = int(frames.max())  # encodings can be a frame longer than their lengths

@@ -81,7 +81,9 @@ def split_fold(splits: Splits, settings: Pretraining) -> PretrainingData:
     return PretrainingData(corpus.source, train, {utt.text for utt in train}, [], frozenset())
 
 
-def train(partial: Path, data: PretrainingData, characters: str, settings: Pretraining, seed: int) -> None:
+def train(
+    partial: Path, data: PretrainingData, characters: str, settings: Pretraining, seed: int, device: str = "auto"
+) -> None:
     """Train the tokenizer, which can encode all `characters`, and the model."""
     import torch
 
@@ -118,7 +120,7 @@ def train(partial: Path, data: PretrainingData, characters: str, settings: Pretr
 
     epochs = EpochData(lambda epoch: audio.batches(train, settings.batch_size, seed=seed * 1009 + epoch), collate)
     task = Task(model, step, lr=settings.lr, scale=cosine(settings.warmup_steps, settings.steps))
-    fit(task, epochs, Run(partial, "pretraining", settings.steps, seed))
+    fit(task, epochs, Run(partial, "pretraining", settings.steps, seed, device=device))
     model.save_to(str(partial / TRAINED))
     write_json(
         partial / RECORD,

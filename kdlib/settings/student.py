@@ -41,7 +41,6 @@ class Student(Section):
     on_collapse: Literal["warn", "stop"] = "warn"  # when hypotheses for the dev speaker begin to collapse
     keep_checkpoints: int = Field(1, ge=1)  # number of best checkpoints that are saved, for checkpoint averaging
     precision: Literal["fp32", "bf16"] = "fp32"
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int = Field(1, ge=1)  # several: DDP
 
 

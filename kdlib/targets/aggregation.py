@@ -213,7 +213,7 @@ class TeacherEnsemble:
             frames = [min(length, *row) for length, row in zip(frames, counts, strict=True)]
         padded = {}
         for name, rows in stored.items():
-            values = torch.zeros(len(rows), longest, self.stores[name].header.width)
+            values = torch.zeros(len(rows), longest, self.stores[name].header.width, device=_device_of(rows))
             for row, hidden, length in zip(values, rows, frames, strict=True):
                 if hidden is not None:
                     hidden = hidden[:length] if self.weighting.cut else hidden
@@ -293,6 +293,11 @@ class _Cached:
         new = batch.select([row for row, utt_id in enumerate(batch.utt_ids) if utt_id not in self._kept])
         self._kept |= dict(zip(new.utt_ids, self._store.activations(new), strict=True))
         return [self._kept[utt_id] for utt_id in batch.utt_ids]
+
+
+def _device_of(rows: Sequence[torch.Tensor | None]) -> torch.device:
+    """Where activations are: of stores on the CPU, of live teachers where the student is."""
+    return next((row.device for row in rows if row is not None), torch.device("cpu"))
 
 
 def _counts(stored: Mapping[str, Sequence[torch.Tensor | None]]) -> list[list[int]]:

@@ -9,7 +9,6 @@ A part of the training blocks, `teacher.dev_share`, is kept for early stopping. 
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from kdlib.corpus.speakers import Splits
 from kdlib.errors import UserError
@@ -17,22 +16,12 @@ from kdlib.settings.teacher import Teacher
 from kdlib.teachers.training import InitialModel, TeacherTraining, train_teacher
 from kdlib.training.sampling import TrainingData, set_aside
 
-if TYPE_CHECKING:
-    from kdlib.decode.lexicon import Lexicon
-
 
 def train_speaker_teacher(
-    partial: Path,
-    speaker: str,
-    splits: Splits,
-    settings: Teacher,
-    start: InitialModel,
-    lexicon: "Lexicon | None" = None,
+    partial: Path, speaker: str, splits: Splits, start: InitialModel, how: TeacherTraining
 ) -> None:
     """Adapt the initial model to a speaker."""
-    data = speaker_data(splits, settings, speaker)
-    how = TeacherTraining(f"teacher {speaker}", settings, settings.adapt, splits.settings, lexicon)
-    train_teacher(partial, start, data, how)
+    train_teacher(partial, start, speaker_data(splits, how.settings, speaker), how)
 
 
 def speaker_data(splits: Splits, settings: Teacher, speaker: str) -> TrainingData:

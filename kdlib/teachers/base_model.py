@@ -7,7 +7,6 @@ trained on controls and so is shared by all folds; `from_corpus` it belongs to a
 import random
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from kdlib.corpus.manifest import Corpus
 from kdlib.corpus.speakers import Splits
@@ -17,15 +16,11 @@ from kdlib.models.encoders import ENCODERS
 from kdlib.models.nemo_files import SHIPPED_MODEL
 from kdlib.pretrained.model import split_controls
 from kdlib.pretrained.start import Start, initial_model
-from kdlib.settings.corpus import SplitSettings
 from kdlib.settings.pretrained import Pretraining
 from kdlib.settings.teacher import EncoderSizes, Teacher
 from kdlib.teachers.training import InitialModel, TeacherTraining, train_teacher
 from kdlib.tokens import Tokens
 from kdlib.training.sampling import TrainingData, set_aside
-
-if TYPE_CHECKING:
-    from kdlib.decode.lexicon import Lexicon
 
 SHIPPED = SHIPPED_MODEL.with_name("parent")
 MAX_DEV = 400  # utterances of a base model's dev set
@@ -68,19 +63,11 @@ def control_data(corpus: Corpus, settings: Pretraining, seed: int) -> TrainingDa
     return TrainingData(controls.train, dev[:MAX_DEV])
 
 
-def train_base_model(
-    partial: Path,
-    start: InitialModel,
-    data: TrainingData,
-    settings: Teacher,
-    fold: SplitSettings,
-    lexicon: "Lexicon | None" = None,
-) -> None:
+def train_base_model(partial: Path, start: InitialModel, data: TrainingData, how: TeacherTraining) -> None:
     """Train the base model; of a pretrained encoder only the decoder, and a new CTC head."""
-    if ENCODERS[settings.encoder].checkpoint:
+    if ENCODERS[how.settings.encoder].checkpoint:
         start.model.freeze()
         start.model.ctc_head.requires_grad_(not start.head_is_trained)
-    how = TeacherTraining("base model of the teachers", settings, settings.base_training, fold, lexicon)
     train_teacher(partial, start, data, how)
 
 

@@ -43,6 +43,7 @@ class TeacherTraining:
     schedule: Training
     fold: SplitSettings
     lexicon: "Lexicon | None" = None  # where the loss uses it
+    device: str = "auto"
 
 
 def train_teacher(partial: Path, start: InitialModel, data: TrainingData, how: TeacherTraining) -> None:
@@ -78,7 +79,7 @@ def train_teacher(partial: Path, start: InitialModel, data: TrainingData, how: T
     record = fit(
         Task(learner, step, lr=schedule.lr, scale=cosine(schedule.warmup_steps, schedule.steps)),
         EpochData(lambda epoch: audio.batches(train, schedule.batch_size, seed=seed * 1009 + epoch), load),
-        Run(partial, how.what, schedule.steps, seed, checkpoint_every=schedule.validate_every),
+        Run(partial, how.what, schedule.steps, seed, checkpoint_every=schedule.validate_every, device=how.device),
         validations if dev else None,
     )
     speakers = sorted({*start.train_speakers, *(utt.speaker for utt in train)})

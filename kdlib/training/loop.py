@@ -18,7 +18,7 @@ from lightning_utilities.core import rank_zero
 
 from kdlib.errors import UserError
 from kdlib.io import read_json
-from kdlib.runtime import set_threads
+from kdlib.runtime import set_threads, torch_device
 from kdlib.training.callbacks import Validation, _Progress, _Record, _Validate
 from kdlib.training.checkpoints import CHECKPOINT, ENDED, checkpoint_weights, last_weights
 from kdlib.training.curves import TENSORBOARD
@@ -104,7 +104,7 @@ class Run:
     accumulate: int = 1
     tensorboard: Path | None = None  # folder of the curves; by default folder/tensorboard
     precision: str = "32-true"
-    accelerator: str = "auto"
+    device: str = "auto"  # of a recipe
     devices: int = 1
 
 
@@ -152,7 +152,7 @@ def fit(
         validators = [_Validate(validations.validate, every, patience, folder, keep)]
     trainer = pl.Trainer(
         max_steps=steps,
-        accelerator=_accelerator(run.accelerator),
+        accelerator={"cpu": "cpu", "cuda": "gpu"}[torch_device(run.device).type],
         devices=run.devices,
         strategy="auto" if run.devices == 1 else "ddp_find_unused_parameters_true",
         precision=run.precision,
@@ -180,14 +180,6 @@ def fit(
             stopped = f"{what}: stopped at step {trainer.global_step} of {steps}; run it again to resume"
             raise KeyboardInterrupt(stopped) from None
     return _restore(task, folder, bool(validators))
-
-
-def _accelerator(setting: str) -> str:
-    """The device type of the training: a CUDA GPU if available, else the CPU."""
-    available = torch.cuda.is_available()
-    if setting == "gpu" and not available:
-        raise UserError("student.accelerator is 'gpu', but there is no CUDA GPU here; write accelerator: auto")
-    return "gpu" if available and setting != "cpu" else "cpu"
 
 
 def _restore(task: Task, folder: Path, best: bool) -> dict[str, float]:

@@ -1,0 +1,254 @@
+"""The objects of a fold's students: what they start from, their targets, and what their stages depend on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdlib import runtime
+from kdlib.corpus import labels
+from kdlib.errors import UserError
+from kdlib.fold_objects import FoldObjects
+from kdlib.io import resolve_path
+from kdlib.models import read_record
+from kdlib.models.encoders import ENCODERS
+from kdlib.objectives import terms
+from kdlib.settings.teacher import EncoderSizes
+from kdlib.source_code import lazy
+
+if TYPE_CHECKING:
+    from kdlib.decode.lexicon import Lexicon
+    from kdlib.distill.preflight import Plan, Teachers
+    from kdlib.distill.setup import StudentData, StudentSetup
+    from kdlib.distill.student_scores import StudentScoring
+    from kdlib.pretrained.start import Start
+    from kdlib.targets.aggregation import TeacherEnsemble
+    from kdlib.targets.pseudo_labels import TeacherHypotheses
+    from kdlib.targets.target_report import TargetScoring
+
+# Imported when they are used: torch and its companions take seconds.
+aggregation = lazy("kdlib.targets.aggregation")
+beam = lazy("kdlib.decode.beam")
+base_model = lazy("kdlib.teachers.base_model")
+choice = lazy("kdlib.targets.choice")
+decoder_setup = lazy("kdlib.evaluate.decoder_setup")
+faults = lazy("kdlib.distill.faults")
+fusion = lazy("kdlib.targets.fusion")
+hybrid = lazy("kdlib.models.hybrid")
+lexicon = lazy("kdlib.decode.lexicon")
+live = lazy("kdlib.targets.live")
+lm = lazy("kdlib.decode.lm")
+nemo_files = lazy("kdlib.models.nemo_files")
+pieces = lazy("kdlib.pretrained.pieces")
+preflight = lazy("kdlib.distill.preflight")
+pseudo_labels = lazy("kdlib.targets.pseudo_labels")
+setup = lazy("kdlib.distill.setup")
+similarity = lazy("kdlib.targets.similarity")
+start = lazy("kdlib.pretrained.start")
+store = lazy("kdlib.logits.store")
+student_scores = lazy("kdlib.distill.student_scores")
+target_report = lazy("kdlib.targets.target_report")
+
+
+class StudentObjects(FoldObjects):
+    """One fold of a recipe, under one of its variants: with its students."""
+
+    # students
+
+    def student_setup(self, seed: int) -> StudentSetup:
+        """All that a student is trained with."""
+        params, first = self.params, self._start(seed)
+        model = setup.initial_student(params.student, self.tokens, first, seed, params.faults)
+        targets, hypotheses = self._sources()
+        return setup.StudentSetup(
+            name=params.variant,
+            seed=seed,
+            settings=params.student,
+            distill=params.distill,
+            fold=self.split_settings,
+            tokens=self.tokens,
+            data=self.student_data(),
+            start=first,
+            model=model,
+            targets=targets,
+            hypotheses=hypotheses,
+            lexicon=self._words_of_loss(),
+            device=runtime.torch_device(params.device),
+            judge=self._judge(),
+        )
+
+    def student_data(self) -> StudentData:
+        """The student's training speech, and the dev speech that chooses its checkpoint."""
+        taught, share = terms.uses_teachers(self.params.distill), self.params.teacher.dev_share
+        return setup.select_data(self.splits, self.tokens, self.params.faults, uses_teachers=taught, dev_share=share)
+
+    def teacher_hypotheses(self) -> TeacherHypotheses | None:
+        """The teachers' hypotheses that the student is trained on, if it is."""
+        return self._hypotheses(
+            {output: self._student_targets(output) for output in terms.outputs(self.params.distill)}
+        )
+
+    def _student_targets(self, output: str) -> TeacherEnsemble:
+        """The targets of training speech, with the recipe's faults."""
+        return faults.apply_faults(self.params.faults, self.targets(output=output), self.splits.train, self.params.seed)
+
+    def _sources(self) -> tuple[dict[str, TeacherEnsemble], TeacherHypotheses | None]:
+        """The targets by output, of stores or of teachers that run in every step, and the teachers' hypotheses."""
+        stored = {output: self._student_targets(output) for output in terms.outputs(self.params.distill)}
+        hypotheses = self._hypotheses(stored)
+        if not (stored and self.params.distill.live_teachers):
+            return stored, hypotheses
+        if self.params.faults.named:
+            raise UserError("distill.live_teachers: faults are those of stored outputs; write live_teachers: false")
+        names = next(iter(stored.values())).stores
+        models = {name: live.LiveModel(hybrid.load(self.teacher(name))[0]) for name in names}
+        return {output: live.live_ensemble(one, models) for output, one in stored.items()}, hypotheses
+
+    def _hypotheses(self, targets: dict[str, TeacherEnsemble]) -> TeacherHypotheses | None:
+        distill = self.params.distill
+        if not terms.needs(distill, "texts"):
+            return None
+        search, params = None, self.params
+        if params.needs_beam:
+            search = beam.recipe_search(params.search, self.tokens, self.lexicon, self.decoding_model() / lm.ARPA)
+        return pseudo_labels.TeacherHypotheses(
+            targets["ctc"], lexicon.Lexicon(self.lexicon, self.tokens), self.tokens, search
+        )
+
+    def _words_of_loss(self) -> Lexicon | None:
+        """The closed lexicon, where the loss chooses among its words."""
+        setup.check_lexicon(self.params.distill, self.lexicon, bool(self.params.labels))
+        needed = terms.needs(self.params.distill, "lexicon")
+        return lexicon.Lexicon(self.lexicon, self.tokens) if needed else None
+
+    def _judge(self) -> TeacherEnsemble | None:
+        """The teachers' outputs on dev speech, where the best checkpoint is the one closest to them (a fault)."""
+        if self.params.faults.choose_by == "wra" or not terms.uses_teachers(self.params.distill):
+            return None
+        if self.params.distill.heads == "decoder":
+            raise UserError(
+                "faults.choose_by: kl compares CTC outputs: teachers' decoder outputs on dev speech are not stored; "
+                "write distill: {heads: ctc}"
+            )
+        return faults.apply_faults(self.params.faults, self.targets(purpose="analysis"), None, self.params.seed)
+
+    def _start(self, seed: int) -> Start:
+        """What the student's weights are before training."""
+        settings = self.params.student
+        if folder := self.resumed_from(seed):
+            record = read_record(folder)
+            setup.check_resumed(folder, record, settings, self.tokens, self.split_settings)
+            return start.Start(resumed=folder, train_speakers=record["train_speakers"], head_is_trained=True)
+        if settings.start == "scratch":
+            return start.Start(sizes=settings.sizes or self.params.teacher)
+        source = self._pretrained_student()
+        if not ENCODERS[settings.encoder].checkpoint:
+            speakers = read_record(source)["train_speakers"]
+            return start.Start(pretrained=source, train_speakers=speakers, head_is_trained=True)
+        speakers = (self.pretrained_record() or {"speakers": ()})["speakers"]
+        same = nemo_files.read_tokenizer(source) == self.tokens.model
+        return start.Start(pretrained=source, train_speakers=speakers, head_is_trained=same)
+
+    def resumed_from(self, seed: int) -> Path | None:
+        """The folder of the student whose training this one continues; None without `student.resume`."""
+        name, variants = self.params.student.resume, self.params.variants
+        if not name:
+            return None
+        is_variant = all(part in variants for part in name.split("+"))
+        folder = self.layout.student(seed, name) if is_variant else resolve_path(name)
+        if not (folder / setup.LATEST).is_file():
+            raise UserError(
+                f"student.resume: there is no student in {folder} (no {setup.LATEST}); train it first, or name a "
+                f"variant of this recipe ({', '.join(variants)}) or the folder of a student"
+            )
+        return folder
+
+    def _pretrained_student(self) -> Path:
+        """What a student starts from: the pretrained model, or the base model of teachers with its encoder."""
+        name = self.params.student.encoder
+        if ENCODERS[name].checkpoint:
+            return self.pretrained_model()
+        folder = self.but(teacher={"encoder": name, "source": "speakers"}).base_model()
+        if folder is None:
+            raise UserError(
+                f"student: one with the encoder {name!r} starts from the teachers' base model, but teacher.parent is "
+                "'none'; write student: {start: scratch}, or teacher: {parent: controls}"
+            )
+        return folder
+
+    def _preflight_plan(self) -> Plan:
+        params, used = self.params, self.resolved.params.distill
+        return preflight.Plan(
+            self.splits,
+            self.tokens,
+            self.student_data(),
+            requested=params.distill,
+            used=used,
+            faults=params.faults,
+            text_of=self._text_of(),
+            switched=params.crosses_encoders,
+        )
+
+    def _preflight_teachers(self, seed: int) -> Teachers | None:
+        if not terms.uses_teachers(self.params.distill):
+            return None
+        names, output = self.target_teachers(self.params.aggregation.method), terms.outputs(self.params.distill)[0]
+        return preflight.Teachers(
+            stores={name: self.store(name, "training", output) for name in names},
+            folders={name: self.teacher(name) for name in names},
+            setup=lambda: self.student_setup(seed),
+        )
+
+    def _text_of(self):
+        return faults.text_decoder(self.params.faults, self.tokens, self.lexicon)
+
+    def _tokenizer_files(self) -> list[Path]:
+        """The tokenizer that evaluation decodes with, where that is a fault."""
+        return faults.tokenizer_files(self.params.faults) if self.params.faults.decode_tokenizer else []
+
+    def _target_scoring(self) -> TargetScoring:
+        return target_report.TargetScoring(self.splits, self.decoder_setup(), self.params.scoring)
+
+    def _student_scoring(self) -> StudentScoring:
+        decoding, params = self.decoder_setup(), self.params
+        return student_scores.StudentScoring(self.splits, decoding, params.scoring, params.faults, self._text_of())
+
+    # the settings and files that stages depend on
+
+    def _labels(self) -> dict:
+        """Which utterances are labelled, where some are not."""
+        settings = self.split_settings
+        if not settings.labels:
+            return {}
+        return {"labels": labels.record(settings) | {"use_unlabelled_held_out": settings.use_unlabelled_held_out}}
+
+    def _target_settings(self) -> dict:
+        return self.params.scoring_identity | {
+            "aggregation": self.params.aggregation.model_dump(exclude={"method"}),
+            "labels": labels.record(self.split_settings),
+            "fold": self.params.fold.model_dump(mode="json"),
+        }
+
+    def _student_settings(self) -> dict:
+        """The settings that a student depends on; those of teachers only where the loss uses them."""
+        params, uses_teachers = self.params, terms.uses_teachers(self.params.distill)
+        excluded = set() if params.student.keep_checkpoints > 1 else {"keep_checkpoints"}
+        settings = self.split_settings.identity | {
+            "student": params.student.model_dump(mode="json", exclude=excluded),
+            "distill": terms.record(params.distill),
+            "blocks": params.blocks.model_dump(mode="json"),
+        }
+        if params.labels:
+            settings["labels"] = labels.record(self.split_settings)
+        if uses_teachers:
+            settings["aggregation"] = params.aggregation.model_dump(mode="json")
+        if params.faults.named:
+            settings["faults"] = params.faults.model_dump(exclude_defaults=True)
+        if params.needs_beam:
+            settings["search"] = params.search.model_dump(mode="json")
+        if not ENCODERS[params.student.encoder].checkpoint or params.student.start == "scratch":
+            sizes = params.student.sizes or params.teacher
+            settings["sizes"] = {name: getattr(sizes, name) for name in EncoderSizes.model_fields}
+        if params.fold.dev is None:
+            settings |= {"dev_share": params.teacher.dev_share, "split": params.seed}
+        return settings
