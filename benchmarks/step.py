@@ -13,16 +13,21 @@ from pathlib import Path
 
 import torch
 
+from kdlib.corpus.inputs import Batch
+from kdlib.corpus.manifest import Utterance
 from kdlib.io import repository_root, write_json
 from kdlib.logits.store import Header, LogitStore, Writer
 from kdlib.models.encoder_conformer import Conformer, ConformerShape
 from kdlib.models.encoder_nemo import NeMoEncoder
-from kdlib.models.hybrid import Heads, Hybrid, NeMoHybridStudent
+from kdlib.models.hybrid import Heads, Hybrid
 from kdlib.models.nemo_files import conformer_config
-from kdlib.objectives.objective import Batch, Objective, TrainableStudent
+from kdlib.objectives.objective import Learner, Objective
+from kdlib.objectives.step import Sources
+from kdlib.objectives.terms import TERMS
 from kdlib.runtime import set_threads
 from kdlib.settings.distill import Distill
 from kdlib.targets.aggregation import TeacherEnsemble, Weighting
+from kdlib.targets.live import LiveModel, live_ensemble
 
 BATCH, SECONDS, SIZE, TEACHERS, ROUNDS, UTTERANCES = 8, 3.0, 5000, 14, 5, 32
 
@@ -48,34 +53,11 @@ def stored(folder: Path, teachers: list[Hybrid], frames: int) -> TeacherEnsemble
     return TeacherEnsemble(stores, Weighting())
 
 
-class Live:
-    """The same ensemble, but its teachers run on the batch now."""
-
-    fixed_temperature = False
-
-    def __init__(self, teachers: list[Hybrid]) -> None:
-        self.teachers, self.batch = teachers, None
-
-    def to(self, device):
-        """Stay on the device."""
-        return self
-
-    def coverage(self, utt_ids):
-        """Every utterance has a target."""
-        return type("Coverage", (), {"usable": list(utt_ids)})
-
-    def logits(self, utt_ids, speakers, lengths, temperature):
-        """The mean of their logits."""
-        with torch.inference_mode():
-            total = sum(one(self.batch.wavs, self.batch.wav_lens).ctc.logits for one in self.teachers)
-        return (total / len(self.teachers)).clone(), torch.tensor(lengths)
-
-
 def main() -> None:
     """Measure, print, and write outputs/benchmarks/step.json."""
     set_threads()
     torch.manual_seed(0)
-    student = NeMoHybridStudent(NeMoEncoder.built(conformer_config()), Heads(SIZE, layers=0))
+    student = Hybrid(NeMoEncoder.build(conformer_config()), Heads(SIZE, layers=0))
     teachers = [Hybrid(Conformer(ConformerShape()), Heads(SIZE, layers=0)).eval() for _ in range(TEACHERS)]
     samples = int(16_000 * SECONDS)
     with torch.inference_mode():
@@ -86,14 +68,13 @@ def main() -> None:
     def batch(number: int) -> Batch:
         generator = torch.Generator().manual_seed(number)
         names = [f"u{int(one)}" for one in torch.randint(UTTERANCES, (BATCH,), generator=generator)]
-        wavs = torch.randn(BATCH, samples, generator=generator) / 10
-        return Batch(wavs, torch.full((BATCH,), samples), [[50, 60, 70, 80]] * BATCH, names, ["S"] * BATCH)
+        utterances = [Utterance(name, "S", Path(f"{name}.wav"), SECONDS, "") for name in names]
+        inputs = torch.randn(BATCH, samples, generator=generator) / 10
+        loaded = [inputs, torch.full((BATCH,), samples)]
+        return Batch(utterances, [[50, 60, 70, 80]] * BATCH, loaded=loaded)
 
     def step(objective: Objective, number: int) -> float:
         one = batch(number)
-        for ensemble in objective.targets.values():
-            if isinstance(ensemble, Live):
-                ensemble.batch = one
         started = time.perf_counter()
         optimiser.zero_grad()
         objective(one)["loss"].backward()
@@ -102,13 +83,16 @@ def main() -> None:
         return time.perf_counter() - started
 
     with tempfile.TemporaryDirectory() as folder:
-        learner, ensemble = TrainableStudent(student), stored(Path(folder), teachers, frames)
+        learner, ensemble = Learner(student), stored(Path(folder), teachers, frames)
         one_teacher = TeacherEnsemble({"T0": LogitStore(Path(folder) / "T0")}, Weighting())
-        forms = {
-            "hard labels": Objective(learner, Distill(alpha=0.0, beta=1.0), {}),
-            "one stored teacher": Objective(learner, Distill(), {"ctc": one_teacher}),
-            "14 stored teachers": Objective(learner, Distill(), {"ctc": ensemble}),
-            "14 live teachers": Objective(learner, Distill(), {"ctc": Live(teachers)}),
+        live = live_ensemble(ensemble, {f"T{number}": LiveModel(one) for number, one in enumerate(teachers)})
+        forms = {"hard labels": Objective(learner, Distill(alpha=0.0, beta=1.0), TERMS)} | {
+            name: Objective(learner, Distill(), TERMS, Sources({"ctc": target}))
+            for name, target in (
+                ("one stored teacher", one_teacher),
+                ("14 stored teachers", ensemble),
+                ("14 live teachers", live),
+            )
         }
         times: dict[str, list[float]] = {name: [] for name in forms}
         for number in range(ROUNDS + 1):

@@ -15,11 +15,15 @@ from pathlib import Path
 import torch
 
 from kdlib.corpus.embedded.synthetic import word_list
+from kdlib.corpus.inputs import Batch
+from kdlib.corpus.manifest import Utterance
 from kdlib.decode.lexicon import Lexicon
 from kdlib.io import repository_root, write_json
 from kdlib.logits.store import Header, LogitStore, Writer
 from kdlib.models import Emissions, Outputs
-from kdlib.objectives.objective import Batch, Objective
+from kdlib.objectives import terms
+from kdlib.objectives.objective import Objective
+from kdlib.objectives.step import Sources
 from kdlib.runtime import set_threads
 from kdlib.settings.distill import Distill
 from kdlib.targets.aggregation import TeacherEnsemble, Weighting
@@ -52,7 +56,9 @@ class Still(torch.nn.Module):
 
 
 class Learner(torch.nn.Module):
-    """What an objective needs of a trainable student."""
+    """What an objective needs of a learner."""
+
+    layers = ()
 
     def __init__(self, outputs: Outputs) -> None:
         super().__init__()
@@ -115,14 +121,14 @@ def measured(words: list[str], tokens: Tokens, folder: Path) -> dict[str, dict[s
     logits = torch.randn(B, max(lengths), tokens.size).requires_grad_()
     outputs = Outputs(Emissions(logits, torch.tensor(lengths)), torch.zeros(B, 1, 1))
     ids = [tokens.encode(words[index * 3 % len(words)]) for index in range(B)]
-    batch = Batch(torch.zeros(B, 1), torch.ones(B), ids, [f"u{index}" for index in range(B)], ["S"] * B)
+    utterances = [Utterance(f"u{index}", "S", Path("none.wav"), 1.0, "") for index in range(B)]
+    batch = Batch(utterances, ids, loaded=[torch.zeros(B, 1), torch.ones(B)])
     lexicon = Lexicon(words, tokens)
 
     def objective(term: str) -> Objective:
-        hypotheses = TeacherHypotheses(ensemble, lexicon, tokens) if "alpha" in TERMS[term] else None
         settings = Distill(**{"beta": 0.0, "temperature": 1.0} | TERMS[term])
-        by_text = any([settings.words.weight, settings.sequence.weight, settings.occupancy.weight])
-        return Objective(Learner(outputs), settings, {"ctc": ensemble}, hypotheses if by_text else None)
+        hypotheses = TeacherHypotheses(ensemble, lexicon, tokens) if terms.needs(settings, "texts") else None
+        return Objective(Learner(outputs), settings, terms.TERMS, Sources({"ctc": ensemble}, hypotheses, lexicon))
 
     ready = {term: objective(term) for term in TERMS}
     for one in ready.values():

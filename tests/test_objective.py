@@ -1,5 +1,6 @@
 """The training objective: weights, heads, schedules, utterances without a target, and every term of the loss."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -15,10 +16,12 @@ from kdlib.models import Emissions, Outputs
 from kdlib.models.encoder_conformer import Conformer, ConformerShape
 from kdlib.models.hybrid import Heads, Hybrid
 from kdlib.models.masks import length_mask
-from kdlib.objectives import losses, terms
+from kdlib.objectives import losses, terms, word_losses
 from kdlib.objectives.objective import Learner, Objective
-from kdlib.objectives.reference_losses import cross_entropy, ctc_loss
+from kdlib.objectives.reference_losses import cross_entropy, ctc_loss, uniform_kl
+from kdlib.objectives.reference_terms import reference_word
 from kdlib.objectives.step import Sources, Step
+from kdlib.objectives.terms import TERMS, target_of
 from kdlib.settings.distill import Distill
 from kdlib.settings.schedule import Progress
 
@@ -71,7 +74,7 @@ def batch():
 def objective(student, target=None, features=0, **settings):
     target = target or FakeTargets()
     sources = Sources({"ctc": target, "decoder": target})
-    return Objective(Learner(student, features), Distill(**settings), sources)
+    return Objective(Learner(student, features), Distill(**settings), TERMS, sources)
 
 
 def test_hard_labels_need_no_teacher(student, batch):
@@ -151,7 +154,7 @@ def test_an_utterance_without_a_target_is_trained_on_its_reference_alone(student
 @pytest.mark.parametrize("first_token", ["keep", "suppress_specials", "skip"])
 def test_the_decoders_first_step(student, batch, first_token):
     decoder = objective(student, alpha=1.0, beta=0.0, heads="decoder", first_token=first_token)
-    target = decoder.step(batch).target("decoder")
+    target = target_of(decoder.step(batch), "decoder")
     first = float(first_token != "skip")
     assert target.weights.tolist() == [[first, 1, 1, 1], [first, 1, 1, 0]]
     assert (target.teachers[:, 0, :3] == losses.MASKED_LOGIT).all() == (first_token == "suppress_specials")
@@ -171,7 +174,7 @@ def test_shifted_targets_fit_the_student_better(student, batch):
     fits = []
     for max_shift in (0, 3):
         step = objective(student, alpha=1.0, beta=0.0, temperature=1.0, max_shift=max_shift).step(batch)
-        target = step.target("ctc")
+        target = target_of(step, "ctc")
         fits.append(losses.best_shift(target.student, target.teachers, step.outputs.lengths, 0, 2)[1])
     assert (fits[1] >= fits[0] - 0.02).all()  # the frames that are repeated at an end are not blank
 
@@ -215,7 +218,7 @@ TWO_WORDS = FakeLexicon(X=[(5, 6, 7)], Y=[(8,)])
 
 def by_words(student, **settings):
     settings, target = Distill(**{"alpha": 0.0, "beta": 0.0} | settings), FakeTargets()
-    return Objective(Learner(student), settings, Sources({"ctc": target, "decoder": target}, FakeHypotheses()))
+    return Objective(Learner(student), settings, TERMS, Sources({"ctc": target, "decoder": target}, FakeHypotheses()))
 
 
 def test_words_are_a_separate_term(student, batch):
@@ -224,7 +227,7 @@ def test_words_are_a_separate_term(student, batch):
     assert {name: weight for name, (weight, _) in parts.items()} == {"words_ctc": 0.7}
     outputs = student(batch.inputs, batch.lengths)
     target = FakeHypotheses().posterior(batch, 2.0)
-    expected = losses.word_kl(outputs.ctc.logits, outputs.lengths, TWO_WORDS, target, torch.ones(2), 2.0)
+    expected = word_losses.word_kl(outputs.ctc.logits, outputs.lengths, TWO_WORDS, target, torch.ones(2), 2.0)
     assert parts["words_ctc"][1].item() == pytest.approx(expected.item(), rel=1e-5)
     parts["words_ctc"][1].backward()
     assert student.ctc_head.weight.grad.abs().max() > 0
@@ -232,17 +235,17 @@ def test_words_are_a_separate_term(student, batch):
 
 def test_a_shortlist_has_the_most_probable_words_of_the_teachers():
     same, differing = torch.tensor([[0.9, 0.1], [0.8, 0.2]]), torch.tensor([[0.9, 0.1], [0.4, 0.6]])
-    lexicon, target = terms.shortlist(TWO_WORDS, same, same, 1, 0)
+    lexicon, target = word_losses.shortlist(TWO_WORDS, same, same, 1, 0)
     assert (lexicon.words, target.tolist()) == (["X"], [[1.0], [1.0]])
-    both, target = terms.shortlist(TWO_WORDS, differing, differing, 1, 0)  # each utterance has another best word
+    both, target = word_losses.shortlist(TWO_WORDS, differing, differing, 1, 0)  # each utterance has another best word
     assert both.words == ["X", "Y"]
     assert target.sum(1).tolist() == [1.0, 1.0]
-    assert terms.shortlist(TWO_WORDS, same, same, 1, 2)[0].words == ["X", "Y"]
+    assert word_losses.shortlist(TWO_WORDS, same, same, 1, 2)[0].words == ["X", "Y"]
 
 
 def test_the_shortlist_of_the_words_term_is_of_the_teachers(student, batch, monkeypatch):
     found = []
-    monkeypatch.setattr(losses, "word_kl", lambda *args: found.append(args[2].words) or torch.zeros(()))
+    monkeypatch.setattr(word_losses, "word_kl", lambda *args: found.append(args[2].words) or torch.zeros(()))
     for shortlist, random_words in ((1, 0), (1, 2), (0, 0)):
         words = {"weight": 1.0, "shortlist": shortlist, "random_words": random_words}
         by_words(student, words=words)(batch.select([0]))
@@ -314,7 +317,7 @@ def test_label_smoothing_of_ctc(student, batch):
     )
     outputs = student(batch.inputs, batch.lengths)
     inside = length_mask(outputs.lengths, outputs.ctc.logits.shape[1]).float()
-    expected = 0.75 * plain + 0.25 * losses.uniform_kl(outputs.ctc.logits, inside)
+    expected = 0.75 * plain + 0.25 * uniform_kl(outputs.ctc.logits, inside)
     assert smoothed.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -324,7 +327,7 @@ def test_an_intermediate_head_is_trained_on_references_and_on_the_last_head(batc
     student = Hybrid(encoder, Heads(SIZE, layers=0)).eval()
     learner = Learner(student, 0, 1)
     settings = Distill(alpha=0.0, beta=1.0, intermediate={"weight": 0.3, "layer": 1})
-    parts = Objective(learner, settings).parts(batch)
+    parts = Objective(learner, settings, TERMS).parts(batch)
     weights = {name: weight for name, (weight, _) in parts.items()}
     assert weights == {"ctc": 1.0, "intermediate_self": 0.3, "intermediate_ctc": 0.3}
     parts["intermediate_self"][1].backward()
@@ -358,7 +361,7 @@ def naive_hard_words(logits, lengths, texts, lexicon=WORDS):
             sizes = torch.tensor(length), torch.tensor(len(ids))
             scores.append(-torch.nn.functional.ctc_loss(logprobs, torch.tensor(ids), *sizes, 2, "sum"))
         bounds = [*lexicon._first, len(scores)]
-        spelled = [scores[first:last] for first, last in zip(bounds, bounds[1:], strict=False)]
+        spelled = [scores[first:last] for first, last in itertools.pairwise(bounds)]
         fitting = {
             word: torch.stack(fit).logsumexp(0)
             for word, found in zip(lexicon.words, spelled, strict=True)
@@ -375,7 +378,7 @@ def test_hard_words_and_their_gradient_match_the_definition(lengths, scale):
     """Even where some words need more frames than there are."""
     texts = ["ONE", "NO", "SO"]
     step, logits = hard_words(texts, lengths, scale)
-    loss = terms.reference_word(step, "ctc")
+    loss = reference_word(step, "ctc")
     exact = logits.detach().double().requires_grad_()
     expected = naive_hard_words(exact, lengths, texts)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -386,7 +389,7 @@ def test_hard_words_and_their_gradient_match_the_definition(lengths, scale):
 
 def test_hard_words_are_of_utterances_with_a_transcript_in_the_lexicon():
     step, logits = hard_words(["ONE", "ELEVEN", "", "GO"], (9, 8, 9, 7))
-    loss = terms.reference_word(step, "ctc")
+    loss = reference_word(step, "ctc")
     rows = [0, 3]
     expected = naive_hard_words(logits.double()[rows], (9, 7), ["ONE", "GO"])
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -395,9 +398,9 @@ def test_hard_words_are_of_utterances_with_a_transcript_in_the_lexicon():
     withheld = replace(step.batch, ids=[[4], [4], [], []])  # the transcript of the last one is known, but not used
     step = Step(None, step.settings, Sources({}, lexicon=WORDS), withheld, 1.0, step.outputs)
     expected = naive_hard_words(logits.double()[:1], (9,), ["ONE"])
-    assert terms.reference_word(step, "ctc").item() == pytest.approx(expected.item(), rel=1e-5)
+    assert reference_word(step, "ctc").item() == pytest.approx(expected.item(), rel=1e-5)
     none, _ = hard_words(["ELEVEN", "", "TWELVE"])
-    assert terms.reference_word(none, "ctc") is None
+    assert reference_word(none, "ctc") is None
 
 
 def test_the_reference_is_always_on_the_shortlist_of_hard_words(monkeypatch):
@@ -406,32 +409,32 @@ def test_the_reference_is_always_on_the_shortlist_of_hard_words(monkeypatch):
     best = {WORDS.words[place] for place in scores.argmax(1).tolist()}
     assert len(set(texts)) > 1
     step, logits = hard_words(texts, shortlist=1)
-    found, word_kl = [], losses.word_kl
+    found, word_kl = [], word_losses.word_kl
 
     def seen(*args):
         found.append(args)
         return word_kl(*args)
 
-    monkeypatch.setattr(losses, "word_kl", seen)
-    alone = terms.reference_word(step, "ctc")
+    monkeypatch.setattr(word_losses, "word_kl", seen)
+    alone = reference_word(step, "ctc")
     (_, _, listed, target, _), *_ = found
     assert listed.words == sorted(set(texts))  # before any likelier word
     assert [listed.words[place] for place in target.argmax(1).tolist()] == texts
     assert target.sum(1).tolist() == [1.0, 1.0, 1.0]
     assert alone.item() == pytest.approx(naive_hard_words(logits.double(), lengths, texts, listed).item(), rel=1e-5)
     step, logits = hard_words(texts, shortlist=2)
-    more = terms.reference_word(step, "ctc")
+    more = reference_word(step, "ctc")
     listed = found[-1][2]
     assert set(listed.words) == best | set(texts)
     assert more.item() == pytest.approx(naive_hard_words(logits.double(), lengths, texts, listed).item(), rel=1e-5)
     step, _ = hard_words(texts, shortlist=1, random_words=len(WORDS.words))
-    terms.reference_word(step, "ctc")
+    reference_word(step, "ctc")
     assert found[-1][2].words == WORDS.words
 
 
 def test_hard_words_are_a_term_of_the_references_alone(student, batch):
     settings = Distill(alpha=0.0, beta=0.0, hard_words={"weight": 0.7})
-    parts = Objective(Learner(student), settings, Sources({}, lexicon=TWO_WORDS)).parts(batch)
+    parts = Objective(Learner(student), settings, TERMS, Sources({}, lexicon=TWO_WORDS)).parts(batch)
     assert {name: weight for name, (weight, _) in parts.items()} == {"hard_words": 0.7}
     outputs = student(batch.inputs, batch.lengths)
     expected = naive_hard_words(outputs.ctc.logits.double(), outputs.lengths.tolist(), ["X", "Y"], TWO_WORDS)

@@ -28,7 +28,7 @@ from kdlib.logits.store import LogitStore
 from kdlib.models import Emissions
 from kdlib.models.decoder import teacher_forced
 from kdlib.models.hybrid import TrainedModel
-from kdlib.objectives import losses, terms
+from kdlib.objectives import losses, term, terms
 from kdlib.settings.distill import Distill
 from kdlib.settings.schedule import Progress
 from kdlib.settings.student import Faults
@@ -86,7 +86,7 @@ def run_checks(partial: Path, plan: Plan, teachers: Teachers | None = None) -> N
     splits, data, used = plan.splits, plan.data, plan.used
     labelled = [utt.text for utt in data.train if utt.text]
     train, test = set(labelled), [utt.text for utt in splits.test]
-    heads = list(terms.heads(used))
+    heads = list(term.heads(used))
     results = [
         checks.check_decoding(plan.tokens, [*train, *test], plan.text_of),
         checks.check_choice(plan.faults.choose_by),

@@ -77,7 +77,7 @@ class StudentSetup:
         width = self.targets["ctc"].width if "features" in active else 0
         tap = self.distill.intermediate.layer if terms.needs(self.distill, "layer") else 0
         sources = Sources(self.targets, self.hypotheses, self.lexicon)
-        return Objective(Learner(self.model, width, tap), self.distill, sources)
+        return Objective(Learner(self.model, width, tap), self.distill, terms.TERMS, sources)
 
     def outputs(self, utterances: Sequence[Utterance]) -> Outputs:
         """The model's CTC outputs on some speech, as it is now."""

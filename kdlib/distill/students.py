@@ -22,12 +22,14 @@ from kdlib.corpus.inputs import Batch
 from kdlib.decode.greedy import greedy
 from kdlib.distill.collapse_alarm import CollapseAlarm
 from kdlib.distill.setup import LATEST, StudentData, StudentSetup, write_weights
-from kdlib.models import augment, hybrid
+from kdlib.models import Outputs, augment, hybrid
 from kdlib.models.averaging import checkpoint_file
 from kdlib.models.encoder_cache import EncoderCache
-from kdlib.objectives import terms
+from kdlib.models.masks import length_mask
+from kdlib.objectives import losses, terms
 from kdlib.objectives.objective import Objective
 from kdlib.objectives.reference_losses import cross_entropy, ctc_loss
+from kdlib.objectives.step import head_lengths
 from kdlib.objectives.targets import TargetSource
 from kdlib.runtime import is_main_process
 from kdlib.settings.schedule import Progress
@@ -183,7 +185,7 @@ def validate(objective: Objective, dev: Sequence[Batch], judge: TargetSource | N
             total += len(batch.ids)
             counts.update(map(tuple, hypotheses))
             if judge:
-                distance += objective.distance(head, outputs, moved, judge) * len(batch.ids)
+                distance += _distance(head, outputs, moved, judge) * len(batch.ids)
     wra, loss = correct / total, loss / total
     return {
         "dev_wra": wra,
@@ -193,6 +195,13 @@ def validate(objective: Objective, dev: Sequence[Batch], judge: TargetSource | N
         "dev_most_frequent": max(counts.values()) / total,
         "dev_empty": counts[()] / total,
     }
+
+
+def _distance(head: str, outputs: Outputs, batch: Batch, target: TargetSource) -> float:
+    """Mean KL per frame, or decoder step, from a target to the model's outputs on a batch."""
+    logits = outputs.ctc.logits if head == "ctc" else outputs.decoder_logits
+    teachers, lengths = target.logits(batch, head_lengths(head, outputs, batch))
+    return float(losses.soft_kl(logits, teachers, length_mask(lengths, logits.shape[1]).float()))
 
 
 def batch_plan(settings: Student, data: StudentData) -> BatchPlan:

@@ -7,12 +7,9 @@ references are in `objectives/reference_losses.py`.
 
 from collections.abc import Iterable
 
-import numpy as np
 import torch
 from torch import nn
 
-from kdlib.decode.lexicon import Lexicon
-from kdlib.models import Emissions
 from kdlib.models.masks import length_mask
 from kdlib.tokens import BLANK
 
@@ -160,74 +157,6 @@ def pseudo_label(
     return (each * counted).sum() / counted.sum().clamp_min(1e-9)
 
 
-class _WordKL(torch.autograd.Function):
-    """Sum of w KL(p || q) over utterances, q the student's posterior over a lexicon's words at a temperature."""
-
-    @staticmethod
-    def forward(
-        ctx,
-        logits: torch.Tensor,
-        lengths: torch.Tensor,
-        lexicon: Lexicon,
-        target: torch.Tensor,
-        weights: torch.Tensor,
-        temperature: float,
-    ) -> torch.Tensor:
-        teacher, counts = target.double().cpu().numpy(), weights.double().cpu().numpy()
-        total = 0.0
-
-        def gradient(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
-            nonlocal total
-            possible = scores > -np.inf  # words that need more frames than there are do not count
-            q = _softmax(np.where(possible, scores / temperature, -np.inf))
-            p = np.where(possible, teacher[rows], 0.0)
-            mass = p.sum(1, keepdims=True)
-            p = np.divide(p, mass, out=np.zeros_like(p), where=mass > 0)
-            positive = p > 0
-            each = np.zeros_like(p)
-            each[positive] = p[positive] * (np.log(p[positive]) - np.log(np.maximum(q[positive], 1e-300)))
-            factor = counts[rows, None] * (mass > 0)
-            total += float((each * factor).sum())
-            return factor * (q - p) / temperature
-
-        columns, grad = lexicon.with_gradient(Emissions(logits, lengths), gradient)
-        ctx.columns, ctx.shape = columns, logits.shape
-        ctx.save_for_backward(grad.to(logits))
-        return logits.new_tensor(total, dtype=torch.float32)
-
-    @staticmethod
-    def backward(ctx, upstream: torch.Tensor) -> tuple:
-        (part,) = ctx.saved_tensors
-        grad = part.new_zeros(ctx.shape)
-        grad[..., ctx.columns] = part * upstream.to(part.dtype)
-        return grad, None, None, None, None, None
-
-
-def word_kl(
-    logits: torch.Tensor,
-    lengths: torch.Tensor,
-    lexicon: Lexicon,
-    target: torch.Tensor,
-    weights: torch.Tensor,
-    temperature: float = 1.0,
-) -> torch.Tensor:
-    """Mean KL(teachers || student) of utterances between posteriors over the words of a lexicon, in nats.
-
-    `target` [B, W] is the teachers' posterior at the temperature. The student's follows from the exact CTC probability
-    of every word (all alignments), so the timing of a teacher's tokens does not matter. The loss is multiplied by the
-    square of the temperature, like the frame-wise KL.
-    """
-    shares = weights.float() * (temperature**2 / weights.sum().clamp_min(1e-9))
-    return _WordKL.apply(logits, lengths, lexicon, target, shares, temperature)
-
-
-def _softmax(scores: np.ndarray) -> np.ndarray:
-    """Softmax of rows, in numpy; zeros if a row is all -inf."""
-    largest = scores.max(1, keepdims=True)
-    powers = np.exp(scores - np.where(np.isfinite(largest), largest, 0.0))
-    return powers / np.maximum(powers.sum(1, keepdims=True), 1e-300)
-
-
 def sequence_ctc(
     logits: torch.Tensor, lengths: torch.Tensor, rows: Iterable[int], ids: list[list[int]], weights: torch.Tensor
 ) -> torch.Tensor:
@@ -263,13 +192,6 @@ def occupancy(logits: torch.Tensor, lengths: torch.Tensor, ids: list[list[int]])
         (grad,) = torch.autograd.grad(each[fits].sum(), leaf) if fits.any() else (torch.zeros_like(leaf),)
     probs = (logprobs.detach().exp() - torch.nan_to_num(grad)).clamp(0.0, 1.0)
     return probs * (length_mask(lengths, logits.shape[1]) & fits[:, None])[..., None]
-
-
-def uniform_kl(logits: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Mean KL(uniform || student) of rows: the label smoothing term of CTC."""
-    logprobs = logits.float().log_softmax(-1)
-    each = -logprobs.mean(-1) - float(np.log(logits.shape[-1]))
-    return (each * weights).sum() / weights.sum().clamp_min(1e-9)
 
 
 def feature_mse(encoded: torch.Tensor, target: torch.Tensor, weights: torch.Tensor, project: nn.Module) -> torch.Tensor:

@@ -5,6 +5,8 @@ A head's terms share its weight: with both heads, the CTC head's share is `ctc_w
 Without terms of teachers no target is computed: the hard-label run of the same steps and seed is this same code.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
@@ -14,10 +16,8 @@ from kdlib.models import Outputs
 from kdlib.models.decoder import teacher_forced
 from kdlib.models.encoder_cache import EncoderCache
 from kdlib.models.hybrid import Hybrid
-from kdlib.models.masks import length_mask
-from kdlib.objectives import losses, terms
-from kdlib.objectives.step import Sources, Step, head_lengths
-from kdlib.objectives.targets import TargetSource
+from kdlib.objectives.step import Sources, Step
+from kdlib.objectives.term import Term, active_among, heads
 from kdlib.settings.distill import Distill
 from kdlib.settings.schedule import Progress
 
@@ -43,13 +43,15 @@ class Learner(nn.Module):
 
 
 class Objective:
-    """The loss of a batch, at a point of the training."""
+    """The loss of a batch, at a point of the training: the sum of those of `terms` that the settings have."""
 
-    def __init__(self, learner: Learner, settings: Distill, sources: Sources | None = None) -> None:
+    def __init__(
+        self, learner: Learner, settings: Distill, terms: Mapping[str, Term], sources: Sources | None = None
+    ) -> None:
         self.learner, self.settings = learner, settings
         self.sources = sources or Sources({})
-        self.terms = terms.active(settings)
-        self.heads = terms.heads(settings)
+        self.terms = active_among(terms, settings)
+        self.heads = heads(settings)
         both = len(self.heads) == 2
         self.shares = {"ctc": settings.ctc_weight, "decoder": 1 - settings.ctc_weight} if both else {}
         self.encoder_cache: EncoderCache | None = None  # of a frozen encoder, if recordings are not augmented
@@ -89,10 +91,3 @@ class Objective:
         if self.encoder_cache is not None and student.training:
             return student.apply_heads(self.encoder_cache(batch), tokens)
         return student(batch.inputs, batch.lengths, tokens, self.learner.layers)
-
-    def distance(self, head: str, outputs: Outputs, batch: Batch, target: TargetSource) -> float:
-        """Mean KL per frame, or decoder step, from a target to the model's outputs on a batch."""
-        logits = outputs.ctc.logits if head == "ctc" else outputs.decoder_logits
-        teachers, lengths = target.logits(batch, head_lengths(head, outputs, batch))
-        inside = length_mask(lengths, logits.shape[1]).float()
-        return float(losses.soft_kl(logits, teachers, inside))

@@ -3,6 +3,7 @@
 CTC is normalised per token and averaged over utterances; cross-entropy is averaged over all tokens. Padding is ignored.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -28,6 +29,13 @@ def ctc_losses(emissions: Emissions, ids: Sequence[Sequence[int]]) -> torch.Tens
         logprobs, flat, emissions.lengths, sizes, blank=BLANK, reduction="none", zero_infinity=True
     )
     return each / sizes.clamp_min(1)
+
+
+def uniform_kl(logits: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Mean KL(uniform || student) of rows: the label smoothing term of CTC."""
+    logprobs = logits.float().log_softmax(-1)
+    each = -logprobs.mean(-1) - math.log(logits.shape[-1])
+    return (each * weights).sum() / weights.sum().clamp_min(1e-9)
 
 
 def cross_entropy(logits: torch.Tensor, ids: Sequence[Sequence[int]], smoothing: float = 0.0) -> torch.Tensor:

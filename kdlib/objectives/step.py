@@ -1,32 +1,23 @@
 """One step of a training: a batch, the model's outputs on it, and the targets that its terms share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from kdlib.corpus.inputs import Batch
 from kdlib.decode.lexicon import Lexicon
 from kdlib.models import Emissions, Outputs
-from kdlib.models.masks import length_mask
-from kdlib.objectives import losses
 from kdlib.objectives.targets import HypothesisSource, TargetSource
 from kdlib.settings.distill import Distill
-from kdlib.tokens import BLANK, BOS, EOS
 
 if TYPE_CHECKING:
     from kdlib.objectives.objective import Learner
 
 
-class Target(NamedTuple):
-    """The teachers' target of one head, for the utterances that have one; B utterances, T frames or decoder steps."""
-
-    student: torch.Tensor  # [B, T, V], the student's logits
-    teachers: torch.Tensor  # [B, T, V], at the step's temperature
-    plain: torch.Tensor  # [B, T, V], at temperature 1
-    weights: torch.Tensor  # [B, T], of frames or steps
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -54,7 +45,7 @@ class Step:
         self.targets, self.hypotheses, self.lexicon = sources.targets, sources.hypotheses, sources.lexicon
         self.temperature, self.outputs = temperature, outputs
         self._taught: dict[str, list[int]] = {}
-        self._target: dict[str, Target | None] = {}
+        self._made: dict[str, Any] = {}
 
     @cached_property
     def labelled(self) -> list[int]:
@@ -80,37 +71,11 @@ class Step:
         """[B]: frames, or decoder steps, of each utterance without padding."""
         return head_lengths(head, self.outputs, self.batch)
 
-    def target(self, head: str) -> Target | None:
-        """The target of a head; None if no utterance of the batch has one."""
-        if head not in self._target:
-            rows = self.taught(head)
-            self._target[head] = self._read_target(head, rows) if rows else None
-        return self._target[head]
-
-    def _read_target(self, head: str, rows: list[int]) -> Target:
-        settings, source, batch = self.settings, self.targets[head], self.batch.select(rows)
-        own = self.of(self.head_lengths(head), rows)
-        logits = self.outputs.ctc.logits if head == "ctc" else self.outputs.decoder_logits
-        logits = self.of(logits, rows)[:, : int(own.max())]
-        temperature = 1.0 if settings.temperature_on == "student" else self.temperature
-        target, lengths = source.logits(batch, own, temperature)
-        chooses = head == "ctc" and (settings.max_shift or settings.blanks != "all")
-        plain = target
-        if temperature != 1 and (chooses or settings.pseudo_labels.weight):
-            plain = source.logits(batch, own, 1.0).logits
-        if head == "decoder":
-            weights = length_mask(lengths, logits.shape[1]).float()
-            if settings.first_token == "skip":
-                weights[:, 0] = 0
-            elif settings.first_token == "suppress_specials":
-                target, plain = (losses.mask_specials(side, (BOS, EOS, BLANK)) for side in (target, plain))
-            return Target(logits, target, plain, weights)
-        if settings.max_shift:
-            shifts, _ = losses.best_shift(logits, plain, lengths, settings.max_shift, BLANK)
-            target, plain = (losses.shift_frames(side, shifts, lengths) for side in (target, plain))
-        return Target(
-            logits, target, plain, losses.frame_weights(plain, lengths, settings.blanks, BLANK, settings.context_frames)
-        )
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """What several terms share: made by the first that asks for it."""
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
 
     @cached_property
     def pseudo_labels(self) -> tuple[list[int], list[list[int]], torch.Tensor]:

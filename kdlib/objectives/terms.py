@@ -1,27 +1,24 @@
 """The terms of the training loss: a new one is an entry of `TERMS` and a test.
 
-An entry says where in `distill:` its weight is, whether it belongs to the references, to the teachers or to the model
+Those of references are in `reference_terms.py`: teachers are trained on them, and do not depend on what is here. An
+entry says where in `distill:` its weight is, whether it belongs to the references, to the teachers or to the model
 itself, whose head it trains, what it needs, and how it is computed. The objective, the recipes' checks, the preflight's
 gradients and the controls without teachers all read this table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import reduce
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, NamedTuple
 
-from kdlib.models import Emissions
+from kdlib.objectives.reference_terms import REFERENCE_TERMS
+from kdlib.objectives.term import Term, active_among
 from kdlib.settings.distill import Distill
-from kdlib.settings.schedule import Schedule, constant
 from kdlib.source_code import lazy
-from kdlib.tokens import BLANK
+from kdlib.tokens import BLANK, BOS, EOS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kdlib.decode.lexicon import Lexicon
     from kdlib.objectives.step import Step
 
 # Imported when they are used: recipes are checked without torch.
@@ -29,37 +26,13 @@ torch = lazy("torch")
 losses = lazy("kdlib.objectives.losses")
 masks = lazy("kdlib.models.masks")
 reference_losses = lazy("kdlib.objectives.reference_losses")
+word_losses = lazy("kdlib.objectives.word_losses")
 attention = lazy("kdlib.models.decoder")
-
-
-@dataclass(frozen=True)
-class Term:
-    """A loss of the objective."""
-
-    setting: str  # place of its weight in `distill:`
-    side: Literal["reference", "teachers", "self"]
-    head: Literal["ctc", "decoder", ""]  # takes the head's share of the weight, where the head is trained
-    needs: frozenset[str]  # of teachers' "frames", "steps" or "texts", an inner "layer", the "lexicon"
-    loss: Callable[[Step, str], Tensor | None]  # of a step and the head; None if no utterance has what it needs
-
-    def weight(self, settings: Distill) -> Schedule:
-        """Its weight, of which a head has a share."""
-        schedule = reduce(getattr, self.setting.split("."), settings)
-        return schedule if settings.use_teachers or self.side != "teachers" else constant(0.0)
-
-    def is_active(self, settings: Distill) -> bool:
-        """True if the loss has this term at any time."""
-        return bool(self.weight(settings)) and (not self.head or self.head in heads(settings))
-
-
-def heads(settings: Distill) -> tuple[str, ...]:
-    """The heads that are trained."""
-    return ("ctc", "decoder") if settings.heads == "both" else (settings.heads,)
 
 
 def active(settings: Distill) -> dict[str, Term]:
     """The terms of a loss."""
-    return {name: term for name, term in TERMS.items() if term.is_active(settings)}
+    return active_among(TERMS, settings)
 
 
 def uses_teachers(settings: Distill) -> bool:
@@ -102,23 +75,49 @@ def record(settings: Distill) -> dict:
 # The losses of a step; every one is a mean over the utterances that have what it needs.
 
 
-def ctc(step: Step, _: str) -> Tensor | None:
-    """CTC loss of the references, with label smoothing."""
-    return _smoothed_ctc(step, step.outputs.ctc.logits) if step.labelled else None
+class Target(NamedTuple):
+    """The teachers' target of one head, for the utterances that have one; B utterances, T frames or decoder steps."""
+
+    student: Tensor  # [B, T, V], the student's logits
+    teachers: Tensor  # [B, T, V], at the step's temperature
+    plain: Tensor  # [B, T, V], at temperature 1
+    weights: Tensor  # [B, T], of frames or steps
 
 
-def next_token(step: Step, _: str) -> Tensor | None:
-    """Cross-entropy of the decoder's next token, given the reference's previous ones."""
-    if not (rows := step.labelled):
-        return None
-    ids = [step.batch.ids[row] for row in rows]
-    logits = step.of(step.outputs.decoder_logits, rows)
-    return reference_losses.cross_entropy(logits[:, : max(map(len, ids)) + 1], ids, step.settings.label_smoothing)
+def target_of(step: Step, head: str) -> Target | None:
+    """The target of a head; None if no utterance of the batch has one."""
+    rows = step.taught(head)
+    return step.once(f"target of {head}", lambda: _read_target(step, head, rows)) if rows else None
+
+
+def _read_target(step: Step, head: str, rows: list[int]) -> Target:
+    settings, source, batch = step.settings, step.targets[head], step.batch.select(rows)
+    own = step.of(step.head_lengths(head), rows)
+    logits = step.outputs.ctc.logits if head == "ctc" else step.outputs.decoder_logits
+    logits = step.of(logits, rows)[:, : int(own.max())]
+    temperature = 1.0 if settings.temperature_on == "student" else step.temperature
+    target, lengths = source.logits(batch, own, temperature)
+    chooses = head == "ctc" and (settings.max_shift or settings.blanks != "all")
+    plain = target
+    if temperature != 1 and (chooses or settings.pseudo_labels.weight):
+        plain = source.logits(batch, own, 1.0).logits
+    if head == "decoder":
+        weights = masks.length_mask(lengths, logits.shape[1]).float()
+        if settings.first_token == "skip":
+            weights[:, 0] = 0
+        elif settings.first_token == "suppress_specials":
+            target, plain = (losses.mask_specials(side, (BOS, EOS, BLANK)) for side in (target, plain))
+        return Target(logits, target, plain, weights)
+    if settings.max_shift:
+        shifts, _ = losses.best_shift(logits, plain, lengths, settings.max_shift, BLANK)
+        target, plain = (losses.shift_frames(side, shifts, lengths) for side in (target, plain))
+    weights = losses.frame_weights(plain, lengths, settings.blanks, BLANK, settings.context_frames)
+    return Target(logits, target, plain, weights)
 
 
 def divergence(step: Step, head: str) -> Tensor | None:
     """KL per frame, or decoder step, from the teachers' distribution at a temperature (Hinton et al. 2015)."""
-    if not (target := step.target(head)):
+    if not (target := target_of(step, head)):
         return None
     student = 1.0 if step.settings.temperature_on == "teacher" else step.temperature
     squared = step.settings.temperature_on == "both"
@@ -127,7 +126,7 @@ def divergence(step: Step, head: str) -> Tensor | None:
 
 def best_token(step: Step, head: str) -> Tensor | None:
     """Cross-entropy with the teachers' best token, in frames of high confidence."""
-    if not (target := step.target(head)):
+    if not (target := target_of(step, head)):
         return None
     options = step.settings.pseudo_labels.model_dump(exclude={"weight"}) | {"blank": BLANK if head == "ctc" else None}
     return losses.pseudo_label(target.student, target.plain, target.weights, **options)
@@ -139,23 +138,9 @@ def words(step: Step, _: str) -> Tensor | None:
         return None
     settings, lexicon = step.settings.words, step.hypotheses.lexicon
     target = step.hypotheses.posterior(step.batch.select(rows), settings.temperature)
-    lexicon, target = shortlist(lexicon, target, target, settings.shortlist, settings.random_words)
+    lexicon, target = word_losses.shortlist(lexicon, target, target, settings.shortlist, settings.random_words)
     weights = target.sum(1).clamp(0, 1).round()  # 0 if no word fits into the frames
-    return losses.word_kl(*step.emissions(rows), lexicon, target, weights, settings.temperature)
-
-
-def reference_word(step: Step, _: str) -> Tensor | None:
-    """Cross-entropy with the reference among the words of the closed lexicon: lattice-free MMI over whole words."""
-    settings, places = step.settings.hard_words, step.word_places
-    if not (rows := [row for row in step.labelled if step.batch.utterances[row].text in places]):
-        return None
-    lexicon, emissions = step.lexicon, step.emissions(rows)
-    target = torch.zeros(len(rows), len(lexicon.words))
-    target[range(len(rows)), [places[step.batch.utterances[row].text] for row in rows]] = 1.0
-    if settings.shortlist:  # the student's most likely words and the reference
-        likely = lexicon.scores(emissions) + torch.where(target > 0, 1e9, 0.0)
-        lexicon, target = shortlist(lexicon, target, likely, settings.shortlist, settings.random_words)
-    return losses.word_kl(*emissions, lexicon, target, torch.ones(len(rows)))
+    return word_losses.word_kl(*step.emissions(rows), lexicon, target, weights, settings.temperature)
 
 
 def sequence(step: Step, head: str) -> Tensor | None:
@@ -201,11 +186,6 @@ def intermediate_self(step: Step, _: str) -> Tensor:
     return losses.soft_kl(logits, step.outputs.ctc.logits.detach(), inside)
 
 
-def intermediate_ctc(step: Step, _: str) -> Tensor | None:
-    """CTC loss of the references by a head on an inner layer."""
-    return _smoothed_ctc(step, step.inner_logits) if step.labelled else None
-
-
 def encodings(step: Step, _: str) -> Tensor | None:
     """Squared distance of the projected encodings from the teachers' mean (FitNets, Romero et al. 2015)."""
     if not (rows := step.taught("ctc")):
@@ -217,11 +197,9 @@ def encodings(step: Step, _: str) -> Tensor | None:
     return losses.feature_mse(encoded, target, inside, step.learner.project)
 
 
-TERMS: dict[str, Term] = {
-    "ctc": Term("beta", "reference", "ctc", frozenset(), ctc),
+TERMS: dict[str, Term] = REFERENCE_TERMS | {
     "kd_ctc": Term("alpha", "teachers", "ctc", frozenset({"frames"}), divergence),
     "pseudo_ctc": Term("pseudo_labels.weight", "teachers", "ctc", frozenset({"frames"}), best_token),
-    "decoder": Term("beta", "reference", "decoder", frozenset(), next_token),
     "kd_decoder": Term("alpha", "teachers", "decoder", frozenset({"steps"}), divergence),
     "pseudo_decoder": Term("pseudo_labels.weight", "teachers", "decoder", frozenset({"steps"}), best_token),
     "words_ctc": Term("words.weight", "teachers", "ctc", frozenset({"texts", "lexicon"}), words),
@@ -229,30 +207,5 @@ TERMS: dict[str, Term] = {
     "sequence_decoder": Term("sequence.weight", "teachers", "decoder", frozenset({"texts"}), sequence),
     "occupancy_ctc": Term("occupancy.weight", "teachers", "ctc", frozenset({"frames", "texts"}), occupancy),
     "intermediate_self": Term("intermediate.weight", "self", "", frozenset({"layer"}), intermediate_self),
-    "intermediate_ctc": Term("intermediate.weight", "reference", "", frozenset({"layer"}), intermediate_ctc),
     "features": Term("gamma", "teachers", "", frozenset({"frames"}), encodings),
-    "hard_words": Term("hard_words.weight", "reference", "ctc", frozenset({"lexicon"}), reference_word),
 }
-
-
-def shortlist(lexicon: Lexicon, target: Tensor, likely: Tensor, size: int, at_random: int) -> tuple[Lexicon, Tensor]:
-    """The lexicon and the target [B, W] over it: all words, or each utterance's `size` likeliest and some at random."""
-    if not size or size >= len(lexicon.words):
-        return lexicon, target
-    places = likely.topk(size, 1).indices.unique()
-    if at_random:
-        places = torch.cat([places, torch.randperm(len(lexicon.words))[:at_random]]).unique()
-    part = target[:, places]
-    return lexicon.among(places.tolist()), part / part.sum(1, keepdim=True).clamp_min(1e-9)
-
-
-def _smoothed_ctc(step: Step, logits: Tensor) -> Tensor:
-    """CTC loss of the labelled utterances with label smoothing."""
-    rows: Sequence[int] = step.labelled
-    share, ids = step.settings.ctc_smoothing, [step.batch.ids[row] for row in rows]
-    emissions = Emissions(step.of(logits, rows), step.of(step.outputs.lengths, rows))
-    loss = reference_losses.ctc_loss(emissions, ids)
-    if not share:
-        return loss
-    inside = masks.length_mask(emissions.lengths, logits.shape[1]).float()
-    return (1 - share) * loss + share * losses.uniform_kl(emissions.logits, inside)

@@ -50,6 +50,7 @@ def train_teacher(partial: Path, start: InitialModel, data: TrainingData, how: T
     """Train a model on `data.train`, stop it on `data.dev`, and save it with all speakers that it was trained on."""
     from kdlib.models import augment, hybrid
     from kdlib.objectives.objective import Learner, Objective
+    from kdlib.objectives.reference_terms import REFERENCE_TERMS
     from kdlib.objectives.step import Sources
     from kdlib.training.checkpoints import remove_checkpoints
     from kdlib.training.loop import EpochData, Run, Task, Validations, fit
@@ -66,7 +67,7 @@ def train_teacher(partial: Path, start: InitialModel, data: TrainingData, how: T
 
     learner = Learner(model)
     sources = Sources({}, lexicon=how.lexicon)
-    objective = Objective(learner, loss_of(settings), sources)
+    objective = Objective(learner, loss_of(settings), REFERENCE_TERMS, sources)
 
     def step(batch: Batch) -> "dict[str, torch.Tensor]":
         if settings.augment:
@@ -74,7 +75,7 @@ def train_teacher(partial: Path, start: InitialModel, data: TrainingData, how: T
         return objective(batch)
 
     dev = [Batch.of(batch, tokens) for batch in audio.batches(data.dev, 32)]
-    judged = Objective(learner, loss_of(settings, label_smoothing=0.0), sources)
+    judged = Objective(learner, loss_of(settings, label_smoothing=0.0), REFERENCE_TERMS, sources)
     validations = Validations(lambda: validate_teacher(judged, dev), schedule.validate_every, schedule.patience)
     record = fit(
         Task(learner, step, lr=schedule.lr, scale=cosine(schedule.warmup_steps, schedule.steps)),
