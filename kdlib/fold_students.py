@@ -196,7 +196,7 @@ class StudentObjects(FoldObjects):
         return preflight.Teachers(
             stores={name: self.store(name, "training", output) for name in names},
             folders={name: self.teacher(name) for name in names},
-            setup=lambda: self.student_setup(seed),
+            setup=lambda: self.but(distill={"live_teachers": False}).student_setup(seed),  # it checks the stores
         )
 
     def _text_of(self):

@@ -53,7 +53,7 @@ def test_a_teacher_is_trained_on_controls_and_its_own_speaker(with_teachers, cor
 def test_teachers_are_shared_by_folds(with_teachers):
     other_fold = Fold.load("params/smoke.yaml", "M10", overrides={"outputs": with_teachers.params.outputs})
     assert other_fold.teacher("M04") == with_teachers.teacher("M04")
-    assert with_teachers.teacher("M04").parent == with_teachers.layout.recipe / "teachers" / "speechbrain"
+    assert with_teachers.teacher("M04").parent == with_teachers.layout.recipe / "teachers" / "sb"
 
 
 def test_dev_utterances_are_not_trained_on(corpus):
@@ -86,28 +86,27 @@ def test_a_killed_and_resumed_training_ends_with_the_same_weights(with_teachers,
     again = run(tmp_path, 8)  # in the teacher: the base model is past step 8
     assert again.returncode == -signal.SIGKILL
     assert "base model of the teachers: resumes from step" in again.stdout + again.stderr
-    assert not (tmp_path / "smoke/teachers/speechbrain/M04").exists()
+    assert not (tmp_path / "smoke/teachers/sb/M04").exists()
     again = run(tmp_path, 0)
     assert "teacher M04: resumes from step" in again.stdout + again.stderr
     resumed, uninterrupted = (
-        hybrid.load(folder / "smoke/teachers/speechbrain/M04")[0].state_dict()
-        for folder in (tmp_path, tmp_path / "whole")
+        hybrid.load(folder / "smoke/teachers/sb/M04")[0].state_dict() for folder in (tmp_path, tmp_path / "whole")
     )
     assert all(torch.equal(resumed[name], uninterrupted[name]) for name in uninterrupted)
 
 
-def test_teachers_of_backbone_nemo_start_from_the_students_checkpoint(outputs):
+def test_teachers_with_nemos_encoder_start_from_the_students_checkpoint(outputs):
     fold = Fold.load(
         "params/smoke.yaml",
         "M08",
-        overrides={"outputs": str(outputs), "pretrained": "shipped", "teacher": {"backbone": "nemo"}, "name": "nemo"},
+        overrides={"outputs": str(outputs), "pretrained": "shipped", "teacher": {"encoder": "nemo"}, "name": "nemo"},
     )
     base, _, base_record = hybrid.load(fold.base_model())
     source = restore_model(SHIPPED_MODEL)
     for name, weight in source.encoder.state_dict().items():  # frozen while the decoder is trained
         assert torch.equal(weight, base.encoder.encoder.state_dict()[name]), name
     assert torch.equal(base.ctc_head.weight[5], source.decoder.decoder_layers[0].weight[5, :, 0])
-    assert base_record["backbone"] == "nemo"
+    assert base_record["encoder"] == "nemo"
     teacher, _, teacher_record = hybrid.load(fold.teacher("M04"))
     assert not torch.equal(teacher.ctc_head.weight, base.ctc_head.weight)
     assert set(teacher_record["train_speakers"]) == {"M04", *base_record["train_speakers"]}
@@ -118,7 +117,7 @@ def test_a_teacher_from_scratch_is_trained_on_its_speaker_alone(outputs):
     fold = Fold.load("params/smoke.yaml", "M08", overrides={"outputs": str(outputs), "teacher": {"parent": "none"}})
     assert fold.base_model() is None
     folder = fold.teacher("M04")
-    assert folder.parent.name == "speechbrain-scratch"
+    assert folder.parent.name == "sb-scratch"
     assert record(folder)["train_speakers"] == ["M04"]
 
 
@@ -127,7 +126,7 @@ def test_a_base_model_of_the_folds_speakers_belongs_to_the_fold(outputs):
         "params/smoke.yaml", "M08", overrides={"outputs": str(outputs), "teacher": {"parent": "from_corpus"}}
     )
     folder = fold.base_model()
-    assert folder == fold.layout.fold / "parents" / "speechbrain"
+    assert folder == fold.layout.fold / "parents" / "sb"
     assert record(folder)["train_speakers"] == sorted({utt.speaker for utt in fold.splits.train})
     assert not {fold.params.held_out, fold.params.fold.dev} & set(record(folder)["train_speakers"])
 

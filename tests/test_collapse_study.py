@@ -40,7 +40,7 @@ def test_the_recipe_has_a_variant_for_every_cause():
     assert len(params.seeds) >= 2
 
 
-def test_every_student_of_the_factorial_has_the_control_of_its_head_and_backbone():
+def test_every_student_of_the_factorial_has_the_control_of_its_head_and_encoder():
     for base, (student, head) in collapse_study.BASES.items():
         for name in collapse_study._factorial_variants():
             if name.split("+")[0] != base:
@@ -50,7 +50,7 @@ def test_every_student_of_the_factorial_has_the_control_of_its_head_and_backbone
             assert not terms.uses_teachers(control.distill)
             assert control.student == params.student
             assert control.distill.heads == params.distill.heads == {"CTC": "ctc", "decoder": "decoder"}[head]
-            assert params.student.backbone == {"NeMo": "nemo", "SpeechBrain": "sb"}[student]
+            assert params.student.encoder == {"NeMo": "nemo", "SpeechBrain": "sb"}[student]
             assert params.faults.own_recordings == ("own_recordings" in name.split("+"))
             assert params.faults.token_shift == ("shifted_tokens" in name.split("+"))
             assert (not params.distill.beta) == ("no_references" in name.split("+"))

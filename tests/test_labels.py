@@ -232,7 +232,7 @@ def test_pseudo_labels_are_counted(worlds):
     ("changes", "message"),
     [
         ({"student": {"resume": "hard"}}, "student.resume: .*hard/seed1 was trained with all of the labels"),
-        ({"aggregation": {"method": "own"}}, "'own' needs teachers of single speakers, but the teachers here are"),
+        ({"aggregation": {"method": "own"}}, "'own' needs teachers of single speakers, but those here are of all"),
         ({"distill": {"heads": "decoder", "alpha": 0.5, "words": {"weight": 0.0}}}, "hard_20/seed1 has no decoder"),
     ],
     ids=["resume", "own", "decoder"],

@@ -9,7 +9,7 @@ from kdlib.io import read_json
 
 def test_the_logit_student_is_trained_validated_and_scored(with_teachers):
     params = with_teachers.params
-    assert (params.logit_student.temperature, params.teacher.backbone) == (3.0, "sb")
+    assert (params.logit_student.temperature, params.teacher.encoder) == (3.0, "sb")
     folder = with_teachers.logit_student()
     assert read_json(folder / "scores.json")["held_out"] == "M08"
     assert set(pd.read_csv(folder / "hypotheses.csv").speaker) == {"M08"}

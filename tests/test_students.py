@@ -122,13 +122,13 @@ def die(self, trainer, *rest, end=callbacks._Progress.on_train_batch_end):
         os.kill(os.getpid(), 9)
 
 callbacks._Progress.on_train_batch_end = die
-student = {"phases": [{"steps": 14, "warmup_steps": 2}], "validations_per_epoch": 2, "backbone": "sb"}  # no NeMo
+student = {"phases": [{"steps": 14, "warmup_steps": 2}], "validations_per_epoch": 2, "encoder": "sb"}  # no NeMo
 Fold.load("params/smoke.yaml", "M08", "ctc_kd", overrides={"outputs": sys.argv[1], "student": student}).student()
 """
 
 
 def test_a_student_killed_at_a_random_step_and_resumed_has_the_same_weights(variant, with_teachers, tmp_path):
-    student = {"phases": [{"steps": 14, "warmup_steps": 2}], "validations_per_epoch": 2, "backbone": "sb"}
+    student = {"phases": [{"steps": 14, "warmup_steps": 2}], "validations_per_epoch": 2, "encoder": "sb"}
     whole = tmp_path / "whole"
     shutil.copytree(variant("ctc_kd", student=student).student(seed=1), whole)
     for name in ("corpus", "pretrained", "tokens", "parents", "teachers", "logits"):
@@ -147,8 +147,8 @@ def test_a_student_killed_at_a_random_step_and_resumed_has_the_same_weights(vari
 @pytest.mark.parametrize(
     "settings",
     [
-        {"student": {"backbone": "sb"}},
-        {"student": {"backbone": "sb", "start": "scratch", "conformer": {"d_model": 16, "layers": 1, "heads": 2}}},
+        {"student": {"encoder": "sb"}},
+        {"student": {"encoder": "sb", "start": "scratch", "sizes": {"d_model": 16, "layers": 1, "heads": 2}}},
         {"student": {"freeze_preprocessor": False, "augment": "none", "precision": "bf16", "accumulate": 2}},
         {"student": {"schedule": "noam", "decoder_layers": 1}, "distill": {"heads": "both", "allow_decoder_kd": True}},
         {
@@ -163,9 +163,9 @@ def test_a_student_killed_at_a_random_step_and_resumed_has_the_same_weights(vari
         {"aggregation": {"method": "prob_mean"}, "distill": {"pseudo_labels": {"weight": 0.2, "confidence": 0.1}}},
         {
             "student": {
-                "backbone": "sb",
+                "encoder": "sb",
                 "start": "scratch",
-                "conformer": {"d_model": 16, "layers": 2, "heads": 2, "ffn": 16, "kernel": 7, "mels": 20},
+                "sizes": {"d_model": 16, "layers": 2, "heads": 2, "ffn": 16, "kernel": 7, "mels": 20},
             },
             "distill": {"intermediate": {"weight": 0.3, "layer": 1}, "ctc_smoothing": 0.1},
         },
@@ -193,14 +193,14 @@ def test_every_kind_of_student_trains_and_is_scored(variant, settings):
     assert {"greedy", "lexicon"} <= set(decoders)
     assert ("attention_lexicon" in decoders) == bool(fold.params.student.decoder_layers)
     record = read_json(fold.layout.student(3) / "model.json")
-    assert record["backbone"] == fold.params.student.backbone
+    assert record["encoder"] == fold.params.student.encoder
     assert record["steps"] > 0
 
 
 def test_two_processes_train_one_student(variant):
     """DDP on the CPU: each process gets half of the batches, and both end with one student."""
     phases = [{"steps": 3, "freeze_encoder": True}, {"steps": 3}]
-    fold = variant("hard", student={"devices": 2, "accelerator": "cpu", "backbone": "sb", "phases": phases})
+    fold = variant("hard", student={"devices": 2, "encoder": "sb", "phases": phases}, device="cpu")
     folder = fold.student(5)
     assert read_json(folder / "model.json")["steps"] == 6
     assert not (folder / "params.json").exists()
@@ -239,8 +239,8 @@ def test_plain_nemo_has_the_same_posteriors_as_the_student(variant, tmp_path):
 
 
 def test_a_speechbrain_student_cannot_be_exported_to_nemo(with_teachers, tmp_path):
-    with pytest.raises(UserError, match="contains a SpeechBrain encoder"):
-        export.export(with_teachers.layout.recipe / "teachers/speechbrain/M04", tmp_path / "x.nemo")
+    with pytest.raises(UserError, match="has a Conformer as encoder, for which NeMo has no class"):
+        export.export(with_teachers.layout.recipe / "teachers/sb/M04", tmp_path / "x.nemo")
 
 
 def test_the_comparison_has_student_baseline_and_control(variant):
@@ -273,7 +273,7 @@ def test_resuming_from_a_student_trained_on_the_held_out_speaker_is_refused(vari
 
 
 def test_a_speechbrain_student_without_a_base_model_is_refused(variant):
-    fold = variant("hard", student={"backbone": "sb"}, teacher={"parent": "none"})
+    fold = variant("hard", student={"encoder": "sb"}, teacher={"parent": "none"})
     with pytest.raises(UserError, match=r"starts from the teachers' base model, but teacher.parent is 'none'"):
         fold.student(8)
 

@@ -53,7 +53,7 @@ class AttentionDecoder(nn.Module):
         return greedy(self, encoded, frames, longest)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def greedy(
     decoder: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
     encoded: torch.Tensor,

@@ -1,0 +1,41 @@
+"""A whole encoder in one file: energies of frames of 40 ms, and two layers that look at neighbours."""
+
+import torch
+from torch import nn
+
+from kdlib.models.encoder import Encoded, Encoder
+from kdlib.models.masks import length_mask
+from kdlib.settings.teacher import EncoderSizes
+
+HOP, BANDS = 640, 32
+
+
+class Toy(Encoder):
+    """A small convolutional encoder."""
+
+    def __init__(self, width: int, layers: int) -> None:
+        super().__init__()
+        self.width, self.layers, self.stride_ms = width, layers, 40.0
+        self.inputs = nn.Linear(BANDS, width)
+        self.convolutions = nn.ModuleList([nn.Conv1d(width, width, 3, padding=1) for _ in range(layers)])
+
+    @property
+    def config(self) -> dict:
+        return {"width": self.width, "layers": self.layers}
+
+    @classmethod
+    def build(cls, config: dict) -> "Toy":
+        return cls(**config)
+
+    @classmethod
+    def of_sizes(cls, sizes: EncoderSizes) -> "Toy":
+        return cls(sizes.d_model, sizes.layers)
+
+    def forward(self, inputs, lengths, layers=()):
+        frames = inputs[:, : inputs.shape[1] // HOP * HOP].reshape(len(inputs), -1, BANDS, HOP // BANDS)
+        counts = (lengths // HOP).clamp_min(1)
+        inside = length_mask(counts, frames.shape[1])[..., None]
+        values, hidden = self.inputs(frames.pow(2).mean(-1).add(1e-6).log()) * inside, {}
+        for number, layer in enumerate(self.convolutions, start=1):
+            values = hidden[number] = torch.relu(layer(values.transpose(1, 2)).transpose(1, 2)) * inside
+        return Encoded(values, counts, {number: hidden[number] for number in layers})
