@@ -39,7 +39,7 @@ SPEAKER, TOP, ROUNDS, READS = "F05", 64, 5, 100
 
 def outputs(fold: Fold, count: int):
     """A real teacher's activations on training speech, its head, and the exact logits."""
-    teacher = hybrid.TrainedModel(fold.teacher(SPEAKER))
+    teacher = hybrid.TrainedModel(fold.teacher(SPEAKER), "cpu")
     utterances = random.Random(0).sample(fold.splits.train, count)
     kept = {}
     for batch in audio.batches(utterances, 32):

@@ -18,6 +18,7 @@ from kdlib.source_code import lazy
 
 if TYPE_CHECKING:
     from kdlib.decode.lexicon import Lexicon
+    from kdlib.distill.loss_view import LossView
     from kdlib.distill.preflight import Plan, Teachers
     from kdlib.distill.setup import StudentData, StudentSetup
     from kdlib.distill.student_scores import StudentScoring
@@ -36,6 +37,7 @@ faults = lazy("kdlib.distill.faults")
 fusion = lazy("kdlib.targets.fusion")
 hybrid = lazy("kdlib.models.hybrid")
 lexicon = lazy("kdlib.decode.lexicon")
+loss_view = lazy("kdlib.distill.loss_view")
 live = lazy("kdlib.targets.live")
 lm = lazy("kdlib.decode.lm")
 nemo_files = lazy("kdlib.models.nemo_files")
@@ -76,6 +78,11 @@ class StudentObjects(FoldObjects):
             device=runtime.torch_device(params.device),
             judge=self._judge(),
         )
+
+    def loss_view(self, seed: int = 1) -> LossView:
+        """Some utterances as the loss sees them, before and after training."""
+        fold = self.resolved
+        return loss_view.view(fold.student_setup(seed), self.student(seed))
 
     def student_data(self) -> StudentData:
         """The student's training speech, and the dev speech that chooses its checkpoint."""

@@ -74,10 +74,15 @@ class Objective:
         """Every loss of a step with its weight."""
         found = {}
         for name, term in self.terms.items():
-            weight = term.weight(self.settings).at(now) * self.shares.get(term.head, 1.0)
+            weight = self.weight(name, now)
             if weight and (loss := term.loss(step, term.head)) is not None:
                 found[name] = weight, loss
         return found or {"nothing": (0.0, step.outputs.ctc.logits.sum() * 0)}  # neither targets nor references
+
+    def weight(self, name: str, now: Progress = START) -> float:
+        """The weight of a term, with its head's share."""
+        term = self.terms[name]
+        return term.weight(self.settings).at(now) * self.shares.get(term.head, 1.0)
 
     def step(self, batch: Batch, now: Progress = START) -> Step:
         """The model's outputs on a batch, and what its terms share."""
