@@ -80,7 +80,7 @@ verdict: $(READY)
 evaluate: $(READY)
 	@$(KDLIB) evaluate "$(CHECKPOINT)" "$(MANIFEST)" $(call option,TOKENIZER,--tokenizer) \
 	  $(call option,MAX_DECODE_LEN,--max-decode-len) $(call option,DATA_FOLDER,--data-folder) \
-	  $(call option,LM,--lm) $(call option,LM_WEIGHT,--lm-weight)
+	  $(call option,LM,--lm) $(call option,LM_WEIGHT,--lm-weight) $(call option,DEVICE,--device)
 
 examine: $(READY)
 	@$(KDLIB) examine "$(EVAL)" $(call option,TOKENIZER,--tokenizer) $(call option,DECODER,--decoder) \

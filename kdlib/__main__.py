@@ -225,6 +225,7 @@ def _evaluate_arguments(parser: Parser) -> None:
     parser.add_argument("--word-bonus", type=float, default=0.0, help="nats per word")
     parser.add_argument("--beam", type=int, default=20, help="hypotheses kept")
     parser.add_argument("--data-folder", type=Path, help="what $data_folder stands for in the manifest")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
     parser.add_argument("--out", type=Path, help="by default outputs/evaluations/<checkpoint>-<manifest>")
 
 

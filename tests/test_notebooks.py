@@ -69,6 +69,7 @@ def test_graph_writes_the_documented_files(demo):
         "M08/students/ctc_kd/seed1/scores/dev/scores.json",
         "M08/students/hard/seed1/04_distill.ipynb",
         "M08/figures/training_hard_seed1.pdf",
+        "M08/figures/one_batch_ctc_kd_seed1.png",
         "M08/collapse/05_collapse.ipynb",
         "M08/collapse/summary.csv",
         "M08/figures/examination.pdf",
