@@ -13,7 +13,7 @@ from kdlib.io import resolve_path
 from kdlib.models import read_record
 from kdlib.models.encoders import ENCODERS
 from kdlib.objectives import terms
-from kdlib.settings.teacher import EncoderSizes
+from kdlib.settings.encoder import EncoderSizes
 from kdlib.source_code import lazy
 
 if TYPE_CHECKING:

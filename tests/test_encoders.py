@@ -8,8 +8,8 @@ from kdlib.models.encoders import ENCODERS, Entry, name_of
 from kdlib.models.hybrid import Heads, Hybrid, TrainedModel, new_model
 from kdlib.params import load
 from kdlib.pipeline import Fold
+from kdlib.settings.encoder import EncoderSizes
 from kdlib.settings.student import Student
-from kdlib.settings.teacher import EncoderSizes
 from kdlib.source_code import lazy
 
 SIZES = EncoderSizes(d_model=16, layers=2, heads=2, ffn=32, kernel=7, mels=20, dropout=0.0)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from kdlib.models.encoders import ENCODERS
+
 KDLIB = Path(__file__).parents[1] / "kdlib"
 LAYERS = (
     *("errors", "io", "console", "source_code", "settings", "tokens", "runtime", "stage"),
@@ -47,3 +49,15 @@ def test_a_module_has_one_subject_and_at_most_400_lines(module):
     lines = (KDLIB / module).read_text(encoding="utf-8").splitlines()
     assert len(lines) <= (700 if module == "pipeline.py" else 400)  # one file shows all stages
     assert lines[0].startswith('"""')
+
+
+def test_no_module_compares_the_names_of_encoders():
+    """What differs between encoders is theirs to say, or in their entries."""
+    found = {}
+    for module in MODULES:
+        for node in ast.walk(ast.parse((KDLIB / module).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Compare):
+                constants = {part.value for part in ast.walk(node) if isinstance(part, ast.Constant)}
+                if constants & set(ENCODERS):
+                    found[module] = ast.unparse(node)
+    assert found == {"models/nemo_files.py": "source == 'nemo'"}  # where the pretrained model is from

@@ -5,7 +5,7 @@ from torch import nn
 
 from kdlib.models.encoder import Encoded, Encoder
 from kdlib.models.masks import length_mask
-from kdlib.settings.teacher import EncoderSizes
+from kdlib.settings.encoder import EncoderSizes
 
 HOP, BANDS = 640, 32
 

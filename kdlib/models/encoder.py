@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from kdlib.errors import UserError
-from kdlib.settings.teacher import EncoderSizes
+from kdlib.settings.encoder import EncoderSizes
 from kdlib.tokens import Tokens
 
 

@@ -14,7 +14,7 @@ from kdlib.corpus.audio import RATE_HZ
 from kdlib.models import augment
 from kdlib.models.encoder import Encoded, Encoder
 from kdlib.models.masks import length_mask
-from kdlib.settings.teacher import EncoderSizes
+from kdlib.settings.encoder import EncoderSizes
 
 HOP = RATE_HZ // 100
 STRIDE_MS = 40.0

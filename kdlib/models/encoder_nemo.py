@@ -8,7 +8,7 @@ from torch import nn
 from kdlib.models import augment
 from kdlib.models.encoder import Encoded, Encoder
 from kdlib.models.nemo_files import conformer_config, quiet_nemo, restore_model
-from kdlib.settings.teacher import EncoderSizes
+from kdlib.settings.encoder import EncoderSizes
 from kdlib.tokens import BLANK, Tokens
 
 

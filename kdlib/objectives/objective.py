@@ -18,7 +18,7 @@ from kdlib.models.encoder_cache import EncoderCache
 from kdlib.models.hybrid import Hybrid
 from kdlib.objectives.step import Sources, Step
 from kdlib.objectives.term import Term, active_among, heads
-from kdlib.settings.distill import Distill
+from kdlib.settings.reference_loss import ReferenceLoss
 from kdlib.settings.schedule import Progress
 
 START = Progress()
@@ -46,7 +46,7 @@ class Objective:
     """The loss of a batch, at a point of the training: the sum of those of `terms` that the settings have."""
 
     def __init__(
-        self, learner: Learner, settings: Distill, terms: Mapping[str, Term], sources: Sources | None = None
+        self, learner: Learner, settings: ReferenceLoss, terms: Mapping[str, Term], sources: Sources | None = None
     ) -> None:
         self.learner, self.settings = learner, settings
         self.sources = sources or Sources({})
@@ -86,8 +86,7 @@ class Objective:
 
     def step(self, batch: Batch, now: Progress = START) -> Step:
         """The model's outputs on a batch, and what its terms share."""
-        temperature = self.settings.temperature.at(now)
-        return Step(self.learner, self.settings, self.sources, batch, temperature, self.outputs(batch))
+        return Step(self.learner, self.settings, self.sources, batch, now, self.outputs(batch))
 
     def outputs(self, batch: Batch) -> Outputs:
         """The model's outputs on a batch."""

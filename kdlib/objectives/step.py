@@ -11,7 +11,8 @@ from kdlib.corpus.inputs import Batch
 from kdlib.decode.lexicon import Lexicon
 from kdlib.models import Emissions, Outputs
 from kdlib.objectives.targets import HypothesisSource, TargetSource
-from kdlib.settings.distill import Distill
+from kdlib.settings.reference_loss import ReferenceLoss
+from kdlib.settings.schedule import Progress
 
 if TYPE_CHECKING:
     from kdlib.objectives.objective import Learner
@@ -35,15 +36,15 @@ class Step:
     def __init__(
         self,
         learner: "Learner",
-        settings: Distill,
+        settings: ReferenceLoss,
         sources: Sources,
         batch: Batch,
-        temperature: float,
+        now: Progress,
         outputs: Outputs,
     ) -> None:
         self.learner, self.settings, self.batch = learner, settings, batch
         self.targets, self.hypotheses, self.lexicon = sources.targets, sources.hypotheses, sources.lexicon
-        self.temperature, self.outputs = temperature, outputs
+        self.now, self.outputs = now, outputs
         self._taught: dict[str, list[int]] = {}
         self._made: dict[str, Any] = {}
 

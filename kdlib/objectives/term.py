@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING, Literal
 
-from kdlib.settings.distill import Distill
+from kdlib.settings.reference_loss import ReferenceLoss
 from kdlib.settings.schedule import Schedule, constant
 
 if TYPE_CHECKING:
@@ -26,21 +26,21 @@ class Term:
     needs: frozenset[str]  # of teachers' "frames", "steps" or "texts", an inner "layer", the "lexicon"
     loss: Callable[[Step, str], Tensor | None]  # of a step and the head; None if no utterance has what it needs
 
-    def weight(self, settings: Distill) -> Schedule:
+    def weight(self, settings: ReferenceLoss) -> Schedule:
         """Its weight, of which a head has a share."""
         schedule = reduce(getattr, self.setting.split("."), settings)
         return schedule if settings.use_teachers or self.side != "teachers" else constant(0.0)
 
-    def is_active(self, settings: Distill) -> bool:
+    def is_active(self, settings: ReferenceLoss) -> bool:
         """True if the loss has this term at any time."""
         return bool(self.weight(settings)) and (not self.head or self.head in heads(settings))
 
 
-def heads(settings: Distill) -> tuple[str, ...]:
+def heads(settings: ReferenceLoss) -> tuple[str, ...]:
     """The heads that are trained."""
     return ("ctc", "decoder") if settings.heads == "both" else (settings.heads,)
 
 
-def active_among(terms: Mapping[str, Term], settings: Distill) -> dict[str, Term]:
+def active_among(terms: Mapping[str, Term], settings: ReferenceLoss) -> dict[str, Term]:
     """Those of some terms that a loss has."""
     return {name: term for name, term in terms.items() if term.is_active(settings)}

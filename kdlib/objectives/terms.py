@@ -95,7 +95,7 @@ def _read_target(step: Step, head: str, rows: list[int]) -> Target:
     own = step.of(step.head_lengths(head), rows)
     logits = step.outputs.ctc.logits if head == "ctc" else step.outputs.decoder_logits
     logits = step.of(logits, rows)[:, : int(own.max())]
-    temperature = 1.0 if settings.temperature_on == "student" else step.temperature
+    temperature = 1.0 if settings.temperature_on == "student" else settings.temperature.at(step.now)
     target, lengths = source.logits(batch, own, temperature)
     chooses = head == "ctc" and (settings.max_shift or settings.blanks != "all")
     plain = target
@@ -119,7 +119,7 @@ def divergence(step: Step, head: str) -> Tensor | None:
     """KL per frame, or decoder step, from the teachers' distribution at a temperature (Hinton et al. 2015)."""
     if not (target := target_of(step, head)):
         return None
-    student = 1.0 if step.settings.temperature_on == "teacher" else step.temperature
+    student = 1.0 if step.settings.temperature_on == "teacher" else step.settings.temperature.at(step.now)
     squared = step.settings.temperature_on == "both"
     return losses.soft_kl(target.student, target.teachers, target.weights, student, squared=squared)
 

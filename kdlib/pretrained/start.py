@@ -3,15 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from kdlib.models.encoders import ENCODERS
 from kdlib.models.hybrid import DecoderSizes, Hybrid, new_model
 from kdlib.runtime import seed_everything
-from kdlib.settings.teacher import EncoderSizes
+from kdlib.settings.encoder import EncoderSizes
 from kdlib.tokens import Tokens
 
 
-class Architecture(DecoderSizes):
+class Architecture(DecoderSizes, Protocol):
     """The settings of a model, a teacher's or a student's."""
 
     encoder: str

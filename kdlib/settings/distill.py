@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from kdlib.settings import Names, Section
+from kdlib.settings.reference_loss import ReferenceLoss
 from kdlib.settings.schedule import Temperature, Weight, constant
 
 
@@ -26,14 +27,6 @@ class WordTerm(Section):
     random_words: int = Field(0, ge=0)  # with a shortlist: additional random words per batch
 
 
-class HardWordTerm(Section):
-    """Cross-entropy with the reference among the words of the closed lexicon; no teacher."""
-
-    weight: Weight = constant(0.0)
-    shortlist: int = Field(0, ge=0)  # of each utterance's most likely words, by the student; 0: the whole lexicon
-    random_words: int = Field(0, ge=0)  # with a shortlist: additional random words per batch
-
-
 class SequenceTerm(Section):
     """The teachers' hypotheses of an utterance as references of CTC and the decoder."""
 
@@ -51,14 +44,7 @@ class OccupancyTerm(Section):
     confidence: float = Field(0.5, ge=0, le=1)  # minimum share of a word that replaces a missing reference
 
 
-class IntermediateTerm(Section):
-    """A CTC head on an inner encoder layer, trained on references and on the outputs of the student's own last head."""
-
-    weight: Weight = constant(0.0)
-    layer: int = Field(2, ge=1)
-
-
-class Distill(Section):
+class Distill(ReferenceLoss):
     """The terms of the student's loss (`objectives/terms.py`): alpha x teachers + beta x references + ...
 
     Every weight, and the temperature, may change during training: a number, `{from: 0.5, to: 0.1}`, or
@@ -66,26 +52,18 @@ class Distill(Section):
     """
 
     alpha: Weight = constant(0.5)
-    beta: Weight = constant(0.5)
     gamma: Weight = constant(0.0)
-    heads: Literal["ctc", "decoder", "both"] = "ctc"  # heads trained on teachers and references alike
-    ctc_weight: float = Field(0.8, ge=0, le=1)  # of the CTC head, if both are trained
     allow_decoder_kd: bool = False  # train a decoder on NeMo's encoder on SpeechBrain teachers all the same
     temperature: Temperature = constant(2.0)
     temperature_on: Literal["both", "student", "teacher"] = "both"  # what the temperature divides; T ** 2 only for both
-    label_smoothing: float = Field(0.1, ge=0, lt=1)  # of the decoder's references
     blanks: Literal["all", "drop_blank", "symmetric"] = "all"  # frames that are trained on
     context_frames: int = Field(2, ge=0)  # frames on each side of a non-blank frame, for symmetric
     max_shift: int = Field(0, ge=0)  # frames by which targets may be moved to fit the student's spikes
     first_token: Literal["keep", "suppress_specials", "skip"] = "keep"  # of the decoder's targets
     pseudo_labels: PseudoLabelTerm = PseudoLabelTerm()
     words: WordTerm = WordTerm()
-    hard_words: HardWordTerm = HardWordTerm()
     sequence: SequenceTerm = SequenceTerm()
     occupancy: OccupancyTerm = OccupancyTerm()
-    ctc_smoothing: float = Field(0.0, ge=0, lt=1)  # of the CTC references: towards a uniform distribution per frame
-    intermediate: IntermediateTerm = IntermediateTerm()
-    use_teachers: bool = True  # else the weights of all terms of teachers count as 0
     live_teachers: bool = False  # run the teachers in every step, instead of reading their stored outputs by frame
     control: str = "hard"  # the variant of the same student and steps without teachers
     allow: Names = ()  # preflight checks that may refuse without stopping the run

@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from kdlib.settings import AsTuple, Names, Section
-from kdlib.settings.distill import HardWordTerm
+from kdlib.settings.encoder import EncoderSizes
+from kdlib.settings.reference_loss import HardWordTerm
 
 
 class Training(Section):
@@ -17,18 +18,6 @@ class Training(Section):
     warmup_steps: int = Field(100, ge=0)
     validate_every: int = Field(5, ge=1)  # epochs between validations on the dev block
     patience: int = Field(6, ge=1)  # validations without improvement before training stops
-
-
-class EncoderSizes(Section):
-    """Sizes of an encoder with random weights; each encoder uses those that it has."""
-
-    d_model: int = Field(96, ge=8)
-    layers: int = Field(4, ge=1)
-    heads: int = Field(4, ge=1)
-    ffn: int = Field(384, ge=8)
-    kernel: int = Field(15, ge=3)
-    mels: int = Field(40, ge=8)
-    dropout: float = Field(0.1, ge=0, lt=1)
 
 
 class Teacher(EncoderSizes):

@@ -16,8 +16,9 @@ from kdlib.models.encoders import ENCODERS
 from kdlib.models.nemo_files import SHIPPED_MODEL
 from kdlib.pretrained.model import split_controls
 from kdlib.pretrained.start import Start, initial_model
+from kdlib.settings.encoder import EncoderSizes
 from kdlib.settings.pretrained import Pretraining
-from kdlib.settings.teacher import EncoderSizes, Teacher
+from kdlib.settings.teacher import Teacher
 from kdlib.teachers.training import InitialModel, TeacherTraining, train_teacher
 from kdlib.tokens import Tokens
 from kdlib.training.sampling import TrainingData, set_aside

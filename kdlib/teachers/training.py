@@ -10,7 +10,7 @@ from kdlib.corpus.inputs import Batch
 from kdlib.corpus.manifest import Utterance
 from kdlib.errors import UserError
 from kdlib.settings.corpus import SplitSettings
-from kdlib.settings.distill import Distill
+from kdlib.settings.reference_loss import ReferenceLoss
 from kdlib.settings.teacher import Teacher, Training
 from kdlib.tokens import BLANK, Tokens
 from kdlib.training.sampling import TrainingData, fits_frames
@@ -90,10 +90,10 @@ def train_teacher(partial: Path, start: InitialModel, data: TrainingData, how: T
     remove_checkpoints(partial)
 
 
-def loss_of(settings: Teacher, **changed: float) -> Distill:
+def loss_of(settings: Teacher, **changed: float) -> ReferenceLoss:
     """A teacher's loss: the references alone, for both heads."""
     fields = {"ctc_weight": settings.ctc_weight, "label_smoothing": settings.label_smoothing} | changed
-    return Distill(beta=1.0, heads="both", use_teachers=False, hard_words=settings.hard_words, **fields)
+    return ReferenceLoss(beta=1.0, heads="both", use_teachers=False, hard_words=settings.hard_words, **fields)
 
 
 def validate_teacher(objective: "Objective", dev: Sequence[Batch]) -> dict[str, float]:
