@@ -115,6 +115,7 @@ class StudentObjects(FoldObjects):
         distill = self.params.distill
         if not terms.needs(distill, "texts"):
             return None
+        setup.check_lexicon(distill, self.lexicon, bool(self.params.labels))
         search, params = None, self.params
         if params.needs_beam:
             search = beam.recipe_search(params.search, self.tokens, self.lexicon, self.decoding_model() / lm.ARPA)

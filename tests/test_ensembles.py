@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
-from kdlib.distill import ensembles
 from kdlib.errors import UserError
 from kdlib.io import read_json, repository_root
+from kdlib.models import averaging
 from kdlib.pipeline import Fold
 from kdlib.show import comparison, format
 
@@ -87,7 +87,7 @@ def test_students_are_teachers_of_the_next(hard, variant):
 
 def test_a_student_trained_on_the_dev_speaker_is_no_member(hard, variant, monkeypatch):
     monkeypatch.setattr(
-        ensembles, "EnsembleSystem", lambda *_: type("System", (), {"record": {"train_speakers": ["M10"]}})
+        averaging, "EnsembleSystem", lambda *_: type("System", (), {"record": {"train_speakers": ["M10"]}})
     )
     with pytest.raises(UserError, match="a member was trained on M10"):
         variant("hard", scoring={"bootstrap": 201}).ensemble("two")

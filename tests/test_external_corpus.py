@@ -22,7 +22,7 @@ def external(tmp_path_factory):
     corpora.own(folder, repetitions=1, spoken=False)
     tiny = {"steps": 2, "d_model": 16, "layers": 1, "heads": 2, "conv_channels": 8, "batch_size": 8, "warmup_steps": 1}
     pace = {"steps": 2, "batch_size": 4, "warmup_steps": 1}
-    teacher = {"backbone": "nemo", "parent": "from_corpus", "heads": 2, "ffn": 16, "base_training": pace, "adapt": pace}
+    teacher = {"encoder": "nemo", "parent": "from_corpus", "heads": 2, "ffn": 16, "base_training": pace, "adapt": pace}
     settings = {"corpus": "manifest", "manifest": str(folder / "corpus.csv"), "outputs": str(folder)}
     settings |= {"pretrained": "from_corpus", "pretraining": tiny, "teacher": teacher, "folds": f"test-{os.getpid()}"}
     settings |= {"student": {"batch_size": 8, "phases": [{"epochs": 1}]}, "distill": {"allow": ["target"]}}

@@ -102,7 +102,7 @@ def test_a_killed_and_resumed_extraction_has_the_same_bytes(with_teachers, tmp_p
     for die_at in (6, 5, 30):  # in a batch of four, twice; then in the analysis
         assert run(tmp_path, die_at).returncode == -signal.SIGKILL
     assert run(tmp_path, 0).returncode == 0
-    places = [folder / "smoke/logits/speechbrain/M04" for folder in (tmp_path, tmp_path / "whole")]
+    places = [folder / "smoke/logits/sb/M04" for folder in (tmp_path, tmp_path / "whole")]
     names = sorted(path.relative_to(places[1]) for path in places[1].rglob("*") if path.is_file())
     assert len(names) > 10
     for name in names:

@@ -30,7 +30,7 @@ def test_a_student_waits_for_its_control_which_waits_for_the_baseline(graph):
 
 
 def test_students_that_teach_come_first(graph):
-    born_again = {"teacher": {"backbone": "students", "students": ["hard"], "student_seeds": [1, 2]}}
+    born_again = {"teacher": {"source": "students", "students": ["hard"], "student_seeds": [1, 2]}}
     run = graph({"variants": {"again": born_again}, "compare": ["again"]}, folds="M08")
     before = run.before_student("M08", "again", "1")
     assert {run.student("M08", "hard", seed) for seed in (1, 2)} <= set(before)
@@ -42,9 +42,7 @@ def test_shared_teachers_are_made_by_jobs_of_all_folds_and_own_ones_by_jobs_of_e
     run = graph(folds="M08,M10", parts=2)
     assert run.owners == ["all"]
     assert run.marks("teachers", "M08") == run.marks("teachers", "M10")
-    own = graph(
-        {"pretrained": "from_corpus", "teacher": {"backbone": "nemo", "parent": "from_corpus"}}, folds="M08,M10"
-    )
+    own = graph({"pretrained": "from_corpus", "teacher": {"encoder": "nemo", "parent": "from_corpus"}}, folds="M08,M10")
     assert own.owners == ["M08", "M10"]
     assert not set(own.marks("teachers", "M08")) & set(own.marks("teachers", "M10"))
 

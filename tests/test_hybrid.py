@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from kdlib.errors import UserError
-from kdlib.models import hybrid, nearest_divisor
+from kdlib.models import hybrid
 from kdlib.models.encoder_conformer import Conformer, ConformerShape
-from kdlib.models.encoder_nemo import NeMoEncoder
-from kdlib.models.hybrid import remap_head
+from kdlib.models.encoder_nemo import NeMoEncoder, remap_head
 from kdlib.models.nemo_files import SHIPPED_MODEL, NeMoCTC, conformer_config, read_tokenizer, restore_model
+from kdlib.settings.student import Student
 from kdlib.tokens import BLANK, Tokens
 
 TINY = ConformerShape(d_model=32, layers=2, heads=4, ffn=64, kernel=7, mels=40)
@@ -90,11 +90,10 @@ def test_the_pretrained_head_has_the_same_outputs_over_the_teachers_tokens(pretr
     """NeMo's blank is last, ours is 2; pieces keep their ids."""
     source, model = pretrained
     head = source.decoder.decoder_layers[0]
-    weight, bias = remap_head(head.weight.detach()[:, :, 0], head.bias.detach(), tokens)
-    model.ctc_head.load_state_dict({"weight": weight, "bias": bias})
+    model.ctc_head.load_state_dict(remap_head(head.weight.detach()[:, :, 0], head.bias.detach(), tokens))
     with torch.inference_mode():
         outputs = model(*batch)
-        expected = NeMoCTC.__call__(type("Whole", (), {"model": source})(), *batch)
+        expected = NeMoCTC.__call__(type("Whole", (), {"model": source, "device": "cpu"})(), *batch)
     probs, nemo_probs = outputs.ctc.logits.softmax(-1), expected.ctc.logits.softmax(-1)
     for index, length in enumerate(expected.lengths.tolist()):
         assert torch.allclose(probs[index, :length, BLANK], nemo_probs[index, :length, 64], atol=1e-3)
@@ -138,10 +137,8 @@ def count(module):
 def full_size():
     """Seed 001's student: the encoder of stt_en_conformer_ctc_small, 5,000 tokens, a decoder of four layers."""
     torch.manual_seed(0)
-    encoder = NeMoEncoder.built(conformer_config())
-    return hybrid.NeMoHybridStudent(
-        encoder, hybrid.Heads(5000, layers=4, heads=nearest_divisor(176, 8), ffn=1024)
-    ).eval()
+    encoder = NeMoEncoder.build(conformer_config())
+    return hybrid.new_model(encoder, 5000, Student(decoder_layers=4)).eval()
 
 
 def test_the_full_size_student_has_the_seeds_parameters(full_size):

@@ -5,6 +5,8 @@ exclusive as different token sequences; the posterior is P(word | frames) over t
 """
 
 import copy
+import functools
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -44,6 +46,12 @@ class Lexicon:
         self._first = np.cumsum([0, *(len(encoded[word]) for word in self.words)])[:-1]  # of each word's spellings
         self._trie = Trie(self.sequences, tokens.blank)
 
+    @functools.cached_property
+    def least_frames(self) -> list[int]:
+        """The frames that each word needs: one per token, and a blank between equal ones."""
+        needed = [len(ids) + sum(a == b for a, b in itertools.pairwise(ids)) for ids in self.sequences]
+        return np.minimum.reduceat(needed, self._first).tolist()
+
     def among(self, places: Sequence[int]) -> "Lexicon":
         """Return a lexicon of some of the words, given by their ascending indices in `words`."""
         subset = copy.copy(self)
@@ -53,6 +61,7 @@ class Lexicon:
         subset.sequences = [ids for sequences in chosen for ids in sequences]
         subset._first = np.cumsum([0, *map(len, chosen)])[:-1]
         subset._trie = Trie(subset.sequences, self._trie.blank)
+        vars(subset).pop("least_frames", None)
         return subset
 
     def scores(self, emissions: Emissions) -> torch.Tensor:

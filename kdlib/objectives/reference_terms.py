@@ -39,8 +39,9 @@ def next_token(step: Step, _: str) -> Tensor | None:
 def reference_word(step: Step, _: str) -> Tensor | None:
     """Cross-entropy with the reference among the words of the closed lexicon: lattice-free MMI over whole words."""
     settings, places = step.settings.hard_words, step.word_places
-    texts = [normalise(utt.text) for utt in step.batch.utterances]
-    if not (rows := [row for row in step.labelled if texts[row] in places]):
+    texts, frames = [normalise(utt.text) for utt in step.batch.utterances], step.outputs.lengths.tolist()
+    known = [row for row in step.labelled if texts[row] in places]
+    if not (rows := [row for row in known if step.lexicon.least_frames[places[texts[row]]] <= frames[row]]):
         return None
     lexicon, emissions = step.lexicon, step.emissions(rows)
     target = torch.zeros(len(rows), len(lexicon.words))

@@ -1,5 +1,6 @@
 """Values that may change during a training: a number, `{from: 4, to: 2}`, or `[[1, 4.0], [31, 3.5]]` by epoch."""
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -48,7 +49,7 @@ class Schedule:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _parse(value: Any) -> Schedule:
@@ -64,7 +65,7 @@ def _parse(value: Any) -> Schedule:
         case [*steps] if steps and all(isinstance(step, list | tuple) and len(step) == 2 for step in steps):
             epochs, values = zip(*steps, strict=True)
             if (
-                all(isinstance(epoch, int) for epoch in epochs)
+                all(type(epoch) is int for epoch in epochs)
                 and all(map(_is_number, values))
                 and epochs[0] == 1
                 and list(epochs) == sorted(set(epochs))
