@@ -61,3 +61,8 @@ def test_no_module_compares_the_names_of_encoders():
                 if constants & set(ENCODERS):
                     found[module] = ast.unparse(node)
     assert found == {"models/nemo_files.py": "source == 'nemo'"}  # where the pretrained model is from
+
+
+def test_models_inputs_have_one_door():
+    callers = [module for module in MODULES if "audio.collate" in (KDLIB / module).read_text(encoding="utf-8")]
+    assert callers == ["corpus/inputs.py"]

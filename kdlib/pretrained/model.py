@@ -12,6 +12,7 @@ from pathlib import Path
 
 from kdlib.console import report
 from kdlib.corpus import audio
+from kdlib.corpus.inputs import Batch
 from kdlib.corpus.manifest import Corpus, Utterance
 from kdlib.corpus.speakers import Splits, in_blocks
 from kdlib.errors import UserError, nearest
@@ -113,10 +114,10 @@ def train(
         return {"loss": torch.nn.functional.ctc_loss(logprobs, targets, frames, sizes, **options)}
 
     def collate(utterances: Sequence[Utterance]) -> tuple:
-        samples, lengths = audio.collate(utterances)
-        ids = [torch.tensor(tokens.encode(utt.text)) for utt in utterances]
+        batch = Batch.of(utterances, tokens)
+        ids = [torch.tensor(row) for row in batch.ids]
         sizes = torch.tensor([len(text) for text in ids])
-        return samples, lengths, torch.nn.utils.rnn.pad_sequence(ids, batch_first=True), sizes
+        return batch.inputs, batch.lengths, torch.nn.utils.rnn.pad_sequence(ids, batch_first=True), sizes
 
     epochs = EpochData(lambda epoch: audio.batches(train, settings.batch_size, seed=seed * 1009 + epoch), collate)
     task = Task(model, step, lr=settings.lr, scale=cosine(settings.warmup_steps, settings.steps))

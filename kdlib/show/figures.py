@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from kdlib.corpus import audio
 from kdlib.corpus.manifest import LEVELS, Utterance
 from kdlib.io import atomic_write
+from kdlib.objectives.terms import TERMS
 
 LEVEL_COLOURS = dict(
     zip(LEVELS, ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc"), strict=True)
@@ -266,14 +267,19 @@ def spikes(rows: Mapping[str, np.ndarray], stride_ms: float, title: str) -> Figu
 
 
 def training(curves: pd.DataFrame) -> Figure:
-    """Losses by name, and WRA on dev speech, over the training steps. Columns: step, name, value."""
+    """Losses by term, and WRA on dev speech, over the training steps. Columns: step, name, value.
+
+    Terms of references are drawn as full lines, those of teachers dashed, those of the model itself dotted.
+    """
     with plt.rc_context(style()):
         figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH_IN, 2.6))
         names = [name for name in dict.fromkeys(curves.name) if not name.startswith("dev_")]
-        for index, name in enumerate(sorted(names, key=lambda name: (name != "loss", name))):
-            part = curves[curves.name == name]
+        places = {name: place for place, name in enumerate(["loss", *TERMS])}
+        for index, name in enumerate(sorted(names, key=lambda name: (places.get(name, len(places)), name))):
+            part, side = curves[curves.name == name], TERMS[name].side if name in TERMS else ""
+            line = {"teachers": "--", "self": ":"}.get(side, "-")
             width = 1.8 if name == "loss" else 1.0
-            left.plot(part.step, part.value, marker=".", linewidth=width, color=f"C{index}", label=name)
+            left.plot(part.step, part.value, line, marker=".", linewidth=width, color=f"C{index}", label=name)
         left.set_ylim(bottom=0)
         left.set_xlabel("step")
         left.set_ylabel("loss (nats)")
