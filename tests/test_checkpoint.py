@@ -20,7 +20,7 @@ def manifest(with_teachers):
 
 
 def test_a_teacher_is_scored_on_a_manifest_from_the_command_line(with_teachers, manifest, tmp_path):
-    folder = with_teachers.layout.recipe / "teachers/speechbrain/M04"
+    folder = with_teachers.layout.recipe / "teachers/sb/M04"
     command = [
         sys.executable,
         "-m",
@@ -53,7 +53,7 @@ def test_a_nemo_file_is_scored(with_teachers, manifest, tmp_path):
 
 def test_a_tokenizer_other_than_the_models_is_refused(with_teachers, manifest, tmp_path):
     """The WRA of 0 % in the original study: correct tokens, decoded with the wrong tokenizer."""
-    folder = with_teachers.layout.recipe / "teachers/speechbrain/M04"
+    folder = with_teachers.layout.recipe / "teachers/sb/M04"
     other = tmp_path / "other.model"
     other.write_bytes(read_tokenizer(SHIPPED_MODEL))
     with pytest.raises(UserError, match=r"is not the one that .* was trained with: its ids are other pieces"):

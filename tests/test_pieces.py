@@ -5,7 +5,7 @@ import sentencepiece
 import torch
 
 from kdlib.errors import UserError
-from kdlib.models.hybrid import remap_head
+from kdlib.models.encoder_nemo import remap_head
 from kdlib.models.nemo_files import SHIPPED_MODEL, NeMoCTC
 from kdlib.pipeline import Fold
 from kdlib.tokens import BLANK
@@ -71,7 +71,7 @@ def test_a_folds_own_model_has_its_own_pieces(tmp_path):
 def test_the_blank_moves_and_unused_tokens_are_suppressed(tmp_path):
     tokens = fold(tmp_path, tokens={"size": 70}).tokens
     weight, bias = torch.arange(65.0)[:, None], torch.zeros(65)
-    moved, low = remap_head(weight, bias, tokens)
+    moved, low = remap_head(weight, bias, tokens).values()
     assert moved[BLANK] == 64  # NeMo's last
     assert moved[3:64, 0].tolist() == list(range(3, 64))
     assert low[64:].tolist() == [-10.0] * 6
