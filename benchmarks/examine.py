@@ -1,37 +1,38 @@
-"""What does an examination cost? 1,785 predictions as in the original study, against jiwer alone in the same run.
+"""What does an examination of 1,785 predictions cost?
 
-Short hypotheses of few different token sequences, and those of an untrained head: 23 tokens for one word, all
-different. Reading the file, the examination with a second decoding at seven offsets, and the diagnosis; and the whole
-command.
+The predictions are as many as in a fold of the original study, of two kinds: short ones, many of them alike, and those
+of an untrained head, about 23 tokens for one word and all different. The peer is jiwer's WER and CER of the same
+predictions. The examination reads the file, decodes it again at seven offsets, and names the causes; `make examine` is
+the whole command, which also starts Python and writes a page and a figure.
 """
 
 import json
 import random
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import jiwer
+import report
 
 from kdlib.corpus.importers.uaspeech import word_list
 from kdlib.diagnose import causes, examination
 from kdlib.evaluate import predictions
-from kdlib.io import repository_root, write_json
 from kdlib.tokens import Tokens, train_tokenizer
 
-WORDS, MICROPHONES, ROUNDS = 255, 7, 5
+FULL, SMOKE = (255, 7, 5), (20, 2, 1)  # words, microphones, rounds
+PEER = "jiwer: WER and CER"
+SHORT, UNTRAINED = "short", "untrained head"
 
 
-def made(folder: Path, name: str, tokens: Tokens, words: list[str]) -> Path:
+def made(folder: Path, name: str, tokens: Tokens, words: list[str], microphones: int) -> Path:
     """A file of predictions, decoded with an offset of one."""
     rng, rows = random.Random(0), []
     for word in words:
-        for microphone in range(2, 2 + MICROPHONES):
+        for microphone in range(2, 2 + microphones):
             ids = tokens.encode(word if rng.random() < 0.5 else rng.choice(words[:20]))
-            if name == "untrained head":
+            if name == UNTRAINED:
                 ids = [rng.randrange(3, len(tokens.pieces)) for _ in range(rng.randrange(16, 30))]
             rows.append(
                 {
@@ -46,45 +47,38 @@ def made(folder: Path, name: str, tokens: Tokens, words: list[str]) -> Path:
     return path
 
 
+def forms(path: Path, tokens: Tokens, folder: Path) -> dict:
+    """What is timed, of a file of predictions."""
+    rows = predictions.read(path, ids=True)
+    references, hypotheses = rows.reference.tolist(), rows.hypothesis.tolist()
+    command = [sys.executable, "-m", "kdlib", "examine", str(path), "--out", str(folder / "out")]
+
+    def examined() -> None:
+        causes.diagnose(causes.signs(examination.examine(predictions.read(path, ids=True), {"own": tokens})))
+
+    return {
+        PEER: lambda: (jiwer.wer(references, hypotheses), jiwer.cer(references, hypotheses)),
+        "kdlib: the examination": examined,
+        "kdlib: `make examine`": lambda: subprocess.run(command, check=True, capture_output=True),
+    }
+
+
 def main() -> None:
-    """Measure, print, and write outputs/benchmarks/examine.json."""
-    words = sorted(set(word_list().values()))[:WORDS]
+    run = report.start(__file__, __doc__)
+    count, microphones, rounds = SMOKE if run.smoke else FULL
+    words = sorted(set(word_list().values()))[:count]
+    rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        tokens = Tokens.for_teachers(train_tokenizer(words, 1000, folder))
-        result = {}
-        for kind in ("short hypotheses", "untrained head"):
-            path = made(folder, kind, tokens, words)
-            rows = predictions.read(path, ids=True)
-            references, hypotheses = rows.reference.tolist(), rows.hypothesis.tolist()
-            command = [sys.executable, "-m", "kdlib", "examine", str(path), "--out", str(folder / "out")]
-            forms = {
-                "jiwer": lambda references=references, hypotheses=hypotheses: (
-                    jiwer.wer(references, hypotheses),
-                    jiwer.cer(references, hypotheses),
-                ),
-                "examination": lambda path=path: causes.diagnose(
-                    causes.signs(examination.examine(predictions.read(path, ids=True), {"own": tokens}))
-                ),
-                "make examine, page and figure": lambda command=command: subprocess.run(
-                    command, check=True, capture_output=True
-                ),
-            }
-            times: dict[str, list[float]] = {form: [] for form in forms}
-            for _ in range(ROUNDS):
-                for form, run in forms.items():
-                    started = time.perf_counter()
-                    run()
-                    times[form].append(time.perf_counter() - started)
-            base = statistics.median(times["jiwer"])
-            result[kind] = {"predictions": len(rows)} | {
-                form: {"s": round(statistics.median(one), 2), "of_jiwer": round(statistics.median(one) / base, 1)}
-                for form, one in times.items()
-            }
-    print(json.dumps(result, indent=1))
-    out = repository_root() / "outputs" / "benchmarks"
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "examine.json", result)
+        tokens = Tokens.for_teachers(train_tokenizer(words, 60 if run.smoke else 1000, folder))
+        for kind in [UNTRAINED] if run.smoke else [SHORT, UNTRAINED]:
+            path = made(folder, kind, tokens, words, microphones)
+            found = report.against(report.interleaved(forms(path, tokens, folder), rounds), PEER)
+            rows += [
+                {"predictions": kind, "work": work, "s": seconds, "ratio of times": ratio}
+                for work, (seconds, ratio) in found.items()
+            ]
+    run.save(rows)
 
 
 if __name__ == "__main__":

@@ -1,32 +1,35 @@
-"""How long a user waits for the failure explorer, in JupyterLab and a real browser.
+"""How long does a user wait for the failure explorer, in JupyterLab and a real browser?
 
-1,785 utterances of the demo's corpus by four systems and the combined teachers, and a list of 20,000. Measured inside
-the browser: from running the cell to the first picture (the modules imported before), and from a click on a row, on a
-filter, and on a column to what it shows. The peer is the same picture drawn the plain way by matplotlib: a panel of its
-own, with its own axes, for everything (`plain`). Medians of 20.
+It shows 1,785 utterances of four systems and the combined teachers, and a list of 20,000. Times are measured inside the
+browser: from running the cell to the first picture, the modules being imported, and from a click on a row, on a filter
+and on a column to what it shows. The peer is the same picture drawn the plain way by matplotlib, a panel with axes of
+its own for everything.
 """
 
 import io
+import itertools
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import lab
+import lab  # with systems in tests/: PYTHONPATH=tests, as `make bench` has it
 import matplotlib.pyplot as plt
 import numpy as np
-import systems  # with lab in tests/: PYTHONPATH=tests, as `make bench` has it
+import report
+import systems
 
 from kdlib.evaluate import posteriors
-from kdlib.io import repository_root, write_json
+from kdlib.io import repository_root
 from kdlib.pipeline import Fold
 from kdlib.show import explorer_data, utterance_figure
 
-REPEATS, UTTERANCES, MANY = 20, 1785, 20_000
+FULL, SMOKE = (20, 1785, 20_000, 1.5), (2, 12, 0, 0.3)  # repeats, utterances, of the long list, seconds between clicks
+PEER, DRAWN = "matplotlib: the picture, drawn plainly", "kdlib: the picture, drawn"
 NAMES = {"pretrained": 0.6, "hard": 0.25, "ctc_kd": 0.3, "words": 0.28}
 CLICK = """async index => {
-  await new Promise(done => setTimeout(done, 1500));  // a person looks at what was there
   const list = document.querySelector(".kd-list select"), image = () => document.querySelector(".kd-picture img");
   const before = image().src, start = performance.now();
   list.selectedIndex = index;
@@ -35,7 +38,6 @@ CLICK = """async index => {
   return (performance.now() - start) / 1000;
 }"""
 CHANGE = """async label => {
-  await new Promise(done => setTimeout(done, 1500));
   const count = () => document.querySelector(".kd-list select").innerText, before = count(), start = performance.now();
   const box = [...document.querySelectorAll(".kd-explorer .widget-dropdown")].find(
     one => one.querySelector("label").innerText === "show").querySelector("select");
@@ -45,7 +47,6 @@ CHANGE = """async label => {
   return (performance.now() - start) / 1000;
 }"""
 SORT = """async label => {
-  await new Promise(done => setTimeout(done, 1500));
   const rows = () => document.querySelector(".kd-list select").innerText, before = rows(), start = performance.now();
   [...document.querySelectorAll(".kd-head button")].find(one => one.innerText.includes(label)).click();
   while (rows() === before) await new Promise(done => setTimeout(done, 2));
@@ -86,12 +87,13 @@ def drawn(found: explorer_data.ExplorerData, utt_id: str) -> bytes:
         return file.getvalue()
 
 
-def cells(folder: Path, name: str) -> tuple[str, str]:
-    """A notebook that opens the explorer."""
+def cells(folder: Path, settings: tuple[str, str, dict]) -> tuple[str, str]:
+    """A notebook that opens the explorer on the systems in a folder."""
+    recipe, held_out, overrides = settings
     return (
         "from pathlib import Path\nimport matplotlib.pyplot as plt\nimport ipywidgets\n"
         "from kdlib.pipeline import Fold\nfrom kdlib.show import explorer\n"
-        f'fold = Fold.load("params/demo.yaml", "M08")\nfolder = Path({str(folder / name)!r})',
+        f"fold = Fold.load({recipe!r}, {held_out!r}, overrides={overrides!r})\nfolder = Path({str(folder)!r})",
         f"explorer.explore(fold, {{name: folder / name for name in {list(NAMES)}}}, teachers=folder / 'teachers')",
     )
 
@@ -111,59 +113,69 @@ def opened(page) -> float:
     return time.perf_counter() - start
 
 
+def waited(folder: Path, repeats: int, pause_s: float, *, clicks: bool, picture: Path) -> dict[str, list[float]]:
+    """Seconds in the browser, of a folder's notebook, with clicks on rows or without; a screenshot is in `picture`."""
+
+    def times(script: str, values: Sequence[object]) -> list[float]:
+        found = []
+        for value in values:
+            page.wait_for_timeout(1000 * pause_s)  # a person looks at what was there
+            found.append(page.evaluate(script, value))
+        return found
+
+    with lab.server(folder) as address, lab.browser() as page:
+        lab.run_all(page, address, "explore.ipynb")
+        page.locator(".kd-picture img").wait_for()
+        page.wait_for_timeout(2000 * pause_s)
+        found = {"open": [opened(page) for _ in range(repeats)]}
+        if clicks:
+            found["click a row, see its picture"] = times(CLICK, range(1, repeats + 1))
+        found["filter the list"] = times(CHANGE, ["broke", "everything"] * (repeats // 2))
+        found["sort the list"] = times(SORT, ["reference"] * repeats)
+        page.screenshot(path=str(picture))
+    return found
+
+
 def main() -> None:
-    """Measure, print, and write outputs/benchmarks/explorer.json."""
+    run = report.start(__file__, __doc__)
     if not lab.CHROMIUM.is_file():
         print(f"explorer: not measured, for there is no browser at {lab.CHROMIUM}")
         return
-    fold = Fold.load("params/demo.yaml", "M08")
-    corpus, tokens = fold.corpus, fold.tokens
-    utterances = list(corpus)[:UTTERANCES]
-    many = [replace(utt, utt_id=f"{utt.utt_id}x{copy}") for copy in range(MANY // len(corpus) + 1) for utt in corpus][
-        :MANY
-    ]
-    found: dict[str, list[float]] = {}
+    repeats, count, many, pause_s = SMOKE if run.smoke else FULL
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for part, some, keep in (("usual", utterances, True), ("many", many, False)):
+        settings = ("params/demo.yaml", "M08", {})
+        if run.smoke:
+            settings = ("params/smoke.yaml", "M08", {"outputs": f"{name}/outputs", "pretrained": "shipped"})
+        fold = Fold.load(*settings[:2], overrides=settings[2])
+        corpus, tokens = fold.corpus, fold.tokens
+        copies = (
+            replace(utt, utt_id=f"{utt.utt_id}x{copy}") for copy in range(many // len(corpus) + 1) for utt in corpus
+        )
+        lists = {"usual": list(corpus)[:count], "many": list(itertools.islice(copies, many))}
+        parts = {part: some for part, some in lists.items() if some}
+        for part, some in parts.items():
             for place, (system, wrong) in enumerate((NAMES | {"teachers": 0.2}).items()):
+                keep = part == "usual"
                 systems.save(folder / part / system, some, tokens, wrong, place, posteriors=keep, level=corpus.level)
-            lab.notebook(folder / part / "explore.ipynb", *cells(folder, part))
-        bytes_kept = (folder / "usual/hard/posteriors" / posteriors.FILE).stat().st_size
+            lab.notebook(folder / part / "explore.ipynb", *cells(folder / part, settings))
+        size = (folder / "usual/hard/posteriors" / posteriors.FILE).stat().st_size
         there = {one: folder / "usual" / one for one in NAMES}
         looked = explorer_data.fold_data(fold, there, teachers=folder / "usual/teachers")
-        for utt_id in looked.metadata.index[:REPEATS]:
-            for what, act in (("picture, drawn", drawn), ("picture, plain", plain)):
-                start = time.perf_counter()
-                act(looked, utt_id)
-                found.setdefault(what, []).append(time.perf_counter() - start)
-        for part in ("usual", "many"):
-            with lab.server(folder / part) as address, lab.browser() as page:
-                lab.run_all(page, address, "explore.ipynb")
-                page.locator(".kd-picture img").wait_for()
-                page.wait_for_timeout(3000)
-                found[f"{part}: opening"] = [opened(page) for _ in range(REPEATS)]
-                page.wait_for_timeout(1000)
-                if part == "usual":
-                    found["usual: click to picture"] = [page.evaluate(CLICK, at + 1) for at in range(REPEATS)]
-                kinds = ["broke", "everything"] * (REPEATS // 2)
-                found[f"{part}: filter"] = [page.evaluate(CHANGE, kind) for kind in kinds]
-                found[f"{part}: sort"] = [page.evaluate(SORT, "reference") for _ in range(REPEATS)]
-                place = repository_root() / "outputs" / "browser"
-                place.mkdir(parents=True, exist_ok=True)
-                page.screenshot(path=str(place / f"benchmark_{part}.png"))
-    medians = {what: round(statistics.median(times), 3) for what, times in found.items()}
-    for what, seconds in medians.items():
-        print(f"{what:28} {seconds:7.3f} s   (slowest {max(found[what]):.3f})")
-    ratio = medians["picture, drawn"] / medians["picture, plain"]
-    print(
-        f"the picture takes {ratio:.2f} of the plain one; posteriors of {UTTERANCES} utterances: "
-        f"{bytes_kept / 1e6:.1f} MB a system"
-    )
-    write_json(
-        repository_root() / "outputs" / "benchmarks" / "explorer.json",
-        {"medians_s": medians, "picture_of_plain": round(ratio, 3), "posteriors_bytes": bytes_kept},
-    )
+        forms = {PEER: lambda utt_id: plain(looked, utt_id), DRAWN: lambda utt_id: drawn(looked, utt_id)}
+        times = report.interleaved(forms, repeats, lambda number: looked.metadata.index[number % len(looked.metadata)])
+        ratios = {name: ratio for name, (_, ratio) in report.against(times, PEER).items()}
+        pictures = folder if run.smoke else repository_root() / "outputs" / "browser"
+        pictures.mkdir(parents=True, exist_ok=True)
+        for part, some in parts.items():
+            shot = pictures / f"benchmark_{part}.png"
+            found = waited(folder / part, repeats, pause_s, clicks=part == "usual", picture=shot)
+            times |= {f"explorer, {len(some):,} utterances: {what}": taken for what, taken in found.items()}
+    rows = [
+        {"work": work, "s": statistics.median(taken), "slowest s": max(taken), "ratio of times": ratios.get(work)}
+        for work, taken in times.items()
+    ]
+    run.save(rows, [f"The posteriors of {count:,} utterances take {size / 1e6:.2g} MB for each system."])
 
 
 if __name__ == "__main__":

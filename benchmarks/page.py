@@ -30,9 +30,9 @@ TITLES = {  # in the order of the page
     "explorer": "Failure explorer",
 }
 INTRODUCTION = (
-    "`make bench` measures everything on this page and writes it anew. Every benchmark answers one question. The ones that "
-    "measure speed compare kdlib with named peers in the same run: all of them take turns for several rounds in one "
-    "process, times are medians over the rounds, and a ratio is the median of the ratios within each round."
+    "`make bench` measures everything on this page and writes it anew. Every benchmark answers one question. Where it "
+    "is about speed, kdlib and its named peers take turns for several rounds in one process: times are medians over "
+    "the rounds, and a ratio, to the first row of its kind, is the median of the ratios within each round."
 )
 
 

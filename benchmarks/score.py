@@ -1,34 +1,34 @@
-"""What does scoring cost, and comparing? 25,000 utterances of one word; peers measured in the same run.
+"""What do scoring and comparing cost, with 25,000 utterances of one word?
 
-Scoring (WRA with its interval, WER, CER) against jiwer alone, all at once and one call per utterance; a paired
-comparison of two systems of 25,000 utterances by 15 speakers.
+Scoring gives the word recognition accuracy with its interval, the word error rate and the character error rate. The
+peer is jiwer, with one call for all utterances, and with one for each. A comparison is of two systems, paired, of 15
+speakers.
 """
 
-import json
 import random
-import statistics
-import time
 
 import jiwer
 import pandas as pd
+import report
 
 from kdlib.corpus.importers.uaspeech import word_list
 from kdlib.evaluate import compare, score
-from kdlib.io import repository_root, write_json
 
-UTTERANCES, ROUNDS = 25_000, 5
+FULL, SMOKE = (25_000, 5), (300, 1)  # utterances, rounds
+PEER = "jiwer: WER and CER, one call"
 
 
 def main() -> None:
-    """Measure, print, and write outputs/benchmarks/score.json."""
+    run = report.start(__file__, __doc__)
+    count, rounds = SMOKE if run.smoke else FULL
     words, rng = sorted(set(word_list().values())), random.Random(0)
-    references = [rng.choice(words) for _ in range(UTTERANCES)]
+    references = [rng.choice(words) for _ in range(count)]
     systems = [[word if rng.random() < 0.6 else rng.choice(words) for word in references] for _ in range(2)]
     systems = {
         name: pd.DataFrame(
             {
-                "utt_id": [f"u{index}" for index in range(UTTERANCES)],
-                "speaker": [f"S{index % 15}" for index in range(UTTERANCES)],
+                "utt_id": [f"u{index}" for index in range(count)],
+                "speaker": [f"S{index % 15}" for index in range(count)],
                 "reference": references,
                 "hypothesis": hypotheses,
                 "seed": 0,
@@ -38,28 +38,15 @@ def main() -> None:
     }
     hypotheses = systems["a"].hypothesis.tolist()
     forms = {
-        "jiwer, one call per utterance": lambda: [
+        PEER: lambda: (jiwer.wer(references, hypotheses), jiwer.cer(references, hypotheses)),
+        "jiwer: WER, one call per utterance": lambda: [
             jiwer.wer(*pair) for pair in zip(references, hypotheses, strict=True)
         ],
-        "jiwer, all at once": lambda: (jiwer.wer(references, hypotheses), jiwer.cer(references, hypotheses)),
-        "score": lambda: score.score(references, hypotheses),
-        "compare": lambda: compare.compare(systems, against="b"),
+        "kdlib: score": lambda: score.score(references, hypotheses),
+        "kdlib: compare two systems": lambda: compare.compare(systems, against="b"),
     }
-    times: dict[str, list[float]] = {name: [] for name in forms}
-    for _ in range(ROUNDS):
-        for name, form in forms.items():
-            started = time.perf_counter()
-            form()
-            times[name].append(time.perf_counter() - started)
-    base = statistics.median(times["jiwer, all at once"])
-    result = {
-        name: {"s": round(statistics.median(one), 3), "of_jiwer": round(statistics.median(one) / base, 2)}
-        for name, one in times.items()
-    }
-    print(json.dumps(result, indent=1))
-    folder = repository_root() / "outputs" / "benchmarks"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "score.json", result)
+    found = report.against(report.interleaved(forms, rounds), PEER)
+    run.save([{"work": name, "s": seconds, "ratio of times": ratio} for name, (seconds, ratio) in found.items()])
 
 
 if __name__ == "__main__":

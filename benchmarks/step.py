@@ -1,21 +1,18 @@
-"""What does a step with stored teachers cost? One thread, batch 8 of 3 s, NeMo's small Conformer, 5,000 tokens.
+"""What does a training step with stored teachers cost?
 
-Peers of the same run: the plain CTC fine-tuning step of the same encoder and head, and the same step with 14 live
-teachers of the original study's shape run on the batch. Weights are random: time does not depend on them. Stores
-hold 14 teachers (fp16 activations, d = 144); the optimiser's update is part of every step.
+A step is the forward and backward pass of NVIDIA's small Conformer with 5,000 tokens on 8 utterances of 3 s, and the
+optimiser's update. The peers are the plain CTC step of the same model, and the same step with 14 live teachers of the
+original study's shape. Weights are random, on which time does not depend; stores are in fp16, of width 144.
 """
 
-import json
-import statistics
 import tempfile
-import time
 from pathlib import Path
 
+import report
 import torch
 
 from kdlib.corpus.inputs import Batch
 from kdlib.corpus.manifest import Utterance
-from kdlib.io import repository_root, write_json
 from kdlib.logits.store import Header, LogitStore, Writer
 from kdlib.models.encoder_conformer import Conformer, ConformerShape
 from kdlib.models.encoder_nemo import NeMoEncoder
@@ -29,37 +26,34 @@ from kdlib.settings.distill import Distill
 from kdlib.targets.aggregation import TeacherEnsemble, Weighting
 from kdlib.targets.live import LiveModel, live_ensemble
 
-BATCH, SECONDS, SIZE, TEACHERS, ROUNDS, UTTERANCES = 8, 3.0, 5000, 14, 5, 32
+FULL, SMOKE = (8, 3.0, 5000, 14, 32, 5), (2, 1.0, 100, 2, 4, 1)  # batch, seconds, tokens, teachers, utterances, rounds
+TINY = {"d_model": 16, "layers": 1, "heads": 2, "channels": 8}  # student and teachers of a smoke run
+PEER = "hard labels, no teacher"
 
 
-def stored(folder: Path, teachers: list[Hybrid], frames: int) -> TeacherEnsemble:
+def stored(folder: Path, teachers: list[Hybrid], frames: int, utterances: int) -> TeacherEnsemble:
     """Stores of every teacher on some utterances."""
     stores = {}
     for number, teacher in enumerate(teachers):
-        known = {
-            "train_speakers": (),
-            "output": "ctc",
-            "encoding": "fp16",
-            "size": SIZE,
-            "width": 144,
-            "tokens": "none",
-        }
-        header = Header(teacher=f"T{number}", blank=2, bos=0, eos=1, stride_ms=40.0, **known)
-        head = teacher.ctc_head
+        head, width = teacher.ctc_head, teacher.encoder.width
+        known = {"train_speakers": (), "output": "ctc", "encoding": "fp16", "size": len(head.bias), "width": width}
+        header = Header(teacher=f"T{number}", tokens="none", blank=2, bos=0, eos=1, stride_ms=40.0, **known)
         with Writer(folder / header.teacher, header, (head.weight, head.bias)) as writer:
-            for index in range(UTTERANCES):
-                writer.add(f"u{index}", torch.randn(frames, 144))
+            for index in range(utterances):
+                writer.add(f"u{index}", torch.randn(frames, width))
         stores[header.teacher] = LogitStore(folder / header.teacher)
     return TeacherEnsemble(stores, Weighting())
 
 
 def main() -> None:
-    """Measure, print, and write outputs/benchmarks/step.json."""
+    run = report.start(__file__, __doc__)
     set_threads()
     torch.manual_seed(0)
-    student = Hybrid(NeMoEncoder.build(conformer_config()), Heads(SIZE, layers=0))
-    teachers = [Hybrid(Conformer(ConformerShape()), Heads(SIZE, layers=0)).eval() for _ in range(TEACHERS)]
-    samples = int(16_000 * SECONDS)
+    size, seconds, tokens, count, utterances, rounds = SMOKE if run.smoke else FULL
+    shape = TINY if run.smoke else {}
+    student = Hybrid(NeMoEncoder.build(conformer_config(**shape)), Heads(tokens, layers=0))
+    teachers = [Hybrid(Conformer(ConformerShape(**shape)), Heads(tokens, layers=0)).eval() for _ in range(count)]
+    samples = int(16_000 * seconds)
     with torch.inference_mode():
         frames = int(student.eval()(torch.randn(1, samples), torch.tensor([samples])).lengths[0])
     student.train()
@@ -67,60 +61,32 @@ def main() -> None:
 
     def batch(number: int) -> Batch:
         generator = torch.Generator().manual_seed(number)
-        names = [f"u{int(one)}" for one in torch.randint(UTTERANCES, (BATCH,), generator=generator)]
-        utterances = [Utterance(name, "S", Path(f"{name}.wav"), SECONDS, "") for name in names]
-        inputs = torch.randn(BATCH, samples, generator=generator) / 10
-        loaded = [inputs, torch.full((BATCH,), samples)]
-        return Batch(utterances, [[50, 60, 70, 80]] * BATCH, loaded=loaded)
+        names = [f"u{int(one)}" for one in torch.randint(utterances, (size,), generator=generator)]
+        listed = [Utterance(name, "S", Path(f"{name}.wav"), seconds, "") for name in names]
+        inputs = torch.randn(size, samples, generator=generator) / 10
+        return Batch(listed, [[50, 60, 70, 80]] * size, loaded=[inputs, torch.full((size,), samples)])
 
-    def step(objective: Objective, number: int) -> float:
-        one = batch(number)
-        started = time.perf_counter()
+    def step(objective: Objective, one: Batch) -> None:
         optimiser.zero_grad()
         objective(one)["loss"].backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimiser.step()
-        return time.perf_counter() - started
 
     with tempfile.TemporaryDirectory() as folder:
-        learner, ensemble = Learner(student), stored(Path(folder), teachers, frames)
-        one_teacher = TeacherEnsemble({"T0": LogitStore(Path(folder) / "T0")}, Weighting())
+        learner, ensemble = Learner(student), stored(Path(folder), teachers, frames, utterances)
+        one_teacher = TeacherEnsemble({"T0": ensemble.stores["T0"]}, Weighting())
         live = live_ensemble(ensemble, {f"T{number}": LiveModel(one) for number, one in enumerate(teachers)})
-        forms = {"hard labels": Objective(learner, Distill(alpha=0.0, beta=1.0), TERMS)} | {
+        objectives = {PEER: Objective(learner, Distill(alpha=0.0, beta=1.0), TERMS)} | {
             name: Objective(learner, Distill(), TERMS, Sources({"ctc": target}))
             for name, target in (
                 ("one stored teacher", one_teacher),
-                ("14 stored teachers", ensemble),
-                ("14 live teachers", live),
+                (f"{count} stored teachers", ensemble),
+                (f"{count} live teachers", live),
             )
         }
-        times: dict[str, list[float]] = {name: [] for name in forms}
-        for number in range(ROUNDS + 1):
-            for name, form in forms.items():
-                taken = step(form, number)
-                if number:
-                    times[name].append(taken)
-    base = statistics.median(times["hard labels"])
-    ratios = {
-        name: [one / other for one, other in zip(some, times["hard labels"], strict=True)]
-        for name, some in times.items()
-    }
-    found = {
-        name: {"s": round(statistics.median(some), 3), "of_hard_labels": round(statistics.median(ratios[name]), 3)}
-        for name, some in times.items()
-    }
-    result = {
-        "batch": BATCH,
-        "seconds": SECONDS,
-        "frames": frames,
-        "tokens": SIZE,
-        "hard_s": round(base, 3),
-        "forms": found,
-    }
-    print(json.dumps(result, indent=1))
-    folder = repository_root() / "outputs" / "benchmarks"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "step.json", result)
+        forms = {name: lambda one, objective=objective: step(objective, one) for name, objective in objectives.items()}
+        found = report.against(report.interleaved(forms, rounds, batch), PEER)
+    run.save([{"step with": name, "s": taken, "ratio of times": ratio} for name, (taken, ratio) in found.items()])
 
 
 if __name__ == "__main__":

@@ -1,29 +1,27 @@
-"""How small, how fast and how faithful is a teacher's store compared with what other code does?
+"""How small, how fast and how faithful is a teacher's store, compared with what other code does?
 
-    python benchmarks/store.py [UTTERANCES]
+Kept are the outputs of two trained teachers of the speaker F05 on 400 utterances of the demo's training speech: one of
+the original study's width, 144, with 5,000 outputs, of which 64 are real pieces; and the demo's. They are trained first
+where there are none, the first with a base model of two controls. The peers are one `torch.save` of float32 logits per
+utterance (the original study's way), HDF5 in float32 and in float16 with gzip (SpeechBrain's recipe), a compressed
+`.npz`, and the 64 largest logits.
 
-On the outputs of real teachers on the demo's training speech: one with the original study's width and number of outputs
-(144, and 5,000 of which 64 are real pieces), and one of the demo. Named peers, written and read in the same run: one
-torch.save of float32 logits per utterance (the original study), HDF5 in float32 and in float16 with gzip (SpeechBrain's
-recipe), a compressed .npz, and the top 64 logits. The divergence is the mean over frames of KL(exact || kept) in nats,
-at T = 1-4. Reads are at random, the median of interleaved rounds; `logits/s` are reads that end in logits over all
-tokens. Sizes are of the frames alone, and, for all training speech, with the head that is kept once.
+Bytes are of the frames alone, and then, for all training speech, with the head of the model, which is kept once. Reads
+are at random, of what is kept; logits per second counts reads that end in logits over all outputs. The divergence is
+the mean over frames of KL(exact || kept) in nats, at three temperatures.
 """
 
-import json
 import random
-import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import h5py
 import numpy as np
+import report
 import torch
 
 from kdlib.corpus import audio
-from kdlib.io import repository_root, write_json
 from kdlib.logits.store import Header, LogitStore, Writer
 from kdlib.models import hybrid
 from kdlib.pipeline import Fold
@@ -32,14 +30,21 @@ from kdlib.runtime import set_threads
 WIDE = {
     "name": "bench-store",
     "tokens": {"size": 5000},
+    "pretraining": {"test_controls": 1},  # of three: the base model is trained on the other two
     "teacher": {"parent": "controls", "d_model": 144, "ffn": 576, "base_training": {"steps": 1200}},
 }
-SPEAKER, TOP, ROUNDS, READS = "F05", 64, 5, 100
+TINY = {"pretrained": "shipped", "tokens": {"source": "pretrained", "size": 500}, "teacher": {"parent": "none"}}
+FULL = (  # teachers: name, recipe, speaker, settings
+    ("V = 5,000, d = 144", "params/demo.yaml", "F05", WIDE),
+    ("the demo's", "params/demo.yaml", "F05", {}),
+)
+SMOKE = (("tiny", "params/smoke.yaml", "M04", TINY),)
+PEER, TOP = "`torch.save`, float32", 64
 
 
-def outputs(fold: Fold, count: int):
+def outputs(fold: Fold, speaker: str, count: int):
     """A real teacher's activations on training speech, its head, and the exact logits."""
-    teacher = hybrid.TrainedModel(fold.teacher(SPEAKER), "cpu")
+    teacher = hybrid.TrainedModel(fold.teacher(speaker), "cpu")
     utterances = random.Random(0).sample(fold.splits.train, count)
     kept = {}
     for batch in audio.batches(utterances, 32):
@@ -55,8 +60,8 @@ class Store:
 
     def __init__(self, folder: Path, encoding: str, teacher, kept, head) -> None:
         header = Header(
-            teacher=SPEAKER,
-            train_speakers=(SPEAKER,),
+            teacher="T",
+            train_speakers=(),
             output="ctc",
             encoding=encoding,
             size=len(head[1]),
@@ -139,6 +144,7 @@ class Top:
 
 
 def divergence(exact: dict, kept, names: list[str], temperature: float) -> float:
+    """The mean over frames of KL(exact || kept), in nats."""
     total = frames = 0
     for name in names:
         ours = (kept.logits(name).double() / temperature).log_softmax(-1)
@@ -148,79 +154,69 @@ def divergence(exact: dict, kept, names: list[str], temperature: float) -> float
     return total / frames
 
 
-def rate(read, names: list[str]) -> float:
-    started = time.perf_counter()
-    for name in names:
-        read(name)
-    return len(names) / (time.perf_counter() - started)
-
-
-def measure(fold: Fold, count: int) -> dict:
-    teacher, kept, head, exact = outputs(fold, count)
+def measured(fold: Fold, speaker: str, count: int, rounds: int, reads: int) -> list[dict]:
+    """The rows of a teacher."""
+    teacher, kept, head, exact = outputs(fold, speaker, count)
     frames = sum(map(len, kept.values()))
-    train = fold.splits.train
-    all_frames = frames / count * len(train)
+    all_frames = frames / count * len(fold.splits.train)
     ways = {
-        "kdlib fp16": lambda folder: Store(folder, "fp16", teacher, kept, head),
-        "kdlib int8": lambda folder: Store(folder, "int8", teacher, kept, head),
-        "torch.save float32": lambda folder: Files(folder, exact),
-        "HDF5 float32": lambda folder: HDF5(folder, exact, "f4"),
-        "HDF5 float16 gzip": lambda folder: HDF5(folder, exact, "f2", compression="gzip"),
-        "npz float32": lambda folder: Npz(folder, exact),
-        "top 64": lambda folder: Top(folder, exact),
+        PEER: lambda folder: Files(folder, exact),
+        "kdlib, fp16": lambda folder: Store(folder, "fp16", teacher, kept, head),
+        "kdlib, int8": lambda folder: Store(folder, "int8", teacher, kept, head),
+        f"top {TOP} logits": lambda folder: Top(folder, exact),
+        "HDF5, float32": lambda folder: HDF5(folder, exact, "f4"),
+        "HDF5, float16, gzip": lambda folder: HDF5(folder, exact, "f2", compression="gzip"),
+        "`.npz`, float32, compressed": lambda folder: Npz(folder, exact),
     }
-    peer = "torch.save float32"
-    rows, made = {}, {}
+
+    def chosen(number: int) -> list[str]:
+        return random.Random(number).sample(list(kept), reads)
+
     with tempfile.TemporaryDirectory() as name:
-        for way, write in ways.items():
-            folder = Path(name) / way.replace(" ", "_")
+        made, write_s, sizes, heads = {}, {}, {}, {}
+        for index, (way, write) in enumerate(ways.items()):
+            folder = Path(name) / str(index)
             folder.mkdir()
             started = time.perf_counter()
             made[way] = write(folder)
-            rows[way] = {"write_s": time.perf_counter() - started}
-            rows[way]["bytes_a_frame"] = sum(file.stat().st_size for file in folder.iterdir()) / frames
-            head_file = folder / "head.safetensors"
-            rows[way]["without_head"] = rows[way]["bytes_a_frame"] - (
-                head_file.stat().st_size / frames if head_file.is_file() else 0
+            write_s[way] = time.perf_counter() - started
+            files = {file.name: file.stat().st_size for file in folder.iterdir()}
+            heads[way] = files.pop("head.safetensors", 0)
+            sizes[way] = sum(files.values()) / frames
+        stored, expanded = (
+            report.against(report.interleaved({way: each(one) for way, one in made.items()}, rounds, chosen), PEER)
+            for each in (
+                lambda one: lambda names: [one.read(name) for name in names],
+                lambda one: lambda names: [one.logits(name) for name in names],
             )
-        rng, stored, expanded = random.Random(1), {way: [] for way in ways}, {way: [] for way in ways}
-        for _ in range(ROUNDS):
-            names = rng.sample(list(kept), min(READS, count))
-            for way, one in made.items():
-                stored[way].append(rate(one.read, names))
-                expanded[way].append(rate(one.logits, names))
-        names = rng.sample(list(kept), min(60, count))
-        for way, one in made.items():
-            rows[way] |= {
-                "reads_a_second": statistics.median(stored[way]),
-                "logits_a_second": statistics.median(expanded[way]),
+        )
+        return [
+            {
+                "kept as": way,
+                "bytes per frame": sizes[way],
+                "times smaller": sizes[PEER] / sizes[way],
+                "with the head": sizes[PEER] / (sizes[way] + heads[way] / all_frames),
+                "write s": write_s[way],
+                "reads per second": reads / stored[way][0],
+                "times as fast": 1 / stored[way][1],
+                "logits per second": reads / expanded[way][0],
             }
-            rows[way] |= {f"kl_at_{t}": divergence(exact, one, names, t) for t in (1, 2, 3, 4)}
-    for row in rows.values():
-        head_bytes = (row["bytes_a_frame"] - row["without_head"]) * frames
-        row["smaller"] = rows[peer]["bytes_a_frame"] / row["without_head"]
-        row["smaller_with_head"] = rows[peer]["bytes_a_frame"] / (row["without_head"] + head_bytes / all_frames)
-        row["faster_reads"] = row["reads_a_second"] / rows[peer]["reads_a_second"]
-    return {"teacher": SPEAKER, "outputs": len(head[1]), "width": head[0].shape[1], "frames": frames, "ways": rows}
+            | {f"KL, T = {t}": divergence(exact, one, chosen(0), t) for t in (1, 2, 4)}
+            for way, one in made.items()
+        ]
 
 
-def main(count: int) -> None:
+def main() -> None:
+    run = report.start(__file__, __doc__)
     set_threads()
-    results = {}
-    for title, overrides in (("V = 5,000", WIDE), ("the demo", {})):
-        results[title] = found = measure(Fold.load("params/demo.yaml", "M08", overrides=overrides), count)
-        print(f"\n{title}: {found['outputs']} outputs, width {found['width']}, {found['frames']} frames")
-        print(f"{'':20} B/frame  smaller (with head)  write s  reads/s  faster logits/s  KL at T = 1, 2, 3, 4")
-        for way, row in found["ways"].items():
-            kl = "  ".join(f"{row[f'kl_at_{t}']:.1e}" for t in (1, 2, 3, 4))
-            print(
-                f"{way:20} {row['without_head']:7.0f} {row['smaller']:8.1f} {row['smaller_with_head']:11.1f} "
-                f"{row['write_s']:8.2f} "
-                f"{row['reads_a_second']:8.0f} {row['faster_reads']:7.1f} {row['logits_a_second']:8.0f}  {kl}"
-            )
-    write_json(repository_root() / "outputs/benchmarks/store.json", json.loads(json.dumps(results)))
+    count, rounds, reads = (8, 1, 4) if run.smoke else (400, 5, 100)
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        for title, recipe, speaker, settings in SMOKE if run.smoke else FULL:
+            fold = Fold.load(recipe, "M08", overrides=settings | ({"outputs": name} if run.smoke else {}))
+            rows += [{"teacher": title} | row for row in measured(fold, speaker, count, rounds, reads)]
+    run.save(rows)
 
 
 if __name__ == "__main__":
-    (repository_root() / "outputs/benchmarks").mkdir(parents=True, exist_ok=True)
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 400)
+    main()
