@@ -107,6 +107,64 @@ def test_files_without_logits_are_refused(tmp_path, name, content, message):
         import_logits(tmp_path / name, tmp_path / "s", HEADER)
 
 
+def test_another_source_is_never_added_to_a_store(tmp_path, logits):
+    """The same file again changes nothing; another one is refused, whatever its utterances are called."""
+    source = write(tmp_path, "npz", logits)
+    import_logits(source, tmp_path / "s", HEADER)
+    content = {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()}
+    import_logits(source, tmp_path / "s", HEADER)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()} == content
+    (tmp_path / "other").mkdir()
+    other = write(tmp_path / "other", "npz", {name: values + 1 for name, values in logits.items()})
+    with pytest.raises(UserError, match=r"stored before, of other contents .*source"):
+        import_logits(other, tmp_path / "s", HEADER)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()} == content
+
+
+def test_two_utterances_of_one_id_are_refused(tmp_path):
+    rows = torch.randn(4, V)
+    torch.save({1: rows, "1": rows + 1}, tmp_path / "twice.pt")
+    with pytest.raises(UserError, match=r"twice.pt: 1 and '1' are both the utterance 1; rename one"):
+        import_logits(tmp_path / "twice.pt", tmp_path / "s", HEADER)
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "twice.h5", "w") as file:
+        file["a/b"], file["a_b"] = rows.numpy(), rows.numpy()
+    with pytest.raises(UserError, match=r"a/b and a_b are both the utterance a_b"):
+        import_logits(tmp_path / "twice.h5", tmp_path / "s", HEADER)
+
+
+WRONG = {
+    "missing.npz": (None, "there is no such file"),
+    "noise.npz": (b"PK\x03\x04 no archive", "cannot be read as tensors"),
+    "noise.h5": (b"no HDF5", "cannot be read as tensors"),
+    "noise.pt": (b"no tensors", "cannot be read as tensors"),
+    "empty.npz": (b"", "cannot be read as tensors"),
+    "scalar.pt": ({"u": torch.tensor(1.0)}, r"u has the shape \[\], expected \[frames, tokens\]"),
+    "text.pt": ({"u": "logits"}, "u holds a str, expected numbers"),
+    "vector.pt": ({"u": torch.zeros(5)}, r"u has the shape \[5\]"),
+    "no_frames.pt": ({"u": torch.zeros(0, 5)}, "none of its utterances has a frame"),
+    "no_tokens.pt": ({"u": torch.zeros(5, 0)}, r"u has the shape \[5, 0\]"),
+    "nan.pt": ({"u": torch.full((5, 4), torch.nan)}, "NaN or infinite logits"),
+    "lists.pt": ({"u": [[1.0, 2.0], [3.0]]}, "u holds a list, expected numbers"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_damaged_or_strange_source_is_one_sentence(tmp_path, name):
+    content, message = WRONG[name]
+    if isinstance(content, bytes):
+        (tmp_path / name).write_bytes(content)
+    elif content is not None:
+        torch.save(content, tmp_path / name)
+    with pytest.raises(UserError, match=message):
+        import_logits(tmp_path / name, tmp_path / "s", HEADER)
+
+
+def test_half_precision_logits_are_imported(tmp_path):
+    torch.save({"u": torch.randn(30, V).bfloat16()}, tmp_path / "half.pt")
+    assert import_logits(tmp_path / "half.pt", tmp_path / "s", HEADER).frames("u") == 30
+
+
 def test_the_error_names_an_utterance_of_another_model(tmp_path):
     """Enough frames of one head to find its rank, and one utterance of another head outside of the sample."""
     torch.manual_seed(0)

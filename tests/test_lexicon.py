@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import math
 
@@ -111,6 +112,26 @@ def test_words_far_below_the_smallest_float_have_exact_scores(tokens):
     assert expected.min() < trie.LEAST - 100
     assert torch.allclose(found, expected, atol=1e-3)
     assert lexicon.best(outputs) == ["SEE"]
+
+
+@pytest.mark.parametrize("spread", [5, 20, 50, 100])
+@pytest.mark.parametrize("frames", [1, 7, 25])
+def test_scores_of_sharp_models_are_those_of_double_precision(tokens, spread, frames):
+    """Logits of 5,000 tokens, some of them e^-88 and less likely than the best: single precision would call them 0."""
+    generator = torch.Generator().manual_seed(spread + frames)
+    logits = torch.randn(20, frames, 5000, generator=generator) * spread
+    sharp = dataclasses.replace(tokens, size=5000)
+    lexicon = Lexicon([*list(word_list().values())[::3], "SEE", "BOOKKEEPER"], sharp)
+    scores = lexicon.scores(Emissions(logits, torch.full((20,), frames)))
+    logprobs = logits.double().log_softmax(-1).transpose(0, 1)
+    for place, ids in enumerate(lexicon.sequences):
+        sizes = torch.full((20,), len(ids))
+        target = torch.tensor([ids] * 20)
+        lengths = torch.full((20,), frames)
+        each = -torch.nn.functional.ctc_loss(
+            logprobs, target, lengths, sizes, blank=sharp.blank, reduction="none", zero_infinity=False
+        )
+        assert torch.allclose(scores[:, place].double(), each, rtol=1e-5, atol=1e-2)
 
 
 def test_half_a_minute_of_noise_has_a_score(tokens):

@@ -216,3 +216,26 @@ def test_features_are_compared_after_projection_and_without_padding(batch):
     assert loss.item() == pytest.approx(exact.item() / len(rows), rel=1e-5)
     loss.backward()
     assert project.weight.grad.abs().max() > 0
+
+
+def test_a_masked_vocabulary_has_a_finite_divergence_and_the_right_gradient():
+    """-inf on one side of the target's tokens, on both sides, and on the student's alone, where the KL is infinite."""
+    torch.manual_seed(0)
+    logits, target = torch.randn(2, 3, 9), torch.randn(2, 3, 9)
+    target[..., 4] = -torch.inf
+    weights = torch.ones(2, 3)
+    for both in (False, True):
+        student = logits.clone()
+        if both:
+            student[..., 4] = -torch.inf
+        student.requires_grad_()
+        keep = [token for token in range(9) if token != 4] if both else list(range(9))
+        p, q = target.double()[..., keep].softmax(-1), student.detach().double()[..., keep].log_softmax(-1)
+        expected = torch.nn.functional.kl_div(q, p, reduction="none").sum(-1).mean()
+        loss = losses.soft_kl(student, target, weights)
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+        (grad,) = torch.autograd.grad(loss, student)
+        assert torch.isfinite(grad).all()
+    student = logits.clone()
+    student[..., 2] = -torch.inf
+    assert losses.soft_kl(student, target, weights).item() == torch.inf

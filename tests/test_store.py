@@ -115,6 +115,32 @@ def test_a_killed_and_resumed_writer_writes_the_same_bytes(tmp_path, tokens, act
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize(
+    ("change", "named"), [("head", "head"), ("header", "teacher"), ("source", "source"), ("nothing", "")]
+)
+def test_a_folder_with_other_outputs_is_never_continued(tmp_path, tokens, activations, finished, change, named):
+    """Else a store would have the outputs of two models, with every checksum right."""
+    hidden, (weight, bias) = activations
+    writer = Writer(tmp_path, header(tokens), (weight, bias), "one file")
+    writer.add("u0", hidden["u0"])
+    writer.close(complete=finished)
+    before = (tmp_path / "frames.bin").read_bytes()
+    other = header(tokens, teacher="M11") if change == "header" else header(tokens)
+    head = (weight + 1, bias) if change == "head" else (weight, bias)
+    source = "another" if change == "source" else "one file"
+    if change == "nothing":
+        with Writer(tmp_path, other, head, source) as again:
+            assert "u0" in again
+            again.add("u1", hidden["u1"])
+        assert list(LogitStore(tmp_path)) == ["u0", "u1"]
+        return
+    with pytest.raises(UserError, match=rf"stored before, of other contents \({named}\); name another folder"):
+        Writer(tmp_path, other, head, source)
+    assert (tmp_path / "frames.bin").read_bytes() == before
+    assert (tmp_path / "header.json").exists() == finished
+
+
 def test_an_error_while_writing_leaves_no_header(tmp_path, tokens, activations):
     with pytest.raises(RuntimeError), Writer(tmp_path, header(tokens), activations[1]) as writer:  # noqa: PT012
         writer.add("u0", activations[0]["u0"])
@@ -148,7 +174,12 @@ DAMAGE = {
     "a bit of the last frame": (flip_bit("frames.bin", -1), "u4 is damaged"),
     "a bit of the head": (flip_bit("head.safetensors", -1), r"head\.safetensors is missing or damaged"),
     "a bit of the index": (flip_bit("index.csv", -4), r"index\.csv has changed"),
-    "another schema": (edit_header(schema=7), "schema 7, expected 2"),
+    "another schema": (edit_header(schema=7), "schema 7, expected 3"),
+    "a letter of a training speaker": (edit_header(train_speakers=["CM01", "M11"]), r"header\.json has changed"),
+    "half of the header": (
+        lambda folder: (folder / "header.json").write_bytes((folder / "header.json").read_bytes()[:90]),
+        r"header\.json is damaged",
+    ),
     "no frames": (lambda folder: (folder / "frames.bin").unlink(), "has 0 bytes"),
 }
 

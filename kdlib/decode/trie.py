@@ -90,7 +90,7 @@ class Trie:
         probs = np.zeros((int(lengths.max()), len(self.columns), WIDTH))
         probs[:, 0] = 1.0  # blanks beyond an utterance's end change no sequence's probability
         for index, length in enumerate(lengths):
-            chosen = logprobs[index, :length]
+            chosen = logprobs[index, :length].astype(np.float64)  # in single precision e^-88 would be 0
             probs[:length, :, index] = np.exp(chosen - chosen.max(1, keepdims=True) if relative else chosen)
         return probs
 

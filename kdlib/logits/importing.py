@@ -6,6 +6,7 @@ one more, because each frame is shifted by its own constant. A singular value de
 dimensions; stored are coordinates and basis. Logits without such a low rank stay dense (float16).
 """
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 
 from kdlib.console import progress
 from kdlib.errors import UserError
+from kdlib.io import sha256
 from kdlib.logits.store import Header, LogitStore, Writer
 
 SAMPLE = 1200  # frames that the rank is estimated from; enough for widths up to 600
@@ -36,7 +38,10 @@ def import_logits(source: Path, folder: Path, header: Header, *, dense: bool = F
         mean, basis = factors
         head = _tensor(basis), _tensor(mean)
         header = replace(header, encoding="fp16", size=size, width=basis.shape[1])
-    with Writer(folder, header, head) as writer, progress(len(items), f"logits of {header.teacher}", "utt") as bar:
+    with (
+        Writer(folder, header, head, _fingerprint(source)) as writer,
+        progress(len(items), f"logits of {header.teacher}", "utt") as bar,
+    ):
         for utt_id, load in items.items():
             if utt_id not in writer:
                 values = _float32(load(), utt_id, size, source)
@@ -80,50 +85,87 @@ def _items(source: Path) -> dict[str, Callable[[], np.ndarray]]:
     """Utterance id -> function that loads its logits."""
     if source.is_dir():
         paths = sorted(path for path in source.iterdir() if path.suffix in (".pt", ".npy"))
-        items = {path.stem: (lambda path=path: _read(path)) for path in paths}
+        found = [(path.stem, path.name, lambda path=path: _read(path)) for path in paths]
+    elif not source.is_file():
+        raise UserError(f"{source}: there is no such file or folder")
     elif source.suffix == ".npz":
-        archive = np.load(source)
-        items = {name: (lambda name=name: archive[name]) for name in archive.files}
+        archive = _read(source)
+        found = [(name, name, lambda name=name: _loaded(source, name, lambda: archive[name])) for name in archive.files]
     elif source.suffix in (".h5", ".hdf5"):
-        items = _hdf5(source)
+        found = _hdf5(source)
     elif source.suffix == ".pt":
         content = _read(source)
         if not isinstance(content, dict):
             raise UserError(
                 f"{source}: expected a dictionary of utterance id -> logits, found {type(content).__name__}"
             )
-        items = {str(name): (lambda value=value: np.asarray(value)) for name, value in content.items()}
+        found = [(str(name), repr(name), lambda value=value: value) for name, value in content.items()]
     else:
         raise UserError(f"{source}: expected .pt, .npz, .h5, .hdf5, or a folder of .pt or .npy files")
-    if not items:
+    if not found:
         raise UserError(f"{source}: it has no utterances")
-    return items
+    origins: dict[str, str] = {}
+    for utt_id, origin, _ in found:
+        if utt_id in origins:
+            raise UserError(f"{source}: {origins[utt_id]} and {origin} are both the utterance {utt_id}; rename one")
+        origins[utt_id] = origin
+    return {utt_id: load for utt_id, _, load in found}
 
 
 def _read(path: Path):
-    if path.suffix == ".npy":
-        return np.load(path)
+    """A file's tensors; nothing in it is executed."""
+    if path.suffix == ".pt":
+        return _loaded(path, "tensors", lambda: torch.load(path, map_location="cpu", weights_only=True))
+    return _loaded(path, "arrays", lambda: np.load(path, allow_pickle=False))
+
+
+def _loaded(path: Path, what: str, load: Callable):
+    """What `load` gives, or one sentence."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+        return load()
+    except Exception as error:  # of pickle, zip and HDF5, in many classes
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path}: cannot be read as tensors ({reason}); save a dictionary of tensors") from None
+        raise UserError(
+            f"{path}: {what} cannot be read as tensors ({reason}); write it again: logits [frames, tokens] by utterance"
+        ) from None
 
 
-def _hdf5(source: Path) -> dict[str, Callable[[], np.ndarray]]:
+def _hdf5(source: Path) -> list[tuple[str, str, Callable[[], np.ndarray]]]:
+    """Utterance id, name in the file, and function that loads its logits."""
     try:
         import h5py
     except ImportError:
         raise UserError(f"{source}: HDF5 needs h5py: pip install 'kdlib[hdf5]'") from None
-    file = h5py.File(source, "r")
-    names: list[str] = []
+    file, names = _loaded(source, "the file", lambda: h5py.File(source, "r")), []
     file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
-    return {name.replace("/", "_"): (lambda name=name: file[name][()]) for name in names}
+    return [
+        (name.replace("/", "_"), name, lambda name=name: _loaded(source, name, lambda: file[name][()]))
+        for name in names
+    ]
+
+
+def _fingerprint(source: Path) -> str:
+    """The contents of a file, or of the files of a folder with their names."""
+    if source.is_file():
+        return sha256(source)
+    files = sorted(path for path in source.iterdir() if path.is_file())
+    return hashlib.sha256("".join(f"{path.name} {sha256(path)}\n" for path in files).encode()).hexdigest()
+
+
+def _numbers(logits: object, utt_id: str, source: Path) -> np.ndarray:
+    """What a source has for an utterance, as an array of numbers."""
+    try:
+        values = logits.detach().float().numpy() if isinstance(logits, torch.Tensor) else np.asarray(logits)
+    except (ValueError, TypeError):
+        values = np.array(None)
+    if values.dtype.kind not in "fiu":
+        raise UserError(f"{source}: {utt_id} holds a {type(logits).__name__}, expected numbers [frames, tokens]")
+    return values
 
 
 def _float32(logits: np.ndarray, utt_id: str, size: int, source: Path) -> np.ndarray:
     """Logits [T, V] in float32, checked; a batch of one is unpacked."""
-    values = np.asarray(logits)
+    values = _numbers(logits, utt_id, source)
     values = (values[0] if values.ndim == 3 and len(values) == 1 else values).astype(np.float32)
     if values.ndim != 2 or values.shape[1] != size:
         raise UserError(f"{source}: {utt_id} has the shape {list(values.shape)}, expected [frames, {size}]")
@@ -136,12 +178,19 @@ def _sample(source: Path, items: dict[str, Callable[[], np.ndarray]]) -> np.ndar
     rows: list[np.ndarray] = []
     size = None
     for utt_id in _spread(names):
-        values = np.asarray(items[utt_id]())
-        size = size or values.shape[-1]
+        values = _numbers(items[utt_id](), utt_id, source)
+        shape = values.shape
+        if size is None and (len(shape) not in (2, 3) or not shape[-1]):
+            raise UserError(f"{source}: {utt_id} has the shape {list(shape)}, expected [frames, tokens]")
+        size = size or shape[-1]
         rows.append(_float32(values, utt_id, size, source))
         if sum(map(len, rows)) >= SAMPLE:
             break
     sample = np.concatenate(rows)
+    if not len(sample):
+        raise UserError(f"{source}: none of its utterances has a frame")
+    if not np.isfinite(sample).all():
+        raise UserError(f"{source}: it has NaN or infinite logits; write them again")
     if len(sample) and sample.min() >= 0 and np.allclose(sample.sum(1), 1, atol=1e-2):
         raise UserError(
             f"{source}: these are probabilities (each row sums to 1), not logits; pass their logarithm, or the input "

@@ -13,6 +13,7 @@ the last one. Every read is checked against its checksum.
 
 import csv
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -23,15 +24,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from kdlib.corpus.inputs import Batch
 from kdlib.errors import UserError, nearest
-from kdlib.io import sha256, write_json
+from kdlib.io import read_json, sha256, write_json
 from kdlib.tokens import Tokens
 
-SCHEMA = 2  # of the header: schema 1 had other names
+SCHEMA = 3  # of the header: schema 1 had other names, schema 2 no checksum of its own
 ENCODINGS = {"fp16": np.float16, "int8": np.int8, "dense16": np.float16, "dense32": np.float32}
+BEGUN = "begun.json"  # in the folder of a store that is being written
 INDEX = ("utt_id", "start", "frames", "crc32")
 
 
@@ -63,9 +65,15 @@ class Header:
 
 
 class Writer:
-    """Append utterances to a store; on the folder of a killed writer, resume behind its last complete utterance."""
+    """Append utterances to a store; on the folder of a killed writer, resume behind its last complete utterance.
 
-    def __init__(self, folder: Path, header: Header, head: tuple[torch.Tensor, torch.Tensor] | None) -> None:
+    A folder with outputs of another header, head or `source` (a fingerprint of what they are copied from) is refused: a
+    store has the outputs of one model.
+    """
+
+    def __init__(
+        self, folder: Path, header: Header, head: tuple[torch.Tensor, torch.Tensor] | None, source: str = ""
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.header = folder, header
         if (head is None) != header.encoding.startswith("dense"):
@@ -77,13 +85,42 @@ class Writer:
                     f"head {tuple(weight.shape)} does not fit {header.size} tokens of width {header.width}"
                 )
             weight = weight.half() if header.encoding == "int8" else weight  # as exact as the activations are
-            save_file({"weight": weight, "bias": bias}, folder / "head.safetensors")
+            head = {"weight": weight, "bias": bias}
+        self._claim(head, source)
         self._frames = (folder / "frames.bin").open("ab")
         self._index = (folder / "index.csv").open("a", newline="", encoding="utf-8")
         self._done = _complete_rows(folder / "index.csv")
         self._rows = sum(frames for _, _, frames, _ in self._done.values())
         self._frames.truncate(self._rows * header.row.itemsize)  # drops what a killed writer had begun
         self._rewrite_index()
+
+    def _claim(self, head: dict[str, torch.Tensor] | None, source: str) -> None:
+        """Refuse a folder that has other outputs; else note in it whose outputs it will have."""
+        if head is not None:
+            content = save(head)
+        self._sums = {"head": hashlib.sha256(content).hexdigest() if head is not None else None, "source": source}
+        mine = json.loads(json.dumps(dataclasses.asdict(self.header) | self._sums))  # tuples as lists
+        held = self._held()
+        if held is not None and held != mine:
+            different = ", ".join(sorted(name for name in mine if held.get(name) != mine[name]))
+            raise UserError(
+                f"{self.folder} holds outputs that were stored before, of other contents ({different}); name another "
+                "folder, or remove this one"
+            )
+        write_json(self.folder / BEGUN, mine)
+        if head is not None:
+            (self.folder / "head.safetensors").write_bytes(content)
+        (self.folder / "header.json").unlink(missing_ok=True)  # the store is not complete until it is closed again
+
+    def _held(self) -> dict | None:
+        """What an earlier writer noted in the folder; None in an empty one."""
+        if (self.folder / BEGUN).is_file():
+            return read_json(self.folder / BEGUN)
+        if (self.folder / "header.json").is_file():
+            header = read_json(self.folder / "header.json")
+            sums = header.pop("checksums", {})
+            return header | {name: sums.get(name) for name in self._sums}
+        return {} if (self.folder / "index.csv").is_file() else None
 
     def __contains__(self, utt_id: str) -> bool:
         return utt_id in self._done
@@ -127,9 +164,10 @@ class Writer:
         self._frames.close()
         self._index.close()
         if complete:
-            head = self.folder / "head.safetensors"
-            sums = {"index": sha256(self.folder / "index.csv"), "head": sha256(head) if head.is_file() else None}
-            write_json(self.folder / "header.json", dataclasses.asdict(self.header) | {"checksums": sums})
+            header = dataclasses.asdict(self.header)
+            sums = {"header": _sum_of(header), "index": sha256(self.folder / "index.csv")} | self._sums
+            write_json(self.folder / "header.json", header | {"checksums": sums})
+            (self.folder / BEGUN).unlink()
 
     def _rewrite_index(self) -> None:
         self._index.truncate(0)
@@ -262,14 +300,25 @@ def _read_header(folder: Path) -> tuple[Header, dict]:
     path = folder / "header.json"
     if not path.is_file():
         raise UserError(f"{folder}: no complete store (no header.json); extract it with notebook 03_logits")
-    content = json.loads(path.read_text(encoding="utf-8"))
-    sums = content.pop("checksums")
-    if content.get("schema") != SCHEMA:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        sums = content.pop("checksums")
+        schema = content["schema"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path} is damaged; extract the store again") from None
+    if schema != SCHEMA:
         raise UserError(
-            f"{folder}: written by another version of kdlib (schema {content.get('schema')}, expected {SCHEMA}); "
-            "extract the store again"
+            f"{folder}: written by another version of kdlib (schema {schema}, expected {SCHEMA}); extract the store "
+            "again"
         )
+    if sums.get("header") != _sum_of(content):
+        raise UserError(f"{path} has changed since the store was finished; extract it again")
     return Header(**content | {"train_speakers": tuple(content["train_speakers"])}), sums
+
+
+def _sum_of(header: dict) -> str:
+    """The checksum of a header as a dictionary."""
+    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
 
 
 def _read_head(folder: Path, checksum: str) -> tuple[torch.Tensor, torch.Tensor]:

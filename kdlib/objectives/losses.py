@@ -43,7 +43,8 @@ class _SoftKL(torch.autograd.Function):
             z, u, w = flat[rows].float() / temperature, teacher[rows].float(), counts[rows]
             q, p = z.softmax(1), u.softmax(1)
             normalisers = _logsumexp(z, q) - _logsumexp(u, p)
-            total += ((torch.linalg.vecdot(p, torch.sub(u, z, out=z)) + normalisers) * w).sum()
+            apart = torch.sub(u, z, out=z).nan_to_num_(nan=0.0, posinf=torch.inf, neginf=-1e30)  # masked tokens: p is 0
+            total += ((torch.linalg.vecdot(p, apart) + normalisers) * w).sum()
             if needs_grad:
                 difference = torch.sub(q, p, out=grad[rows] if isinstance(rows, slice) and grad.dtype == q.dtype else q)
                 if not equal:
