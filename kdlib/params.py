@@ -18,7 +18,7 @@ from kdlib.errors import UserError, nearest
 from kdlib.io import repository_root
 from kdlib.models.encoders import ENCODERS
 from kdlib.objectives import terms
-from kdlib.settings import AsTuple, Names, Section
+from kdlib.settings import Names, Section, Seeds
 from kdlib.settings.corpus import CorpusSettings, SplitSettings
 from kdlib.settings.distill import Distill
 from kdlib.settings.evaluation import BeamSearchSettings, Scoring
@@ -33,7 +33,7 @@ SomeSection = TypeVar("SomeSection", bound=Section)
 class Params(CorpusSettings, SplitSettings, PretrainedSettings):
     """All parameters of a run."""
 
-    name: str = Field(pattern=r"^[\w-][\w.-]*$")  # outputs/<name>/; the recipe's file name
+    name: str = Field(pattern=r"^[\w-][\w.-]*$", max_length=100)  # outputs/<name>/; the recipe's file name
     folds: str | None = None  # params/folds/<folds>/; by default the corpus's: uaspeech, torgo, or the recipe's name
     tokens: TokenSettings = TokenSettings()
     teacher: Teacher = Teacher()
@@ -44,8 +44,8 @@ class Params(CorpusSettings, SplitSettings, PretrainedSettings):
     faults: Faults = Faults()
     variant: str = Field("", pattern=r"^[\w.+-]*$")  # name of the chosen variant: set by `load`
     variants: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], dict[str, Any]] = Field({})  # settings that differ
-    compare: Names = ("hard", "ctc_kd")  # variants that a whole run trains
-    seeds: Annotated[tuple[int, ...], AsTuple] = (1,)  # of each variant
+    compare: Annotated[Names, Field(min_length=1)] = ("hard", "ctc_kd")  # variants that a whole run trains
+    seeds: Seeds = (1,)  # of each variant
     ensembles: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], EnsembleMembers] = Field({})  # of students
     scoring: Scoring = Scoring()
     search: BeamSearchSettings = BeamSearchSettings()
@@ -313,12 +313,23 @@ def _read_yaml(path: Path) -> dict:
         hint = f"; recipes there: {', '.join(recipes)}" if recipes else ""
         raise UserError(f"{_shown(path)}: no such file{hint}")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{_shown(path)}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content or {}, dict):
         raise UserError(f"{_shown(path)}: expected names and values, found {type(content).__name__}")
     return content or {}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without names that occur twice in one mapping, of which the last would win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        if twice := next((name for place, name in enumerate(names) if name in names[:place]), None):
+            line = next(key.start_mark.line + 1 for key, _ in reversed(node.value) if key.value == twice)
+            raise yaml.YAMLError(f"{twice!r} occurs twice in one mapping, the second time in line {line}")
+        return super().construct_mapping(node, deep)
 
 
 def _merge(below: dict, above: dict) -> dict:
@@ -349,7 +360,7 @@ def _explain(problem: dict, source: str) -> str:
         return f"{source}: {name}: {found!r} was renamed to {new!r}"
     if problem["type"] == "extra_forbidden":
         return f"{source}: unknown parameter {name!r}{nearest(loc[-1], _valid_names(loc[:-1]))}"
-    message = problem["msg"].replace("a valid tuple", "a list, such as [M04, F03]")
+    message = problem["msg"].replace("a valid tuple", "a list, such as [M04, F03]").replace(" after validation, not 0", "")
     hint = "; put it in quotes" if problem["type"] == "string_type" and isinstance(found, int) else ""
     if isinstance(found, str) and problem["type"] in ("float_type", "int_type"):
         hint = "; YAML reads 1e-4 as text: write 1.0e-4 or 0.0001" if "e" in found.lower() else "; remove the quotes"

@@ -176,6 +176,8 @@ def _check_files(corpus: Corpus, folder: Path | None) -> Iterator[FileInfo]:
 def _inspect(utt: Utterance) -> FileInfo:
     """Open a recording and check its samples."""
     nothing = (0.0, 0.0)
+    if not os.path.isfile(utt.wav):  # a pipe would never end
+        return FileInfo(_unreadable(str(utt.wav)), "", 0.0, nothing)
     try:
         with soundfile.SoundFile(utt.wav) as file:
             kind = f"{file.samplerate} Hz, {file.channels} channel{'s' * (file.channels > 1)}"
@@ -201,8 +203,8 @@ def _unreadable(path: str) -> str:
         except PermissionError:
             return UNREADABLE
         except (OSError, ValueError):
-            pass
-        return "the file is missing"
+            return "the file is missing"
+        return "no file, but a folder, a pipe or a device"
     try:
         with open(path, "rb"):
             return "the file cannot be read as audio"

@@ -8,6 +8,7 @@ import csv
 import json
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -140,6 +141,8 @@ class Excluded:
     reason: str
 
 
+LONGEST_NAME = 100  # bytes of a speaker's name, which is the name of a folder
+LOOK_ALIKES = str.maketrans("авекмнорстухіјѕ" + "αβεζηικμνορτυχ", "abekmhopctyxijs" + "abezhikmnoptyx")  # to Latin
 EMPTY_BYTES = 44  # a wav header and nothing after it
 
 
@@ -201,12 +204,23 @@ def check_names(corpus: Corpus) -> None:
                 f"{corpus.source}: the speaker name {name!r} cannot name a folder of results; expected letters, "
                 "digits, '_', '-' and '.', a letter or a digit first, and none of kdlib's own folders; rename it"
             )
-        if similar := names.get(name.casefold()):
+        if len(name.encode()) > LONGEST_NAME:
             raise UserError(
-                f"{corpus.source}: speakers {similar!r} and {name!r} differ in case only; if they are one person, "
+                f"{corpus.source}: the speaker name {name[:20]!r}... has {len(name.encode())} bytes, too many for a "
+                f"folder's name; expected at most {LONGEST_NAME}: rename it"
+            )
+        if similar := names.get(_seen(name)):
+            how = "in case only" if similar.casefold() == name.casefold() else "in letters that look alike"
+            raise UserError(
+                f"{corpus.source}: speakers {similar!r} and {name!r} differ {how}; if they are one person, "
                 "leave-one-speaker-out would train on the held-out speaker: give them one name, or two distinct ones"
             )
-        names[name.casefold()] = name
+        names[_seen(name)] = name
+
+
+def _seen(name: str) -> str:
+    """A name as one sees it: without case, and with Latin letters for the Greek and Cyrillic ones that look alike."""
+    return unicodedata.normalize("NFKC", name).casefold().translate(LOOK_ALIKES)
 
 
 def write_speechbrain(utterances: Iterable[Utterance], path: Path, data_folder: Path) -> None:
@@ -229,6 +243,8 @@ def _read_speechbrain(path: Path) -> Iterator[tuple[int, dict]]:
         reader.fieldnames = header
         if not header:
             raise UserError(f"{path}: the file is empty; a SpeechBrain CSV has {','.join(COLUMNS)}")
+        if twice := next((name for place, name in enumerate(header) if name and name in header[:place]), ""):
+            raise UserError(f"{path}: the column {twice!r} occurs twice; remove one, for only the last would be read")
         for name in COLUMNS:
             if name not in header:
                 mark = next((mark for mark in ";\t" if len(header) == 1 and mark in header[0]), "")
@@ -251,6 +267,10 @@ def _read_nemo(path: Path) -> Iterator[tuple[int, dict]]:
             raise UserError(f"{path}, line {number}: not JSON ({error.msg}); expected a JSON object per line") from None
         if not isinstance(row, dict):
             raise UserError(f"{path}, line {number}: found {type(row).__name__}; expected a JSON object per line")
+        for key in (*NEMO, *NEMO_SPEAKER):
+            if isinstance(row.get(key), dict | list | bool):
+                found = type(row[key]).__name__
+                raise UserError(f"{path}, line {number}: {key} is a {found}, expected text or a number")
         fields = {field: str("" if row.get(key) is None else row[key]).strip() for key, field in NEMO.items()}
         fields["speaker"] = next((str(row[name]) for name in NEMO_SPEAKER if row.get(name) is not None), "").strip()
         if row.get("utt_id"):

@@ -109,14 +109,22 @@ def read(path: Path) -> NGrams:
                 order = int(line[1 : line.index("-")])
             elif order and line and not line.startswith("\\"):
                 prob, gram, *backoff = line.split("\t")
-                logprobs[tuple(gram.split(" "))] = float(prob)
+                logprobs[tuple(gram.split(" "))] = _finite(prob)
                 if backoff:
-                    backoffs[tuple(gram.split(" "))] = float(backoff[0])
+                    backoffs[tuple(gram.split(" "))] = _finite(backoff[0])
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not an ARPA file ({error}); name one written by lmplz or kdlib") from None
     if not logprobs:
         raise UserError(f"{path}: not an ARPA file (no n-grams in it); name one written by lmplz or kdlib")
     return NGrams(order, logprobs, backoffs)
+
+
+def _finite(text: str) -> float:
+    """A number of an ARPA file; log10 of 0 may be written as -inf."""
+    value = float(text)
+    if math.isnan(value) or value == math.inf:
+        raise ValueError(f"{text!r} is no log-probability")
+    return value
 
 
 def build(texts: Sequence[str], order: int, path: Path) -> str:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kdlib.settings import AsTuple, Names, Section
+from kdlib.settings import AsTuple, Names, Section, Seeds
 from kdlib.settings.encoder import EncoderSizes
 
 
@@ -72,6 +72,6 @@ class EnsembleMembers(Section):
     """Several students of a fold as one system."""
 
     variants: Names = Field(("hard",), min_length=1)
-    seeds: Annotated[tuple[int, ...], AsTuple] = Field((1, 2, 3), min_length=1)  # of each variant
+    seeds: Seeds = (1, 2, 3)  # of each variant
     checkpoints: int = Field(1, ge=1)  # best ones of each student on the dev speaker (student.keep_checkpoints)
     average: Literal["outputs", "probabilities", "weights"] = "outputs"  # outputs: log-probabilities

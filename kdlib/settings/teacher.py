@@ -1,10 +1,10 @@
 """Teachers: architecture, base model, adaptation."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from kdlib.settings import AsTuple, Names, Section
+from kdlib.settings import Names, Section, Seeds
 from kdlib.settings.encoder import EncoderSizes
 from kdlib.settings.reference_loss import HardWordTerm
 
@@ -27,7 +27,7 @@ class Teacher(EncoderSizes):
     model: str | None = None  # for source: model, the folder of a saved model; by default the base model
     encoder: str = "sb"  # of teachers of speakers: a name of kdlib/models/encoders.py
     students: Names = ("hard",)  # born again: the fold's students of these variants are the next teachers,
-    student_seeds: Annotated[tuple[int, ...], AsTuple] = Field((1, 2, 3), min_length=1)  # with these seeds
+    student_seeds: Seeds = (1, 2, 3)  # with these seeds
     parent: Literal["shipped", "controls", "from_corpus", "none"] = "controls"  # training data of the base model
     max_teachers: int | None = Field(None, ge=1)  # per fold, evenly from the least to the most intelligible
     decoder_layers: int = Field(2, ge=1)
