@@ -360,7 +360,9 @@ def _explain(problem: dict, source: str) -> str:
         return f"{source}: {name}: {found!r} was renamed to {new!r}"
     if problem["type"] == "extra_forbidden":
         return f"{source}: unknown parameter {name!r}{nearest(loc[-1], _valid_names(loc[:-1]))}"
-    message = problem["msg"].replace("a valid tuple", "a list, such as [M04, F03]").replace(" after validation, not 0", "")
+    message = (
+        problem["msg"].replace("a valid tuple", "a list, such as [M04, F03]").replace(" after validation, not 0", "")
+    )
     hint = "; put it in quotes" if problem["type"] == "string_type" and isinstance(found, int) else ""
     if isinstance(found, str) and problem["type"] in ("float_type", "int_type"):
         hint = "; YAML reads 1e-4 as text: write 1.0e-4 or 0.0001" if "e" in found.lower() else "; remove the quotes"

@@ -28,6 +28,9 @@ from kdlib import source_code
 from kdlib.console import report, report_made, report_once
 from kdlib.io import check_writable, read_json, sha256, short_path, write_json
 
+FILES = ".files.json"  # of a finished stage: size, time and checksum of its files
+SMALL_BYTES, FEW = 2**20, 200  # files of at most this size, in stages of at most so many, are always read
+_intact: set[tuple[Path, str]] = set()  # folders and keys that this process has checked
 FORMAT = 2  # of the stages' files; 1 had other names
 PACKAGES = ("torch", "torchaudio", "nemo_toolkit", "speechbrain", "lightning", "numpy", "scipy", "sentencepiece")
 PACKAGES += ("espeakng-loader", "jiwer", "pandas")
@@ -60,18 +63,21 @@ def produce(stage: Stage, code: Iterable[str] = ()) -> Path:
         "seed": stage.seed,
     }
     key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
+    damage = ""
     if _key(folder) == key:
-        report_once(f"{what}: up to date ({short_path(folder)})")
-        return folder
+        if not (damage := damaged(folder)):
+            report_once(f"{what}: up to date ({short_path(folder)})")
+            return folder
+        report(f"{what}: {short_path(folder)}/{damage}; it is made anew")
     if (old := _record(folder)) and old.get("format") != FORMAT:
         report_once(f"{short_path(folder.parent)}: made by an earlier version of kdlib, with other names; rebuilt")
     if stage.before:
         stage.before()
     with _locked(folder, what):
-        if _key(folder) == key:  # built by another process in the meantime
+        if _key(folder) == key and not (damage and damaged(folder)):  # built by another process in the meantime
             return folder
         partial = _partial_folder(folder, key)
-        if _key(partial) == key:  # complete, but killed before the renaming
+        if _key(partial) == key and not damaged(partial):  # complete, but killed before the renaming
             _replace(partial, folder)
             return folder
         started = time.monotonic()
@@ -84,10 +90,46 @@ def produce(stage: Stage, code: Iterable[str] = ()) -> Path:
             **_provenance(),
             "wall_s": round(time.monotonic() - started, 2),
         }
-        write_json(partial / "run.json", record)
+        write_json(partial / FILES, _files(partial))
+        write_json(partial / "run.json", record | {"files": sha256(partial / FILES)})
         _replace(partial, folder)
     report_made(what, record["wall_s"], folder)
     return folder
+
+
+def damaged(folder: Path) -> str:
+    """The first file of a finished stage that is not as it was made, and how; empty if all are.
+
+    Once per process: sizes and times of all files; contents where the time differs, and of small files always.
+    """
+    record = _record(folder)
+    if "files" not in record or (folder, record["key"]) in _intact:
+        return ""  # of a revision that kept no checksums
+    if not (folder / FILES).is_file() or sha256(folder / FILES) != record["files"]:
+        return f"{FILES} is damaged"
+    files = read_json(folder / FILES)
+    small = len(files) <= FEW
+    for name, (size, time_ns, checksum) in files.items():
+        try:
+            found = (folder / name).stat()
+        except OSError:
+            return f"{name} is missing"
+        if found.st_size != size:
+            return f"{name} has {found.st_size:,} bytes, not {size:,} as when it was made"
+        looks_equal = found.st_mtime_ns == time_ns and not (small and size <= SMALL_BYTES)
+        if not looks_equal and sha256(folder / name) != checksum:
+            return f"{name} has changed since it was made"
+    _intact.add((folder, record["key"]))
+    return ""
+
+
+def _files(folder: Path) -> dict[str, tuple[int, int, str]]:
+    """Size, time and checksum of every file in a folder, by its path there."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (FILES, ".key"))
+    return {
+        path.relative_to(folder).as_posix(): (path.stat().st_size, path.stat().st_mtime_ns, sha256(path))
+        for path in paths
+    }
 
 
 def _input_fingerprints(inputs: Iterable[Path]) -> dict[str, str]:
