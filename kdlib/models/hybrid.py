@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from kdlib import stage
 from kdlib.errors import UserError
 from kdlib.io import write_json
 from kdlib.models import Emissions, Outputs, nearest_divisor, read_record
@@ -142,6 +143,8 @@ def describe(model: Hybrid) -> dict:
 
 def load(folder: Path, file: str = "model.safetensors") -> tuple[Hybrid, Tokens, dict]:
     """Load a saved model with the weights of one of its files, its tokens, and its record."""
+    if damage := stage.damaged(folder):
+        raise UserError(f"{folder}/{damage}; train it again, or take it from a copy")
     record = read_record(folder)
     try:
         weights = load_file(folder / file)
