@@ -26,6 +26,7 @@ from typing import Any
 
 from kdlib import source_code
 from kdlib.console import report, report_made, report_once
+from kdlib.failures import explained
 from kdlib.io import check_writable, read_json, sha256, short_path, write_json
 
 FILES = ".files.json"  # of a finished stage: size, time and checksum of its files
@@ -73,13 +74,27 @@ def produce(stage: Stage, code: Iterable[str] = ()) -> Path:
         report_once(f"{short_path(folder.parent)}: made by an earlier version of kdlib, with other names; rebuilt")
     if stage.before:
         stage.before()
+    try:
+        made_s = _make(stage, key, depends, bool(damage))
+    except Exception as error:
+        if sentence := explained(error, what, folder):
+            raise sentence from error
+        raise
+    if made_s is not None:
+        report_made(what, made_s, folder)
+    return folder
+
+
+def _make(stage: Stage, key: str, depends: dict, is_damaged: bool) -> float | None:
+    """Build a stage's folder; returns the seconds, or None if another process, or a killed one, has built it."""
+    folder, what = stage.folder, stage.what
     with _locked(folder, what):
-        if _key(folder) == key and not (damage and damaged(folder)):  # built by another process in the meantime
-            return folder
+        if _key(folder) == key and not (is_damaged and damaged(folder)):
+            return None
         partial = _partial_folder(folder, key)
         if _key(partial) == key and not damaged(partial):  # complete, but killed before the renaming
             _replace(partial, folder)
-            return folder
+            return None
         started = time.monotonic()
         stage.build(partial)
         record = {
@@ -93,8 +108,7 @@ def produce(stage: Stage, code: Iterable[str] = ()) -> Path:
         write_json(partial / FILES, _files(partial))
         write_json(partial / "run.json", record | {"files": sha256(partial / FILES)})
         _replace(partial, folder)
-    report_made(what, record["wall_s"], folder)
-    return folder
+    return record["wall_s"]
 
 
 def damaged(folder: Path) -> str:

@@ -10,7 +10,7 @@ from kdlib.models.encoders import ENCODERS
 
 KDLIB = Path(__file__).parents[1] / "kdlib"
 LAYERS = (
-    *("errors", "io", "console", "source_code", "settings", "tokens", "runtime", "stage"),
+    *("errors", "io", "console", "source_code", "failures", "settings", "tokens", "runtime", "stage"),
     *("corpus", "models", "decode", "evaluate", "objectives", "training", "pretrained", "teachers"),
     *("logits", "targets", "distill", "diagnose"),
     *("params", "layout", "fold_objects", "fold_students", "pipeline", "graph", "show", "__main__"),

@@ -153,6 +153,7 @@ class _Training:
                 tensorboard=curves,
                 precision={"fp32": "32-true", "bf16": "bf16-mixed"}[settings.precision],
                 device=setup.device.type,
+                batch_size=settings.batch_size,
                 devices=settings.devices,
             ),
             Validations(validation, patience=settings.patience, keep=settings.keep_checkpoints),

@@ -121,7 +121,7 @@ def train(
 
     epochs = EpochData(lambda epoch: audio.batches(train, settings.batch_size, seed=seed * 1009 + epoch), collate)
     task = Task(model, step, lr=settings.lr, scale=cosine(settings.warmup_steps, settings.steps))
-    fit(task, epochs, Run(partial, "pretraining", settings.steps, seed, device=device))
+    fit(task, epochs, Run(partial, "pretraining", settings.steps, seed, device=device, batch_size=settings.batch_size))
     model.save_to(str(partial / TRAINED))
     write_json(
         partial / RECORD,

@@ -80,7 +80,15 @@ def train_teacher(partial: Path, start: InitialModel, data: TrainingData, how: T
     record = fit(
         Task(learner, step, lr=schedule.lr, scale=cosine(schedule.warmup_steps, schedule.steps)),
         EpochData(lambda epoch: audio.batches(train, schedule.batch_size, seed=seed * 1009 + epoch), load),
-        Run(partial, how.what, schedule.steps, seed, checkpoint_every=schedule.validate_every, device=how.device),
+        Run(
+            partial,
+            how.what,
+            schedule.steps,
+            seed,
+            checkpoint_every=schedule.validate_every,
+            device=how.device,
+            batch_size=schedule.batch_size,
+        ),
         validations if dev else None,
     )
     speakers = sorted({*start.train_speakers, *(utt.speaker for utt in train)})

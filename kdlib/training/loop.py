@@ -6,6 +6,7 @@ killed and resumes from its last checkpoint ends with the same weights as an und
 """
 
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import torch
 from lightning_utilities.core import rank_zero
 
 from kdlib.errors import UserError
+from kdlib.failures import MEMORY
 from kdlib.io import read_json
 from kdlib.runtime import set_threads, torch_device
 from kdlib.training.callbacks import Validation, _Progress, _Record, _Validate
@@ -51,13 +53,22 @@ class Task(pl.LightningModule):
         for name, value in losses.items():
             if not torch.isfinite(value):
                 raise UserError(
-                    f"training: {name} is {value.item()} at step {self.global_step}; lower the learning rate "
-                    "or inspect the data of this batch"
+                    f"training: {name} is {value.item()} at step {self.global_step}{self._culprit(batch)}; lower the "
+                    "learning rate, or leave the utterance out. The last checkpoint is kept"
                 )
             self.log(name, value.detach(), batch_size=1)
         step = float(self.global_step + self.earlier_steps)
         self.log("step", step, batch_size=1)  # Lightning's name for the x axis
         return losses["loss"]
+
+    def _culprit(self, batch: Any) -> str:
+        """The first utterance of a batch whose own loss is not finite."""
+        for row, utt_id in enumerate(getattr(batch, "utt_ids", ())):
+            with torch.no_grad():
+                alone = self.step(batch.select([row]))
+            if not torch.isfinite(alone["loss"]):
+                return f", of the utterance {utt_id}"
+        return ""
 
     def configure_optimizers(self) -> dict:
         """AdamW; the schedule counts steps."""
@@ -105,6 +116,7 @@ class Run:
     tensorboard: Path | None = None  # folder of the curves; by default folder/tensorboard
     precision: str = "32-true"
     device: str = "auto"  # of a recipe
+    batch_size: int = 0  # for the message that memory is short
     devices: int = 1
 
 
@@ -179,6 +191,15 @@ def fit(
         except SystemExit:  # Lightning ends the whole process on Ctrl-C
             stopped = f"{what}: stopped at step {trainer.global_step} of {steps}; run it again to resume"
             raise KeyboardInterrupt(stopped) from None
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not re.search(MEMORY, str(error)):
+                raise
+            half = f"batch_size: {max(1, run.batch_size // 2)}" if run.batch_size else "a smaller batch_size"
+            raise UserError(
+                f"{what}: out of memory at step {trainer.global_step} of {steps} with batches of "
+                f"{run.batch_size or '?'}; write {half} in the recipe (for the same step of a student also accumulate: "
+                "2). The last checkpoint is kept"
+            ) from error
     return _restore(task, folder, bool(validators))
 
 
