@@ -36,7 +36,7 @@ export OPENBLAS_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 export PYTHONWARNINGS ?= ignore::SyntaxWarning
 
-.PHONY: demo test folds folds-for dry-run report compare collapse verdict examine evaluate export lab pretrained parent bench unchanged lint lock help
+.PHONY: demo test folds folds-for dry-run report compare collapse verdict examine evaluate export lab pretrained parent bench faults unchanged lint lock help
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -91,6 +91,10 @@ export: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+
+# The long form of tests/faults: twenty kills.
+faults: $(READY)
+	KILLS=20 $(BIN)/python -m pytest -q -s tests/faults tests/test_damage.py
 
 bench: $(READY)
 	@failed=; for script in $(filter-out benchmarks/report.py benchmarks/page.py,$(wildcard benchmarks/*.py)); do \

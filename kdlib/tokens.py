@@ -32,13 +32,13 @@ class Tokens:
     @classmethod
     def for_teachers(cls, path: Path, size: int | None = None) -> "Tokens":
         """BOS 0, EOS 1, blank 2, over a sentencepiece model; `size` may be larger than its number of pieces."""
-        model = path.read_bytes()
+        model = _read_model(path)
         return cls(model, BLANK, size or _processor(model).get_piece_size(), BOS, EOS)
 
     @classmethod
     def of_file(cls, path: Path) -> "Tokens":
         """Load any sentencepiece model: in the teachers' space if its first three ids are not text, else in NeMo's."""
-        model = path.read_bytes()
+        model = _read_model(path)
         processor = _processor(model)
         special = all(processor.is_control(index) or processor.is_unknown(index) for index in (BOS, EOS, BLANK))
         return cls.for_teachers(path) if special else cls.for_nemo(model)
@@ -198,6 +198,17 @@ def check_round_trip(tokens: Tokens, references: Iterable[str]) -> None:
                 f"the reference {text!r} encodes to {ids}: {wrong[0]} is a special id or beyond the "
                 f"{tokens.size} outputs; this tokenizer does not fit this model"
             )
+
+
+def _read_model(path: Path) -> bytes:
+    """The bytes of a sentencepiece model, if the file is one."""
+    try:
+        model = path.read_bytes()
+        if not model or not _processor(model).get_piece_size():
+            raise RuntimeError
+    except (OSError, RuntimeError):
+        raise UserError(f"{path} is no sentencepiece model, or damaged; restore it, or make it again") from None
+    return model
 
 
 @functools.lru_cache(maxsize=16)

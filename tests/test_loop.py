@@ -40,7 +40,10 @@ def test_training_lowers_the_loss_and_shuffles_each_epoch(tmp_path):
 def test_a_loss_that_is_not_finite_is_an_error(tmp_path):
     model = torch.nn.Linear(1, 1)
     epochs = EpochData(lambda epoch: [torch.ones(1, 1)], torch.clone)
-    with pytest.raises(UserError, match=r"training: loss is nan at step 0; lower the learning rate"):
+    with pytest.raises(
+        UserError,
+        match=r"training: loss is nan at step 0; lower the learning rate",
+    ):
         fit(
             task(lambda batch: {"loss": model(batch).sum() * float("nan")}, model),
             epochs,
@@ -102,3 +105,49 @@ def test_the_best_weights_are_kept_and_a_killed_run_stops_at_the_same_step(tmp_p
     resumed = train(tmp_path / "killed", 0)
     assert next(line for line in resumed.stdout.splitlines() if line.startswith("END")) == end
     assert resumed.stdout.count("validated") < whole.stdout.count("validated")
+
+
+class Numbers(list):
+    """A batch that knows its utterances."""
+
+    @property
+    def utt_ids(self):
+        return [f"u{value:g}" for value in self]
+
+    def select(self, rows):
+        return Numbers(self[row] for row in rows)
+
+
+def test_a_nan_loss_names_the_utterance(tmp_path):
+    model = torch.nn.Linear(1, 1)
+
+    def step(batch):
+        values = torch.tensor([torch.nan if value == 3 else value for value in batch])
+        return {"loss": (model.weight * values).sum()}
+
+    with pytest.raises(
+        UserError, match=r"loss is nan at step 0, of the utterance u3; lower the learning rate, or leave"
+    ):
+        fit(task(step, model), EpochData(lambda epoch: [[1.0, 3.0, 5.0]], Numbers), Run(tmp_path, "test", 4, 1))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("can't allocate memory: 8 bytes")],
+)
+def test_too_little_memory_says_which_batch_size_to_try(tmp_path, error):
+    def step(batch):
+        raise error
+
+    run = Run(tmp_path, "student hard", 4, 1, batch_size=16)
+    expected = r"student hard: out of memory at step 0 of 4 with batches of 16; write batch_size: 8 .*accumulate: 2"
+    with pytest.raises(UserError, match=expected):
+        fit(task(step), EpochData(lambda epoch: [1.0], torch.tensor), run)
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory(tmp_path):
+    def step(batch):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="mat1"):
+        fit(task(step), EpochData(lambda epoch: [1.0], torch.tensor), Run(tmp_path, "x", 4, 1))

@@ -46,6 +46,7 @@ ADVICE = {
     "another recording of an utterance that was left out": "see why that utterance was left out",
     "its path is not UTF-8": "rename the file or its folder",
     "the file is missing": "add the file, or correct data_folder or the manifest",
+    "no file, but a folder, a pipe or a device": "correct the path in the manifest",
     "the file cannot be read as audio": "copy it again: it is damaged, or not an audio file",
     "the file ends before the part that the manifest names": "correct offset and duration in the manifest",
     "no samples in it": "record or copy it again",
