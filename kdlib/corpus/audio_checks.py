@@ -18,7 +18,7 @@ from kdlib.console import progress
 from kdlib.corpus.audio import MARGIN_S, QUIET_DB, RATE_HZ, loud_part, read_samples
 from kdlib.corpus.manifest import Corpus, Excluded, Utterance
 from kdlib.errors import UserError
-from kdlib.io import atomic_write
+from kdlib.io import atomic_write, sha256
 from kdlib.settings.corpus import AudioChecks
 from kdlib.source_code import fingerprint
 
@@ -46,6 +46,7 @@ ADVICE = {
     "another recording of an utterance that was left out": "see why that utterance was left out",
     "its path is not UTF-8": "rename the file or its folder",
     "the file is missing": "add the file, or correct data_folder or the manifest",
+    "its checksum is not the manifest's": "restore the file, or correct the column sha256",
     "no file, but a folder, a pipe or a device": "correct the path in the manifest",
     "the file cannot be read as audio": "copy it again: it is damaged, or not an audio file",
     "the file ends before the part that the manifest names": "correct offset and duration in the manifest",
@@ -155,10 +156,7 @@ def file_stamps(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
 def _check_files(corpus: Corpus, folder: Path | None) -> Iterator[FileInfo]:
     """Check every recording, in order: by the saved result of an earlier check, or by opening the file."""
     files = {path: (size, changed) for path, size, changed in file_stamps({utt.wav: 0 for utt in corpus})}
-    keys = [
-        (str(utt.wav), *files[str(utt.wav)], "" if utt.offset_s is None else f"{utt.offset_s:.4f}+{utt.duration_s:.4f}")
-        for utt in corpus
-    ]
+    keys = [(str(utt.wav), *files[str(utt.wav)], _part_of_file(utt)) for utt in corpus]
     results = _read_results(folder) if folder else {}
     todo = [(key, utt) for key, utt in zip(keys, corpus, strict=True) if key not in results]
     if todo:
@@ -172,6 +170,12 @@ def _check_files(corpus: Corpus, folder: Path | None) -> Iterator[FileInfo]:
                         save(key, info)
                 bar.update(len(part))
     yield from (results[key] for key in keys)
+
+
+def _part_of_file(utt: Utterance) -> str:
+    """What a result depends on besides the file: the part of it, and the checksum that it should have."""
+    part = "" if utt.offset_s is None else f"{utt.offset_s:.4f}+{utt.duration_s:.4f}"
+    return f"{part} {utt.sha256}".strip()
 
 
 def _inspect(utt: Utterance) -> FileInfo:
@@ -190,6 +194,8 @@ def _inspect(utt: Utterance) -> FileInfo:
     duration_s = len(samples) / rate_hz
     if utt.offset_s is not None and duration_s < 0.95 * utt.duration_s:
         return FileInfo("the file ends before the part that the manifest names", kind, duration_s, nothing)
+    if utt.sha256 and not sha256(utt.wav).startswith(utt.sha256.lower()):
+        return FileInfo("its checksum is not the manifest's", kind, duration_s, nothing)
     if reason := _fault(samples):
         return FileInfo(reason, kind, duration_s, nothing)
     start_s, end_s = loud_part(samples, rate_hz, QUIET_DB)

@@ -1,6 +1,7 @@
 """Files that users bring, damaged or strange: one sentence that names the file, and never a traceback or a silence."""
 
 import csv
+import hashlib
 import json
 import os
 
@@ -121,6 +122,22 @@ def test_a_pipe_in_place_of_a_recording_is_left_out(tmp_path):
     corpus, report = check_recordings(read(write_csv(tmp_path / "m.csv", rows)))
     assert [utt.utt_id for utt in corpus] == ["u1"]
     assert "a pipe or a device" in str(report)
+
+
+@pytest.mark.parametrize("damage", ["half", "noise", "none"])
+def test_a_recording_that_is_not_the_manifests(tmp_path, damage):
+    """A column sha256 (or its beginning) says which bytes a file had."""
+    path = recording(tmp_path / "a.wav")
+    recording(tmp_path / "b.wav", 0.7)
+    content = path.read_bytes()
+    rows = [row(sha256=hashlib.sha256(content).hexdigest()[:16]), row(ID="u2", wav="b.wav", sha256="")]
+    if damage == "half":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "noise":
+        path.write_bytes(content[:2000] + np.random.default_rng(1).bytes(6000) + content[8000:])
+    corpus, report = check_recordings(read(write_csv(tmp_path / "m.csv", rows)))
+    assert [utt.utt_id for utt in corpus] == (["u1", "u2"] if damage == "none" else ["u2"])
+    assert damage == "none" or "its checksum is not the manifest's" in str(report)
 
 
 @pytest.mark.parametrize("number", ["nan", "inf", "much", ""])
