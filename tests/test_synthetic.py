@@ -82,6 +82,15 @@ def test_two_fresh_processes_make_the_same_bytes(tmp_path, corpus, smoke):
     assert all(a.wav.read_bytes() == b.wav.read_bytes() for a, b in zip(corpus, second, strict=True))
 
 
+def test_no_temporary_files_are_left_behind(tmp_path, smoke, monkeypatch):
+    """A voice's process is forked and ends without Python's usual cleaning."""
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "corpus").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    synthetic.generate(smoke.params.synthetic.model_copy(update={"speakers": ("M08",)}), tmp_path / "corpus")
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
 def test_the_hash_in_the_manifest_is_the_files(corpus):
     assert all(sha256(utt.wav)[:16] == utt.sha256 for utt in corpus)
 

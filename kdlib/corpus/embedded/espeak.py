@@ -1,12 +1,12 @@
 """espeak-ng in a separate process: phonemes in, samples and phone boundaries out.
 
-The library is called through ctypes (espeakng-loader installs it, GPL-3) and keeps hidden state between calls: the same
-sequence of calls in a fresh process gives the same samples, another order may not. Hence `synthetic` starts one process
-per speaker and synthesises the words in a fixed order. Voices are files in a private copy of the engine's data folder.
+The library is called through ctypes (espeakng-loader installs it, GPL-3) and keeps hidden state between calls: the
+same sequence of calls in a fresh process gives the same samples, another order may not. Hence `synthetic` starts one
+process per speaker and synthesises the words in a fixed order. Voices are files in a private folder of links to the
+engine's data.
 """
 
 import ctypes
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +51,16 @@ class _Event(ctypes.Structure):
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
 
 
+def _link(source: Path, target: Path, opened: Path) -> None:
+    """Make a folder of links to what is in another one; `opened`, a folder in it, is a real folder of links."""
+    target.mkdir()
+    for entry in source.iterdir():
+        if opened.parts and entry.name == opened.parts[0]:
+            _link(entry, target / entry.name, Path(*opened.parts[1:]))
+        else:
+            (target / entry.name).symlink_to(entry)
+
+
 class Engine:
     """One speaker's voice. Only one engine per process: the library is global."""
 
@@ -60,9 +70,9 @@ class Engine:
         except ImportError:
             raise UserError("the embedded corpus needs espeak-ng: pip install 'kdlib[embedded]'") from None
         self._home = tempfile.TemporaryDirectory(prefix="kdlib-voice-")
-        data = Path(self._home.name) / "espeak-ng-data"
-        shutil.copytree(espeakng_loader.get_data_path(), data)
-        (data / "voices" / "!v" / "kdlib").write_text(
+        voices = Path("voices") / "!v"
+        _link(Path(espeakng_loader.get_data_path()), Path(self._home.name) / "espeak-ng-data", voices)
+        (Path(self._home.name) / "espeak-ng-data" / voices / "kdlib").write_text(
             "\n".join(["language variant", "name kdlib", *voice_lines]) + "\n"
         )
         self._lib = ctypes.CDLL(espeakng_loader.get_library_path())
@@ -76,6 +86,12 @@ class Engine:
             raise RuntimeError("espeak-ng did not accept the voice")
         for name, value in {"rate": rate_wpm, "pitch": pitch, "range": pitch_range}.items():
             self._lib.espeak_SetParameter(PARAMETER[name], value, 0)
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._home.cleanup()  # a forked process ends without doing so
 
     def phonemes(self, text: str) -> list[str]:
         """The mnemonics of a text, one per phone, with stress marks."""

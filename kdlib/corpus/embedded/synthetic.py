@@ -194,7 +194,6 @@ def _run_job(job: dict) -> None:
     intelligibility_pct, duration = published_speakers()[name].intelligibility_pct, published_durations().get(name)
     traits = dysarthria.draw_traits(intelligibility_pct, job["gain"], rng, duration)
     pitch_range = round(50 * (1 - 0.7 * traits.monotony * traits.severity))
-    engine = Engine(lines, rate_wpm=rate_wpm, pitch=50, pitch_range=pitch_range)
     (folder / "audio" / name).mkdir(exist_ok=True)
     up, down = rate // math.gcd(rate, RATE_HZ), RATE_HZ // math.gcd(rate, RATE_HZ)
     lowpass = signal.firwin(20 * max(up, down) + 1, 1 / max(up, down), window=("kaiser", 5.0))
@@ -202,30 +201,31 @@ def _run_job(job: dict) -> None:
     columns = ["utt_id", "speaker", "wav", "duration_s", "text", "block", "repetition", "word_type", "sha256"]
     writer = csv.DictWriter(table, columns, lineterminator="\n")
     writer.writeheader()
-    for prompt in (Prompt(**fields) for fields in job["prompts"]):
-        rng = np.random.default_rng([job["seed"], zlib.crc32(prompt.utt_id.encode())])
-        phonemes = engine.phonemes(prompt.word.lower())
-        _, healthy = engine.synthesise(phonemes)
-        voice = dysarthria.distort(
-            *engine.synthesise(dysarthria.misarticulate(phonemes, traits, rng)), healthy, traits, rng
-        )
-        audio = signal.resample_poly(dysarthria.record(voice, rng), up, down, window=lowpass)
-        wav, content = Path("audio") / name / f"{prompt.utt_id}.wav", io.BytesIO()
-        soundfile.write(content, audio, rate, format="WAV", subtype="PCM_16")
-        (folder / wav).write_bytes(content.getvalue())
-        writer.writerow(
-            {
-                "utt_id": prompt.utt_id,
-                "speaker": name,
-                "wav": wav,
-                "duration_s": f"{len(audio) / rate:.4f}",
-                "text": prompt.word,
-                "block": prompt.block,
-                "repetition": prompt.repetition,
-                "word_type": "sentence" if " " in prompt.word else kind(prompt.code),
-                "sha256": hashlib.sha256(content.getvalue()).hexdigest()[:16],
-            }
-        )
+    with Engine(lines, rate_wpm=rate_wpm, pitch=50, pitch_range=pitch_range) as engine:
+        for prompt in (Prompt(**fields) for fields in job["prompts"]):
+            rng = np.random.default_rng([job["seed"], zlib.crc32(prompt.utt_id.encode())])
+            phonemes = engine.phonemes(prompt.word.lower())
+            _, healthy = engine.synthesise(phonemes)
+            voice = dysarthria.distort(
+                *engine.synthesise(dysarthria.misarticulate(phonemes, traits, rng)), healthy, traits, rng
+            )
+            audio = signal.resample_poly(dysarthria.record(voice, rng), up, down, window=lowpass)
+            wav, content = Path("audio") / name / f"{prompt.utt_id}.wav", io.BytesIO()
+            soundfile.write(content, audio, rate, format="WAV", subtype="PCM_16")
+            (folder / wav).write_bytes(content.getvalue())
+            writer.writerow(
+                {
+                    "utt_id": prompt.utt_id,
+                    "speaker": name,
+                    "wav": wav,
+                    "duration_s": f"{len(audio) / rate:.4f}",
+                    "text": prompt.word,
+                    "block": prompt.block,
+                    "repetition": prompt.repetition,
+                    "word_type": "sentence" if " " in prompt.word else kind(prompt.code),
+                    "sha256": hashlib.sha256(content.getvalue()).hexdigest()[:16],
+                }
+            )
     with atomic_write(folder / f"{name}.csv") as hidden:
         hidden.write_text(table.getvalue(), encoding="utf-8")
 
