@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from kdlib.errors import UserError
 
 
@@ -72,3 +74,15 @@ def repository_root(start: Path | None = None) -> Path:
         if (folder / "params" / "base.yaml").is_file():
             return folder
     raise UserError(f"no params/base.yaml in {here} or above it: start inside the repository")
+
+
+class UniqueKeys(yaml.SafeLoader):
+    """YAML without names that occur twice in one mapping, of which the last would win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """Construct a mapping, after a look at its names."""
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        if twice := next((name for place, name in enumerate(names) if name in names[:place]), None):
+            line = next(key.start_mark.line + 1 for key, _ in reversed(node.value) if key.value == twice)
+            raise yaml.YAMLError(f"{twice!r} occurs twice in one mapping, the second time in line {line}")
+        return super().construct_mapping(node, deep)

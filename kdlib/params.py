@@ -1,8 +1,7 @@
 """Parameters: recipe YAML + fold YAML + overrides -> one frozen, validated `Params`.
 
 Precedence is base < recipe < fold < overrides. Unknown names, wrong types, impossible values and unknown speakers are
-refused before any work, with the file, the name, the expected and the found value, and the nearest valid name. Paths
-are relative to the repository's root, which is found from any folder below it.
+refused before any work, with the file, the name and the nearest name. Paths are relative to the repository's root.
 """
 
 import functools
@@ -15,7 +14,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from kdlib.errors import UserError, nearest
-from kdlib.io import repository_root
+from kdlib.io import UniqueKeys, repository_root
 from kdlib.models.encoders import ENCODERS
 from kdlib.objectives import terms
 from kdlib.settings import Names, Section, Seeds
@@ -313,23 +312,12 @@ def _read_yaml(path: Path) -> dict:
         hint = f"; recipes there: {', '.join(recipes)}" if recipes else ""
         raise UserError(f"{_shown(path)}: no such file{hint}")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        content = yaml.load(path.read_text(encoding="utf-8"), UniqueKeys)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{_shown(path)}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content or {}, dict):
         raise UserError(f"{_shown(path)}: expected names and values, found {type(content).__name__}")
     return content or {}
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML without names that occur twice in one mapping, of which the last would win."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-        if twice := next((name for place, name in enumerate(names) if name in names[:place]), None):
-            line = next(key.start_mark.line + 1 for key, _ in reversed(node.value) if key.value == twice)
-            raise yaml.YAMLError(f"{twice!r} occurs twice in one mapping, the second time in line {line}")
-        return super().construct_mapping(node, deep)
 
 
 def _merge(below: dict, above: dict) -> dict:

@@ -207,7 +207,7 @@ def _read_model(path: Path) -> bytes:
         if not model or not _processor(model).get_piece_size():
             raise RuntimeError
     except (OSError, RuntimeError):
-        raise UserError(f"{path} is no sentencepiece model, or damaged; restore it, or make it again") from None
+        raise UserError(f"{path} is not a sentencepiece model, or damaged; restore it, or name another file") from None
     return model
 
 

@@ -22,7 +22,8 @@ xxxxxxxxxxxxxxxxxxx  corpus/audio.py corpus/audio_checks.py corpus/embedded/dysa
                      settings/corpus.py tokens.py
 .xx.xxxxxxxxxxxxxxx  runtime.py
 .xx.xxxxxx.xxxxxxxx  models/nemo_files.py settings/pretrained.py
-....xxxxxx.xxxxxxxx  corpus/inputs.py models/augment.py models/decoder.py models/encoder.py models/encoder_conformer.py
+.x..xxxxxx.xxxxxxxx  corpus/inputs.py
+....xxxxxx.xxxxxxxx  models/augment.py models/decoder.py models/encoder.py models/encoder_conformer.py
                      models/encoder_nemo.py models/encoders.py models/hybrid.py models/masks.py settings/encoder.py
 ..x.xxxx.x.xxxxxxxx  pretrained/pieces.py
 ...xxxxx.x..xxxxxxx  decode/lexicon.py decode/trie.py

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from kdlib import stage
 from kdlib.errors import UserError, nearest
 from kdlib.evaluate.hypotheses import IDS, read_hypotheses
 from kdlib.tokens import normalise
@@ -75,6 +76,8 @@ def _read_file(path: Path, decoder: str, references: Path | None) -> pd.DataFram
 
 
 def _read_kdlib(path: Path, decoder: str) -> pd.DataFrame:
+    if damage := stage.damaged(path.parent):
+        raise UserError(f"{path.parent}/{damage}; score the system again, or take the folder from a copy")
     try:
         rows = read_hypotheses(path)
     except (TypeError, ValueError, KeyError):  # other columns than kdlib's, or no text
@@ -94,7 +97,10 @@ def decoders(path: Path) -> list[str]:
     """The decoders that were scored: those in scores.json next to the file, else those with any non-empty output."""
     scores = path.with_name("scores.json")
     if scores.is_file():
-        return list(json.loads(scores.read_text(encoding="utf-8"))["decoders"])
+        try:
+            return list(json.loads(scores.read_text(encoding="utf-8"))["decoders"])
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{scores} is damaged; score the system again, or take the file from a copy") from None
     table = pd.read_csv(path, keep_default_na=False, dtype=str)
     names = [name for name in table.columns[table.columns.get_loc("reference") + 1 :] if not name.endswith("_ids")]
     return [name for name in names if table[name].str.contains("[^0-9. ]", regex=True).any()]

@@ -47,7 +47,7 @@ def build(
         shutil.copyfile(own_model(settings), partial / FILE)
     try:
         pieces = len(Tokens.for_teachers(partial / FILE).pieces)
-    except RuntimeError:  # of sentencepiece
+    except UserError:
         raise UserError(
             f"tokens.source: {source} is not a sentencepiece model; name the .model file written by sentencepiece"
         ) from None

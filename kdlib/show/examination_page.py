@@ -49,9 +49,9 @@ def _add_tokenizer(found: dict[str, Tokens], path: Path, required: bool) -> None
         raise UserError(f"{path}: no such file; TOKENIZER takes sentencepiece models, separated by commas")
     try:
         tokens = Tokens.of_file(path)
-    except (RuntimeError, OSError):
+    except UserError:
         if required:
-            raise UserError(f"{path}: not a sentencepiece model") from None
+            raise
         return
     if tokens.model not in [added.model for added in found.values()]:
         found[_display_name(path, found)] = tokens

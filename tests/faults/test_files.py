@@ -178,5 +178,5 @@ def test_results_that_cannot_be_read_are_one_sentence(tmp_path, case):
 def test_a_tokenizer_that_is_none(tmp_path, content):
     path = tmp_path / "tokenizer.model"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"tokenizer\.model is no sentencepiece model"):
+    with pytest.raises(UserError, match=r"tokenizer\.model is not a sentencepiece model"):
         Tokens.for_teachers(path)
