@@ -75,6 +75,7 @@ def produce(stage: Stage, code: Iterable[str] = ()) -> Path:
         report_once(f"{short_path(folder.parent)}: made by an earlier version of kdlib, with other names; rebuilt")
     if stage.before:
         stage.before()
+    check_writable(folder.parent, what)
     try:
         made_s = _make(stage, key, depends, bool(damage))
     except Exception as error:
@@ -218,7 +219,6 @@ def _replace(partial: Path, folder: Path) -> None:
 @contextlib.contextmanager
 def _locked(folder: Path, what: str) -> Iterator[None]:
     """Lock a folder for one process at a time; the lock ends with its process, even a killed one."""
-    check_writable(folder.parent, what)
     lock = (folder.parent / f".{folder.name}.lock").open("w")
     with lock:
         try:

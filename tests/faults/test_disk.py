@@ -90,3 +90,22 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on(made, disk, tmp_path, n
         filler.unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
         shutil.move(kept, folder)
+
+
+@pytest.mark.parametrize("name", ["teacher", "stored outputs", "student"])
+def test_a_disk_that_is_read_only_is_one_sentence(made, disk, tmp_path, name):
+    fold, overrides = made
+    place, call = STAGES[name]
+    folder, kept = fold.layout.recipe / place, tmp_path / "kept"
+    shutil.move(folder, kept)
+    try:
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        refused = forks.run(PROGRAM.format(overrides=overrides, call=call)).stdout
+    finally:
+        subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+        shutil.move(kept, folder)
+    sentence = refused.split("REFUSED ")[1].strip()
+    assert "\n" not in sentence
+    assert "cannot write to" in sentence
+    assert "Read-only file system" in sentence
+    assert "outputs: /path/to/outputs" in sentence
