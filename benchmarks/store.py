@@ -1,10 +1,10 @@
 """How small, how fast and how faithful is a teacher's store, compared with what other code does?
 
-Kept are the outputs of two trained teachers of the speaker F05 on 400 utterances of the demo's training speech: one of
-the original study's width, 144, with 5,000 outputs, of which 64 are real pieces; and the demo's. They are trained first
-where there are none, the first with a base model of two controls. The peers are one `torch.save` of float32 logits per
-utterance (the original study's way), HDF5 in float32 and in float16 with gzip (SpeechBrain's recipe), a compressed
-`.npz`, and the 64 largest logits.
+Kept are the outputs of two trained teachers of the speaker F05 on 400 utterances of the demo's training speech: one
+of the original study's width, 144, with 5,000 outputs, of which 64 are real pieces; and the demo's. They are trained
+first where there are none, the first for a few minutes with a base model of two controls. The peers are one
+`torch.save` of float32 logits per utterance (the original study's way), HDF5 in float32 and in float16 with gzip
+(SpeechBrain's recipe), a compressed `.npz`, and the 64 largest logits.
 
 Bytes are of the frames alone, and then, for all training speech, with the head of the model, which is kept once. Reads
 are at random, of what is kept; logits per second counts reads that end in logits over all outputs. The divergence is
@@ -31,7 +31,13 @@ WIDE = {
     "name": "bench-store",
     "tokens": {"size": 5000},
     "pretraining": {"test_controls": 1},  # of three: the base model is trained on the other two
-    "teacher": {"parent": "controls", "d_model": 144, "ffn": 576, "base_training": {"steps": 1200}},
+    "teacher": {
+        "parent": "controls",
+        "d_model": 144,
+        "ffn": 576,
+        "base_training": {"steps": 200},
+        "adapt": {"steps": 60},
+    },
 }
 TINY = {"pretrained": "shipped", "tokens": {"source": "pretrained", "size": 500}, "teacher": {"parent": "none"}}
 FULL = (  # teachers: name, recipe, speaker, settings

