@@ -36,27 +36,18 @@ if TYPE_CHECKING:
 
 # Imported when they are used: torch and its companions take seconds.
 aggregation = lazy("kdlib.targets.aggregation")
-beam = lazy("kdlib.decode.beam")
 base_model = lazy("kdlib.teachers.base_model")
 choice = lazy("kdlib.targets.choice")
 decoder_setup = lazy("kdlib.evaluate.decoder_setup")
-faults = lazy("kdlib.distill.faults")
 fusion = lazy("kdlib.targets.fusion")
-hybrid = lazy("kdlib.models.hybrid")
 lexicon = lazy("kdlib.decode.lexicon")
-live = lazy("kdlib.targets.live")
 lm = lazy("kdlib.decode.lm")
 nemo_files = lazy("kdlib.models.nemo_files")
 pieces = lazy("kdlib.pretrained.pieces")
-preflight = lazy("kdlib.distill.preflight")
-pseudo_labels = lazy("kdlib.targets.pseudo_labels")
-setup = lazy("kdlib.distill.setup")
 similarity = lazy("kdlib.targets.similarity")
 start = lazy("kdlib.pretrained.start")
 store = lazy("kdlib.logits.store")
 teacher_training = lazy("kdlib.teachers.training")
-student_scores = lazy("kdlib.distill.student_scores")
-target_report = lazy("kdlib.targets.target_report")
 
 _checked: dict[Path, tuple[str, str]] = {}  # corpus folders that this process has checked -> identity and key
 

@@ -21,7 +21,7 @@ class Layout:
         self.fold = self.recipe / params.held_out
         self.labels = self.fold / params.labels if params.labels else self.fold
         self.teachers = self.labels if params.teachers_per_fold else self.recipe  # and their outputs
-        self._set, self._family, self._variant = _teacher_set(params.teacher), family, params.variant
+        self._set, self._variant = _teacher_set(params.teacher), params.variant
         self._of_students = params.teacher.source == "students"
         own = params.pretrained == "from_corpus"
         # shared by folds, unless they depend on one
@@ -50,15 +50,15 @@ class Layout:
         """The teacher of a speaker; students that teach are among the fold's students."""
         if self._of_students:
             return self.fold / "students" / name
-        return self.teachers / "teachers" / self._family / name
+        return self.teachers / "teachers" / self.family / name
 
     def teacher_scores(self, name: str) -> Path:
         """A teacher's scores on all speakers."""
-        return self.teachers / "teachers" / self._family / name / "scores"
+        return self.teachers / "teachers" / self.family / name / "scores"
 
     def outputs(self, name: str, purpose: str) -> Path:
         """A teacher's outputs on training speech or, for analysis, on the test blocks."""
-        return self.teachers / "logits" / self._family / name / purpose
+        return self.teachers / "logits" / self.family / name / purpose
 
     def fusion(self, kind: str) -> Path:
         """A learned fusion of the fold's teachers."""

@@ -87,6 +87,6 @@ def _losses(objective: Objective, batch: Batch, now: Progress) -> tuple[dict[str
     """The value of every term, and the CTC posteriors of each utterance."""
     with torch.no_grad():
         step = objective.step(batch, now)
-        values = {name: float(value) for name, value in objective.total(step, now).items()}
+        values = {name: float(value) for name, value in objective.total(step).items()}
     posteriors, lengths = step.outputs.ctc.logits.softmax(-1).cpu().numpy(), step.outputs.lengths.tolist()
     return values, [row[:length] for row, length in zip(posteriors, lengths, strict=True)]

@@ -58,23 +58,23 @@ class Objective:
 
     def __call__(self, batch: Batch, now: Progress = START) -> dict[str, torch.Tensor]:
         """Named losses; "loss" is their weighted sum."""
-        return self.total(self.step(batch, now), now)
+        return self.total(self.step(batch, now))
 
-    def total(self, step: Step, now: Progress = START) -> dict[str, torch.Tensor]:
+    def total(self, step: Step) -> dict[str, torch.Tensor]:
         """Named losses of a step; "loss" is their weighted sum."""
-        parts = self.weighted(step, now)
+        parts = self.weighted(step)
         total = sum(weight * value for weight, value in parts.values())
         return {"loss": total} | {name: value for name, (_, value) in parts.items()}
 
     def parts(self, batch: Batch, now: Progress = START) -> dict[str, tuple[float, torch.Tensor]]:
         """Every loss of a batch with its weight."""
-        return self.weighted(self.step(batch, now), now)
+        return self.weighted(self.step(batch, now))
 
-    def weighted(self, step: Step, now: Progress = START) -> dict[str, tuple[float, torch.Tensor]]:
+    def weighted(self, step: Step) -> dict[str, tuple[float, torch.Tensor]]:
         """Every loss of a step with its weight."""
         found = {}
         for name, term in self.terms.items():
-            weight = self.weight(name, now)
+            weight = self.weight(name, step.now)
             if weight and (loss := term.loss(step, term.head)) is not None:
                 found[name] = weight, loss
         return found or {"nothing": (0.0, step.outputs.ctc.logits.sum() * 0)}  # neither targets nor references
