@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kdlib.distill.preflight import Plan, Teachers
     from kdlib.distill.setup import StudentData, StudentSetup
     from kdlib.distill.student_scores import StudentScoring
+    from kdlib.models.hybrid import Hybrid
     from kdlib.pretrained.start import Start
     from kdlib.targets.aggregation import TeacherEnsemble
     from kdlib.targets.pseudo_labels import TeacherHypotheses
@@ -52,8 +53,7 @@ class StudentObjects(FoldObjects):
 
     def student_setup(self, seed: int) -> StudentSetup:
         """All that a student is trained with."""
-        params, first = self.params, self._start(seed)
-        model = setup.initial_student(params.student, self.tokens, first, seed, params.faults)
+        params, first, model = self.params, self._start(seed), self.initial_student(seed)
         targets, hypotheses = self._sources()
         return setup.StudentSetup(
             name=params.variant,
@@ -71,6 +71,11 @@ class StudentObjects(FoldObjects):
             device=runtime.torch_device(params.device),
             judge=self._judge(),
         )
+
+    def initial_student(self, seed: int) -> Hybrid:
+        """The student before training."""
+        params = self.params
+        return setup.initial_student(params.student, self.tokens, self._start(seed), seed, params.faults)
 
     def loss_view(self, seed: int = 1) -> LossView:
         """Some utterances as the loss sees them, before and after training."""
@@ -149,6 +154,12 @@ class StudentObjects(FoldObjects):
         speakers = (self.pretrained_record() or {"speakers": ()})["speakers"]
         same = nemo_files.read_tokenizer(source) == self.tokens.model
         return start.Start(pretrained=source, train_speakers=speakers, head_is_trained=same)
+
+    def _start_record(self, seed: int) -> dict:
+        """Which heads of a student are trained before its training."""
+        folder = self.resumed_from(seed)
+        heads = read_record(folder)["heads_trained"] if folder else ["ctc"]
+        return {"heads_trained": heads, "variant": f"start of {self.params.variant}", "seed": seed}
 
     def resumed_from(self, seed: int) -> Path | None:
         """The folder of the student whose training this one continues; None without `student.resume`."""

@@ -76,6 +76,10 @@ class Layout:
         """A student's scores."""
         return self.student(seed, variant) / "scores"
 
+    def start_scores(self, seed: int) -> Path:
+        """The scores of a student before training."""
+        return self.student(seed) / "start"
+
     def preflight(self, seed: int, *, resumes: bool = False) -> Path:
         """The checks before training: the same for all seeds, unless each continues another student."""
         return self.student(seed).parent / f"preflight{seed if resumes else ''}"

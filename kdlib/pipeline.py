@@ -25,6 +25,7 @@ from kdlib.errors import UserError
 from kdlib.fold_students import StudentObjects
 from kdlib.io import read_json, repository_root
 from kdlib.models import read_record
+from kdlib.models.encoders import ENCODERS
 from kdlib.objectives import terms
 from kdlib.params import load
 from kdlib.settings.targets import DEV_FITTED, methods_for
@@ -211,7 +212,7 @@ class Fold(StudentObjects):
 
     @stage
     def baseline(self) -> Stage:
-        """The pretrained model on the held-out speaker."""
+        """The pretrained model on the held-out speaker; on the dev speaker in `dev/`."""
         fold, scoring = self.all_labels, self.params.scoring  # a model of the fold's speakers had all transcripts
         model = self.pretrained_model()
         tokens = Tokens.for_nemo(nemo_files.read_tokenizer(model))
@@ -221,7 +222,7 @@ class Fold(StudentObjects):
             own = self.params.pretrained == "from_corpus"
             words = frozenset(self.pretrained_record()["words"]) if own else fold.splits.train_words
             system = nemo_files.NeMoCTC(model, self.params.device)
-            baseline.score_held_out(partial, system, fold.splits, words, decoding, scoring)
+            baseline.score_fold(partial, system, fold.splits, words, decoding, scoring)
 
         return Stage(
             self.layout.baseline,
@@ -625,6 +626,33 @@ class Fold(StudentObjects):
             build=build,
             settings=self.params.student_scoring_identity,
             inputs=[self.corpus_folder, folder, self.decoding_model(), *self._tokenizer_files()],
+        )
+
+    def start(self, seed: int = 1) -> Path | None:
+        """The scores of what a student starts from; None where its head is random."""
+        first = self._start(seed)
+        if not first.head_is_trained:
+            return None
+        is_pretrained = first.pretrained and ENCODERS[self.params.student.encoder].checkpoint
+        return self.baseline() if is_pretrained else self.start_scores(seed)
+
+    @stage
+    def start_scores(self, seed: int) -> Stage:
+        """A student before training, where it is not the pretrained model itself: on held-out and dev speech."""
+        name = f"start of {self.params.variant}, seed {seed}"
+
+        def build(partial: Path) -> None:
+            model, record = self.initial_student(seed), self._start_record(seed)
+            system = hybrid.TrainedModel.of(model, self.tokens, record, self.params.device)
+            student_scores.score_student(partial, system, name, "", self._student_scoring())
+
+        return Stage(
+            self.layout.start_scores(seed),
+            f"scores of the {name}",
+            build=build,
+            settings=self._student_settings() | self.params.student_scoring_identity,
+            inputs=[*self._student_inputs(seed), self.decoding_model()],
+            seed=seed,
         )
 
     @stage

@@ -8,6 +8,7 @@ import csv
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,47 @@ def own(folder: Path, speakers=SPEAKERS, words=WORDS, repetitions: int = 4, spok
         for path, speaker, word in rows:
             duration = f"{soundfile.info(path).duration:.3f}"
             writer.writerow([path.stem, duration, f"$data_folder/{path.relative_to(folder)}", speaker, word])
+    return folder / "corpus.csv"
+
+
+STRANGERS = ("Abigail", "Bernard", "Charlie", "Dorothy", "Everett", "Florian", "Gabriel", "Heather", "Isadora")
+STRANGERS += ("Jessica", "Kathryn", "Leonard")
+
+
+def disguised(corpus, folder: Path, words: int = 20, repetitions: int = 6, clipped: str = "Charlie") -> Path:
+    """Make a stranger's corpus of the embedded one's recordings: other names, 8 kHz, no levels, no controls, few words.
+
+    The recordings of one speaker are clipped. Returns the CSV.
+    """
+    import torch
+    import torchaudio
+
+    resample = torchaudio.transforms.Resample(16_000, 8_000)
+    speakers = dict(zip(corpus.dysarthric, STRANGERS, strict=False))
+    spoken = Counter(utt.text for utt in corpus if utt.speaker in speakers)
+    often = [word for word, times in spoken.items() if times >= repetitions * len(speakers)]
+    chosen, rows, count = sorted(often)[:words], [], {}
+    for utt in corpus:
+        if utt.speaker not in speakers or utt.text not in chosen:
+            continue
+        name, number = speakers[utt.speaker], count.get((utt.speaker, utt.text), 0)
+        if number == repetitions:
+            continue
+        count[utt.speaker, utt.text] = number + 1
+        samples, rate = soundfile.read(utt.wav, dtype="float32")
+        assert rate == 16_000
+        samples = resample(torch.from_numpy(samples)).numpy()
+        if name == clipped:
+            loud = np.quantile(np.abs(samples), 0.97)
+            samples = np.clip(samples / loud, -1, 1) * 0.999
+        path = folder / "wav" / name / f"{name}_{chosen.index(utt.text):02}_{number + 1}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, samples, 8_000)
+        rows.append(
+            [path.stem, f"{len(samples) / 8_000:.3f}", f"$data_folder/{path.relative_to(folder)}", name, utt.text]
+        )
+    with (folder / "corpus.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["ID", "duration", "wav", "spk_id", "wrd"], *rows])
     return folder / "corpus.csv"
 
 

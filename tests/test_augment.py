@@ -1,16 +1,69 @@
+import pytest
 import torch
+from torchaudio.transforms import FrequencyMasking, TimeMasking
 
 from kdlib.models import augment
+from kdlib.settings.augment import Masks
+
+DRAWS = 4000
+
+
+def masked(masks: Masks, lengths: torch.Tensor, done: float = 1.0, bands: int = 40) -> torch.Tensor:
+    """Which values of features of ones are masked, [B, bands, T]."""
+    augmentation = augment.SpecAugment(masks)
+    augmentation.done = done
+    return augmentation(torch.ones(len(lengths), bands, int(lengths.max())), lengths) == 0
 
 
 def test_masks_change_only_some_bands_and_frames():
     torch.manual_seed(0)
-    features = torch.rand(8, 40, 150) + 1
-    changed = augment.spec_augment(features)
+    features, lengths = torch.rand(8, 40, 150) + 1, torch.full((8,), 150)
+    augmentation = augment.SpecAugment(Masks(warmup=0))
+    changed = augmentation(features, lengths)
     unmasked = changed != 0
     assert torch.equal(changed[unmasked], features[unmasked])
     assert 0 < float((~unmasked).float().mean()) < 0.7
     assert not torch.equal(unmasked[0], unmasked[1])  # each utterance has its own masks
+
+
+def test_masks_have_the_statistics_of_torchaudios():
+    torch.manual_seed(0)
+    masks, bands, frames = Masks(number=1, bands=0.2, frames=0.1), 40, 150
+    ours = masked(masks, torch.full((DRAWS,), frames))
+    ones = torch.ones(DRAWS, 1, bands, frames)
+    limits = int(0.2 * bands), int(0.1 * frames)
+    theirs = (FrequencyMasking(limits[0], iid_masks=True)(ones)[:, 0] == 0).all(2)
+    theirs_frames = (TimeMasking(limits[1], iid_masks=True)(ones)[:, 0] == 0).all(1)
+    for found, expected in ((ours.all(2), theirs), (ours.all(1), theirs_frames)):
+        widths, known = found.sum(1).float(), expected.sum(1).float()
+        assert abs(widths.mean() - known.mean()) < 4 * known.std() * (2 / DRAWS) ** 0.5
+        assert abs(widths.std() - known.std()) < 0.1 * known.std()
+        assert widths.max() <= known.max()
+        share, known = found.float().mean(0), expected.float().mean(0)  # where they stand
+        assert (share - known).abs().max() < 6 * (known.max() * 2 / DRAWS) ** 0.5
+
+
+def test_masks_of_frames_scale_with_each_utterance():
+    torch.manual_seed(0)
+    lengths = torch.tensor([40, 400]).repeat(DRAWS)
+    found = masked(Masks(number=1, bands=0.0, frames=0.2), lengths)[:, 0]
+    inside = torch.arange(400) < lengths[:, None]
+    assert not (found & ~inside).any()
+    widths = found.sum(1).float()
+    short, long = widths[0::2], widths[1::2]
+    assert short.max() <= 8
+    assert long.max() <= 80
+    assert long.mean() / short.mean() == pytest.approx(10, rel=0.15)  # whole frames
+
+
+def test_masks_grow_during_the_warmup():
+    torch.manual_seed(0)
+    masks, lengths = Masks(warmup=0.5), torch.full((400,), 100)
+    shares = [float(masked(masks, lengths, done).float().mean()) for done in (0.0, 0.1, 0.25, 0.5, 1.0)]
+    assert shares[0] == 0
+    assert shares[0] < shares[1] < shares[2] < shares[3]
+    assert shares[4] == pytest.approx(shares[3], rel=0.1)
+    assert not masked(Masks(number=0), lengths).any()
 
 
 def test_the_tempo_changes_lengths_and_samples_equally():

@@ -30,7 +30,7 @@ def test_cached_encodings_equal_the_encoders_and_are_computed_once():
         encoded, frames, _ = model(three.inputs, three.lengths)
     first, count, *_ = cache(three)
     again, *_ = cache(three.select([2, 0]))
-    assert len(calls) == 2  # the test's, and the cache's first
+    assert len(calls) == 4  # the test's, and the cache's first of each utterance
     assert count.tolist() == frames.tolist()
     for row, length in enumerate(frames.tolist()):
         assert torch.allclose(first[row, :length], encoded[row, :length], atol=1e-5)

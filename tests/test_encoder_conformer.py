@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from kdlib.models.augment import SpecAugment
 from kdlib.models.encoder_conformer import Conformer, ConformerShape
+from kdlib.settings.augment import Masks
 
 TINY = ConformerShape(d_model=32, layers=2, heads=4, ffn=64, kernel=7, mels=40)
 
@@ -49,12 +51,12 @@ def test_outputs_hardly_depend_on_loudness(model, waves):
 
 def test_spec_augment_only_in_training_and_only_if_it_is_enabled(model, waves):
     expected = model(*batch(waves))[0]
-    model.spec_augment = True
+    model.spec_augment = SpecAugment(Masks(warmup=0))
     assert torch.equal(model(*batch(waves))[0], expected)
     model.train()
     assert not torch.allclose(model(*batch(waves))[0], expected, atol=1e-2)
     model.eval()
-    model.spec_augment = False
+    model.spec_augment = None
 
 
 def test_every_weight_has_a_gradient(waves):

@@ -31,11 +31,13 @@ class Toy(Encoder):
     def of_sizes(cls, sizes: EncoderSizes) -> "Toy":
         return cls(sizes.d_model, sizes.layers)
 
-    def forward(self, inputs, lengths, layers=()):
+    def extract_features(self, inputs, lengths):
         frames = inputs[:, : inputs.shape[1] // HOP * HOP].reshape(len(inputs), -1, BANDS, HOP // BANDS)
-        counts = (lengths // HOP).clamp_min(1)
-        inside = length_mask(counts, frames.shape[1])[..., None]
-        values, hidden = self.inputs(frames.pow(2).mean(-1).add(1e-6).log()) * inside, {}
+        return frames.pow(2).mean(-1).add(1e-6).log(), (lengths // HOP).clamp_min(1)
+
+    def encode(self, features, lengths, layers=()):
+        inside = length_mask(lengths, features.shape[1])[..., None]
+        values, hidden = self.inputs(self.masked(features, lengths)) * inside, {}
         for number, layer in enumerate(self.convolutions, start=1):
             values = hidden[number] = torch.relu(layer(values.transpose(1, 2)).transpose(1, 2)) * inside
-        return Encoded(values, counts, {number: hidden[number] for number in layers})
+        return Encoded(values, lengths, {number: hidden[number] for number in layers})

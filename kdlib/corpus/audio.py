@@ -48,7 +48,7 @@ def batches(utterances: Sequence[Utterance], size: int, *, seed: int | None = No
         utterances.sort(key=lambda utt: (-utt.duration_s, utt.utt_id))
     else:
         rng = random.Random(seed)
-        utterances.sort(key=lambda utt: (utt.duration_s * rng.uniform(0.8, 1.25), utt.utt_id))
+        utterances.sort(key=lambda utt: (utt.duration_s * rng.uniform(0.9, 1.1), utt.utt_id))
     groups = [utterances[start : start + size] for start in range(0, len(utterances), size)]
     if seed is not None:
         rng.shuffle(groups)

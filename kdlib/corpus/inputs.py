@@ -23,6 +23,7 @@ class Batch:
     ids: list[list[int]] = field(default_factory=list)  # one per utterance; empty without a transcript
     device: torch.device | str = "cpu"
     loaded: list[torch.Tensor] = field(default_factory=list)  # inputs [B, N] and lengths [B], once they are read
+    augmented: bool = False  # the inputs are not those of the files
 
     @classmethod
     def of(cls, utterances: Sequence[Utterance], tokens: Tokens | None = None) -> Batch:
@@ -48,12 +49,16 @@ class Batch:
         return [utt.utt_id for utt in self.utterances]
 
     def to(self, device: torch.device | str, **_: object) -> Batch:
-        """The batch with its inputs on a device."""
-        return replace(self, device=device, loaded=[part.to(device) for part in self._load()])
+        """The batch with its inputs on a device, once they are read."""
+        import torch
+
+        if torch.device(device) == torch.device(self.device):
+            return self
+        return replace(self, device=device, loaded=[part.to(device) for part in self.loaded])
 
     def changed(self, inputs: torch.Tensor, lengths: torch.Tensor) -> Batch:
         """The batch with other inputs, such as augmented ones."""
-        return replace(self, loaded=[inputs, lengths])
+        return replace(self, loaded=[inputs, lengths], augmented=True)
 
     def select(self, rows: Sequence[int]) -> Batch:
         """Some of the utterances, in this order; the batch itself if these are all."""

@@ -19,6 +19,7 @@ from kdlib.decode.lexicon import Lexicon, Words
 from kdlib.distill.faults import limit_words
 from kdlib.errors import UserError
 from kdlib.models import Outputs, hybrid
+from kdlib.models.augment import SpecAugment
 from kdlib.objectives import terms
 from kdlib.objectives.objective import Learner, Objective
 from kdlib.objectives.step import Sources
@@ -121,7 +122,7 @@ def initial_student(settings: Student, tokens: Tokens, start: Start, seed: int, 
     else:
         model, _ = initial_model(settings, tokens, start, seed, new_head=faults.untrained_head)
     model.encoder.preprocessor_frozen = settings.freeze_preprocessor
-    model.encoder.spec_augment = settings.augment != "none"
+    model.encoder.spec_augment = SpecAugment(settings.masks) if settings.augment != "none" else None
     return model
 
 

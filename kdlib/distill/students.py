@@ -24,7 +24,7 @@ from kdlib.distill.collapse_alarm import CollapseAlarm
 from kdlib.distill.setup import LATEST, StudentData, StudentSetup, write_weights
 from kdlib.models import Outputs, augment, hybrid
 from kdlib.models.averaging import checkpoint_file
-from kdlib.models.encoder_cache import EncoderCache
+from kdlib.models.encoder_cache import EncoderCache, FeatureCache
 from kdlib.models.masks import length_mask
 from kdlib.objectives import losses, terms
 from kdlib.objectives.objective import Objective
@@ -93,6 +93,7 @@ def train_student(partial: Path, setup: StudentSetup, watch: Watch | None = None
         steps=earlier_steps,
         best_step=best[0][1],
         best_dev_score=round(best[0][0], 6),
+        **{name: value for name, value in records[0].items() if name.startswith("start_")},
         checkpoints=[{"step": step, "dev_score": round(score, 6)} for score, step, *_ in best],
         phases=records,
         train_utterances=len(data.train),
@@ -121,15 +122,20 @@ class _Training:
         phase, learner = settings.phases[number], objective.learner
         dev = [Batch.of(batch, tokens) for batch in audio.batches(data.dev, 32)]
         setup.model.freeze(phase.freeze_encoder)
-        cached = phase.freeze_encoder and settings.augment != "mask_and_tempo" and learner.intermediate_head is None
-        objective.encoder_cache = EncoderCache(setup.model.encoder) if cached else None
+        encoder = setup.model.encoder
+        if settings.freeze_preprocessor:
+            frozen = phase.freeze_encoder and learner.intermediate_head is None
+            objective.cache = (EncoderCache if frozen else FeatureCache)(encoder)
         curves = self.partial / TENSORBOARD
 
         def step(batch: Batch) -> dict[str, torch.Tensor]:
             if settings.augment == "mask_and_tempo":
                 batch = batch.changed(*augment.change_tempo(batch.inputs, batch.lengths))
             steps_done = earlier_steps + task.global_step
-            return objective(batch, Progress(steps_done / sum(plan.steps), steps_done / plan.epoch_steps))
+            now = Progress(steps_done / sum(plan.steps), steps_done / plan.epoch_steps)
+            if encoder.spec_augment:
+                encoder.spec_augment.done = now.done
+            return objective(batch, now)
 
         def validation() -> dict[str, float]:
             if self.watch:
@@ -156,7 +162,7 @@ class _Training:
                 batch_size=settings.batch_size,
                 devices=settings.devices,
             ),
-            Validations(validation, patience=settings.patience, keep=settings.keep_checkpoints),
+            Validations(validation, patience=settings.patience, keep=settings.keep_checkpoints, initial=number == 0),
             [self.alarm],
         )
 

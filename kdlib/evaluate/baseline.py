@@ -1,6 +1,6 @@
 """Score the pretrained model without any training: always run this baseline first.
 
-`score_held_out` scores the held-out speaker of a fold. `score_others` scores all speakers that the pretrained model was
+`score_fold` scores the held-out and the dev speaker of a fold. `score_others` scores all speakers that the pretrained model was
 not trained on: once for all folds, except where each fold has a model of its own (`pretrained: from_corpus`). These
 scores show how hard each speaker is.
 """
@@ -17,21 +17,32 @@ from kdlib.models.nemo_files import NeMoCTC
 from kdlib.settings.evaluation import Scoring
 
 
-def score_held_out(
+def score_fold(
     folder: Path, system: NeMoCTC, splits: Splits, words: frozenset[str], setup: DecoderSetup, scoring: Scoring
 ) -> None:
-    """Score the pretrained model on the held-out speaker's test blocks; `words` are those of its training speech."""
+    """Score the pretrained model on the held-out speaker's test blocks and, in `dev/`, on the dev speaker's.
+
+    `words` are those of its training speech.
+    """
     setup, dev = replace(setup, tokens=system.tokens), splits.settings.fold.dev or ""
     decoders = setup.tuned(setup.decoders(), recordings(system), splits.dev, folder, scoring.batch_size)
     settings = setup.record(decoders, dev if splits.dev else "")
-    score_system(
-        recordings(system),
-        splits.test,
-        folder,
-        Evaluation(decoders, "baseline", scoring, splits.corpus.level, lambda utt: utt.text in words),
-        About("pretrained", splits.settings.held_out, system.path.name, settings=settings),
-        system.stride_ms,
-    )
+    for part, utterances in (("", splits.test), ("dev", splits.dev)):
+        if utterances:
+            score_system(
+                recordings(system),
+                utterances,
+                folder / part,
+                Evaluation(
+                    decoders,
+                    f"baseline{part and ', dev speech'}",
+                    scoring,
+                    splits.corpus.level,
+                    lambda utt: utt.text in words,
+                ),
+                About("pretrained", "" if part else splits.settings.held_out, system.path.name, settings=settings),
+                0.0 if part else system.stride_ms,
+            )
 
 
 def score_others(

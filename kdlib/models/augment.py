@@ -5,21 +5,41 @@ Random numbers are torch's, which the training loop seeds before every batch.
 
 import torch
 
-MASKS = 2  # of each type
-BAND_SHARE, MAX_FRAMES, MAX_SHARE = 0.2, 20, 0.25  # of the bands; frames of 10 ms, and of the utterance
+from kdlib.settings.augment import Masks
+
 TEMPO = 0.12  # tempo and pitch change by up to this share
 
 
-def spec_augment(features: torch.Tensor) -> torch.Tensor:
-    """Set some bands and some frames of each utterance of [B, bands, T] to 0, which is their mean."""
-    from torchaudio.transforms import FrequencyMasking, TimeMasking
+class SpecAugment:
+    """Masks of bands and frames for a training; `done`, the share of its steps that have passed, sets their width."""
 
-    bands = FrequencyMasking(max(1, int(BAND_SHARE * features.shape[1])), iid_masks=True)
-    frames = TimeMasking(MAX_FRAMES, iid_masks=True, p=MAX_SHARE)
-    changed = features[:, None]
-    for _ in range(MASKS):
-        changed = frames(bands(changed))
-    return changed[:, 0]
+    def __init__(self, masks: Masks) -> None:
+        self.masks, self.done = masks, 0.0
+
+    @property
+    def scale(self) -> float:
+        """Share of the full width that masks have now."""
+        return min(1.0, self.done / self.masks.warmup) if self.masks.warmup else 1.0
+
+    def __call__(self, features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Set some bands and frames of features [B, F, T] to 0, which is their mean; `lengths` counts frames."""
+        number, scale, bands = self.masks.number, self.scale, features.shape[1]
+        if not number or not scale:
+            return features
+        sizes = torch.full_like(lengths, bands)
+        masked_bands = _spans(sizes, scale * self.masks.bands, number, bands)
+        masked_frames = _spans(lengths, scale * self.masks.frames, number, features.shape[2])
+        return features.masked_fill(masked_bands[:, :, None] | masked_frames[:, None, :], 0.0)
+
+
+def _spans(sizes: torch.Tensor, share: float, number: int, longest: int) -> torch.Tensor:
+    """[B, longest]: true within `number` random spans of each row, each up to a share of the row's size."""
+    sizes = sizes[:, None].float()
+    widths = torch.rand(len(sizes), number, device=sizes.device) * share * sizes
+    starts = (torch.rand(len(sizes), number, device=sizes.device) * (sizes - widths)).long()
+    places = torch.arange(longest, device=sizes.device)
+    inside = (places >= starts[..., None]) & (places < (starts + widths.long())[..., None])
+    return inside.any(1)
 
 
 def change_tempo(samples: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from kdlib.errors import UserError
+from kdlib.models.augment import SpecAugment
 from kdlib.settings.encoder import EncoderSizes
 from kdlib.tokens import Tokens
 
@@ -25,7 +26,7 @@ class Encoder(nn.Module):
     width: int  # dimensions of a frame
     stride_ms: float  # from a frame to the next
     layers: int  # whose outputs can be asked for
-    spec_augment = False  # masks of bands and frames, in training only
+    spec_augment: SpecAugment | None = None  # masks, in training only
     preprocessor_frozen = True  # else feature extraction is in training mode too
 
     @property
@@ -58,6 +59,23 @@ class Encoder(nn.Module):
         same = its_tokens.fingerprint == tokens.fingerprint
         return model.encoder, model.ctc_head.state_dict() if same else None
 
+    def extract_features(self, inputs: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs [B, N] (samples) or [B, N, F] (features), their lengths [B] -> features [B, T, F] and theirs.
+
+        Without weights that are trained: a training may keep them.
+        """
+        raise NotImplementedError
+
+    def encode(self, features: torch.Tensor, lengths: torch.Tensor, layers: tuple[int, ...] = ()) -> Encoded:
+        """Features [B, T, F], their lengths [B], and the layers to return."""
+        raise NotImplementedError
+
     def forward(self, inputs: torch.Tensor, lengths: torch.Tensor, layers: tuple[int, ...] = ()) -> Encoded:
         """Inputs [B, N] (samples) or [B, N, F] (features), their lengths [B], and the layers to return."""
-        raise NotImplementedError
+        return self.encode(*self.extract_features(inputs, lengths), layers)
+
+    def masked(self, features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Features [B, T, F], in training with the masks of augmentation."""
+        if not self.training or not self.spec_augment:
+            return features
+        return self.spec_augment(features.transpose(1, 2), lengths).transpose(1, 2)

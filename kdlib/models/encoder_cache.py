@@ -1,7 +1,10 @@
-"""A cache of a frozen encoder's encodings, so that every utterance is encoded only once.
+"""Caches of what stays the same for an utterance over a training, so that it is computed once.
 
-In training a frozen encoder has neither dropout nor augmentation: a cached encoding equals a new one.
+A frozen encoder has neither dropout nor masks, and its encodings do not change; nor do the features of recordings that
+are not augmented. A cached tensor equals a new one.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -9,29 +12,56 @@ from torch import nn
 from kdlib.corpus.inputs import Batch
 from kdlib.models.encoder import Encoded, Encoder
 
-MAX_BYTES = 512 * 2**20  # of cached encodings; further utterances are encoded again
+MAX_BYTES = 512 * 2**20  # of a cache; further utterances are computed again
+Compute = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
-class EncoderCache:
-    """Encodings by utterance."""
+class UtteranceCache:
+    """Frames [T, D] by utterance, computed from inputs and their lengths."""
 
-    def __init__(self, encoder: Encoder, max_bytes: int = MAX_BYTES) -> None:
-        self.encoder, self.left = encoder, max_bytes
+    def __init__(self, compute: Compute, max_bytes: int) -> None:
+        self.compute, self.left = compute, max_bytes
         self.cached: dict[str, torch.Tensor] = {}
 
-    def __call__(self, batch: Batch) -> Encoded:
-        """The encoder's output on a batch, without inner layers."""
-        new = batch.select([row for row, utt_id in enumerate(batch.utt_ids) if utt_id not in self.cached])
+    def __call__(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The frames of a batch [B, T, D], and their lengths; inputs are read only for new utterances.
+
+        Each is computed alone: with others its last bits would depend on them, and so on where a killed run resumed.
+        """
         computed: dict[str, torch.Tensor] = {}
-        if len(new):
-            with torch.no_grad():
-                encoded, frames, _ = self.encoder(new.inputs, new.lengths)
-            for utt_id, encoding, length in zip(new.utt_ids, encoded, frames.tolist(), strict=True):
-                computed[utt_id] = encoding[:length].clone()
+        for row, utt_id in enumerate(batch.utt_ids):
+            if utt_id not in self.cached:
+                new = batch.select([row])
+                with torch.no_grad():
+                    frames, lengths = self.compute(new.inputs, new.lengths)
+                computed[utt_id] = frames[0, : int(lengths)].clone()
         rows = [computed[utt_id] if utt_id in computed else self.cached[utt_id] for utt_id in batch.utt_ids]
-        for utt_id, encoding in computed.items():
-            size = encoding.numel() * encoding.element_size()
+        for utt_id, row in computed.items():
+            size = row.numel() * row.element_size()
             if size <= self.left:
-                self.cached[utt_id], self.left = encoding, self.left - size
+                self.cached[utt_id], self.left = row, self.left - size
         lengths = torch.tensor([len(row) for row in rows], device=rows[0].device)
-        return Encoded(nn.utils.rnn.pad_sequence(rows, batch_first=True), lengths, {})
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True), lengths
+
+
+class EncoderCache(UtteranceCache):
+    """The encodings of a frozen encoder."""
+
+    def __init__(self, encoder: Encoder, max_bytes: int = MAX_BYTES) -> None:
+        super().__init__(lambda inputs, lengths: encoder(inputs, lengths)[:2], max_bytes)
+
+    def __call__(self, batch: Batch, layers: tuple[int, ...] = ()) -> Encoded:
+        """The encoder's output on a batch; there are no inner layers."""
+        return Encoded(*super().__call__(batch), {})
+
+
+class FeatureCache(UtteranceCache):
+    """The encoder's features, of recordings that are not augmented; the encoder runs on them in every step."""
+
+    def __init__(self, encoder: Encoder, max_bytes: int = MAX_BYTES) -> None:
+        super().__init__(encoder.extract_features, max_bytes)
+        self.encoder = encoder
+
+    def __call__(self, batch: Batch, layers: tuple[int, ...] = ()) -> Encoded:
+        """The encoder's output on a batch."""
+        return self.encoder.encode(*super().__call__(batch), layers)

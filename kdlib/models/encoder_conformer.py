@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from kdlib.corpus.audio import RATE_HZ
-from kdlib.models import augment
 from kdlib.models.encoder import Encoded, Encoder
 from kdlib.models.masks import length_mask
 from kdlib.settings.encoder import EncoderSizes
@@ -79,12 +78,9 @@ class Conformer(Encoder):
         known = {name: getattr(sizes, name) for name in EncoderSizes.model_fields}
         return cls(ConformerShape(**known))
 
-    def forward(self, inputs: torch.Tensor, lengths: torch.Tensor, layers: tuple[int, ...] = ()) -> Encoded:
-        """Samples [B, N], their lengths [B], and the layers to return."""
-        mels, frames = self._mels(inputs, lengths)
-        if self.training and self.spec_augment:
-            mels = augment.spec_augment(mels.transpose(1, 2)).transpose(1, 2)
-        image = mels[:, None]
+    def encode(self, features: torch.Tensor, lengths: torch.Tensor, layers: tuple[int, ...] = ()) -> Encoded:
+        """Features [B, T, F], their lengths [B], and the layers to return."""
+        image, frames = self.masked(features, lengths)[:, None], lengths
         for layer in self.subsampling:
             image, frames = nn.functional.gelu(layer(image)), (frames + 1) // 2
             image = image * length_mask(frames, image.shape[2])[:, None, :, None]
@@ -97,11 +93,11 @@ class Conformer(Encoder):
     def _mask_padding(self, module: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
         return (inputs[0] * self._mask[:, None, :],)
 
-    def _mels(self, samples: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-mel features [B, F, mels] with mean 0 and deviation 1 per band, over the utterance's own frames."""
+    def extract_features(self, inputs: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-mel features [B, T, F] with mean 0 and deviation 1 per band, over the utterance's own frames."""
         frames = lengths // HOP + 1
         with torch.no_grad():
-            mels = self.features(samples)
+            mels = self.features(inputs)
             mask = length_mask(frames, mels.shape[1])[..., None]
             count = frames[:, None, None]
             mean = (mels * mask).sum(1, keepdim=True) / count

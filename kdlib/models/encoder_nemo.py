@@ -5,7 +5,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from kdlib.models import augment
 from kdlib.models.encoder import Encoded, Encoder
 from kdlib.models.nemo_files import conformer_config, quiet_nemo, restore_model
 from kdlib.settings.encoder import EncoderSizes
@@ -69,11 +68,14 @@ class NeMoEncoder(Encoder):
         self.preprocessor.train(mode and not self.preprocessor_frozen)
         return self
 
-    def forward(self, inputs: torch.Tensor, lengths: torch.Tensor, layers: tuple[int, ...] = ()) -> Encoded:
-        """Samples [B, N], their lengths [B], and the layers to return."""
+    def extract_features(self, inputs: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-mel features [B, T, F] of samples [B, N], and their lengths."""
         features, sizes = self.preprocessor(input_signal=inputs, length=lengths)
-        if self.encoder.training and self.spec_augment:
-            features = augment.spec_augment(features)
+        return features.transpose(1, 2), sizes
+
+    def encode(self, features: torch.Tensor, lengths: torch.Tensor, layers: tuple[int, ...] = ()) -> Encoded:
+        """Features [B, T, F], their lengths [B], and the layers to return."""
+        features = self.masked(features, lengths).transpose(1, 2)
         kept: dict[int, torch.Tensor] = {}
         hooks = [
             self.encoder.layers[layer - 1].register_forward_hook(
@@ -82,7 +84,7 @@ class NeMoEncoder(Encoder):
             for layer in layers
         ]
         try:
-            encoded, frames = self.encoder(audio_signal=features, length=sizes)
+            encoded, frames = self.encoder(audio_signal=features, length=lengths)
         finally:
             for hook in hooks:
                 hook.remove()

@@ -17,6 +17,7 @@ from kdlib.errors import UserError
 from kdlib.io import write_json
 from kdlib.models import Emissions, Outputs, nearest_divisor, read_record
 from kdlib.models.decoder import AttentionDecoder
+from kdlib.models.dropout import use_fast_dropout
 from kdlib.models.encoder import Encoded, Encoder
 from kdlib.models.encoders import ENCODERS, name_of
 from kdlib.runtime import set_threads, torch_device
@@ -51,6 +52,7 @@ class Hybrid(nn.Module):
                 ffn=heads.ffn,
                 dropout=heads.dropout,
             )
+        use_fast_dropout(self)
 
     def freeze(self, frozen: bool = True) -> None:
         """Freeze the encoder, its weights and its batch normalisation statistics; or unfreeze it."""
@@ -115,11 +117,19 @@ class TrainedModel:
     """A saved model for evaluation: samples in, `Outputs` out, with its tokens; it runs on `device`."""
 
     def __init__(self, folder: Path, device: str = "auto") -> None:
+        self._use(*load(folder), device)
+
+    @classmethod
+    def of(cls, model: Hybrid, tokens: Tokens, record: dict, device: str = "auto") -> "TrainedModel":
+        """A model that is not saved; its `record` says which heads are trained."""
+        system = cls.__new__(cls)
+        system._use(model, tokens, record, device)
+        return system
+
+    def _use(self, model: Hybrid, tokens: Tokens, record: dict, device: str) -> None:
         set_threads()
-        self.path, self.device = folder, torch_device(device)
-        self.model, self.tokens, self.record = load(folder)
-        self.stride_ms = self.model.encoder.stride_ms
-        self.model.eval().to(self.device)
+        self.device, self.tokens, self.record = torch_device(device), tokens, record
+        self.model, self.stride_ms = model.eval().to(self.device), model.encoder.stride_ms
 
     def __call__(self, samples: torch.Tensor, lengths: torch.Tensor) -> Outputs:
         """Samples [B, N] and their lengths [B] -> CTC logits and encodings."""

@@ -14,7 +14,7 @@ from kdlib.corpus.inputs import Batch
 from kdlib.errors import UserError
 from kdlib.models import Outputs
 from kdlib.models.decoder import teacher_forced
-from kdlib.models.encoder_cache import EncoderCache
+from kdlib.models.encoder_cache import EncoderCache, FeatureCache
 from kdlib.models.hybrid import Hybrid
 from kdlib.objectives.step import Sources, Step
 from kdlib.objectives.term import Term, active_among, heads
@@ -54,7 +54,7 @@ class Objective:
         self.heads = heads(settings)
         both = len(self.heads) == 2
         self.shares = {"ctc": settings.ctc_weight, "decoder": 1 - settings.ctc_weight} if both else {}
-        self.encoder_cache: EncoderCache | None = None  # of a frozen encoder, if recordings are not augmented
+        self.cache: EncoderCache | FeatureCache | None = None  # for recordings as they are
 
     def __call__(self, batch: Batch, now: Progress = START) -> dict[str, torch.Tensor]:
         """Named losses; "loss" is their weighted sum."""
@@ -90,8 +90,8 @@ class Objective:
 
     def outputs(self, batch: Batch) -> Outputs:
         """The model's outputs on a batch."""
-        student = self.learner.student
-        tokens = teacher_forced(batch.ids)[0].to(batch.inputs.device) if "decoder" in self.heads else None
-        if self.encoder_cache is not None and student.training:
-            return student.apply_heads(self.encoder_cache(batch), tokens)
-        return student(batch.inputs, batch.lengths, tokens, self.learner.layers)
+        student, layers = self.learner.student, self.learner.layers
+        tokens = teacher_forced(batch.ids)[0].to(batch.device) if "decoder" in self.heads else None
+        if self.cache is not None and not batch.augmented:
+            return student.apply_heads(self.cache(batch, layers), tokens)
+        return student(batch.inputs, batch.lengths, tokens, layers)

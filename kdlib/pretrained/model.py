@@ -6,7 +6,6 @@ is trained on no speaker of any fold and is shared; a model `from_corpus` is in 
 
 import random
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,6 +87,10 @@ def train(
     """Train the tokenizer, which can encode all `characters`, and the model."""
     import torch
 
+    from kdlib.models.augment import SpecAugment
+    from kdlib.models.dropout import use_fast_dropout
+    from kdlib.models.encoder_cache import MAX_BYTES, UtteranceCache
+    from kdlib.models.encoder_nemo import NeMoEncoder
     from kdlib.runtime import seed_everything
     from kdlib.training.checkpoints import remove_checkpoints
     from kdlib.training.loop import EpochData, Run, Task, fit
@@ -107,20 +110,29 @@ def train(
             f"they have fewer frames of {FRAME_S * 1000:.0f} ms than tokens, too few for CTC"
         )
 
-    def step(batch: tuple) -> dict[str, torch.Tensor]:
-        samples, lengths, targets, sizes = batch
-        logprobs, frames, _ = model.forward(input_signal=samples, input_signal_length=lengths)
-        logprobs, options = logprobs.transpose(0, 1), {"blank": tokens.blank, "zero_infinity": True}
-        return {"loss": torch.nn.functional.ctc_loss(logprobs, targets, frames, sizes, **options)}
+    use_fast_dropout(model)
+    encoder = NeMoEncoder.of(model)
+    learner = torch.nn.ModuleDict({"encoder": encoder, "decoder": model.decoder})
+    cache = UtteranceCache(encoder.extract_features, MAX_BYTES)
+    if settings.augment != "none":
+        encoder.spec_augment = SpecAugment(settings.masks)
+    options = {"blank": tokens.blank, "zero_infinity": True}
 
-    def collate(utterances: Sequence[Utterance]) -> tuple:
-        batch = Batch.of(utterances, tokens)
+    def step(batch: Batch) -> dict[str, torch.Tensor]:
+        if encoder.spec_augment:
+            encoder.spec_augment.done = task.global_step / settings.steps
+        frames, lengths, _ = encoder.encode(*cache(batch))
+        logprobs = model.decoder(encoder_output=frames.transpose(1, 2)).transpose(0, 1)
         ids = [torch.tensor(row) for row in batch.ids]
         sizes = torch.tensor([len(text) for text in ids])
-        return batch.inputs, batch.lengths, torch.nn.utils.rnn.pad_sequence(ids, batch_first=True), sizes
+        targets = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(logprobs.device)
+        return {"loss": torch.nn.functional.ctc_loss(logprobs, targets, lengths, sizes, **options)}
 
-    epochs = EpochData(lambda epoch: audio.batches(train, settings.batch_size, seed=seed * 1009 + epoch), collate)
-    task = Task(model, step, lr=settings.lr, scale=cosine(settings.warmup_steps, settings.steps))
+    epochs = EpochData(
+        lambda epoch: audio.batches(train, settings.batch_size, seed=seed * 1009 + epoch),
+        lambda utterances: Batch.of(utterances, tokens),
+    )
+    task = Task(learner, step, lr=settings.lr, scale=cosine(settings.warmup_steps, settings.steps))
     fit(task, epochs, Run(partial, "pretraining", settings.steps, seed, device=device, batch_size=settings.batch_size))
     model.save_to(str(partial / TRAINED))
     write_json(

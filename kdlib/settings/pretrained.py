@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from kdlib.settings import Names, Section
+from kdlib.settings.augment import Masks
 
 
 class Pretraining(Section):
@@ -22,6 +23,8 @@ class Pretraining(Section):
     batch_size: int = Field(32, ge=1)
     lr: float = Field(2e-3, gt=0)
     warmup_steps: int = Field(300, ge=0)
+    augment: Literal["none", "mask"] = "none"
+    masks: Masks = Masks()
 
 
 class TokenSettings(Section):

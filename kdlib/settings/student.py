@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from kdlib.settings import AsTuple, Names, Section, Seeds
+from kdlib.settings.augment import Augmentation, Masks
 from kdlib.settings.encoder import EncoderSizes
 
 
@@ -30,7 +31,8 @@ class Student(Section):
     ffn: int = Field(1024, ge=8)  # of the decoder
     dropout: float = Field(0.1, ge=0, lt=1)  # of the decoder
     freeze_preprocessor: bool = True  # else NeMo dithers the waveform in training
-    augment: Literal["none", "mask", "mask_and_tempo"] = "mask"  # tempo moves frames: only without frame-level targets
+    augment: Augmentation = "mask"  # tempo moves frames: only without frame-level targets
+    masks: Masks = Masks()
     phases: Annotated[tuple[Phase, ...], AsTuple] = Field((Phase(steps=300),), min_length=1)
     schedule: Literal["cosine", "noam"] = "cosine"
     batch_size: int = Field(16, ge=1)

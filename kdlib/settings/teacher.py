@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from kdlib.settings import Names, Section, Seeds
+from kdlib.settings.augment import Augmentation, Masks
 from kdlib.settings.encoder import EncoderSizes
 from kdlib.settings.reference_loss import HardWordTerm
 
@@ -34,7 +35,8 @@ class Teacher(EncoderSizes):
     ctc_weight: float = Field(0.8, gt=0, le=1)  # the rest is the attention decoder's: 0.3 is too low for the CTC head
     label_smoothing: float = Field(0.1, ge=0, lt=1)  # of the attention decoder
     hard_words: HardWordTerm = HardWordTerm()  # beside CTC and the attention decoder
-    augment: bool = True  # SpecAugment and tempo perturbation in teacher training
+    augment: Augmentation = "mask_and_tempo"  # of the base model and the teachers
+    masks: Masks = Masks()
     dev_share: float = Field(0.15, ge=0, lt=0.5)  # of the training blocks, for early stopping only
     base_training: Training = Training(steps=2000, lr=2e-3, warmup_steps=300, validate_every=3)  # of the base model
     adapt: Training = Training(steps=300, batch_size=16, lr=1e-3, warmup_steps=30)

@@ -17,7 +17,7 @@ from kdlib.errors import UserError
 from kdlib.evaluate import compare
 from kdlib.evaluate.hypotheses import read_hypotheses
 from kdlib.evaluate.score import tidy
-from kdlib.evaluate.verdict import Verdict, verdict_frame
+from kdlib.evaluate.verdict import NO_DIFFERENCE, Verdict, verdict_frame
 from kdlib.io import atomic_write, read_json
 from kdlib.models import read_record
 from kdlib.objectives import terms
@@ -28,7 +28,7 @@ from kdlib.show import figures, format
 from kdlib.tokens import normalise
 
 DECODERS = ("greedy", "lexicon", "beam", "attention", "attention_beam", "attention_lexicon", "joint", "joint_lexicon")
-BASELINE = "baseline"
+BASELINE, START = "baseline", "start"
 SPEECH = ("held out", "dev")
 
 
@@ -36,11 +36,19 @@ def student_table(fold: Fold, seed: int) -> pd.DataFrame:
     """WRA (or WER) in per cent by decoder: held-out speaker, and dev speaker, on whom the weights were selected."""
     check_control(fold)
     systems = {(BASELINE if name == "pretrained" else name, seed): path for name, path in fold.systems(seed).items()}
+    if own := own_start(fold, seed):
+        systems = {(START, seed): own} | systems
     scores = fold_scores(systems)
     scores = scores[scores.measure == fold.params.scoring.measure]
     table = scores.pivot(index="decoder", columns=["speech", "system"], values="value")
     columns = [(speech, name) for speech in SPEECH for name, _ in systems if (speech, name) in table.columns]
     return (100 * table.loc[[name for name in DECODERS if name in table.index], columns]).round(1)
+
+
+def own_start(fold: Fold, seed: int) -> Path | None:
+    """The scores of a student's start, if it is not the pretrained model, whose scores are the baseline."""
+    folder = fold.start(seed)
+    return None if folder == fold.layout.baseline else folder
 
 
 def verdict(fold: Fold, seed: int, decoder: str) -> Verdict | None:
@@ -55,6 +63,49 @@ def verdict(fold: Fold, seed: int, decoder: str) -> Verdict | None:
     return compare.compare(systems, against=control.params.variant, measure=scoring.measure)[0]
 
 
+def below_start(fold: Fold, seed: int) -> str:
+    """A warning that a student ends below what it started from, with what to try; empty if it does not.
+
+    Compared are the closed lexicon and greedy decoding of the held-out speaker's speech.
+    """
+    name, measure, folder = fold.params.variant, fold.params.scoring.measure, fold.start(seed)
+    if not folder:
+        return ""
+    worse, sign = [], -1 if measure == "wer" else 1
+    scores = fold.scores(seed)
+    known = [read_json(path / "scores.json")["decoders"] for path in (folder, scores)]
+    for decoder in ("lexicon", "greedy"):
+        if not all(decoder in decoders for decoders in known):
+            continue
+        systems = {name: compare.collect([scores], decoder), START: compare.collect([folder], decoder)}
+        found = compare.compare(systems, against=START, measure=measure)[0]
+        if sign * found.difference < 0:
+            values = f"{format.percent(found.a_value):.1f} against {format.percent(found.b_value):.1f} %"
+            shown = f"p = {found.p:.2g}" if found.verdict != NO_DIFFERENCE else NO_DIFFERENCE
+            worse.append(f"{decoder} {measure.upper()} {values} ({shown})")
+    if not worse:
+        return ""
+    return (
+        f"{name}, seed {seed}, ends below where it began on the held-out speaker: {'; '.join(worse)}. Try student: "
+        "{augment: none}, a smaller lr, more steps, or more training speech, and compare on the dev speaker"
+    )
+
+
+def start_line(fold: Fold, seed: int) -> str:
+    """The kept checkpoint and the start on the dev speaker, in a sentence."""
+    record = read_record(fold.student(seed))
+    best, kept, steps = record["best_dev_score"], record["best_step"], record["steps"]
+    if "start_dev_score" not in record:
+        return f"The checkpoint of step {kept} of {steps} is kept."
+    if not kept:
+        return f"No validation was better than the start: the checkpoint that is kept is the start itself (of {steps} steps)."
+    begin = format.percent(max(0.0, record["start_dev_score"]))
+    return (
+        f"Dev score (greedy WRA less a thousandth of the loss): {begin:.1f} % at the start, {format.percent(best):.1f} % "
+        f"at step {kept} of {steps}, which is kept."
+    )
+
+
 def score_folders(fold: Fold, variants: Sequence[str], seeds: Sequence[int], groups: Sequence[str] = ()) -> dict:
     """Map (system, seed) to its folder of scores in a fold: baseline, students, ensembles."""
     folders = {(BASELINE, ""): fold.baseline()}
@@ -62,6 +113,8 @@ def score_folders(fold: Fold, variants: Sequence[str], seeds: Sequence[int], gro
         folder = fold.layout.student_scores(seed, name)
         if not (folder / "scores.json").is_file():
             raise UserError(f"{folder}: no scores here; train this student with: make compare VARIANTS={name}")
+        if own := own_start(fold.of(name), seed):
+            folders[f"{START} of {name}", seed] = own
         folders[name, seed] = folder
     return folders | {(name, "ensemble"): fold.ensemble(name) for name in groups}
 
@@ -205,6 +258,9 @@ def compare_folds(
     if "remark" in table:
         for (speaker, name, seed), remark in table.remark.dropna().items():
             print(f"{speaker}, {name} {seed}: {remark}")
+    for fold, name, seed in itertools.product(folds, variants, seeds):
+        if why := below_start(fold.of(name), seed):
+            print(f"{fold.params.held_out}, {why}.")
     members = {name: list(params.ensembles[name].variants) for name in groups}
     control |= {name: of[0] if of[0] in variants else BASELINE for name, of in members.items()}
     rows: list[tuple[str, Verdict]] = []

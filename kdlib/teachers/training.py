@@ -49,6 +49,7 @@ class TeacherTraining:
 def train_teacher(partial: Path, start: InitialModel, data: TrainingData, how: TeacherTraining) -> None:
     """Train a model on `data.train`, stop it on `data.dev`, and save it with all speakers that it was trained on."""
     from kdlib.models import augment, hybrid
+    from kdlib.models.encoder_cache import FeatureCache
     from kdlib.objectives.objective import Learner, Objective
     from kdlib.objectives.reference_terms import REFERENCE_TERMS
     from kdlib.objectives.step import Sources
@@ -57,7 +58,8 @@ def train_teacher(partial: Path, start: InitialModel, data: TrainingData, how: T
 
     settings, schedule, seed = how.settings, how.schedule, how.fold.seed
     model, tokens = start.model, start.tokens
-    model.encoder.spec_augment = settings.augment
+    encoder = model.encoder
+    encoder.spec_augment = augment.SpecAugment(settings.masks) if settings.augment != "none" else None
     train = [utt for utt in data.train if fits_frames(tokens.encode(utt.text), utt.duration_s)]
     if not train:
         raise UserError(f"{how.what}: every utterance has fewer frames of 40 ms than tokens; is its audio cut off?")
@@ -68,17 +70,22 @@ def train_teacher(partial: Path, start: InitialModel, data: TrainingData, how: T
     learner = Learner(model)
     sources = Sources({}, lexicon=how.lexicon)
     objective = Objective(learner, loss_of(settings), REFERENCE_TERMS, sources)
+    objective.cache = FeatureCache(encoder)
 
     def step(batch: Batch) -> "dict[str, torch.Tensor]":
-        if settings.augment:
+        if encoder.spec_augment:
+            encoder.spec_augment.done = task.global_step / schedule.steps
+        if settings.augment == "mask_and_tempo":
             batch = batch.changed(*augment.change_tempo(batch.inputs, batch.lengths))
         return objective(batch)
 
     dev = [Batch.of(batch, tokens) for batch in audio.batches(data.dev, 32)]
     judged = Objective(learner, loss_of(settings, label_smoothing=0.0), REFERENCE_TERMS, sources)
+    judged.cache = objective.cache
     validations = Validations(lambda: validate_teacher(judged, dev), schedule.validate_every, schedule.patience)
+    task = Task(learner, step, lr=schedule.lr, scale=cosine(schedule.warmup_steps, schedule.steps))
     record = fit(
-        Task(learner, step, lr=schedule.lr, scale=cosine(schedule.warmup_steps, schedule.steps)),
+        task,
         EpochData(lambda epoch: audio.batches(train, schedule.batch_size, seed=seed * 1009 + epoch), load),
         Run(
             partial,

@@ -15,30 +15,42 @@ from kdlib.io import atomic_write, write_json
 from kdlib.runtime import seed_everything
 from kdlib.training.checkpoints import BEST, ENDED, LAST
 
+START = ("dev_wra", "dev_score")  # metrics of the start that are recorded
 Validation = Callable[[], dict[str, float]]  # metrics on the dev block by name; the greatest "dev_score" is best
 
 
+_STATE = ("score", "best_step", "waited", "validated_at", "kept", "start")  # of validations, in checkpoints
+
+
 class _Validate(pl.Callback):
-    """Validates every few epochs and at the end, keeps the best weights, and stops when the score no longer improves.
+    """Validates before the first step, every few epochs and at the end; keeps the best weights, the start's among them.
+
+    Training stops when the score no longer improves.
 
     Lightning's own callbacks use the last logged value, and after a resume there is none: the same run would then stop
     elsewhere. The state of this one is part of the checkpoint.
     """
 
-    def __init__(self, validate: Validation, every: int, patience: int, folder: Path, keep: int = 1) -> None:
+    def __init__(
+        self, validate: Validation, every: int, patience: int, folder: Path, keep: int = 1, *, initial: bool = True
+    ) -> None:
         self.validate, self.every, self.patience, self.folder, self.keep = validate, every, patience, folder, keep
+        self.initial = initial
         self.score, self.best_step, self.waited, self.validated_at = -math.inf, 0, 0, 0
+        self.start: dict[str, float] = {}  # the metrics before the first step
         self.kept: list[tuple[float, int]] = []  # score and step of the best checkpoints, best first
         self.metrics: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("score", "best_step", "waited", "validated_at", "kept")}
+        return {name: getattr(self, name) for name in _STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         trainer.should_stop = self.waited >= self.patience  # killed between the stop and the end
+        if self.initial and not trainer.global_step:
+            self._run_validation(trainer, module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if (trainer.current_epoch + 1) % self.every == 0:
@@ -55,6 +67,8 @@ class _Validate(pl.Callback):
         module.train()
         self.metrics = metrics = trainer.strategy.broadcast(metrics)  # so that all processes decide alike
         self.validated_at = trainer.global_step
+        if not trainer.global_step:
+            self.start = dict(metrics)
         for callback in trainer.callbacks:
             if hook := getattr(callback, "on_validation", None):
                 hook(trainer, module, metrics)
@@ -138,6 +152,7 @@ class _Record(pl.Callback):
                 raise UserError(f"{self.what}: the loss on the dev block is never finite; lower the learning rate")
             record |= {"best_step": validation.best_step, "best_dev_score": round(validation.score, 6)}
             record |= {"best_checkpoints": validation.kept}
+            record |= {f"start_{name}": validation.start[name] for name in START if name in validation.start}
         if trainer.is_global_zero:
             with atomic_write(self.folder / LAST) as hidden:
                 torch.save({name: weight.cpu() for name, weight in module.model.state_dict().items()}, hidden)

@@ -122,12 +122,16 @@ class Run:
 
 @dataclass(frozen=True)
 class Validations:
-    """Validations during a training: the best checkpoints are kept, and `patience` without improvement ends it."""
+    """Validations during a training: the best checkpoints are kept, and `patience` without improvement ends it.
+
+    The first is of the start, before any step, unless an earlier phase ended with it.
+    """
 
     validate: Validation
     every: int = 1  # epochs
     patience: int = 1
     keep: int = 1
+    initial: bool = True
 
 
 def fit(
@@ -161,7 +165,7 @@ def fit(
     validators = []
     if validations:
         every, patience, keep = validations.every, validations.patience, validations.keep
-        validators = [_Validate(validations.validate, every, patience, folder, keep)]
+        validators = [_Validate(validations.validate, every, patience, folder, keep, initial=validations.initial)]
     trainer = pl.Trainer(
         max_steps=steps,
         accelerator={"cpu": "cpu", "cuda": "gpu"}[torch_device(run.device).type],
