@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from kdlib.errors import UserError
-from kdlib.training.loop import EpochData, Run, Task, fit
+from kdlib.training.loop import EpochData, Run, Task, Validations, fit
 from kdlib.training.schedules import cosine
 
 
@@ -105,6 +105,31 @@ def test_the_best_weights_are_kept_and_a_killed_run_stops_at_the_same_step(tmp_p
     resumed = train(tmp_path / "killed", 0)
     assert next(line for line in resumed.stdout.splitlines() if line.startswith("END")) == end
     assert resumed.stdout.count("validated") < whole.stdout.count("validated")
+
+
+def test_the_start_is_validated_first_and_kept_where_training_makes_it_worse(tmp_path):
+    model, seen = torch.nn.Linear(1, 1, bias=False), []
+    torch.nn.init.constant_(model.weight, 2.0)
+
+    def validate():
+        seen.append(float(model.weight.detach()))
+        return {"dev_score": -abs(seen[-1] - 2), "dev_wra": 0.5}
+
+    def fitted(folder, **options):
+        folder.mkdir()
+        validations = Validations(validate, patience=100, **options)
+        epochs = EpochData(lambda epoch: [torch.ones(1, 1)] * 3, torch.clone)
+        step = lambda batch: {"loss": (model(batch) ** 2).mean()}  # noqa: E731
+        return fit(task(step, model), epochs, Run(folder, "test", steps=9, seed=1), validations)
+
+    record = fitted(tmp_path / "first")
+    assert record["best_step"] == 0
+    assert record["start_dev_wra"] == 0.5
+    assert seen[0] == 2.0
+    assert len(seen) == 4
+    assert seen[-1] < 1.9
+    assert float(model.weight.detach()) == 2.0  # the best weights are those of the start
+    assert fitted(tmp_path / "second", initial=False)["best_step"] == 3
 
 
 class Numbers(list):

@@ -3,6 +3,7 @@
 import random
 import shutil
 import signal
+from types import SimpleNamespace
 
 import forks
 import pandas as pd
@@ -50,11 +51,51 @@ def test_a_student_is_chosen_on_the_dev_speaker_and_scored_on_the_held_out_one(v
     assert not list(folder.glob("**/*.ckpt")) + list(folder.glob("**/*.pt"))  # no file that has to be unpickled
     curves = read_curves(folder / "tensorboard")
     assert {"loss", "ctc", "kd_ctc", "dev_wra"} <= set(curves.name)
+    assert curves[curves.name == "dev_wra"].step.min() == 0  # the start
+    assert record["start_dev_wra"] == curves[curves.name == "dev_wra"].value.iloc[0]
     scored = fold.scores()
     assert read_json(scored / "scores.json")["held_out"] == "M08"
     hypotheses = pd.read_csv(scored / "hypotheses.csv")
     assert set(hypotheses.utt_id) == {utt.utt_id for utt in fold.splits.test}
     assert set(pd.read_csv(scored / "dev/hypotheses.csv").speaker) == {"M10"}
+
+
+def test_a_student_that_training_ruins_keeps_its_start(variant):
+    fold = variant("hard", student={"phases": [{"steps": 6, "lr": 1.0, "warmup_steps": 0}]})
+    folder, start = fold.student(seed=3), fold.initial_student(3)
+    assert read_json(folder / "model.json")["best_step"] == 0
+    weights = load_file(folder / "model.safetensors")
+    assert all(torch.equal(weights[name], weight) for name, weight in start.state_dict().items())
+    assert not all(torch.equal(load_file(folder / LATEST)[name], weights[name]) for name in weights)
+    assert "better than the start" in comparison.start_line(fold, 3)
+    assert fold.start(3) == fold.layout.baseline
+    baseline, own = (pd.read_csv(path / "hypotheses.csv") for path in (fold.baseline(), fold.scores(3)))
+    assert baseline.greedy.equals(own.greedy)
+
+
+def test_a_student_below_its_start_is_named_with_what_to_try(tmp_path):
+    def scored(name, right):
+        texts = ["GO" if number < right else "NO" for number in range(40)]
+        rows = [Hypothesis(f"u{i}", "M08", "", "", "yes", "GO", text, text) for i, text in enumerate(texts)]
+        (tmp_path / name).mkdir()
+        write_hypotheses(rows, tmp_path / name / "hypotheses.csv")
+        (tmp_path / name / "scores.json").write_text('{"decoders": {"greedy": {}, "lexicon": {}}}')
+        return tmp_path / name
+
+    def remark(start, student):
+        fold = SimpleNamespace(
+            params=SimpleNamespace(variant="hard", scoring=SimpleNamespace(measure="wra")),
+            start=lambda seed: start,
+            scores=lambda seed: student,
+        )
+        return comparison.below_start(fold, 1)
+
+    good, bad, same_as_good = scored("good", 34), scored("bad", 20), scored("same", 34)
+    why = remark(good, bad)
+    assert "hard, seed 1, ends below where it began" in why
+    assert "lexicon WRA 50.0 against 85.0 %" in why
+    assert "Try student: {augment: none}" in why
+    assert remark(good, same_as_good) == remark(bad, good) == remark(None, good) == ""
 
 
 def test_the_control_is_trained_on_the_same_batches_without_teachers(variant, monkeypatch):
@@ -246,8 +287,8 @@ def test_a_speechbrain_student_cannot_be_exported_to_nemo(with_teachers, tmp_pat
 def test_the_comparison_has_student_baseline_and_control(variant):
     table = comparison.student_table(variant("ctc_kd"), 1)
     assert list(table.index) == ["greedy", "lexicon", "beam"]
-    columns = [("held out", name) for name in ("baseline", "hard", "ctc_kd")] + [("dev", "hard"), ("dev", "ctc_kd")]
-    assert list(table.columns) == columns
+    names = ("baseline", "hard", "ctc_kd")  # the baseline is what they start from
+    assert list(table.columns) == [(speech, name) for speech in ("held out", "dev") for name in names]
     assert table.loc["greedy", ("held out", "baseline")] == 0  # trained for 15 steps
     folders = comparison.score_folders(variant("ctc_kd"), ["hard", "ctc_kd"], [1])
     folds = format.fold_table(comparison.fold_scores(folders, "M08"), "wra")

@@ -134,7 +134,7 @@ class _Training:
             steps_done = earlier_steps + task.global_step
             now = Progress(steps_done / sum(plan.steps), steps_done / plan.epoch_steps)
             if encoder.spec_augment:
-                encoder.spec_augment.done = now.done
+                encoder.spec_augment.done = task.global_step / steps  # of the phase, as the learning rate's warm-up
             return objective(batch, now)
 
         def validation() -> dict[str, float]:

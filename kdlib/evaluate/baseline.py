@@ -1,13 +1,14 @@
 """Score the pretrained model without any training: always run this baseline first.
 
-`score_fold` scores the held-out and the dev speaker of a fold. `score_others` scores all speakers that the pretrained model was
-not trained on: once for all folds, except where each fold has a model of its own (`pretrained: from_corpus`). These
-scores show how hard each speaker is.
+`score_fold` scores the held-out and the dev speaker of a fold. `score_others` scores all speakers that the pretrained
+model was not trained on: once for all folds, except where each fold has a model of its own (`pretrained: from_corpus`).
+These scores show how hard each speaker is.
 """
 
 from dataclasses import replace
 from pathlib import Path
 
+from kdlib.corpus.manifest import Utterance
 from kdlib.corpus.speakers import Splits, is_test
 from kdlib.evaluate.decoder_setup import DecoderSetup
 from kdlib.evaluate.report import score_system
@@ -25,6 +26,10 @@ def score_fold(
     `words` are those of its training speech.
     """
     setup, dev = replace(setup, tokens=system.tokens), splits.settings.fold.dev or ""
+
+    def seen(utt: Utterance) -> bool:
+        return utt.text in words
+
     decoders = setup.tuned(setup.decoders(), recordings(system), splits.dev, folder, scoring.batch_size)
     settings = setup.record(decoders, dev if splits.dev else "")
     for part, utterances in (("", splits.test), ("dev", splits.dev)):
@@ -33,13 +38,7 @@ def score_fold(
                 recordings(system),
                 utterances,
                 folder / part,
-                Evaluation(
-                    decoders,
-                    f"baseline{part and ', dev speech'}",
-                    scoring,
-                    splits.corpus.level,
-                    lambda utt: utt.text in words,
-                ),
+                Evaluation(decoders, f"baseline, {part or 'held-out'} speech", scoring, splits.corpus.level, seen),
                 About("pretrained", "" if part else splits.settings.held_out, system.path.name, settings=settings),
                 0.0 if part else system.stride_ms,
             )

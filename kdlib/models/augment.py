@@ -11,7 +11,7 @@ TEMPO = 0.12  # tempo and pitch change by up to this share
 
 
 class SpecAugment:
-    """Masks of bands and frames for a training; `done`, the share of its steps that have passed, sets their width."""
+    """Masks of bands and frames for a training; `done`, the share of its steps that have passed, scales their width."""
 
     def __init__(self, masks: Masks) -> None:
         self.masks, self.done = masks, 0.0

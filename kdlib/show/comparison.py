@@ -98,11 +98,11 @@ def start_line(fold: Fold, seed: int) -> str:
     if "start_dev_score" not in record:
         return f"The checkpoint of step {kept} of {steps} is kept."
     if not kept:
-        return f"No validation was better than the start: the checkpoint that is kept is the start itself (of {steps} steps)."
+        return f"No validation in {steps} steps was better than the start, which is the checkpoint that is kept."
     begin = format.percent(max(0.0, record["start_dev_score"]))
     return (
-        f"Dev score (greedy WRA less a thousandth of the loss): {begin:.1f} % at the start, {format.percent(best):.1f} % "
-        f"at step {kept} of {steps}, which is kept."
+        f"Dev score (greedy WRA less a thousandth of the loss): {begin:.1f} % at the start, "
+        f"{format.percent(best):.1f} % at step {kept} of {steps}, which is kept."
     )
 
 
