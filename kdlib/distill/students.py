@@ -40,6 +40,7 @@ from kdlib.training.curves import TENSORBOARD, read_curves
 from kdlib.training.loop import EpochData, Run, Task, Validations, fit
 from kdlib.training.sampling import BatchPlan
 from kdlib.training.schedules import Scale, cosine, noam
+from kdlib.training.validation import dev_metrics
 
 COLLAPSED = "collapsed.json"  # in the folder of a student whose training was stopped by the collapse alarm
 Watch = Callable[[pd.DataFrame], None]  # called with the training curves at every validation
@@ -193,15 +194,16 @@ def validate(objective: Objective, dev: Sequence[Batch], judge: TargetSource | N
             counts.update(map(tuple, hypotheses))
             if judge:
                 distance += _distance(head, outputs, moved, judge) * len(batch.ids)
-    wra, loss = correct / total, loss / total
-    return {
-        "dev_wra": wra,
-        "dev_loss": loss,
-        "dev_score": -distance / total if judge else wra - 1e-3 * min(loss, 100.0),
-        "dev_distinct": float(len(counts)),
-        "dev_most_frequent": max(counts.values()) / total,
-        "dev_empty": counts[()] / total,
-    }
+    chosen_by = {"dev_score": -distance / total} if judge else {}
+    return (
+        dev_metrics(correct, loss, total)
+        | chosen_by
+        | {
+            "dev_distinct": float(len(counts)),
+            "dev_most_frequent": max(counts.values()) / total,
+            "dev_empty": counts[()] / total,
+        }
+    )
 
 
 def _distance(head: str, outputs: Outputs, batch: Batch, target: TargetSource) -> float:

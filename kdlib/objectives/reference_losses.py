@@ -14,19 +14,19 @@ from kdlib.models.masks import length_mask
 from kdlib.tokens import BLANK
 
 
-def ctc_loss(emissions: Emissions, ids: Sequence[Sequence[int]]) -> torch.Tensor:
+def ctc_loss(emissions: Emissions, ids: Sequence[Sequence[int]], blank: int = BLANK) -> torch.Tensor:
     """-log P(ids | frames) per token, mean over utterances; 0 for ids that do not fit into the frames."""
-    return ctc_losses(emissions, ids).mean()
+    return ctc_losses(emissions, ids, blank).mean()
 
 
-def ctc_losses(emissions: Emissions, ids: Sequence[Sequence[int]]) -> torch.Tensor:
+def ctc_losses(emissions: Emissions, ids: Sequence[Sequence[int]], blank: int = BLANK) -> torch.Tensor:
     """[B]: -log P(ids | frames) per token, by utterance; 0 for ids that do not fit into the frames."""
     device = emissions.logits.device
     flat = torch.nn.utils.rnn.pad_sequence([torch.tensor(text) for text in ids], batch_first=True).to(device).long()
     sizes = torch.tensor([len(text) for text in ids], device=device)
     logprobs = emissions.logits.float().log_softmax(-1).transpose(0, 1)
     each = torch.nn.functional.ctc_loss(
-        logprobs, flat, emissions.lengths, sizes, blank=BLANK, reduction="none", zero_infinity=True
+        logprobs, flat, emissions.lengths, sizes, blank=blank, reduction="none", zero_infinity=True
     )
     return each / sizes.clamp_min(1)
 

@@ -6,6 +6,7 @@ is trained on no speaker of any fold and is shared; a model `from_corpus` is in 
 
 import random
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from kdlib.corpus.manifest import Corpus, Utterance
 from kdlib.corpus.speakers import Splits, in_blocks
 from kdlib.errors import UserError, nearest
 from kdlib.io import atomic_write, sha256, write_json
+from kdlib.models import Emissions
 from kdlib.models.nemo_files import RECORD, SHIPPED_MODEL, TRAINED, build_model
 from kdlib.settings.pretrained import Pretraining
 from kdlib.tokens import Tokens, train_tokenizer
@@ -31,6 +33,7 @@ class PretrainingData:
     texts: set[str]
     test_speakers: list[str]  # controls that are not trained on
     unseen_words: frozenset[str]
+    dev: Sequence[Utterance] = ()  # for early stopping
 
 
 def split_controls(corpus: Corpus, settings: Pretraining, seed: int) -> PretrainingData:
@@ -56,7 +59,7 @@ def split_controls(corpus: Corpus, settings: Pretraining, seed: int) -> Pretrain
 
 
 def split_fold(splits: Splits, settings: Pretraining) -> PretrainingData:
-    """The training data of a fold's own model: its training speakers, or those named in the recipe."""
+    """The data of a fold's own model: its training speakers, or those named in the recipe, and its dev speaker."""
     corpus, named, train = splits.corpus, settings.speakers, splits.train
     if named:
         for name in named:
@@ -78,7 +81,7 @@ def split_fold(splits: Splits, settings: Pretraining) -> PretrainingData:
         raise UserError(
             f"{corpus.source}: pretraining.speakers names only speakers that fold.exclude keeps out of training"
         )
-    return PretrainingData(corpus.source, train, {utt.text for utt in train}, [], frozenset())
+    return PretrainingData(corpus.source, train, {utt.text for utt in train}, [], frozenset(), splits.dev)
 
 
 def train(
@@ -87,14 +90,17 @@ def train(
     """Train the tokenizer, which can encode all `characters`, and the model."""
     import torch
 
+    from kdlib.decode.greedy import greedy
     from kdlib.models.augment import SpecAugment
     from kdlib.models.dropout import use_fast_dropout
     from kdlib.models.encoder_cache import MAX_BYTES, UtteranceCache
     from kdlib.models.encoder_nemo import NeMoEncoder
+    from kdlib.objectives.reference_losses import ctc_loss
     from kdlib.runtime import seed_everything
     from kdlib.training.checkpoints import remove_checkpoints
-    from kdlib.training.loop import EpochData, Run, Task, fit
+    from kdlib.training.loop import EpochData, Run, Task, Validations, fit
     from kdlib.training.schedules import cosine
+    from kdlib.training.validation import dev_metrics
 
     tokenizer = train_tokenizer(data.texts, settings.pieces, partial / "tokens", lower=True, characters=characters)
     seed_everything(seed)
@@ -116,24 +122,42 @@ def train(
     cache = UtteranceCache(encoder.extract_features, MAX_BYTES)
     if settings.augment != "none":
         encoder.spec_augment = SpecAugment(settings.masks)
-    options = {"blank": tokens.blank, "zero_infinity": True}
+
+    def emissions(batch: Batch) -> Emissions:
+        frames, lengths, _ = encoder.encode(*cache(batch))
+        return Emissions(model.decoder(encoder_output=frames.transpose(1, 2)), lengths)
 
     def step(batch: Batch) -> dict[str, torch.Tensor]:
         if encoder.spec_augment:
             encoder.spec_augment.done = task.global_step / settings.steps
-        frames, lengths, _ = encoder.encode(*cache(batch))
-        logprobs = model.decoder(encoder_output=frames.transpose(1, 2)).transpose(0, 1)
-        ids = [torch.tensor(row) for row in batch.ids]
-        sizes = torch.tensor([len(text) for text in ids])
-        targets = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(logprobs.device)
-        return {"loss": torch.nn.functional.ctc_loss(logprobs, targets, lengths, sizes, **options)}
+        return {"loss": ctc_loss(emissions(batch), batch.ids, tokens.blank)}
 
     epochs = EpochData(
         lambda epoch: audio.batches(train, settings.batch_size, seed=seed * 1009 + epoch),
         lambda utterances: Batch.of(utterances, tokens),
     )
+    dev = [Batch.of(batch, tokens) for batch in audio.batches(data.dev, 32)]
+
+    def validate() -> dict[str, float]:
+        correct = loss = 0
+        for batch in dev:
+            outputs = emissions(batch.to(next(learner.parameters()).device))
+            hypotheses = greedy(outputs, tokens.blank)
+            correct += sum(output == reference for output, reference in zip(hypotheses, batch.ids, strict=True))
+            loss += float(ctc_loss(outputs, batch.ids, tokens.blank)) * len(batch)
+        return dev_metrics(correct, loss, len(data.dev))
+
     task = Task(learner, step, lr=settings.lr, scale=cosine(settings.warmup_steps, settings.steps))
-    fit(task, epochs, Run(partial, "pretraining", settings.steps, seed, device=device, batch_size=settings.batch_size))
+    run = Run(
+        partial,
+        "pretraining",
+        settings.steps,
+        seed,
+        checkpoint_every=settings.validate_every if dev else 1,
+        device=device,
+        batch_size=settings.batch_size,
+    )
+    fit(task, epochs, run, Validations(validate, settings.validate_every, settings.patience) if dev else None)
     model.save_to(str(partial / TRAINED))
     write_json(
         partial / RECORD,

@@ -23,6 +23,8 @@ class Pretraining(Section):
     batch_size: int = Field(32, ge=1)
     lr: float = Field(2e-3, gt=0)
     warmup_steps: int = Field(300, ge=0)
+    validate_every: int = Field(5, ge=1)  # from_corpus: epochs between validations on the dev speaker
+    patience: int = Field(6, ge=1)  # validations without improvement before training stops
     augment: Literal["none", "mask"] = "none"
     masks: Masks = Masks()
 

@@ -15,6 +15,7 @@ from kdlib.settings.teacher import Teacher, Training
 from kdlib.tokens import BLANK, Tokens
 from kdlib.training.sampling import TrainingData, fits_frames
 from kdlib.training.schedules import cosine
+from kdlib.training.validation import dev_metrics
 
 if TYPE_CHECKING:
     import torch
@@ -126,5 +127,4 @@ def validate_teacher(objective: "Objective", dev: Sequence[Batch]) -> dict[str, 
             correct += sum(output == reference for output, reference in zip(hypotheses, batch.ids, strict=True))
             loss += float(objective.total(step)["loss"]) * len(batch)
             total += len(batch)
-    wra, loss = correct / total, loss / total
-    return {"dev_wra": wra, "dev_loss": loss, "dev_score": wra - 1e-3 * min(loss, 100.0)}
+    return dev_metrics(correct, loss, total)
