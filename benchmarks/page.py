@@ -20,6 +20,7 @@ TITLES = {  # in the order of the page
     "store": "Store of teacher outputs",
     "kd_loss": "Distillation loss",
     "step": "Training step",
+    "student_step": "Student's step",
     "targets": "Kinds of targets",
     "lexicon": "Closed lexicon",
     "beam": "Beam search",

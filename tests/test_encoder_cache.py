@@ -1,11 +1,18 @@
-"""A frozen encoder encodes every utterance once, and cached encodings equal its outputs."""
+"""What stays the same is computed once: a frozen encoder's encodings, and the features of unchanged recordings."""
 
+import pytest
 import torch
 from corpora import utterances
 
 from kdlib.corpus.inputs import Batch
 from kdlib.models import encoder_conformer
-from kdlib.models.encoder_cache import EncoderCache
+from kdlib.models.encoder_cache import EncoderCache, FeatureCache
+from kdlib.models.encoder_nemo import NeMoEncoder
+from kdlib.models.hybrid import Heads, Hybrid
+from kdlib.models.nemo_files import conformer_config
+from kdlib.objectives.objective import Learner, Objective
+from kdlib.objectives.reference_terms import REFERENCE_TERMS
+from kdlib.settings.reference_loss import ReferenceLoss
 
 
 def encoder():
@@ -46,3 +53,45 @@ def test_the_cache_stays_within_its_size():
     second, *_ = cache(two)
     assert not cache.cached
     assert torch.equal(first, second)
+
+
+def nemo_encoder():
+    torch.manual_seed(1)
+    shape = conformer_config(d_model=16, layers=1, heads=2, channels=8, mels=20, kernel=7)
+    return NeMoEncoder.build(shape).eval()
+
+
+@pytest.mark.parametrize("build", [encoder, nemo_encoder])
+def test_the_gradients_of_a_step_are_those_without_the_cache(build):
+    """Without dropout and masks, which are random."""
+    model = Hybrid(build(), Heads(6, layers=0)).eval()
+    settings = ReferenceLoss(beta=1.0, heads="ctc", use_teachers=False)
+    objective = Objective(Learner(model), settings, REFERENCE_TERMS)
+    given = batch(a=8000, b=12000, c=9000)
+    given = Batch(given.utterances, [[3, 4], [5], [4, 3, 4]], loaded=given.loaded)
+
+    def gradients():
+        model.zero_grad()
+        objective(given)["loss"].backward()
+        return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+
+    expected, calls = gradients(), []
+    objective.cache = FeatureCache(model.encoder)
+    objective.cache.compute = lambda *given: (calls.append(1), model.encoder.extract_features(*given))[1]
+    for _ in range(2):
+        found = gradients()
+        assert found.keys() == expected.keys()
+        for name, gradient in expected.items():
+            assert torch.allclose(found[name], gradient, atol=1e-5, rtol=1e-4), name
+    assert len(calls) == 3  # of each utterance, in the first step
+
+
+def test_an_augmented_recording_is_not_looked_up():
+    model = Hybrid(encoder(), Heads(6, layers=0)).eval()
+    objective = Objective(Learner(model), ReferenceLoss(beta=1.0, heads="ctc", use_teachers=False), REFERENCE_TERMS)
+    objective.cache = FeatureCache(model.encoder)
+    given = batch(a=8000)
+    with torch.no_grad():
+        plain = objective.outputs(given).ctc.logits
+        changed = objective.outputs(given.changed(given.inputs * torch.linspace(0, 1, 8000), given.lengths)).ctc.logits
+    assert not torch.allclose(plain, changed)
