@@ -70,7 +70,7 @@ def main() -> None:
         inputs = torch.randn(size, int(lengths.max()), generator=generator) / 10
         return Batch(listed, [[5, 6, 7]] * size, loaded=[inputs, lengths])
 
-    def form(masks, cached, dropout, spread):  # noqa: ANN001, ANN202
+    def form(masks, cached, dropout, spread):
         def step(given: tuple[Batch, Batch]) -> None:
             student.encoder.spec_augment, objective.cache = masks, cache if cached else None
             set_dropout(student, dropout)
