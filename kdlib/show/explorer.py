@@ -273,7 +273,7 @@ class Explorer(ExplorerWidgets):
         if scores.empty:
             print("No matches; choose another filter, or clear the search.")
             return
-        figure = figures.wra_by_speaker(scores, "")
+        figure = figures.wra_by_speaker(scores, "", self.data.speaker_order)
         plt.close(figure)
         display(figure)
         intervals = [f"{100 * low:.1f} - {100 * high:.1f}" for low, high in zip(scores.low, scores.high, strict=True)]
