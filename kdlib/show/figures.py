@@ -16,6 +16,7 @@ from matplotlib.textpath import TextPath
 
 from kdlib.corpus import audio
 from kdlib.corpus.manifest import LEVELS, Utterance
+from kdlib.evaluate.rounding import percent
 from kdlib.io import atomic_write
 from kdlib.objectives.terms import TERMS
 
@@ -301,7 +302,7 @@ def training(curves: pd.DataFrame) -> Figure:
             best = dev.loc[dev.value.idxmax()]
             right.plot(best.step, 100 * best.value, "o", markersize=9, fillstyle="none", color="C3")
             right.annotate(
-                f"{100 * best.value:.1f}",
+                str(percent(best.value)),
                 (best.step, 100 * best.value),
                 (0, -14),
                 textcoords="offset points",
