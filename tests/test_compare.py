@@ -95,7 +95,7 @@ def test_a_difference_must_exceed_the_variation_between_seeds():
 
 
 def test_a_verdict_against_its_interval_says_why():
-    """Intervals are of the models as trained and of one pair; the verdict also asks other trainings and counts pairs."""
+    """Intervals are of one pair of models as trained; a verdict asks for other trainings too, and counts pairs."""
     b = system({"A": [0] * 100})
     seed_noise = compare.compare({"a": seeds([1] * 60 + [0] * 40, [1] + [0] * 99), "b": b}, against="b")[0]
     assert seed_noise.these_low > 0

@@ -119,7 +119,8 @@ def page(result: Examination, diagnosis: Diagnosis, source: str) -> str:
         lines += ["", "Other decodings of the same token ids:", pd.DataFrame(rows).to_string(index=False)]
     if diagnosis.fits:
         shown = causes.table(diagnosis)[["description", "distance", "fits", "nearest case"]]
-        lines += ["", f"Causes by the distance of their fingerprints (up to {FITS:g} fits):", shown.to_string()]
+        rule = f"up to {FITS:g} fits, if clearly nearer than no fault"
+        lines += ["", f"Causes by the distance of their fingerprints ({rule}):", shown.to_string()]
     return "\n".join(lines)
 
 

@@ -57,8 +57,9 @@ def examination(result: Examination, diagnosis: Diagnosis) -> Figure:
             color=[LEVEL_COLOURS["VERY_LOW"] if fit.cause in diagnosis.named else "0.7" for fit in fits],
         )
         if fits:
-            causes.axvline(FITS, color="black", linewidth=0.7)
-            causes.set_xlabel("distance (left of the line: fits)")
+            if diagnosis.named:
+                causes.axvline(FITS, color="black", linewidth=0.7)
+            causes.set_xlabel("distance (left of the line: may fit)" if diagnosis.named else "distance (no cause fits)")
         else:
             causes.text(0.5, 0.5, "no fingerprints yet", ha="center", va="center", transform=causes.transAxes)
             causes.set_axis_off()
