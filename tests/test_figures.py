@@ -1,10 +1,13 @@
 import itertools
+import warnings
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile
 
+from kdlib.corpus.manifest import Utterance
 from kdlib.show import figures
 
 SCORES = pd.DataFrame(
@@ -116,6 +119,20 @@ def test_bars_are_in_per_cent():
 
 def test_speakers_of_unknown_level_are_drawn():
     assert figures.wra_by_speaker(SCORES.assign(level="?"), "M08", "by name").axes[0].patches
+
+
+def test_digital_silence_is_drawn_without_a_warning(tmp_path):
+    wave = np.zeros(16_000)
+    wave[4000:8000] = 0.3 * np.sin(np.arange(4000) / 3)
+    soundfile.write(tmp_path / "a.wav", wave, 16_000)
+    utt = Utterance("a", "S", tmp_path / "a.wav", 1.0, "ONE")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = figures.spectrograms([utt] * 4, ["S: ONE", "S: " + 20 * "LONG ", "S: ONE", "S: ONE"])
+        assert_no_text_is_cut_off(figure)
+    assert len(figure.axes) == 4
+    assert {axes.get_xlim() for axes in figure.axes} == {(0, 1)}
+    assert all(np.isfinite(axes.get_images()[0].get_array()).all() for axes in figure.axes)
 
 
 def test_training_curves_mark_the_best_validation():

@@ -10,6 +10,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib import mlab
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.textpath import TextPath
@@ -23,6 +24,7 @@ from kdlib.objectives.terms import TERMS
 LEVEL_COLOURS = dict(
     zip(LEVELS, ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc"), strict=True)
 )  # seaborn's colorblind
+TOP_HZ = 6000  # of spectrograms
 WIDTH_IN = 6.3  # text width of a thesis page
 MATRIX_IN = 7.2  # most that the rows of the teachers' matrices take of its height
 
@@ -90,13 +92,33 @@ def spectrograms(utterances: Sequence[Utterance], labels: Sequence[str]) -> Figu
             return figure
         figure, grid = plt.subplots(2, -(-len(utterances) // 2), figsize=(WIDTH_IN, 3.8), sharex=True, sharey=True)
         for axes, utt, label in zip(grid.flat, utterances, labels, strict=False):
-            samples = audio.load(utt)
-            axes.specgram(samples, NFFT=400, noverlap=240, Fs=audio.RATE_HZ, cmap="magma", vmin=-140, vmax=-50)
-            axes.set_title(short(label, 40))
-            axes.set_ylim(0, 6000)
+            spectrogram(axes, audio.load(utt))
+            axes.set_title(short(label, 32))
+        for axes in grid.flat[len(utterances) :]:
+            axes.set_axis_off()
+        ends = [image.get_extent()[1] for axes in grid.flat for image in axes.get_images()]
+        grid.flat[0].set_xlim(0, max(ends))  # shared by all
         figure.supxlabel("time (s)", fontsize=9)
-        figure.supylabel("frequency (Hz)", fontsize=9)
         return figure
+
+
+def spectrogram(axes: Axes, samples: np.ndarray, start: float = 0.0) -> float:
+    """Draw a recording's spectrogram, up to 6 kHz, from a start time; return its end time."""
+    power, frequencies, _ = mlab.specgram(samples, NFFT=400, noverlap=240, Fs=audio.RATE_HZ)
+    kept = frequencies <= TOP_HZ
+    end = start + len(samples) / audio.RATE_HZ
+    axes.imshow(
+        10 * np.log10(power[kept] + 1e-20),  # digital silence has no logarithm
+        aspect="auto",
+        origin="lower",
+        cmap="magma",
+        vmin=-140,
+        vmax=-50,
+        extent=(start, end, 0, TOP_HZ / 1000),
+        interpolation="nearest",
+    )
+    axes.set_yticks([0, 3, 6], ["0", "3", "6 kHz"])
+    return end
 
 
 def wra_by_speaker(scores: pd.DataFrame, held_out: str, order: str) -> Figure:

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib import mlab
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -14,9 +13,8 @@ from kdlib.corpus.manifest import Utterance
 from kdlib.errors import UserError
 from kdlib.evaluate.posteriors import Posteriors
 from kdlib.show.explorer_data import ExplorerData
-from kdlib.show.figures import LEVEL_COLOURS, WIDTH_IN, short, style, text_width
+from kdlib.show.figures import LEVEL_COLOURS, TOP_HZ, WIDTH_IN, short, spectrogram, style, text_width
 
-TOP_HZ = 6000
 CAPTION = 1.5  # height of a system's hypothesis above its tokens, in rows
 GAP_S = 0.12  # between two recordings
 KEY_IN = 1.7  # width of the key of the strips' colours
@@ -170,25 +168,6 @@ def top_tokens(kept: Posteriors, logprobs: np.ndarray, at_s: float, count: int =
         return []
     frame = logprobs[min(len(logprobs) - 1, int(1000 * at_s / kept.stride_ms))]
     return [(_piece(kept, index), float(np.exp(frame[index]))) for index in np.argsort(-frame)[:count]]
-
-
-def spectrogram(axes: Axes, samples: np.ndarray, start: float = 0.0) -> float:
-    """Draw a recording's spectrogram, up to 6 kHz, from a start time; return its end time."""
-    power, frequencies, _ = mlab.specgram(samples, NFFT=400, noverlap=240, Fs=audio.RATE_HZ)
-    kept = frequencies <= TOP_HZ
-    end = start + len(samples) / audio.RATE_HZ
-    axes.imshow(
-        10 * np.log10(power[kept] + 1e-20),
-        aspect="auto",
-        origin="lower",
-        cmap="magma",
-        vmin=-140,
-        vmax=-50,
-        extent=(start, end, 0, TOP_HZ / 1000),
-        interpolation="nearest",
-    )
-    axes.set_yticks([0, 3, 6], ["0", "3", "6 kHz"])
-    return end
 
 
 def _samples(utt: Utterance | None) -> tuple[np.ndarray | None, str]:
