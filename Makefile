@@ -43,7 +43,7 @@ help:
 
 # $(call option,NAME,--flag): --flag "value" where the variable NAME has a value
 option = $(if $($1),$2 "$($1)")
-FLOW = $(SNAKEMAKE) --config recipe="$(RECIPE)"
+FLOW = $(SNAKEMAKE) --config recipe="$(RECIPE)" until="$(UNTIL)"
 
 UP_TO_DATE = echo "Everything is up to date: executed notebooks, tables and figures are in the recipe's folder below outputs/."
 
@@ -71,7 +71,7 @@ compare: $(READY)
 
 collapse: $(READY)
 	@$(SNAKEMAKE) study --config recipe="$(if $(filter file,$(origin RECIPE)),params/ablations/collapse.yaml,$(RECIPE))" \
-	  folds="$(COMPARED)," study=1
+	  folds="$(COMPARED)," study=1 until="$(UNTIL)"
 
 verdict: $(READY)
 	@$(KDLIB) verdict $(SYSTEMS) $(call option,DECODER,--decoder) $(call option,MEASURE,--measure) \

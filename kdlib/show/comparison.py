@@ -123,7 +123,7 @@ def changed_utterances(before: Path, after: Path, decoder: str = "greedy") -> pd
 
 
 def pseudo_label_table(fold: Fold, sample: int = 400) -> pd.DataFrame | None:
-    """How often the teachers' pseudo-labels are used and correct; None for a variant that trains on no pseudo-labels.
+    """How often the teachers' pseudo-labels are used and correct; None for a variant that trains on none.
 
     The references of speech without transcripts (`label_fraction`) are read for this table alone.
     """
@@ -149,7 +149,7 @@ def pseudo_label_table(fold: Fold, sample: int = 400) -> pd.DataFrame | None:
             "correct among used %": percent(np.sum(np.logical_and(right, kept)) / max(1, np.sum(kept))),
             "mean confidence %": percent(np.mean([share for _, share in best])),
         }
-    return pd.DataFrame.from_dict(rows, orient="index")
+    return pd.DataFrame.from_dict(rows, orient="index") if rows else None
 
 
 def check_control(fold: Fold, control: Fold | None = None) -> None:
