@@ -12,7 +12,8 @@
 #   make evaluate CHECKPOINT=... MANIFEST=...   score any saved model on any manifest
 #   make export CHECKPOINT=... NEMO=...         write a student as a .nemo file
 #   make lab                           JupyterLab on the notebooks
-#   make setup                         set up .venv alone
+#   make setup                         set up .venv alone; one that has the locked versions, also a link to another
+#                                      clone's, is used as it is
 #   make dry-run, make report          what would be run; Snakemake's report of what was
 #   make pretrained, make parent       train the shipped pretrained model, or the teachers' shipped base model, anew
 #   make bench                         measure the figures of docs/benchmarks.md
