@@ -152,14 +152,3 @@ def test_most_probable_tokens_of_a_frame(data):
     assert [share for _, share in best] == sorted((share for _, share in best), reverse=True)
     assert best[0][1] == pytest.approx(np.exp(logprobs[1].max()), abs=1e-3)
     assert utterance_figure.top_tokens(kept, logprobs[:0], 0.0) == []
-
-
-def test_spectrogram_shows_a_tone_at_its_frequency_and_time():
-    samples = np.sin(2 * np.pi * 2000 * np.arange(16000) / 16000).astype(np.float32)
-    figure, axes = plt.subplots()
-    assert utterance_figure.spectrogram(axes, samples, 0.5) == pytest.approx(1.5)
-    (image,) = axes.get_images()
-    rows = image.get_array().mean(1)
-    low, high = image.get_extent()[2:]
-    assert low + (high - low) * (rows.argmax() + 0.5) / len(rows) == pytest.approx(2.0, abs=0.05)
-    plt.close(figure)

@@ -10,21 +10,19 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib import mlab
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.textpath import TextPath
 
 from kdlib.corpus import audio
 from kdlib.corpus.manifest import LEVELS, Utterance
 from kdlib.evaluate.rounding import percent
 from kdlib.io import atomic_write
 from kdlib.objectives.terms import TERMS
+from kdlib.show.drawing import short, speaker_ticks, spectrogram, tick_space
 
 LEVEL_COLOURS = dict(
     zip(LEVELS, ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc"), strict=True)
 )  # seaborn's colorblind
-TOP_HZ = 6000  # of spectrograms
 WIDTH_IN = 6.3  # text width of a thesis page
 MATRIX_IN = 7.2  # most that the rows of the teachers' matrices take of its height
 
@@ -74,7 +72,7 @@ def durations(speakers: pd.DataFrame, order: str) -> Figure:
             axes.plot(place[known], people.published_ratio[known], "kD", markersize=4, label="published for UA-Speech")
         if relative:
             axes.axhline(1, color="grey", linewidth=0.8, linestyle=":")
-        _speaker_ticks(axes, place, people.speaker)
+        speaker_ticks(axes, place, people.speaker)
         axes.set_ylabel(
             "median word duration\nrelative to controls" if relative else "median duration\nof a recording (s)"
         )
@@ -102,25 +100,6 @@ def spectrograms(utterances: Sequence[Utterance], labels: Sequence[str]) -> Figu
         return figure
 
 
-def spectrogram(axes: Axes, samples: np.ndarray, start: float = 0.0) -> float:
-    """Draw a recording's spectrogram, up to 6 kHz, from a start time; return its end time."""
-    power, frequencies, _ = mlab.specgram(samples, NFFT=400, noverlap=240, Fs=audio.RATE_HZ)
-    kept = frequencies <= TOP_HZ
-    end = start + len(samples) / audio.RATE_HZ
-    axes.imshow(
-        10 * np.log10(power[kept] + 1e-20),  # digital silence has no logarithm
-        aspect="auto",
-        origin="lower",
-        cmap="magma",
-        vmin=-140,
-        vmax=-50,
-        extent=(start, end, 0, TOP_HZ / 1000),
-        interpolation="nearest",
-    )
-    axes.set_yticks([0, 3, 6], ["0", "3", "6 kHz"])
-    return end
-
-
 def wra_by_speaker(scores: pd.DataFrame, held_out: str, order: str) -> Figure:
     """WRA per speaker with intervals. Columns: speaker, level, decoder, wra, low, high."""
     with plt.rc_context(style()):
@@ -143,7 +122,7 @@ def wra_by_speaker(scores: pd.DataFrame, held_out: str, order: str) -> Figure:
                 alpha=faint[index],
                 error_kw={"linewidth": 0.7},
             )
-        _speaker_ticks(axes, np.arange(len(names)), names)
+        speaker_ticks(axes, np.arange(len(names)), names)
         for name, tick in zip(names, axes.get_xticklabels(), strict=True):
             tick.set_fontweight("bold" if name == held_out else "normal")
         axes.set_ylim(0, 105)
@@ -163,7 +142,9 @@ def teacher_matrix(tables: Mapping[str, pd.DataFrame], order: str) -> Figure:
         row_in = min(0.21, MATRIX_IN / (len(first) * len(tables)))
         height = 1.1 + row_in * len(first) * len(tables)
         figure, panels = plt.subplots(len(tables), 1, figsize=(WIDTH_IN, max(2.4, height)), squeeze=False, sharex=True)
-        size = min(7, 0.42 * _tick_space(len(first.columns)), 55 * row_in)  # of three digits in a cell, in points
+        size = min(
+            7, 0.42 * tick_space(figure, len(first.columns)), 55 * row_in
+        )  # of three digits in a cell, in points
         for axes, (decoder, table) in zip(panels[:, 0], tables.items(), strict=True):
             sns.heatmap(
                 100 * table,
@@ -189,7 +170,7 @@ def teacher_matrix(tables: Mapping[str, pd.DataFrame], order: str) -> Figure:
             axes.tick_params(left=False, bottom=False)
             names = [short(str(name)) for name in table.index]
             axes.set_yticks(np.arange(len(table)) + 0.5, names, fontsize=min(8, 55 * row_in))
-        _speaker_ticks(panels[-1, 0], np.arange(len(first.columns)) + 0.5, first.columns)
+        speaker_ticks(panels[-1, 0], np.arange(len(first.columns)) + 0.5, first.columns)
         panels[-1, 0].set_xlabel(f"speaker, {order}; framed: the teacher's own")
         return figure
 
@@ -347,31 +328,6 @@ def training(curves: pd.DataFrame) -> Figure:
         right.set_xlabel("step")
         right.set_ylabel("dev WRA (%)")
         return figure
-
-
-def _speaker_ticks(axes: Axes, places: Sequence[float], names: Sequence[str]) -> None:
-    """Name the speakers on the horizontal axis; upright where names would touch, and smaller where there are many."""
-    names, space = [short(str(name)) for name in names], _tick_space(len(names))
-    widest = max(text_width(name, 8, "bold") for name in names)
-    turned, size = widest > 0.9 * space, min(8.0, 0.75 * space)  # points; a line of text is 1.2 of its size
-    axes.set_xticks(places, names, rotation=90 if turned else 0, fontsize=size if turned else 8)
-    if turned:
-        axes.figure.set_figheight(axes.figure.get_figheight() + widest * size / 8 / 72)
-
-
-def _tick_space(count: int) -> float:
-    """Points between two ticks of an axis that has the width of a page, less its labels."""
-    return 72 * (WIDTH_IN - 1) / count
-
-
-def text_width(text: str, size: float, weight: str = "normal") -> float:
-    """Width of a text in points."""
-    return TextPath((0, 0), text, size=size, prop={"weight": weight}).get_extents().width
-
-
-def short(name: str, length: int = 18) -> str:
-    """A long name without its middle."""
-    return name if len(name) <= length else f"{name[: length - length // 3 - 1]}…{name[-(length // 3) :]}"
 
 
 def _level_legend(axes: Axes, levels: pd.Series) -> None:

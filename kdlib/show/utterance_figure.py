@@ -12,8 +12,9 @@ from kdlib.corpus import audio
 from kdlib.corpus.manifest import Utterance
 from kdlib.errors import UserError
 from kdlib.evaluate.posteriors import Posteriors
+from kdlib.show.drawing import TOP_HZ, short, spectrogram, text_width
 from kdlib.show.explorer_data import ExplorerData
-from kdlib.show.figures import LEVEL_COLOURS, TOP_HZ, WIDTH_IN, short, spectrogram, style, text_width
+from kdlib.show.figures import LEVEL_COLOURS, WIDTH_IN, style
 
 CAPTION = 1.5  # height of a system's hypothesis above its tokens, in rows
 GAP_S = 0.12  # between two recordings
