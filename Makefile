@@ -132,7 +132,7 @@ lock: $(READY)
 
 # The first Python that runs and is supported: some shims are there and do not run. `uv python find` knows those of uv.
 SUPPORTED = -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))'
-PYTHON ?= $(shell for name in python3.11 python3.12 python3 "$$(uv python find 3.12)"; do \
+PYTHON ?= $(shell for name in python3.11 python3.12 python3 "$$(uv python find '>=3.11,<3.13')"; do \
   "$$name" $(SUPPORTED) && { command -v "$$name"; break; }; done 2>/dev/null)
 FOUND = $$($(or $(PYTHON),python3) --version 2>/dev/null || echo none)
 
