@@ -12,13 +12,14 @@
 #   make evaluate CHECKPOINT=... MANIFEST=...   score any saved model on any manifest
 #   make export CHECKPOINT=... NEMO=...         write a student as a .nemo file
 #   make lab                           JupyterLab on the notebooks
+#   make setup                         set up .venv alone; one that has the locked versions, also a link to another
+#                                      clone's, is used as it is
 #   make dry-run, make report          what would be run; Snakemake's report of what was
 #   make pretrained, make parent       train the shipped pretrained model, or the teachers' shipped base model, anew
 #   make bench                         measure the figures of docs/benchmarks.md
 #   make unchanged                     run everything once and compare every value with those of revision 52d94dd
 #   make lint, make lock               check the code; pin every version anew
 comma    := ,
-PYTHON   ?= $(shell command -v python3.11 || command -v python3)
 RECIPE   ?= params/demo.yaml
 HELD_OUT ?= M08
 FOLDS    ?= M08,M05,M16,M01,M04
@@ -28,22 +29,24 @@ SEEDS    ?= $(if $(filter file,$(origin RECIPE)),1$(comma)2)
 JOBS     ?= 2
 BIN      := .venv/bin
 KDLIB    := $(BIN)/python -m kdlib
-READY    := .venv/.ready
+READY    := .venv/.ready-$(firstword $(shell cat requirements.lock pyproject.toml | cksum))
 SNAKEMAKE := $(BIN)/snakemake --profile profiles/local $(if $(UNTIL),--until $(UNTIL))
 
 export OMP_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 export PYTHONWARNINGS ?= ignore::SyntaxWarning
+# This clone's kdlib, also with the .venv of another clone.
+export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: demo test folds folds-for dry-run report compare collapse verdict examine evaluate export lab pretrained parent bench faults unchanged lint lock help
+.PHONY: setup install demo test folds folds-for dry-run report compare collapse verdict examine evaluate export lab pretrained parent bench faults unchanged lint lock help
 
 help:
 	@sed -n 's/^#   //p' Makefile
 
 # $(call option,NAME,--flag): --flag "value" where the variable NAME has a value
 option = $(if $($1),$2 "$($1)")
-FLOW = $(SNAKEMAKE) --config recipe="$(RECIPE)"
+FLOW = $(SNAKEMAKE) --config recipe="$(RECIPE)" until="$(UNTIL)"
 
 UP_TO_DATE = echo "Everything is up to date: executed notebooks, tables and figures are in the recipe's folder below outputs/."
 
@@ -71,7 +74,7 @@ compare: $(READY)
 
 collapse: $(READY)
 	@$(SNAKEMAKE) study --config recipe="$(if $(filter file,$(origin RECIPE)),params/ablations/collapse.yaml,$(RECIPE))" \
-	  folds="$(COMPARED)," study=1
+	  folds="$(COMPARED)," study=1 until="$(UNTIL)"
 
 verdict: $(READY)
 	@$(KDLIB) verdict $(SYSTEMS) $(call option,DECODER,--decoder) $(call option,MEASURE,--measure) \
@@ -98,14 +101,14 @@ faults: $(READY)
 
 bench: $(READY)
 	@failed=; for script in $(filter-out benchmarks/report.py benchmarks/page.py,$(wildcard benchmarks/*.py)); do \
-	  PYTHONPATH=tests $(BIN)/python $$script || failed="$$failed $$script"; \
+	  PYTHONPATH="tests:$(PYTHONPATH)" $(BIN)/python $$script || failed="$$failed $$script"; \
 	done; \
 	$(BIN)/python benchmarks/page.py || failed="$$failed benchmarks/page.py"; \
 	test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 # Run everything once and compare every value with those of revision 52d94dd.
 unchanged: $(READY)
-	@PYTHONPATH=tests $(BIN)/python -m unchanged outputs/unchanged
+	@PYTHONPATH="tests:$(PYTHONPATH)" $(BIN)/python -m unchanged outputs/unchanged
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -127,11 +130,31 @@ lock: $(READY)
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-emit-index-url --no-header \
 	  --no-annotate pyproject.toml -o requirements.lock
 
-$(READY): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
-	  { echo "kdlib needs Python 3.11, found $$($(PYTHON) --version 2>&1). Name yours: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 1; }
+# The first Python that runs and is supported: some shims are there and do not run. `uv python find` knows those of uv.
+SUPPORTED = -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))'
+PYTHON ?= $(shell for name in python3.11 python3.12 python3 "$$(uv python find '>=3.11,<3.13')"; do \
+  "$$name" $(SUPPORTED) && { command -v "$$name"; break; }; done 2>/dev/null)
+FOUND = $$($(or $(PYTHON),python3) --version 2>/dev/null || echo none)
+
+setup: $(READY)
+
+# An environment with the locked versions is used as it is, also where it is a link to another clone's.
+$(READY):
+	@test -x $(BIN)/python || $(or $(PYTHON),false) $(SUPPORTED) || { \
+	  echo "kdlib needs Python 3.11 or 3.12, found $(FOUND). This brings one, without root: uv python install 3.12" \
+	    "(uv itself: pip install uv). Or name yours: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python $(SUPPORTED) || { echo "kdlib needs Python 3.11 or 3.12, but .venv has $$($(BIN)/python --version):" \
+	  "remove it (rm -r .venv), and run the same command again"; exit 1; }
+	@if $(BIN)/uv pip install --python $(BIN)/python --no-deps --offline --dry-run -r requirements.lock 2>&1 \
+	  | grep -q "Would make no changes" && $(BIN)/uv pip show --python $(BIN)/python --quiet kdlib 2>&1; \
+	then echo ".venv has the versions of requirements.lock: nothing is installed"; \
+	  test ! -L .venv || echo "outside of make, another clone's .venv needs PYTHONPATH=$(CURDIR)"; \
+	else $(MAKE) --no-print-directory install; fi
+	@touch $(READY)
+
+install:
+	@rm -f .venv/.ready*
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^uv==' requirements.lock)"
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --compile-bytecode -r requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
-	@touch $(READY)

@@ -21,6 +21,7 @@ from kdlib.models.encoders import ENCODERS
 from kdlib.params import Params
 from kdlib.settings.corpus import CorpusSettings, SplitSettings
 from kdlib.settings.pretrained import PretrainedSettings
+from kdlib.settings.targets import methods_for
 from kdlib.source_code import lazy
 from kdlib.stage import fingerprint
 from kdlib.teachers.teacher_sets import requested_teachers, shared_teachers
@@ -185,6 +186,12 @@ class FoldObjects:
                 "with a decoder"
             )
         return store.LogitStore(self.outputs(name, purpose) / output)
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods that the fold's teachers allow; `same_level` only where another speaker has that level."""
+        allowed = methods_for(self.params.teacher.source)
+        return [name for name in allowed if name != "same_level" or self.splits.same_level]
 
     def target_teachers(self, method: str = "") -> list[str]:
         """The teachers that the fold averages under a method: all, or those of the held-out speaker's level."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kdlib import source_code, stage
 from kdlib.corpus import prepare
-from kdlib.errors import UserError
+from kdlib.errors import UserError, nearest
 from kdlib.io import check_writable, resolve_path
 from kdlib.layout import Layout
 from kdlib.models.nemo_files import SHIPPED_MODEL
@@ -32,6 +32,7 @@ FOLD_STAGES = {  # notebook -> its folder, figures of the report, priority: teac
     "03_logits": ("target_report", ["aggregates", "spikes"], 2),
     "05_collapse": ("collapse", ["examination"], 0),
 }
+STAGES = ("corpus", "baseline", "teachers", "logits", "students", "collapse")  # where a run can stop
 
 
 class Graph:
@@ -39,12 +40,8 @@ class Graph:
 
     def __init__(self, config: Mapping) -> None:
         self.recipe = config.get("recipe", "params/demo.yaml")
-        self.folds = _names(config.get("folds", "M08"))  # "07,": 07 stays a name
-        if self.folds == ["all"]:
-            self.folds = fold_names(load_recipe(self.recipe).fold_set)
-        if not self.folds:
-            advice = f"write them with: make folds-for RECIPE={self.recipe}"
-            raise UserError(f"no folds: there are no fold files for {self.recipe}; {advice}")
+        _check_stage(config.get("until", ""))
+        self.folds = _folds(self.recipe, _names(config.get("folds", "M08")))  # "07,": 07 stays a name
         self.settings = {held_out: load(self.recipe, held_out) for held_out in self.folds}
         self.first = first = self.settings[self.folds[0]]
         self.variants = _names(config.get("variants", "")) or list(first.compare)
@@ -124,6 +121,31 @@ class Graph:
         params = self.of_variant[variant]
         of_speakers = params.teacher.source != "students" and params.labels == self.first.labels
         return terms.uses_teachers(params.distill) and of_speakers
+
+
+def _folds(recipe: str, names: list[str]) -> list[str]:
+    """The folds of a run: those that are named, or all; the default ones of the Makefile are of UA-Speech."""
+    known = fold_names(load_recipe(recipe).fold_set)
+    if not known:
+        raise UserError(
+            f"no folds: there are no fold files for {recipe}; write them with: make folds-for RECIPE={recipe}"
+        )
+    if names == ["all"]:
+        return known
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        found = f"no fold of {unknown[0]!r}{nearest(unknown[0], known)}" if unknown else "none named"
+        advice = f"FOLDS={','.join(known[:2])} or FOLDS=all (for make demo: HELD_OUT={known[0]})"
+        raise UserError(f"folds of {recipe}: {found}; name its folds: {advice}")
+    return names
+
+
+def _check_stage(until: str) -> None:
+    """Refuse to run until a stage that does not exist."""
+    if until and until not in (*STAGES, *(f"some_{job}" for job in COMMANDS)):
+        hint = nearest(until, list(STAGES))
+        stages = f" The stages are {', '.join(STAGES)}" if hint.endswith("?") else ""
+        raise UserError(f"UNTIL: there is no stage {until!r}{hint}{stages}")
 
 
 def _names(text: object) -> list[str]:

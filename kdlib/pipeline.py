@@ -426,7 +426,7 @@ class Fold(StudentObjects):
     @stage
     def target_report(self) -> Stage:
         """Every method's targets, decoded and scored on training and on dev speech."""
-        names, methods = self.target_teachers(), methods_for(self.params.teacher.source)
+        names, methods = self.target_teachers(), self.methods
 
         def target(method: str, speech: str) -> TeacherEnsemble | CrossFitted:
             purpose = "analysis" if speech == "dev" else "training"
@@ -453,7 +453,7 @@ class Fold(StudentObjects):
 
     def best_method(self) -> tuple[str, str]:
         """The method that `auto` selects on the dev speaker, and why."""
-        methods, dev = methods_for(self.params.teacher.source), self.params.fold.dev
+        methods, dev = self.methods, self.params.fold.dev
         folder = self.target_report() if dev else Path()
         return target_report.best_method(folder, methods, dev, self.params.distill.heads, self.params.scoring.measure)
 

@@ -83,6 +83,32 @@ def test_loud_speech_is_not_called_clipped(tmp_path):
     assert len(kept) == 1
 
 
+def test_clipped_recordings_are_used_and_counted_by_speaker(tmp_path):
+    """At 1.5 % of the samples a recording counts, at .5 % it does not; with more than half the file is left out."""
+
+    def recording(name, speaker, share):
+        wave = 0.5 * np.sin(np.arange(20_000) / 9)
+        wave[: round(share * 20_000)] = 1.0
+        soundfile.write(tmp_path / f"{name}.wav", wave, 16_000)
+        return Utterance(name, speaker, tmp_path / f"{name}.wav", 1.25, "ONE")
+
+    shares = {"a1": 0.015, "a2": 0.005, "b1": 0.02, "b2": 0.3, "b3": 0.0, "b4": 0.6, "c1": 0.0}
+    corpus = Corpus(tuple(recording(name, name[0].upper(), share) for name, share in shares.items()))
+    for _ in range(2):  # the second time from the saved results
+        kept, report = check_recordings(corpus, folder=tmp_path)
+        assert [utt.utt_id for utt in kept] == ["a1", "a2", "b1", "b2", "b3", "c1"]
+        assert [(problem.utt_id, problem.reason) for problem in report.problems] == [("b4", "clipped to nothing")]
+        (note,) = [line for line in str(report).splitlines() if "at full scale" in line]
+        assert note.startswith("note: recordings with more than 1 % of their samples at full scale (clipped)")
+        assert ": B 2 of 3, A 1 of 2;" in note
+        assert "C " not in note
+
+
+def test_a_corpus_without_clipping_has_no_line_about_it(tmp_path):
+    _, report = check_recordings(Corpus((utterance(tone(tmp_path / "a.wav")),)))
+    assert "full scale" not in str(report)
+
+
 def test_a_corpus_without_a_usable_file_is_refused(tmp_path):
     with pytest.raises(UserError, match="none of its 1 audio files can be used"):
         check_recordings(Corpus((utterance(tmp_path / "none.wav"),)))

@@ -53,6 +53,25 @@ def test_no_cause_is_named_for_healthy_or_unknown_results(known):
     assert causes.diagnose({}, known).named == ()  # without any sign
 
 
+def test_the_table_lists_as_fitting_what_the_text_names_and_nothing_else():
+    """Of every shipped student, 24 of them without a fault: a table has no cause that fits where the text has none."""
+    shipped = causes.known_fingerprints()
+    near, unnamed = 0, 0
+    for student in shipped:
+        found = causes.diagnose(student.signs, causes.of_other_seeds(shipped, student.seed))
+        if not found.fits:  # a constant output
+            continue
+        table = causes.table(found, count=len(CAUSES))
+        fitting = table.index[table.fits == "yes"].drop(NO_FAULT, errors="ignore")
+        assert set(fitting) == set(found.named)
+        unnamed += not found.named
+        if found.text.startswith("No fault detected"):
+            assert table.fits[NO_FAULT] == "yes"
+            near += (table.fits == "no: no fault is as near").any()
+    assert unnamed > 24
+    assert near > 5  # within the distance that would fit
+
+
 def test_a_wrong_decoding_shown_by_the_second_decoding_is_named_at_any_distance(known):
     distant = {"wra": 0.0, "empty": 0.6, "wrong_decoding": 1.0, "information": 0.3, "distinct": 0.1}
     found = causes.diagnose(distant, known)

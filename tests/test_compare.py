@@ -1,6 +1,7 @@
 """Comparison of systems: simulated ones with a known difference, and small ones by hand."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from scipy.stats import t as student
 from kdlib.__main__ import main
 from kdlib.errors import UserError
 from kdlib.evaluate import compare
+from kdlib.show import format
 
 
 def system(right, seed=0, wrong="NO"):
@@ -90,6 +92,32 @@ def test_a_difference_must_exceed_the_variation_between_seeds():
     assert f"p = {different.seeds_p:.2g} for another training" in different.text
     equal = compare.compare({"a": seeds([1] * 30 + [0] * 70, [1] * 30 + [0] * 70), "b": b}, against="b")[0]
     assert equal.seeds_p == pytest.approx(2 * student.sf(30 / 2**-0.5, 1))  # and not 0
+
+
+def test_a_verdict_against_its_interval_says_why():
+    """Intervals are of one pair of models as trained; a verdict asks for other trainings too, and counts pairs."""
+    b = system({"A": [0] * 100})
+    seed_noise = compare.compare({"a": seeds([1] * 60 + [0] * 40, [1] + [0] * 99), "b": b}, against="b")[0]
+    assert seed_noise.these_low > 0
+    assert seed_noise.verdict == "no difference shown"
+    assert "Although the interval leaves out 0, another training alone could give such a difference." in seed_noise.text
+    table = format.verdict_table([seed_noise])
+    assert table.verdict[0] == "no difference shown: another training alone could give such a difference"
+    # 7 fixed and none broken: p = 2 / 2**7 = .016, and .064 as the least of four pairs
+    fixed = {name: system({"A": [1] * 7 + [0] * 93}) for name in ("a", "c", "d", "e")}
+    many = compare.compare(fixed | {"b": b}, against="b")[0]
+    assert (many.p, many.holm_p) == (pytest.approx(2 / 2**7), pytest.approx(8 / 2**7))
+    assert many.these_low > 0
+    assert "in so many comparisons chance could give such a difference" in many.text
+    # 5 fixed: p = 2 / 2**5 = .0625 alone
+    barely = compare.compare({"a": system({"A": [1] * 5 + [0] * 95}), "b": b}, against="b")[0]
+    assert (barely.p, barely.these_low > 0) == (pytest.approx(2 / 2**5), True)
+    assert "the test does not exclude chance, but barely" in barely.text
+    alike = replace(barely, these_low=-0.001, p=0.04, holm_p=0.04, verdict="better")
+    assert "Although the interval includes 0, the test excludes chance, but barely." in alike.text
+    for agreeing in (replace(barely, these_low=-0.001), replace(barely, p=0.01, holm_p=0.01, verdict="better")):
+        assert agreeing.caveat == ""
+        assert "Although" not in agreeing.text
 
 
 def test_systems_may_have_unequal_numbers_of_seeds():

@@ -173,7 +173,7 @@ def test_speakers_of_only_some_systems_are_drawn(tmp_path):
     data = ExplorerData({"few": few, "more": more})
     people = data.by_speaker(data.table())
     assert len(people) == 3
-    plt.close(figures.wra_by_speaker(people, ""))
+    plt.close(figures.wra_by_speaker(people, "", data.speaker_order))
 
 
 def test_a_missing_decoder_is_replaced_by_the_first(tmp_path):

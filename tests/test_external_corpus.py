@@ -63,6 +63,9 @@ def test_teachers_of_a_corpus_without_controls_belong_to_the_fold(external):
     out = external.parent / "mine"
     run = papermill("03_logits", out / "03.ipynb", "-r", "recipe", str(external), "-r", "held_out", "07")
     assert run.returncode == 0, run.stderr
+    assert "all 4 others" not in (out / "03.ipynb").read_text()  # nobody asked for teachers of the same level
+    assert not (out / "07/target_report/nemo/same_level").exists()
+    assert (out / "07/target_report/nemo/own").is_dir()
     assert not (out / "teachers").exists()
     assert not (out / "logits").exists()
     train_speakers = {

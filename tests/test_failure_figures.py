@@ -78,6 +78,21 @@ def test_examination_without_ids_or_fingerprints_is_drawn():
     assert "no token ids" in figure.axes[0].texts[0].get_text()
 
 
+def test_without_a_named_cause_no_cause_is_drawn_as_fitting():
+    rows = pd.DataFrame([("u", "M08", word, word) for word in WORDS], columns=predictions.COLUMNS).assign(
+        token_ids=None
+    )
+    fits = [Fit(NO_FAULT, "hard", 0.05, ""), Fit("b", "no_references", 0.06, ""), Fit("h", "x", 0.9, "")]
+    figure = failure_figures.examination(examination.examine(rows), Diagnosis((), "No fault detected", fits))
+    axes = figure.axes[3]
+    assert not axes.get_lines()
+    assert axes.get_xlabel() == "distance (no cause fits)"
+    assert len({bar.get_facecolor() for bar in axes.patches}) == 1
+    named = failure_figures.examination(examination.examine(rows), Diagnosis(("b",), "Cause (b)", fits)).axes[3]
+    assert len(named.get_lines()) == 1
+    assert len({bar.get_facecolor() for bar in named.patches}) == 2
+
+
 def test_fingerprints_and_confusion_of_causes_are_drawn():
     known = random_fingerprints([*CAUSES])
     assert_no_text_cut_off(failure_figures.fingerprints(known))

@@ -1,10 +1,14 @@
 """What the jobs of a run wait for, so that no two of them make one thing."""
 
+import os
+import re
+import shutil
+
 import pytest
 import yaml
 
 from kdlib.errors import UserError
-from kdlib.graph import Graph
+from kdlib.graph import FOLD_STAGES, STAGES, Graph
 from kdlib.io import repository_root
 
 
@@ -19,6 +23,21 @@ def graph(tmp_path):
         return Graph({"recipe": str(recipe)} | config)
 
     return of
+
+
+@pytest.fixture
+def fold_files():
+    """Fold files of some speakers; they lie in the repository while a test runs."""
+    folder = repository_root() / "params/folds" / f"test-graph-{os.getpid()}"
+
+    def of(*names):
+        folder.mkdir()
+        for name in names:
+            (folder / f"{name}.yaml").write_text("fold: {dev: null, exclude: []}\n")
+        return folder.name
+
+    yield of
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_a_student_waits_for_its_control_which_waits_for_the_baseline(graph):
@@ -70,11 +89,38 @@ def test_another_value_changes_what_a_job_depends_on(graph):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"folds": "M99"}, "held_out: unknown speaker 'M99'"),
+        ({"folds": "M99"}, "no fold of 'M99'; expected one of F02,"),
+        ({"folds": "M80"}, "no fold of 'M80'"),
+        ({"folds": ","}, "none named; name its folds: FOLDS=F02,F03 or FOLDS=all"),
+        (
+            {"folds": "M08", "until": "basline"},
+            "UNTIL: there is no stage 'basline'; did you mean 'baseline'? The stages are",
+        ),
+        ({"folds": "M08", "until": "01_baseline"}, "did you mean 'baseline'?"),
+        (
+            {"folds": "M08", "until": "x"},
+            "no stage 'x'; expected one of baseline, collapse, corpus, logits, students, tea",
+        ),
         ({"variants": "hrad"}, "unknown variant 'hrad'; did you mean 'hard'?"),
-        ({"folds": ""}, "no folds: there are no fold files"),
     ],
 )
 def test_mistakes_are_refused_before_any_work(graph, config, message):
     with pytest.raises(UserError, match=message.replace("?", r"\?")):
         graph(**config)
+
+
+def test_a_fold_that_nobody_named_is_refused_with_the_names_that_there_are(graph, fold_files):
+    """Without FOLDS the Makefile's default ones are asked for, which are UA-Speech's."""
+    own = {"folds": fold_files("07", "Alma")}
+    with pytest.raises(UserError, match=r"no fold of 'M08'.*name its folds: FOLDS=07,Alma or FOLDS=all .*HELD_OUT=07"):
+        graph(own, folds="M08,M05")
+    with pytest.raises(UserError, match=r"no folds: there are no fold files .* make folds-for RECIPE="):
+        graph({"folds": "nowhere"}, folds="M08,M05")
+
+
+def test_every_stage_of_a_run_can_be_its_last(graph):
+    rules = set(re.findall(r"^rule (\w+):", (repository_root() / "Snakefile").read_text(), re.MULTILINE))
+    rules |= {name[3:] for name in FOLD_STAGES}
+    assert set(STAGES) <= rules
+    for stage in STAGES:
+        assert graph(folds="M08", until=stage).folds == ["M08"]

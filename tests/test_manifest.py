@@ -143,7 +143,7 @@ def test_absolute_paths_are_free_but_relative_ones_stay_in_the_data_folder(tmp_p
             manifest.read(csv_file(tmp_path, HEAD + f"a,1,{path},S,X\n"))
 
 
-def test_least_intelligible_speakers_come_first():
+def test_least_intelligible_speakers_come_first_and_controls_last():
     info = {
         "A": Speaker("A", level="HIGH"),
         "B": Speaker("B", intelligibility_pct=15),
@@ -151,8 +151,20 @@ def test_least_intelligible_speakers_come_first():
         "D": Speaker("D", level="CONTROL"),
     }
     corpus = Corpus(tuple(Utterance(name, name, Path("x"), 1.0, "ONE") for name in "ABCD"), people=info)
-    assert corpus.by_intelligibility == ["B", "A", "D", "C"]
+    assert corpus.by_intelligibility == ["B", "A", "C", "D"]
     assert corpus.dysarthric == ["A", "B", "C"]
+
+
+def test_the_order_of_speakers_is_named_by_what_is_known_of_them():
+    def order(**people):
+        people = {name: Speaker(name, **about) for name, about in people.items()}
+        return Corpus(tuple(Utterance(n, n, Path("x"), 1.0, "ONE") for n in people), people=people).speaker_order
+
+    control, unknown = {"level": "CONTROL"}, {}
+    assert order(A=unknown, B=unknown) == "by name"
+    assert order(A=unknown, B=control) == "by name"  # a control says nothing about the others
+    assert order(A={"level": "LOW"}, B={"intelligibility_pct": 4.0}, C=control) == "by intelligibility, least first"
+    assert order(A={"level": "LOW"}, B=unknown) == "by intelligibility, least first; unknown: last, by name"
 
 
 def test_csv_is_read_as_speechbrain_reads_it(tmp_path):

@@ -104,6 +104,7 @@ def test_executed_notebooks_have_figures_and_no_errors(demo):
         "M08/teachers/02_teachers",
         "M08/target_report/03_logits",
         "M08/students/ctc_kd/seed1/04_distill",
+        "M08/students/hard/seed1/04_distill",
         "M08/collapse/05_collapse",
     ):
         outputs = [
@@ -113,6 +114,9 @@ def test_executed_notebooks_have_figures_and_no_errors(demo):
         ]
         assert any("image/png" in output.get("data", {}) for output in outputs)
         assert not any(output.output_type == "error" for output in outputs)
+        shown = "".join(output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs)
+        for noise in ("Empty DataFrame", "encoder_config", "{'", "RuntimeWarning"):
+            assert noise not in shown
 
 
 def test_nothing_is_run_again_even_after_saving_with_outputs(demo, recipe):

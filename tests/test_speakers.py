@@ -1,3 +1,4 @@
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -79,6 +80,15 @@ def test_an_empty_same_level_falls_back_to_all_with_a_warning():
     message = "no other speaker is VERY_LOW by the seed labels: the teachers of M01 are all 13 others"
     with pytest.warns(UserWarning, match=message):
         assert len(splits.teachers()) == 13
+
+
+def test_speakers_of_the_same_level_are_none_where_it_is_not_known():
+    splits = splits_of("M01", levels="seed", dev="M12")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nobody asked for them
+        assert splits.same_level == []
+        assert len(splits.teachers()) == 13
+    assert sorted(splits_of(levels="published").same_level) == ["F05", "M09", "M14"]
 
 
 def test_levels_of_both_labels():

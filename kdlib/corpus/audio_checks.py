@@ -24,6 +24,7 @@ from kdlib.source_code import fingerprint
 
 SILENT = 1e-4  # peak below which a file is silence
 CLIPPED = 0.5  # share of samples at full scale above which a file is nothing but clipping
+OFTEN_CLIPPED = 0.01  # share above which a recording counts as clipped in the report, and is used all the same
 MIN_RATE_HZ = 4_000
 UNREADABLE = "no permission to read the file"
 CHECKED_FILES = "checked_files.csv"
@@ -99,6 +100,7 @@ class FileInfo(NamedTuple):
     kind: str  # "8000 Hz, 2 channels"
     duration_s: float
     speech_s: tuple[float, float]  # start and end that silence trimming would leave
+    clipped: float = 0.0  # share of samples at full scale
 
 
 def check_recordings(
@@ -109,7 +111,7 @@ def check_recordings(
     Durations become the measured ones. `folder` keeps the results for the next check.
     """
     settings = settings or AudioChecks()
-    kept, problems, formats, declared = [], [], Counter(), []
+    kept, problems, formats, declared, clipped = [], [], Counter(), [], Counter()
     for utt, info in zip(corpus, _check_files(corpus, folder), strict=True):
         start_s, end_s = info.speech_s if settings.trim_silence else (0.0, info.duration_s)
         letters = sum(map(str.isalnum, utt.text))
@@ -122,6 +124,7 @@ def check_recordings(
             problems.append(Excluded(utt.utt_id, utt.speaker, str(utt.wav), reason))
             continue
         formats[info.kind] += 1
+        clipped[utt.speaker] += info.clipped > OFTEN_CLIPPED
         if utt.duration_s and abs(utt.duration_s - info.duration_s) > max(0.1, 0.05 * info.duration_s):
             declared.append(utt)
         offset_s = None if utt.offset_s is None and not settings.trim_silence else (utt.offset_s or 0.0) + start_s
@@ -137,6 +140,7 @@ def check_recordings(
         f"{utt.utt_id} ({utt.duration_s:g} s declared)"
         for utt in declared[:1]
     ]
+    notes += _clipping_notes(clipped, Counter(utt.speaker for utt in kept))
     return replace(corpus, utterances=tuple(kept)), AudioReport(len(corpus), problems, dict(formats), notes)
 
 
@@ -151,6 +155,15 @@ def file_stamps(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
         except (OSError, ValueError):
             stamps.append((path, -1, -1))
     return stamps
+
+
+def _clipping_notes(clipped: Counter[str], usable: Counter[str]) -> list[str]:
+    """The usable recordings of each speaker that are clipped, most first."""
+    named = [f"{name} {times} of {usable[name]}" for name, times in clipped.most_common() if times]
+    if not named:
+        return []
+    what = f"recordings with more than {100 * OFTEN_CLIPPED:g} % of their samples at full scale (clipped)"
+    return [f"{what}, which are used all the same: {', '.join(named)}; copy them again if the originals are not"]
 
 
 def _check_files(corpus: Corpus, folder: Path | None) -> Iterator[FileInfo]:
@@ -199,7 +212,8 @@ def _inspect(utt: Utterance) -> FileInfo:
     if reason := _fault(samples):
         return FileInfo(reason, kind, duration_s, nothing)
     start_s, end_s = loud_part(samples, rate_hz, QUIET_DB)
-    return FileInfo("", kind, duration_s, (max(0.0, start_s - MARGIN_S), min(duration_s, end_s + MARGIN_S)))
+    speech_s = max(0.0, start_s - MARGIN_S), min(duration_s, end_s + MARGIN_S)
+    return FileInfo("", kind, duration_s, speech_s, _share_at_full_scale(samples))
 
 
 def _unreadable(path: str) -> str:
@@ -229,9 +243,13 @@ def _fault(samples: np.ndarray) -> str:
         return "nothing but silence"
     if peak > 2:
         return "samples far beyond full scale"
-    if peak >= 0.999 and float((np.abs(samples) >= 0.999).mean()) > CLIPPED:
+    if _share_at_full_scale(samples) > CLIPPED:
         return "clipped to nothing"
     return ""
+
+
+def _share_at_full_scale(samples: np.ndarray) -> float:
+    return float((np.abs(samples) >= 0.999).mean())
 
 
 def _version_line() -> str:
@@ -254,10 +272,10 @@ def _read_results(folder: Path) -> dict[tuple, FileInfo]:
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         return {
             (row[0], int(row[1]), int(row[2]), row[3]): FileInfo(
-                row[4], row[5], float(row[6]), (float(row[7]), float(row[8]))
+                row[4], row[5], float(row[6]), (float(row[7]), float(row[8])), float(row[9])
             )
             for row in csv.reader(file)
-            if len(row) == 10  # the last field marks a complete row
+            if len(row) == 11  # the last field marks a complete row
         }
 
 
@@ -272,4 +290,4 @@ def _result_writer(folder: Path | None) -> Iterator[Callable[[tuple, FileInfo], 
     with path.open("w" if new else "a", newline="", encoding="utf-8", errors="surrogateescape") as file:
         file.write(f"{_version_line()}\n" if new else "\n")  # ends the line that a killed run may have left
         writer = csv.writer(file, lineterminator="\n")
-        yield lambda key, info: writer.writerow([*key, *info[:3], *info.speech_s, "."])
+        yield lambda key, info: writer.writerow([*key, *info[:3], *info.speech_s, info.clipped, "."])

@@ -117,14 +117,24 @@ class Corpus:
 
     @property
     def by_intelligibility(self) -> list[str]:
-        """The speakers, least intelligible first: by per cent, else by level, then by name."""
+        """The speakers, least intelligible first: by per cent, else by level, then by name; controls last."""
 
-        def rank(name: str) -> tuple[float, str]:
+        def rank(name: str) -> tuple[bool, float, str]:
             speaker = self.person(name)
             by_level = 100 * (LEVELS.index(speaker.level) + 1) / len(LEVELS) if speaker.level else 101.0
-            return by_level if speaker.intelligibility_pct is None else speaker.intelligibility_pct, name
+            share = by_level if speaker.intelligibility_pct is None else speaker.intelligibility_pct
+            return speaker.control, share, name
 
         return sorted(self.speakers, key=rank)
+
+    @property
+    def speaker_order(self) -> str:
+        """What `by_intelligibility` orders the dysarthric speakers by, in words for the axis of a figure."""
+        people = map(self.person, self.dysarthric)
+        known = [bool(person.level) or person.intelligibility_pct is not None for person in people]
+        if not any(known):
+            return "by name"
+        return "by intelligibility, least first" + ("" if all(known) else "; unknown: last, by name")
 
     def is_control(self, speaker: str) -> bool:
         """True if a speaker is marked as a control."""

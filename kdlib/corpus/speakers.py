@@ -133,20 +133,29 @@ class Splits:
 
     def teachers(self, most: int | None = None, *, same_level: bool = False) -> list[str]:
         """The speakers whose teachers the fold averages: at most so many, or those of the held-out speaker's level."""
-        fold, held_out, corpus = self.settings.fold, self.settings.held_out, self.corpus
-        others = [name for name in corpus.dysarthric if name not in self.settings.excluded_speakers]
+        fold, held_out = self.settings.fold, self.settings.held_out
         if isinstance(fold.teachers, tuple) and not same_level:
             return list(fold.teachers)
         if fold.teachers == "all" and not same_level:
-            ordered = [name for name in corpus.by_intelligibility if name in others]
+            ordered = [name for name in self.corpus.by_intelligibility if name in self._others]
             return evenly_spaced(ordered, most)
-        level = corpus.level(held_out, fold.levels)
-        same = [name for name in others if level and corpus.level(name, fold.levels) == level]
-        if not same:
+        if not self.same_level:
+            level = self.corpus.level(held_out, fold.levels)
             why = f"no other speaker is {level}" if level else f"the level of {held_out} is not known"
-            text = f"{why} by the {fold.levels} labels: the teachers of {held_out} are all {len(others)} others"
-            warn(text)
-        return same or others
+            count = len(self._others)
+            warn(f"{why} by the {fold.levels} labels: the teachers of {held_out} are all {count} others")
+        return self.same_level or self._others
+
+    @property
+    def same_level(self) -> list[str]:
+        """The other speakers of the held-out speaker's level, by the fold's labels; none where it is not known."""
+        labels = self.settings.fold.levels
+        level = self.corpus.level(self.settings.held_out, labels)
+        return [name for name in self._others if level and self.corpus.level(name, labels) == level]
+
+    @property
+    def _others(self) -> list[str]:
+        return [name for name in self.corpus.dysarthric if name not in self.settings.excluded_speakers]
 
     def _check_not_empty(self) -> None:
         blocks = self.settings.blocks

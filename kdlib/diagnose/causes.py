@@ -106,6 +106,14 @@ class Diagnosis:
     text: str
     fits: list[Fit]
 
+    def judge(self, fit: Fit) -> str:
+        """Whether a cause fits, as the text says it: those that are named do, and no other one."""
+        if fit.cause in self.named or (fit.cause == NO_FAULT and fit.fits and not self.named):
+            return "yes"
+        if not fit.fits:
+            return "no"
+        return "no: another is nearer" if self.named else "no: no fault is as near"
+
 
 def signs(result: Examination, curves: pd.DataFrame | None = None, dev_wra: float = math.nan) -> dict[str, float]:
     """The signs of an examination: figures between 0 and 1 (or -1 and 1), independent of the size of the task.
@@ -192,14 +200,14 @@ def frame(known: Sequence[Fingerprint]) -> pd.DataFrame:
 
 
 def table(diagnosis: Diagnosis, count: int = 4) -> pd.DataFrame:
-    """The causes that fit best, the best first."""
+    """The nearest causes, the nearest first."""
     return pd.DataFrame(
         [
             {
                 "cause": fit.cause,
                 "description": CAUSES[fit.cause],
                 "distance": round(fit.distance, 2),
-                "fits": "yes" if fit.fits else "no",
+                "fits": diagnosis.judge(fit),
                 "nearest case": fit.case,
                 "evidence": fit.evidence,
                 "preflight checks": ", ".join(fit.checks),

@@ -19,6 +19,7 @@ import pandas as pd
 from kdlib.errors import UserError
 from kdlib.evaluate import measures
 from kdlib.evaluate.posteriors import Posteriors, entropy_bits
+from kdlib.evaluate.rounding import percent
 from kdlib.evaluate.score import score
 from kdlib.tokens import Tokens, normalise
 
@@ -145,7 +146,7 @@ def most_frequent(references: Sequence[str], hypotheses: Sequence[str], count: i
             {
                 "hypothesis": hypothesis or "(empty)",
                 "times": counts.total(),
-                "share %": round(100 * counts.total() / len(hypotheses), 1),
+                "share %": percent(counts.total() / len(hypotheses)),
                 "references": len(counts),
                 "most frequent references": names + more,
             }
@@ -274,20 +275,20 @@ def _judge(result: Examination) -> tuple[str, str]:
     figures, better = result.figures, result.better_decoding
     sentences = result.words.reference.mean() > 1.5
     accuracy = max(0.0, 1 - figures["wer"]) if sentences else figures["wra"]
-    wra = f"WRA {100 * figures['wra']:.1f} %" + (f", WER {100 * figures['wer']:.1f} %" if sentences else "")
+    wra = f"WRA {percent(figures['wra'])} %" + (f", WER {percent(figures['wer'])} %" if sentences else "")
     if better:
         own = next((way for way in result.redecodings if way.as_written > 0.99), None)
         was = f" (in the file: {own})" if own and own != better else ""
         return "wrong_decoding", (
-            f"WRONG DECODING: the same token ids, decoded with {better}{was}, give WRA {100 * better.wra:.1f} % "
-            f"instead of {100 * figures['wra']:.1f} %. This is a fault of decoding, not of training."
+            f"WRONG DECODING: the same token ids, decoded with {better}{was}, give WRA {percent(better.wra)} % "
+            f"instead of {percent(figures['wra'])} %. This is a fault of decoding, not of training."
         )
     if figures["empty"] > 0.5:
         return "empty", f"EMPTY OUTPUT: {100 * figures['empty']:.0f} % of the hypotheses are empty; {wra}."
     bits, most, by_chance = (figures[name] for name in ("bits", "bits_of", "bits_by_chance"))
     bits_text = f"hypotheses carry {bits:.1f} of the references' {most:.1f} bits ({by_chance:.1f} by chance)"
     same, same_by_chance = figures["consistency"], figures["consistency_by_chance"]
-    same_text = f"hypotheses of one word agree in {100 * same:.0f} % of pairs, any two in {100 * same_by_chance:.1f} %"
+    same_text = f"hypotheses of one word agree in {100 * same:.0f} % of pairs, any two in {percent(same_by_chance)} %"
     if math.isnan(same):
         same_text = "no reference occurs twice"
     letters, letters_by_chance = figures["letter_similarity"], figures["letter_similarity_by_chance"]

@@ -224,7 +224,7 @@ def quiet_nemo() -> Iterator[None]:
             nemo_logging.setLevel(logging.ERROR)
         except ImportError as error:
             raise UserError(
-                f"NeMo cannot be imported ({error}); set the environment up again with: make .venv/.ready"
+                f"NeMo cannot be imported ({error}); set the environment up again with: rm -r .venv; make setup"
             ) from error
         yield
 

@@ -16,6 +16,7 @@ import pandas as pd
 from kdlib.errors import UserError
 from kdlib.evaluate import compare
 from kdlib.evaluate.hypotheses import read_hypotheses
+from kdlib.evaluate.rounding import percent
 from kdlib.evaluate.score import tidy
 from kdlib.evaluate.verdict import NO_DIFFERENCE, Verdict, verdict_frame
 from kdlib.io import atomic_write, read_json
@@ -42,7 +43,7 @@ def student_table(fold: Fold, seed: int) -> pd.DataFrame:
     scores = scores[scores.measure == fold.params.scoring.measure]
     table = scores.pivot(index="decoder", columns=["speech", "system"], values="value")
     columns = [(speech, name) for speech in SPEECH for name, _ in systems if (speech, name) in table.columns]
-    return (100 * table.loc[[name for name in DECODERS if name in table.index], columns]).round(1)
+    return percent(table.loc[[name for name in DECODERS if name in table.index], columns])
 
 
 def own_start(fold: Fold, seed: int) -> Path | None:
@@ -175,7 +176,7 @@ def changed_utterances(before: Path, after: Path, decoder: str = "greedy") -> pd
 
 
 def pseudo_label_table(fold: Fold, sample: int = 400) -> pd.DataFrame | None:
-    """How often the teachers' pseudo-labels are used and correct; None for a variant that trains on no pseudo-labels.
+    """How often the teachers' pseudo-labels are used and correct; None for a variant that trains on none.
 
     The references of speech without transcripts (`label_fraction`) are read for this table alone.
     """
@@ -196,12 +197,12 @@ def pseudo_label_table(fold: Fold, sample: int = 400) -> pd.DataFrame | None:
         rows[speech] = {
             "utterances": len(utterances),
             "sampled": len(drawn),
-            "teachers correct %": 100 * np.mean(right),
-            "used %": 100 * np.mean(kept),
-            "correct among used %": 100 * np.sum(np.logical_and(right, kept)) / max(1, np.sum(kept)),
-            "mean confidence %": 100 * np.mean([share for _, share in best]),
+            "teachers correct %": percent(np.mean(right)),
+            "used %": percent(np.mean(kept)),
+            "correct among used %": percent(np.sum(np.logical_and(right, kept)) / max(1, np.sum(kept))),
+            "mean confidence %": percent(np.mean([share for _, share in best])),
         }
-    return pd.DataFrame.from_dict(rows, orient="index").round(1)
+    return pd.DataFrame.from_dict(rows, orient="index") if rows else None
 
 
 def check_control(fold: Fold, control: Fold | None = None) -> None:

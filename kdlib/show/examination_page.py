@@ -16,6 +16,7 @@ from kdlib.diagnose.causes import FITS, Diagnosis
 from kdlib.diagnose.examination import Examination
 from kdlib.errors import UserError
 from kdlib.evaluate import posteriors, predictions
+from kdlib.evaluate.rounding import percent
 from kdlib.io import repository_root, write_json
 from kdlib.tokens import Tokens
 
@@ -70,8 +71,8 @@ def _fingerprint(near: Path) -> str:
 def page(result: Examination, diagnosis: Diagnosis, source: str) -> str:
     """The examination as text, the verdict first."""
     values = result.figures
-    per_cent = {name: f"{100 * values[name]:.1f} %" for name in values}
-    repetition = 100 * max(values["repetition"], values.get("token_repetition", 0))
+    per_cent = {name: f"{percent(values[name])} %" for name in values}
+    repetition = percent(max(values["repetition"], values.get("token_repetition", 0)))
     kinds = ("substitutions", "deletions", "insertions")
     errors = ", ".join(f"{kind[0].upper()} {int(values[kind])}" for kind in kinds)
     lines = [
@@ -86,7 +87,7 @@ def page(result: Examination, diagnosis: Diagnosis, source: str) -> str:
         + (f", {int(values['distinct_tokens'])} different token sequences" if "distinct_tokens" in values else "")
         + f" for {int(values['references'])} different references; effective number of texts: "
         f"{values['effective_answers']:.0f}",
-        f"empty {per_cent['empty']}, repetitive {repetition:.1f} %; "
+        f"empty {per_cent['empty']}, repetitive {repetition} %; "
         f"{per_cent['vocabulary_words']} of the words are in the vocabulary",
         f"same hypothesis for two utterances of one word: {per_cent['consistency']} of the pairs (any two: "
         f"{per_cent['consistency_by_chance']}); mutual information {values['bits']:.2f} of {values['bits_of']:.2f} "
@@ -109,8 +110,8 @@ def page(result: Examination, diagnosis: Diagnosis, source: str) -> str:
         rows = [
             {
                 "decoded with": str(way),
-                "WRA %": round(100 * way.wra, 1),
-                "as in the file %": round(100 * way.as_written, 1),
+                "WRA %": percent(way.wra),
+                "as in the file %": percent(way.as_written),
             }
             for way in result.redecodings
         ]
@@ -118,7 +119,8 @@ def page(result: Examination, diagnosis: Diagnosis, source: str) -> str:
         lines += ["", "Other decodings of the same token ids:", pd.DataFrame(rows).to_string(index=False)]
     if diagnosis.fits:
         shown = causes.table(diagnosis)[["description", "distance", "fits", "nearest case"]]
-        lines += ["", f"Causes by the distance of their fingerprints (up to {FITS:g} fits):", shown.to_string()]
+        rule = f"up to {FITS:g} fits, if clearly nearer than no fault"
+        lines += ["", f"Causes by the distance of their fingerprints ({rule}):", shown.to_string()]
     return "\n".join(lines)
 
 

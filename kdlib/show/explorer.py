@@ -21,6 +21,7 @@ from IPython.display import display
 from kdlib.console import attended
 from kdlib.corpus import audio
 from kdlib.errors import UserError
+from kdlib.evaluate.rounding import percent
 from kdlib.io import atomic_write, short_path
 from kdlib.pipeline import Fold
 from kdlib.show import explorer_data, figures, utterance_figure
@@ -273,12 +274,12 @@ class Explorer(ExplorerWidgets):
         if scores.empty:
             print("No matches; choose another filter, or clear the search.")
             return
-        figure = figures.wra_by_speaker(scores, "")
+        figure = figures.wra_by_speaker(scores, "", self.data.speaker_order)
         plt.close(figure)
         display(figure)
-        intervals = [f"{100 * low:.1f} - {100 * high:.1f}" for low, high in zip(scores.low, scores.high, strict=True)]
+        intervals = [f"{percent(low)} - {percent(high)}" for low, high in zip(scores.low, scores.high, strict=True)]
         table = scores.rename(columns={"decoder": "system"})
-        table = table.assign(**{"WRA %": (100 * scores.wra).round(1), "95 %": intervals})
+        table = table.assign(**{"WRA %": percent(scores.wra), "95 %": intervals})
         display(table[["speaker", "level", "system", "n", "WRA %", "95 %"]].set_index(["speaker", "system"]))
 
     # notes and exports

@@ -84,6 +84,7 @@ class ExplorerData:
         self._fold = fold_words if fold_homophones else None
         self._utterances = {utt.utt_id: utt for utt in corpus} if corpus else {}
         self._order = {name: place for place, name in enumerate(corpus.by_intelligibility)} if corpus else {}
+        self.speaker_order = corpus.speaker_order if corpus else "by name"
         self.metadata = self._join_metadata()
         self.decoders = tuple(dict.fromkeys(name for system in self.systems.values() for name in system.decoders))
         self.decoder = self.decoders[0]

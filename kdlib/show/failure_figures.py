@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from kdlib.diagnose.causes import FITS, NO_FAULT, SIGNS, Diagnosis, Fingerprint, frame
 from kdlib.diagnose.examination import Examination
+from kdlib.evaluate.rounding import percent
 from kdlib.show.figures import LEVEL_COLOURS, WIDTH_IN, style
 
 
@@ -23,7 +24,7 @@ def examination(result: Examination, diagnosis: Diagnosis) -> Figure:
             own = [row.as_written > 0.99 for row in rows]
             colours = [LEVEL_COLOURS["VERY_LOW"] if as_in_file else LEVEL_COLOURS["LOW"] for as_in_file in own]
             bars = decodings.bar([f"{row.offset:+d}" for row in rows], [100 * row.wra for row in rows], color=colours)
-            decodings.bar_label(bars, [f"{100 * row.wra:.1f}" for row in rows], fontsize=7)
+            decodings.bar_label(bars, [str(percent(row.wra)) for row in rows], fontsize=7)
             decodings.set_ylim(0, max(5, 118 * max(row.wra for row in rows)))
             in_file = f"; {rows[own.index(True)].offset:+d}: as in the file" if any(own) else ""
             without = "" if best.specials else ", without special ids"
@@ -56,8 +57,9 @@ def examination(result: Examination, diagnosis: Diagnosis) -> Figure:
             color=[LEVEL_COLOURS["VERY_LOW"] if fit.cause in diagnosis.named else "0.7" for fit in fits],
         )
         if fits:
-            causes.axvline(FITS, color="black", linewidth=0.7)
-            causes.set_xlabel("distance (left of the line: fits)")
+            if diagnosis.named:
+                causes.axvline(FITS, color="black", linewidth=0.7)
+            causes.set_xlabel("distance (left of the line: may fit)" if diagnosis.named else "distance (no cause fits)")
         else:
             causes.text(0.5, 0.5, "no fingerprints yet", ha="center", va="center", transform=causes.transAxes)
             causes.set_axis_off()

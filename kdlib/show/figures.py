@@ -1,6 +1,7 @@
 """Figures for a thesis: every function takes tables and returns a figure; `save` writes it as PDF and PNG.
 
-Figures have the width of a text column; fonts are embedded; speakers are ordered by published intelligibility.
+Figures have the width of a text column; fonts are embedded. Speakers are in the order of `Corpus.by_intelligibility`,
+and an axis says what that is: `order` is the corpus's `speaker_order`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,17 +10,21 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kdlib.corpus import audio
 from kdlib.corpus.manifest import LEVELS, Utterance
+from kdlib.evaluate.rounding import percent
 from kdlib.io import atomic_write
 from kdlib.objectives.terms import TERMS
+from kdlib.show.drawing import short, speaker_ticks, spectrogram, tick_space
 
 LEVEL_COLOURS = dict(
     zip(LEVELS, ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc"), strict=True)
 )  # seaborn's colorblind
 WIDTH_IN = 6.3  # text width of a thesis page
+MATRIX_IN = 7.2  # most that the rows of the teachers' matrices take of its height
 
 
 def style() -> dict:
@@ -50,8 +55,8 @@ def save(figure: Figure, folder: Path, name: str) -> Path:
     return folder / f"{name}.png"
 
 
-def durations(speakers: pd.DataFrame) -> Figure:
-    """Word duration relative to controls, measured and published, by intelligibility. One row per speaker.
+def durations(speakers: pd.DataFrame, order: str) -> Figure:
+    """Word duration relative to controls, measured and published. One row per speaker.
 
     Without controls that share the speaker's words: the median duration of a recording.
     """
@@ -67,11 +72,11 @@ def durations(speakers: pd.DataFrame) -> Figure:
             axes.plot(place[known], people.published_ratio[known], "kD", markersize=4, label="published for UA-Speech")
         if relative:
             axes.axhline(1, color="grey", linewidth=0.8, linestyle=":")
-        axes.set_xticks(place, people.speaker, rotation=0 if len(people) < 17 else 60)
+        speaker_ticks(axes, place, people.speaker)
         axes.set_ylabel(
             "median word duration\nrelative to controls" if relative else "median duration\nof a recording (s)"
         )
-        axes.set_xlabel(_speaker_label(people.level))
+        axes.set_xlabel(f"speaker, {order}")
         _level_legend(axes, people.level)
         return figure
 
@@ -85,20 +90,18 @@ def spectrograms(utterances: Sequence[Utterance], labels: Sequence[str]) -> Figu
             return figure
         figure, grid = plt.subplots(2, -(-len(utterances) // 2), figsize=(WIDTH_IN, 3.8), sharex=True, sharey=True)
         for axes, utt, label in zip(grid.flat, utterances, labels, strict=False):
-            samples = audio.load(utt)
-            axes.specgram(samples, NFFT=400, noverlap=240, Fs=audio.RATE_HZ, cmap="magma", vmin=-140, vmax=-50)
-            axes.set_title(label)
-            axes.set_ylim(0, 6000)
+            spectrogram(axes, audio.load(utt))
+            axes.set_title(short(label, 32))
+        for axes in grid.flat[len(utterances) :]:
+            axes.set_axis_off()
+        ends = [image.get_extent()[1] for axes in grid.flat for image in axes.get_images()]
+        grid.flat[0].set_xlim(0, max(ends))  # shared by all
         figure.supxlabel("time (s)", fontsize=9)
-        figure.supylabel("frequency (Hz)", fontsize=9)
         return figure
 
 
-def wra_by_speaker(scores: pd.DataFrame, held_out: str) -> Figure:
-    """WRA per speaker with intervals, from least to most intelligible.
-
-    Columns: speaker, level, decoder, wra, low, high.
-    """
+def wra_by_speaker(scores: pd.DataFrame, held_out: str, order: str) -> Figure:
+    """WRA per speaker with intervals. Columns: speaker, level, decoder, wra, low, high."""
     with plt.rc_context(style()):
         figure, axes = plt.subplots(figsize=(WIDTH_IN, 3.0))
         names = list(dict.fromkeys(scores.speaker))
@@ -119,25 +122,29 @@ def wra_by_speaker(scores: pd.DataFrame, held_out: str) -> Figure:
                 alpha=faint[index],
                 error_kw={"linewidth": 0.7},
             )
-        axes.set_xticks(np.arange(len(names)), names, rotation=0 if len(names) < 17 else 60)
-        for tick in axes.get_xticklabels():
-            tick.set_fontweight("bold" if tick.get_text() == held_out else "normal")
+        speaker_ticks(axes, np.arange(len(names)), names)
+        for name, tick in zip(names, axes.get_xticklabels(), strict=True):
+            tick.set_fontweight("bold" if name == held_out else "normal")
         axes.set_ylim(0, 105)
         axes.set_ylabel("word recognition accuracy (%)")
         held = f"; held out: {held_out}" if held_out else ""
-        axes.set_xlabel(f"{_speaker_label(scores.level)}{held}\nfrom dark to light: {', '.join(decoders)}")
+        axes.set_xlabel(f"speaker, {order}{held}\nfrom dark to light: {', '.join(decoders)}")
         _level_legend(axes, scores.level)
         return figure
 
 
-def teacher_matrix(tables: Mapping[str, pd.DataFrame]) -> Figure:
+def teacher_matrix(tables: Mapping[str, pd.DataFrame], order: str) -> Figure:
     """WRA of each teacher (row) on each speaker (column), one panel per decoder; its own speaker is framed."""
     import seaborn as sns
 
     with plt.rc_context(style()):
         first = next(iter(tables.values()))
-        height = 1.1 + 0.21 * len(first) * len(tables)
+        row_in = min(0.21, MATRIX_IN / (len(first) * len(tables)))
+        height = 1.1 + row_in * len(first) * len(tables)
         figure, panels = plt.subplots(len(tables), 1, figsize=(WIDTH_IN, max(2.4, height)), squeeze=False, sharex=True)
+        size = min(
+            7, 0.42 * tick_space(figure, len(first.columns)), 55 * row_in
+        )  # of three digits in a cell, in points
         for axes, (decoder, table) in zip(panels[:, 0], tables.items(), strict=True):
             sns.heatmap(
                 100 * table,
@@ -147,17 +154,24 @@ def teacher_matrix(tables: Mapping[str, pd.DataFrame]) -> Figure:
                 cmap="viridis",
                 annot=True,
                 fmt=".0f",
-                annot_kws={"size": 7},
+                annot_kws={"size": size},
                 cbar=False,
+                xticklabels=False,
+                yticklabels=False,
             )
             for row, name in enumerate(table.index):
                 if name in table.columns:
                     column = list(table.columns).index(name)
-                    axes.add_patch(plt.Rectangle((column, row), 1, 1, fill=False, edgecolor="white", linewidth=2))
+                    frame = {"fill": False, "edgecolor": "white", "linewidth": 0.28 * size}
+                    axes.add_patch(plt.Rectangle((column, row), 1, 1, **frame))
             axes.set_title(f"{decoder}: WRA (%)", loc="left")
+            axes.set_xlabel("")
             axes.set_ylabel("teacher")
-            axes.tick_params(left=False, bottom=False, labelrotation=0)
-        panels[-1, 0].set_xlabel("speaker, from least to most intelligible; framed: the teacher's own")
+            axes.tick_params(left=False, bottom=False)
+            names = [short(str(name)) for name in table.index]
+            axes.set_yticks(np.arange(len(table)) + 0.5, names, fontsize=min(8, 55 * row_in))
+        speaker_ticks(panels[-1, 0], np.arange(len(first.columns)) + 0.5, first.columns)
+        panels[-1, 0].set_xlabel(f"speaker, {order}; framed: the teacher's own")
         return figure
 
 
@@ -259,7 +273,7 @@ def spikes(rows: Mapping[str, np.ndarray], stride_ms: float, title: str) -> Figu
             extent=(0, end, len(rows) - 0.5, -0.5),
             interpolation="nearest",
         )
-        axes.set_yticks(range(len(rows)), list(rows))
+        axes.set_yticks(range(len(rows)), map(short, rows))
         axes.set_xlabel("time (s)")
         axes.set_title(title, loc="left")
         figure.colorbar(image, ax=axes, label="P(not blank)")
@@ -291,7 +305,7 @@ def training(curves: pd.DataFrame) -> Figure:
             best = dev.loc[dev.value.idxmax()]
             right.plot(best.step, 100 * best.value, "o", markersize=9, fillstyle="none", color="C3")
             right.annotate(
-                f"{100 * best.value:.1f}",
+                str(percent(best.value)),
                 (best.step, 100 * best.value),
                 (0, -14),
                 textcoords="offset points",
@@ -316,11 +330,7 @@ def training(curves: pd.DataFrame) -> Figure:
         return figure
 
 
-def _speaker_label(levels: pd.Series) -> str:
-    return "speaker, from least to most intelligible" if set(levels) - {"?"} else "speaker"
-
-
-def _level_legend(axes, levels) -> None:
+def _level_legend(axes: Axes, levels: pd.Series) -> None:
     shown = [level for level in LEVELS if level in set(levels)]
     handles = [plt.Rectangle((0, 0), 1, 1, color=LEVEL_COLOURS[level]) for level in shown]
     names = [level.replace("_", " ").lower() for level in shown]

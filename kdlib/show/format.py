@@ -2,22 +2,12 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 
+from kdlib.evaluate.rounding import percent, span
 from kdlib.evaluate.verdict import Verdict
 
 LEVEL_ORDER = ("CONTROL", "HIGH", "MID", "LOW", "VERY_LOW", "?")
-
-
-def percent(share: float) -> float:
-    """A share in per cent, to one place."""
-    return round(100 * share, 1)
-
-
-def span(low: float, high: float) -> str:
-    """An interval of differences in points; "-" if it is not known."""
-    return "-" if np.isnan(low) else f"{100 * low:+.1f} to {100 * high:+.1f}"
 
 
 def headline(scores: dict) -> pd.DataFrame:
@@ -55,7 +45,7 @@ def breakdown(scores: dict) -> pd.DataFrame:
 
 def by_level(scores: pd.DataFrame) -> pd.DataFrame:
     """Mean WRA over the speakers of each published intelligibility level, by decoder; of `tables.by_speaker`."""
-    wide = scores.assign(wra=100 * scores.wra).pivot_table(index="level", columns="decoder", values="wra").round(1)
+    wide = percent(scores.pivot_table(index="level", columns="decoder", values="wra"))
     wide = wide[list(dict.fromkeys(scores.decoder))]
     wide.insert(0, "speakers", scores.groupby("level").speaker.nunique())
     return wide.reindex([name for name in LEVEL_ORDER if name in wide.index])
@@ -65,7 +55,7 @@ def target_report(report: pd.DataFrame) -> pd.DataFrame:
     """`target_report.report_frame` by kind of speech and aggregate."""
     shares = {"greedy_wra": "greedy WRA", "lexicon_wra": "lexicon WRA", "blank_share": "blank frames"}
     shares |= {"empty_share": "empty output"}
-    shown = report.assign(**{name: (100 * report[name]).round(1) for name in shares})
+    shown = report.assign(**{name: percent(report[name]) for name in shares})
     names = shares | {name: name.replace("_", " ") for name in ("distinct_hypotheses", "distinct_references")}
     shown = shown.rename(columns=names | {"method": "aggregate"})
     return shown.set_index(["speech", "aggregate"]).sort_index(level=0, sort_remaining=False)
@@ -79,7 +69,7 @@ def fold_table(scores: pd.DataFrame, measure: str) -> pd.DataFrame:
     keys = ["fold", "system", "seed"]
     wide = pd.concat([part, means]).pivot(index=keys, columns="column", values="value")
     order = list(dict.fromkeys(map(tuple, pd.concat([part, means])[keys].itertuples(index=False))))
-    wide = (100 * wide[list(dict.fromkeys(part.column))].loc[order]).round(1).rename_axis(columns=None)
+    wide = percent(wide[list(dict.fromkeys(part.column))].loc[order]).rename_axis(columns=None)
     remarks = scores.dropna(subset="remark").drop_duplicates(keys).set_index(keys).remark
     return wide.assign(remark=remarks.reindex(wide.index)) if len(remarks) else wide
 
@@ -95,12 +85,12 @@ def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
                 "measure": verdict.measure.upper(),
                 "a %": percent(verdict.a_value),
                 "b %": percent(verdict.b_value),
-                "difference": f"{100 * verdict.difference:+.1f}",
+                "difference": f"{percent(verdict.difference):+.1f}",
                 "these speakers": span(verdict.these_low, verdict.these_high),
                 "new speakers": span(verdict.new_low, verdict.new_high),
                 "n": f"{verdict.utterances} x {verdict.speakers} sp. x {verdict.seeds} seed{'s' * (verdict.seeds > 1)}",
                 "Holm p": f"{verdict.holm_p:.2g}",
-                "verdict": verdict.verdict,
+                "verdict": f"{verdict.verdict}: {verdict.caveat}" if verdict.caveat else verdict.verdict,
             }
         )
     return pd.DataFrame(rows)
@@ -108,7 +98,7 @@ def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
 
 def collapse_summary(summary: pd.DataFrame) -> pd.DataFrame:
     """`collapse_study.summary` by student and seed."""
-    shown = summary.assign(wra=(100 * summary.wra).round(1), information=(100 * summary.information).round())
+    shown = summary.assign(wra=percent(summary.wra), information=percent(summary.information, 0))
     names = {"wra": "WRA %", "information": "information %", "distinct_texts": "different answers"}
     names |= {"cause_made": "cause made", "causes_named": "cause named"}
     return shown.rename(columns=names).set_index(["student", "seed"])
@@ -116,7 +106,7 @@ def collapse_summary(summary: pd.DataFrame) -> pd.DataFrame:
 
 def factorial(table: pd.DataFrame) -> pd.DataFrame:
     """`collapse_study.factorial`, with the intervals of WRA and of the difference to the control."""
-    per_cent = table.assign(**{name: (100 * table[name]).round(1) for name in table.select_dtypes("float")})
+    per_cent = table.assign(**{name: percent(table[name]) for name in table.select_dtypes("float")})
     rows = list(per_cent.itertuples())
     per_cent["95 %"] = [f"{row.low} - {row.high}" for row in rows]
     per_cent["difference, 95 %"] = [
@@ -130,4 +120,4 @@ def factorial(table: pd.DataFrame) -> pd.DataFrame:
 
 def effects(table: pd.DataFrame) -> pd.DataFrame:
     """`collapse_study.effects` in points."""
-    return (100 * table).round(1)
+    return percent(table)

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib import mlab
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -13,14 +12,17 @@ from kdlib.corpus import audio
 from kdlib.corpus.manifest import Utterance
 from kdlib.errors import UserError
 from kdlib.evaluate.posteriors import Posteriors
+from kdlib.show.drawing import TOP_HZ, short, spectrogram, text_width
 from kdlib.show.explorer_data import ExplorerData
 from kdlib.show.figures import LEVEL_COLOURS, WIDTH_IN, style
 
-TOP_HZ = 6000
 CAPTION = 1.5  # height of a system's hypothesis above its tokens, in rows
+GAP_S = 0.12  # between two recordings
+KEY_IN = 1.7  # width of the key of the strips' colours
 MAX_SYSTEMS = 4  # in a figure, without the teachers
 MAX_TOKENS, MIN_PROBABILITY = 8, 0.15  # tokens shown per utterance, and the peak that a token has to reach
 RIGHT, WRONG = "#029e73", "#d55e00"
+STRIP_COLOURS = "magma_r"
 
 
 def utterance_figure(
@@ -65,7 +67,8 @@ def utterance_figure(
         for name in timed:
             axes[name].set_xlim(0, end)
             axes[name].xaxis.set_visible(name == timed[-1])
-        wave.set_title(_short(f"{utt_id}: {row['reference']}", int(13 * width_in)), loc="left", fontweight="bold")
+        title = f"{utt_id}: {row['reference']}"
+        wave.set_title(_short(title, int(13 * (width_in - KEY_IN * bool(shown)))), loc="left", fontweight="bold")
         if samples is None:
             wave.yaxis.set_visible(False)
             wave.text(0.01, 0.5, missing, transform=wave.transAxes, va="center", fontsize=8, color=WRONG)
@@ -74,6 +77,7 @@ def utterance_figure(
             spectrogram(axes["spectrogram"], samples)
         if shown:
             _strips(axes["tracks"], shown, row, data.marks(row), end)
+            _colour_key(figure, "token probability")
         if distance:
             _distances(axes["distance"], distance)
         axes[timed[-1]].set_xlabel("time (s)", labelpad=1)
@@ -118,11 +122,12 @@ def failures_figure(data: ExplorerData, table: pd.DataFrame | None = None, count
                 lower.set_axis_off()
             lower.tick_params(axis="x", labelsize=6)
             teachers = row.get("teachers")
-            hint = f"  teachers: {_short(teachers, 14)}" if isinstance(teachers, str) else ""
-            hypothesis = _short(row[data.after] or "(empty)", 16)
-            upper.set_title(f"{_short(row.reference, 16)} → {hypothesis}{hint}", loc="left", fontsize=7.5)
-        title = f"{data.after}: the {len(rows)} most informative failures; below: tokens by time (s)"
-        figure.suptitle(title, fontsize=9)
+            hint = f"  teachers: {_short(teachers, 10)}" if isinstance(teachers, str) else ""
+            hypothesis = _short(row[data.after] or "(empty)", 12)
+            upper.set_title(f"{_short(row.reference, 12)} → {hypothesis}{hint}", loc="left", fontsize=7)
+        title = f"{_short(data.after, 20)}: the {len(rows)} most informative failures"
+        figure.suptitle(title, x=0.01, ha="left", fontsize=9)
+        _colour_key(figure, "below: tokens by time (s), probability")
         plt.close(figure)
         return figure
 
@@ -164,25 +169,6 @@ def top_tokens(kept: Posteriors, logprobs: np.ndarray, at_s: float, count: int =
         return []
     frame = logprobs[min(len(logprobs) - 1, int(1000 * at_s / kept.stride_ms))]
     return [(_piece(kept, index), float(np.exp(frame[index]))) for index in np.argsort(-frame)[:count]]
-
-
-def spectrogram(axes: Axes, samples: np.ndarray, start: float = 0.0) -> float:
-    """Draw a recording's spectrogram, up to 6 kHz, from a start time; return its end time."""
-    power, frequencies, _ = mlab.specgram(samples, NFFT=400, noverlap=240, Fs=audio.RATE_HZ)
-    kept = frequencies <= TOP_HZ
-    end = start + len(samples) / audio.RATE_HZ
-    axes.imshow(
-        10 * np.log10(power[kept] + 1e-20),
-        aspect="auto",
-        origin="lower",
-        cmap="magma",
-        vmin=-140,
-        vmax=-50,
-        extent=(start, end, 0, TOP_HZ / 1000),
-        interpolation="nearest",
-    )
-    axes.set_yticks([0, 3, 6], ["0", "3", "6 kHz"])
-    return end
 
 
 def _samples(utt: Utterance | None) -> tuple[np.ndarray | None, str]:
@@ -243,12 +229,24 @@ def _strip(axes: Axes, tracks: np.ndarray, stride_ms: float, top_row: float = 0.
     axes.imshow(
         tracks,
         aspect="auto",
-        cmap="magma_r",
+        cmap=STRIP_COLOURS,
         vmin=0,
         vmax=1,
         extent=(0, end, top_row + len(tracks) - 0.5, top_row - 0.5),
         interpolation="nearest",
     )
+
+
+def _colour_key(figure: Figure, text: str) -> None:
+    """What the colours of token strips mean, in the upper right corner."""
+    width, height = figure.get_size_inches()
+    axes = figure.add_axes([1 - 0.62 / width, 1 - 0.18 / height, 0.5 / width, 0.09 / height])
+    axes.imshow(np.linspace(0, 1, 64)[None], aspect="auto", cmap=STRIP_COLOURS, vmin=0, vmax=1)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set(visible=True, linewidth=0.4)
+    axes.text(-0.1, 0.4, f"{text}  0", transform=axes.transAxes, ha="right", va="center", fontsize=7.5)
+    axes.text(1.08, 0.4, "1", transform=axes.transAxes, va="center", fontsize=7.5)
 
 
 def _strips(axes: Axes, shown: Mapping[str, tuple], row: Mapping, marks: Mapping[str, bool], end: float) -> None:
@@ -289,18 +287,22 @@ def _distances(axes: Axes, distance: Mapping[str, tuple[float, np.ndarray]]) -> 
 
 
 def _repetitions(axes: Axes, repetitions: Mapping[str, Utterance]) -> None:
-    """Draw the same word by other speakers, side by side on one time scale."""
-    end = 0.0
-    for label, utt in repetitions.items():
-        samples, _ = _samples(utt)
-        if samples is None:
-            axes.text(end, TOP_HZ / 1000 + 0.3, f"{label}: no recording", fontsize=7.5)
-            end += 0.8
-        else:
-            axes.text(end, TOP_HZ / 1000 + 0.3, label, fontsize=7.5)
-            end = spectrogram(axes, samples, end)
-        end += 0.12
-    axes.set_xlim(0, max(end - 0.12, 1.5))
+    """Draw the same word by other speakers, side by side on one time scale; no two labels overlap."""
+    shown = {short(label, 36): _samples(utt)[0] for label, utt in repetitions.items()}
+    shown = {label if samples is not None else f"{label}: no recording": samples for label, samples in shown.items()}
+    width = 72 * axes.figure.get_figwidth() * axes.get_position().width
+    shares = {label: text_width(label, 7.5) / width for label in shown}
+    lasts = {label: 0.0 if samples is None else len(samples) / audio.RATE_HZ for label, samples in shown.items()}
+    end = 1.5  # seconds that the axis shows
+    for _ in range(20):  # a label takes the longer, in seconds, the more seconds there are
+        end = max(end, sum(max(lasts[label], shares[label] * end) + GAP_S for label in shown) - GAP_S)
+    start = 0.0
+    for label, samples in shown.items():
+        axes.text(start, TOP_HZ / 1000 + 0.3, label, fontsize=7.5)
+        if samples is not None:
+            spectrogram(axes, samples, start)
+        start += max(lasts[label], shares[label] * end) + GAP_S
+    axes.set_xlim(0, end)
     axes.xaxis.set_visible(False)
     axes.spines["bottom"].set_visible(False)
 
