@@ -3,6 +3,7 @@
 Figures have the width of a text column; fonts are embedded; speakers are ordered by published intelligibility.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -245,10 +246,11 @@ def sweep(table: pd.DataFrame, chosen: Mapping[str, float]) -> Figure:
         return figure
 
 
-def spikes(rows: Mapping[str, np.ndarray], stride_ms: float, title: str) -> Figure:
-    """P(not blank) over time of each teacher (row), and of their means, in one utterance."""
+def spikes(rows: Mapping[str, np.ndarray], stride_ms: float, title: str, remark: str = "") -> Figure:
+    """P(not blank) over time of each teacher (row), and of their means, in one utterance; a remark below the title."""
     with plt.rc_context(style()):
-        figure, axes = plt.subplots(figsize=(WIDTH_IN, 0.9 + 0.19 * len(rows)))
+        lines = [title, *textwrap.wrap(remark, 85)]
+        figure, axes = plt.subplots(figsize=(WIDTH_IN, 0.75 + 0.15 * len(lines) + 0.19 * len(rows)))
         end = stride_ms * max(map(len, rows.values())) / 1000
         image = axes.imshow(
             np.array(list(rows.values())),
@@ -261,7 +263,7 @@ def spikes(rows: Mapping[str, np.ndarray], stride_ms: float, title: str) -> Figu
         )
         axes.set_yticks(range(len(rows)), list(rows))
         axes.set_xlabel("time (s)")
-        axes.set_title(title, loc="left")
+        axes.set_title("\n".join(lines), loc="left")
         figure.colorbar(image, ax=axes, label="P(not blank)")
         return figure
 
