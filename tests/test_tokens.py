@@ -16,7 +16,7 @@ from kdlib.tokens import (
     train_tokenizer,
 )
 
-DIGITS = "ZERO ONE TWO THREE FOUR FIVE SIX SEVEN EIGHT NINE".split()
+DIGITS = ["ZERO", "ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE"]
 
 
 @pytest.fixture(scope="module")

@@ -269,7 +269,7 @@ def _pieces_notes(words: Mapping[str, Sequence[str]]) -> Iterator[str]:
             tokens = tokenizer(PER_WORD)
             yield (
                 f"a tokenizer of the lexicon's words has at most {len(tokens.pieces):,} pieces, "
-                f"{pieces_per_word(tokens, words):.1f} per word: with more, a word would have fewer than {PER_WORD:g} on average"
+                f"{pieces_per_word(tokens, words):.1f} per word: with more, fewer than {PER_WORD:g} on average"
             )
 
 
