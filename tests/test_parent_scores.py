@@ -102,11 +102,11 @@ def test_a_teacher_that_lost_is_warned_about_and_named_in_the_first_sentence(com
 def test_a_parent_that_knows_the_speech_or_the_speakers_is_said_to(compared):
     same = ["COME", "GO"]
     of_speech = describe_gains(read_gains({"ANN": compared(same, same, same, heard="speech")}))
-    assert "the parent was pretrained on this speech too (pretrained: from_corpus), which flatters it" in of_speech
+    assert "The parent was pretrained on this speech too (pretrained: from_corpus), which flatters it" in of_speech
     of_speakers = describe_gains(read_gains({"BEN": compared(same, same, same, name="BEN", heard="speaker")}))
     assert "trained on other recordings of these speakers (teacher.parent: from_corpus)" in of_speakers
     nothing = describe_gains(read_gains({"CAT": compared(same, same, same, name="CAT")}))
-    assert "the parent was" not in nothing
+    assert "The parent was" not in nothing
 
 
 def test_without_speech_set_aside_there_is_nothing_to_compare(compared):

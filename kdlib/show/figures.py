@@ -249,7 +249,7 @@ def sweep(table: pd.DataFrame, chosen: Mapping[str, float]) -> Figure:
 def spikes(rows: Mapping[str, np.ndarray], stride_ms: float, title: str, remark: str = "") -> Figure:
     """P(not blank) over time of each teacher (row), and of their means, in one utterance; a remark below the title."""
     with plt.rc_context(style()):
-        lines = [title, *textwrap.wrap(remark, 85)]
+        lines = [title, *textwrap.wrap(remark, 95)]
         figure, axes = plt.subplots(figsize=(WIDTH_IN, 0.75 + 0.15 * len(lines) + 0.19 * len(rows)))
         end = stride_ms * max(map(len, rows.values())) / 1000
         image = axes.imshow(
@@ -263,7 +263,7 @@ def spikes(rows: Mapping[str, np.ndarray], stride_ms: float, title: str, remark:
         )
         axes.set_yticks(range(len(rows)), list(rows))
         axes.set_xlabel("time (s)")
-        axes.set_title("\n".join(lines), loc="left")
+        figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=9)  # wider than the axes
         figure.colorbar(image, ax=axes, label="P(not blank)")
         return figure
 

@@ -29,9 +29,9 @@ SYSTEMS = ("parent", "teacher")
 DECODERS = {"greedy": "greedy", "lexicon": "closed lexicon"}
 NOTHING = "no teacher is compared with its parent: there is no parent, or no speech was set aside (teacher.dev_share)"
 FLATTERED = {
-    "speech": "the parent was pretrained on this speech too (pretrained: from_corpus), which flatters it: the gains "
+    "speech": "The parent was pretrained on this speech too (pretrained: from_corpus), which flatters it: the gains "
     "look smaller than they are",
-    "speaker": "the parent was trained on other recordings of these speakers (teacher.parent: from_corpus): the gains "
+    "speaker": "The parent was trained on other recordings of these speakers (teacher.parent: from_corpus): the gains "
     "are over a model that knows them",
 }
 
