@@ -77,6 +77,13 @@ def test_gains_are_paired_by_utterance_and_stored_unrounded(compared):
     assert [row.utt_id for row in rows["parent"]] == [row.utt_id for row in rows["teacher"]]
 
 
+def test_no_difference_in_few_utterances_rules_little_out(compared):
+    gain = read_gains({"ANN": compared(["COME", "GO"], ["COME", "NO"], ["COME", "NO"])}).iloc[0]
+    assert gain.gain == 0
+    assert (1 - gain.high) ** 2 == pytest.approx(0.025)  # so large a share can be missed twice with this probability
+    assert gain.low == -gain.high
+
+
 def test_gains_of_sentences_are_in_words(compared):
     folder = compared(["GO HOME", "GO UP", "COME"], ["GO", "GO UP", "NO"], ["GO HOME", "GO", "COME"], measure="wer")
     greedy = read_gains({"ANN": folder}).iloc[0]

@@ -120,6 +120,9 @@ def _gain(parent: Sequence[Hypothesis], teacher: Sequence[Hypothesis], decoder: 
     """The gain by one decoder; the rows of both are of the same utterances, in the same order."""
     before, after = (1 - _errors(rows, decoder, speech.scoring) for rows in (parent, teacher))
     low, high = interval(after - before, speech.scoring.bootstrap)
+    if not (after - before).any():  # the shares that so many equal pairs cannot rule out, as in `compare`
+        high = 1 - 0.025 ** (1 / len(before))
+        low = -high
     means = float(before.mean()), float(after.mean())
     about = (speech.teacher, decoder, speech.scoring.measure, len(before))
     return Gain(*about, *means, means[1] - means[0], low, high, speech.parent_heard)
