@@ -125,3 +125,5 @@ def test_recordings_that_have_no_other_with_as_many_tokens_are_not_judged():
     found = spikes.timing(times, clips(3, [1.0, 0.5]), 40.0)
     assert np.isnan(found.other_ms)
     assert not found.means_nothing
+    nothing = spikes.timing({"A": [], "B": []}, [], 40.0)  # no utterance that all teachers have
+    assert nothing.remark == ""

@@ -101,7 +101,7 @@ def timing(times: Mapping[str, Sequence[np.ndarray]], utterances: Sequence[Utter
     alone = _mean(_shifts(rows[0], _of_other_recordings(rows[0])))
     same_ms, other_ms = (0.0, alone) if pairs.empty else (_mean(pairs.mean_ms), _mean(pairs.other_ms))
     first = [found[0] < stride_ms for row in rows for found in row if len(found)]
-    low, middle, high = np.percentile([utt.duration_s for utt in utterances], [5, 50, 95])
+    low, middle, high = np.percentile([utt.duration_s for utt in utterances] or [np.nan], [5, 50, 95])
     return Timing(stride_ms, same_ms, other_ms, _mean(first), float(middle), float(high - low))
 
 

@@ -187,7 +187,7 @@ def best_method(
     allowed = set(methods) - set(() if heads == "ctc" else FUSIONS)
     gains = method_gains(folder, measure)
     gains = gains[gains.index.isin(allowed)]
-    first, on_dev = gains.gain.idxmax(), gains.dev.idxmax()  # of equal ones the first, which is the simplest
+    first, on_dev = gains.gain.round(9).idxmax(), gains.dev.idxmax()  # of equal ones the first, which is the simplest
 
     def scores(method: str) -> str:
         return f"{100 * gains.dev[method]:.1f} and {100 * gains.training[method]:.1f} %"
