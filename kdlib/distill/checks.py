@@ -216,7 +216,7 @@ def check_gains(gains: pd.DataFrame) -> Check:
     """A teacher that is worse than the model it was adapted from was harmed by its training."""
     reason = describe_gains(gains)
     if (gains.gain < 0).any():
-        reason += ". Name the others only (fold: {teachers: [...]}), or adapt with a lower teacher.adapt.lr"
+        reason += ". Leave them out (fold: {teachers: [...]} names the others), or lower teacher.adapt.lr"
         return Check("parent", WARN, reason)
     return Check("parent", PASS, reason)
 
