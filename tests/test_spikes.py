@@ -94,7 +94,7 @@ def test_tokens_in_the_first_frame_of_every_clip_say_nothing():
     found = spikes.timing(times, clips(20, [1.0]), 40.0)
     assert found.remark == (
         "these times say nothing about the speech: tokens of different recordings are 0 ms apart, those of one "
-        "recording 0 ms; 100 % of the first tokens stand in the first 40 ms, and the clips are all of one length "
+        "recording 0 ms; 100 % of the tokens stand in the first 40 ms, and the clips are all of one length "
         "(1.00 s)"
     )
     varied = spikes.timing(times, clips(20, [0.6, 0.8, 1.1]), 40.0)

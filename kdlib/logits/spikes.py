@@ -71,7 +71,7 @@ class Timing:
     stride_ms: float
     same_ms: float  # tokens of one recording by two teachers are so far apart; 0 with one teacher
     other_ms: float  # and those of two recordings with as many tokens
-    first_frame: float  # share of the utterances whose first token stands in the first frame
+    first_frame: float  # share of the tokens that stand in the first frame of their recording
     clip_s: float  # median duration
     clip_range_s: float  # from the 5th to the 95th percentile
 
@@ -87,7 +87,7 @@ class Timing:
         one_length = one_length if 1000 * self.clip_range_s <= self.stride_ms else ""
         if not self.means_nothing:
             return f"note: {one_length}" if one_length else ""
-        causes = f"; {100 * self.first_frame:.0f} % of the first tokens stand in the first {self.stride_ms:.0f} ms"
+        causes = f"; {100 * self.first_frame:.0f} % of the tokens stand in the first {self.stride_ms:.0f} ms"
         causes += f", and {one_length}" if one_length else ""
         return (
             f"these times say nothing about the speech: tokens of different recordings are {self.other_ms:.0f} ms "
@@ -100,7 +100,7 @@ def timing(times: Mapping[str, Sequence[np.ndarray]], utterances: Sequence[Utter
     rows, pairs = list(times.values()), compare_times(times, stride_ms)
     alone = _mean(_shifts(rows[0], _of_other_recordings(rows[0])))
     same_ms, other_ms = (0.0, alone) if pairs.empty else (_mean(pairs.mean_ms), _mean(pairs.other_ms))
-    first = [found[0] < stride_ms for row in rows for found in row if len(found)]
+    first = [time < stride_ms for row in rows for found in row for time in found]
     low, middle, high = np.percentile([utt.duration_s for utt in utterances] or [np.nan], [5, 50, 95])
     return Timing(stride_ms, same_ms, other_ms, _mean(first), float(middle), float(high - low))
 
