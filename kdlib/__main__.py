@@ -94,6 +94,7 @@ def _teachers(options: argparse.Namespace) -> None:
 
     for fold, name in teachers_of([Fold.load(options.recipe, held_out) for held_out in options.folds], options.share):
         fold.teacher_scores(name)
+        fold.with_parents([name])
 
 
 def _outputs(options: argparse.Namespace) -> None:

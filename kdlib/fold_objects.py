@@ -33,9 +33,11 @@ if TYPE_CHECKING:
     from kdlib.logits.store import LogitStore
     from kdlib.settings.teacher import Training
     from kdlib.targets.aggregation import TeacherEnsemble, Weighting
+    from kdlib.teachers.parent_scores import SetAside
     from kdlib.teachers.training import InitialModel, TeacherTraining
 
 # Imported when they are used: torch and its companions take seconds.
+adapt = lazy("kdlib.teachers.adapt")
 aggregation = lazy("kdlib.targets.aggregation")
 base_model = lazy("kdlib.teachers.base_model")
 choice = lazy("kdlib.targets.choice")
@@ -44,6 +46,7 @@ fusion = lazy("kdlib.targets.fusion")
 lexicon = lazy("kdlib.decode.lexicon")
 lm = lazy("kdlib.decode.lm")
 nemo_files = lazy("kdlib.models.nemo_files")
+parent_scores = lazy("kdlib.teachers.parent_scores")
 pieces = lazy("kdlib.pretrained.pieces")
 similarity = lazy("kdlib.targets.similarity")
 start = lazy("kdlib.pretrained.start")
@@ -130,6 +133,25 @@ class FoldObjects:
         if settings.parent == "shipped" and not ENCODERS[settings.encoder].checkpoint:
             return base_model.shipped_base_model(settings, self.tokens)
         return self.trained_base_model()
+
+    def parent(self) -> Path | None:
+        """The model that teachers of speakers are adapted from: the base model, or the pretrained model itself."""
+        if self.params.teacher.source != "speakers":
+            return None
+        return self.base_model() or next(iter(self._checkpoint()), None)
+
+    def with_parents(self, names: Sequence[str]) -> dict[str, Path]:
+        """The scores of teachers beside their parent's; none where they have no parent."""
+        return {name: self.parent_scores(name) for name in names} if self.parent() else {}
+
+    def _set_aside(self, speaker: str) -> SetAside:
+        """What a teacher is compared with its parent on, and how much of it the parent knows."""
+        params, base = self.params, self.base_model()
+        heard = "speaker" if base and speaker in read_record(base)["train_speakers"] else ""
+        if self._checkpoint() and speaker in (self.pretrained_record() or {"speakers": ()})["speakers"]:
+            heard = "speech"  # pretraining sets nothing of its speakers aside
+        dev = adapt.speaker_data(self.splits, params.teacher, speaker).dev
+        return parent_scores.SetAside(speaker, dev, heard, self.lexicon, params.search, params.scoring)
 
     def teacher(self, name: str) -> Path:
         """The folder of a teacher: of a speaker, a student (born again: Furlanello et al. 2018), or one for all."""
@@ -238,6 +260,7 @@ class FoldObjects:
 
     def _accuracies(self, names: Sequence[str], half: int | None = None) -> dict[str, float]:
         """Greedy CTC accuracy of teachers on the fold's dev speaker; without one, on their own dev blocks."""
-        if dev := self.params.fold.dev:
-            return choice.dev_accuracies({name: self.teacher_scores(name) for name in names}, dev, half)
+        if self.params.fold.dev:
+            part = {utt_id for utt_id, its_half in choice.halves(self.splits.dev).items() if half in (None, its_half)}
+            return choice.dev_accuracies({name: self.teacher_scores(name) for name in names}, part)
         return choice.own_accuracies({name: read_record(self.teacher(name)) for name in names})

@@ -38,6 +38,7 @@ loss_view = lazy("kdlib.distill.loss_view")
 live = lazy("kdlib.targets.live")
 lm = lazy("kdlib.decode.lm")
 nemo_files = lazy("kdlib.models.nemo_files")
+parent_scores = lazy("kdlib.teachers.parent_scores")
 preflight = lazy("kdlib.distill.preflight")
 pseudo_labels = lazy("kdlib.targets.pseudo_labels")
 setup = lazy("kdlib.distill.setup")
@@ -209,7 +210,13 @@ class StudentObjects(FoldObjects):
             stores={name: self.store(name, "training", output) for name in names},
             folders={name: self.teacher(name) for name in names},
             setup=lambda: self.but(distill={"live_teachers": False}).student_setup(seed),  # it checks the stores
+            gains=parent_scores.read_gains(self._teachers_and_parents()),
         )
+
+    def _teachers_and_parents(self) -> dict[str, Path]:
+        """The scores of the averaged teachers beside their parent's."""
+        taught = terms.uses_teachers(self.params.distill)
+        return self.with_parents(self.target_teachers(self.params.aggregation.method)) if taught else {}
 
     def _text_of(self):
         return faults.text_decoder(self.params.faults, self.tokens, self.lexicon)
@@ -224,6 +231,22 @@ class StudentObjects(FoldObjects):
     def _student_scoring(self) -> StudentScoring:
         decoding, params = self.decoder_setup(), self.params
         return student_scores.StudentScoring(self.splits, decoding, params.scoring, params.faults, self._text_of())
+
+    # what `auto` selects
+
+    def best_method(self) -> tuple[str, str]:
+        """The method that `auto` selects, and why."""
+        methods, dev, measure = self.methods, self.splits.dev, self.params.scoring.measure
+        folder = self.target_report() if dev else Path()
+        return target_report.best_method(folder, methods, dev, self.params.distill.heads, measure)
+
+    def combined_teachers(self) -> Path | None:
+        """Scores of the combined teachers on the held-out speaker's speech; None without such teachers."""
+        if not terms.uses_teachers(self.params.distill) or self.params.teacher.source != "speakers":
+            return None
+        method = self.params.aggregation.method
+        method = self.best_method()[0] if method == "auto" else method
+        return self.combined_teacher_scores("logprob_mean" if method == "weighted_loss" else method)
 
     # the settings and files that stages depend on
 

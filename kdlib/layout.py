@@ -56,6 +56,10 @@ class Layout:
         """A teacher's scores on all speakers."""
         return self.teachers / "teachers" / self.family / name / "scores"
 
+    def parent_scores(self, name: str) -> Path:
+        """A speaker's teacher and its parent on the speech that was set aside from its training."""
+        return self.teachers / "teachers" / self.family / name / "parent"
+
     def outputs(self, name: str, purpose: str) -> Path:
         """A teacher's outputs on training speech or, for analysis, on the test blocks."""
         return self.teachers / "logits" / self.family / name / purpose

@@ -58,6 +58,7 @@ fusion = lazy("kdlib.targets.fusion")
 hybrid = lazy("kdlib.models.hybrid")
 logit_student = lazy("kdlib.distill.logit_student")
 nemo_files = lazy("kdlib.models.nemo_files")
+parent_scores = lazy("kdlib.teachers.parent_scores")
 pieces = lazy("kdlib.pretrained.pieces")
 preflight = lazy("kdlib.distill.preflight")
 pretrained = lazy("kdlib.pretrained.model")
@@ -329,6 +330,24 @@ class Fold(StudentObjects):
             seed=self.params.seed,
         )
 
+    @stage
+    def parent_scores(self, speaker: str) -> Stage:
+        """A speaker's teacher and its parent on the speech that was set aside from the teacher's training."""
+        parent, teacher, device = self.parent(), self.teacher(speaker), self.params.device
+
+        def build(partial: Path) -> None:
+            of_parent = hybrid.TrainedModel if parent.is_dir() else nemo_files.NeMoCTC
+            systems = {"parent": of_parent(parent, device), "teacher": hybrid.TrainedModel(teacher, device)}
+            parent_scores.score_pair(partial, systems, self._set_aside(speaker))
+
+        return Stage(
+            self.layout.parent_scores(speaker),
+            f"teacher {speaker} and its parent",
+            build=build,
+            settings=self.params.scoring.model_dump(),
+            inputs=[self.corpus_folder, teacher, parent / "model.safetensors" if parent.is_dir() else parent],
+        )
+
     # 03: their outputs, and the targets
 
     @stage
@@ -431,7 +450,8 @@ class Fold(StudentObjects):
         def target(method: str, speech: str) -> TeacherEnsemble | CrossFitted:
             purpose = "analysis" if speech == "dev" else "training"
             if speech == "dev" and method in DEV_FITTED:
-                return choice.CrossFitted([self.targets(method, purpose=purpose, half=1 - half) for half in (0, 1)])
+                fitted = [self.targets(method, purpose=purpose, half=1 - half) for half in (0, 1)]
+                return choice.CrossFitted(fitted, choice.halves(self.splits.dev))
             return self.targets(method, purpose=purpose)
 
         def build(partial: Path) -> None:
@@ -450,20 +470,6 @@ class Fold(StudentObjects):
             ],
             seed=self.params.seed,
         )
-
-    def best_method(self) -> tuple[str, str]:
-        """The method that `auto` selects on the dev speaker, and why."""
-        methods, dev = self.methods, self.params.fold.dev
-        folder = self.target_report() if dev else Path()
-        return target_report.best_method(folder, methods, dev, self.params.distill.heads, self.params.scoring.measure)
-
-    def combined_teachers(self) -> Path | None:
-        """Scores of the combined teachers on the held-out speaker's speech; None without such teachers."""
-        if not terms.uses_teachers(self.params.distill) or self.params.teacher.source != "speakers":
-            return None
-        method = self.params.aggregation.method
-        method = self.best_method()[0] if method == "auto" else method
-        return self.combined_teacher_scores("logprob_mean" if method == "weighted_loss" else method)
 
     @stage
     def combined_teacher_scores(self, method: str) -> Stage:
@@ -544,7 +550,7 @@ class Fold(StudentObjects):
             f"preflight of {self.params.variant or 'the student'}",
             build=lambda partial: preflight.run_checks(partial, self._preflight_plan(), used._preflight_teachers(seed)),
             settings=used._student_settings() | {"asked": self.params.distill.heads},
-            inputs=used._student_inputs(seed),
+            inputs=[*used._student_inputs(seed), *used._teachers_and_parents().values()],
         )
 
     def _student_inputs(self, seed: int) -> list[Path]:

@@ -5,17 +5,21 @@ offset spoilt the results of the original study). NeMo's blank is its last id, a
 stored data has `Tokens.fingerprint`; before scoring, `check_round_trip` encodes and decodes every reference.
 """
 
+import bisect
 import functools
 import hashlib
 import json
+import math
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kdlib.errors import UserError
 
 BOS, EOS, BLANK = 0, 1, 2
+WORD_START = "\u2581"  # sentencepiece's mark in a word's first piece
+PER_WORD = 2.0  # pieces of a word on average, at least: with one, all decoders agree and CTC has nothing to align
 JOINERS = "\u200c\u200d"  # invisible, but part of words in Persian and the scripts of India
 
 
@@ -142,17 +146,15 @@ def train_tokenizer(
     *,
     lower: bool = False,
     characters: str = "",
+    per_word: float = 0.0,
     setting: str = "pretraining: {pieces: %d}",
 ) -> Path:
     """Train a byte-pair model on texts; return `folder/tokenizer.model`. Each text counts once.
 
-    It can encode the texts and all of `characters`. Few texts may yield fewer pieces than requested. `setting` is the
+    It can encode the texts and all of `characters`. There are fewer than `pieces` where the texts yield no more, and
+    where their words would have fewer than `per_word` pieces on average: merging ends before that. `setting` is the
     recipe's setting of the number, for error messages.
     """
-    import io
-
-    import sentencepiece
-
     sentences = sorted({normalise(text).lower() if lower else normalise(text) for text in texts})
     required = set(characters.lower() if lower else characters) - {" "}
     needed = len((set("".join(sentences)) - {" "}) | required) + 4  # and <unk> <s> </s> ▁
@@ -161,7 +163,37 @@ def train_tokenizer(
             f"no tokenizer of {pieces} pieces can encode the {needed - 4} different characters of these "
             f"{len(sentences)} texts; write at least {needed} in the recipe ({setting % (2 * needed)})"
         )
+    train = functools.partial(_train, sentences, "".join(sorted(required)))
+
+    def too_few(model: bytes) -> bool:
+        return pieces_per_word(Tokens.for_nemo(model), sentences) < per_word
+
+    model, smaller = train(pieces), range(needed, pieces)
+    if smaller and per_word and too_few(model):
+        first_bad = bisect.bisect_left(smaller, True, key=lambda size: too_few(train(size)))
+        model = train(smaller[max(0, first_bad - 1)])
     folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "tokenizer.model"
+    path.write_bytes(model)
+    return path
+
+
+def pieces_per_word(tokens: Tokens, texts: Iterable[str]) -> float:
+    """Mean number of pieces of the words of texts, each word once; not a number without a word of two letters.
+
+    Words of one letter have one piece in any tokenizer, and are left out. The bare mark of a word's start is no piece.
+    """
+    words = {tokens._case(word) for text in texts for word in normalise(text).split() if len(word) > 1}
+    rows = _processor(tokens.model).encode(sorted(words), out_type=str)
+    return sum(piece != WORD_START for row in rows for piece in row) / len(rows) if rows else math.nan
+
+
+def _train(sentences: Sequence[str], required: str, pieces: int) -> bytes:
+    """Train a byte-pair model on sentences with sentencepiece."""
+    import io
+
+    import sentencepiece
+
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -170,7 +202,7 @@ def train_tokenizer(
             vocab_size=pieces,
             model_type="bpe",
             character_coverage=1.0,
-            required_chars="".join(sorted(required)),
+            required_chars=required,
             hard_vocab_limit=False,
             normalization_rule_name="identity",  # only `normalise` is used; the default would change Thai, Persian, ...
             minloglevel=2,
@@ -182,9 +214,7 @@ def train_tokenizer(
             f"no tokenizer of {pieces} pieces can be trained on these {len(sentences)} texts ({reason}); "
             "change the number of pieces in the recipe"
         ) from None
-    path = folder / "tokenizer.model"
-    path.write_bytes(model.getvalue())
-    return path
+    return model.getvalue()
 
 
 def check_round_trip(tokens: Tokens, references: Iterable[str]) -> None:

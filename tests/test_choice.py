@@ -2,14 +2,16 @@
 
 import pytest
 import torch
+from corpora import utterances
 
 from kdlib.corpus.inputs import Batch
 from kdlib.errors import UserError
+from kdlib.evaluate.hypotheses import read_hypotheses
 from kdlib.logits import teacher_scores
 from kdlib.logits.extract import OUTPUTS, read_outputs
 from kdlib.pipeline import Fold
 from kdlib.settings.targets import METHODS
-from kdlib.targets.choice import _usable_weights
+from kdlib.targets.choice import _usable_weights, halves
 
 
 def of_teachers(with_teachers, names, **fold):
@@ -73,6 +75,33 @@ def test_accuracies_are_those_on_the_dev_speaker(with_teachers, corpus):
     fold = of_teachers(with_teachers, ["M04"], dev="M10")
     expected = teacher_scores.accuracy_matrix(corpus, {"M04": fold.teacher_scores("M04")}, "greedy").loc["M04", "M10"]
     assert fold._accuracies(["M04"]) == {"M04": expected}
+
+
+def test_no_word_is_in_both_halves_of_dev_speech_and_few_words_are_divided_evenly():
+    words = ["ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE", "ZERO"]
+    speech = utterances(*(f"u{place}" for place in range(40)), texts=[words[place % 10] for place in range(40)])
+    half_of = halves(speech)
+    of_words = {utt.text: {half_of[other.utt_id] for other in speech if other.text == utt.text} for utt in speech}
+    assert sorted(map(min, of_words.values())) == sorted(map(max, of_words.values())) == [0] * 5 + [1] * 5
+    assert halves(speech[::-1]) == half_of
+
+
+def test_sentences_are_divided_as_wholes_and_one_word_by_utterance():
+    speech = utterances("a", "b", "c", "d", texts=["GO HOME", "GO HOME", "GO UP", "COME UP"])
+    half_of = halves(speech)
+    assert half_of["a"] == half_of["b"]
+    assert set(half_of.values()) == {0, 1}
+    assert sorted(halves(utterances("a", "b", "c", "d", texts=["GO"] * 4)).values()) == [0, 0, 1, 1]
+
+
+def test_accuracies_of_a_half_are_of_its_words(with_teachers):
+    fold = of_teachers(with_teachers, ["M04"], dev="M10")
+    half_of, rows = halves(fold.splits.dev), read_hypotheses(fold.teacher_scores("M04") / "hypotheses.csv")
+    correct = {row.utt_id: row.greedy == row.reference for row in rows}
+    for half in (0, 1):
+        part = [correct[utt_id] for utt_id, its_half in half_of.items() if its_half == half]
+        assert part
+        assert fold._accuracies(["M04"], half) == {"M04": sum(part) / len(part)}
 
 
 def test_all_teachers_weigh_the_same_if_none_recognises_a_word():

@@ -50,6 +50,7 @@ STAGES = {
     "baseline": lambda fold: fold.baseline(),
     "base model": lambda fold: fold.base_model(),
     "teacher": lambda fold: fold.teacher("M10"),
+    "teacher and its parent": lambda fold: fold.parent_scores("M10"),
     "stored outputs": lambda fold: fold.outputs("M10", "training"),
     "scores of a teacher": lambda fold: fold.teacher_scores("M10"),
     "target report": lambda fold: fold.target_report(),

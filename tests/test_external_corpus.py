@@ -43,6 +43,8 @@ def test_an_external_corpus_goes_from_its_csv_to_two_scored_folds_with_two_comma
     assert (out / "corpus/report.txt").read_text().splitlines() == [
         "72 recordings checked, 0 left out",
         "  72 files of 8000 Hz, 2 channels are read as 16000 Hz mono",
+        "note: a tokenizer of the lexicon's words has at most 74 pieces, 2.0 per word: with more, fewer than 2 on "
+        "average",
     ]
     for held_out, names in (("07", ["Boris", "Chidi", "NO", "Žofie"]), ("NO", ["07", "Alma", "Boris", "Chidi"])):
         scores = json.loads((out / held_out / "baseline/scores.json").read_text())

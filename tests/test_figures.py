@@ -8,6 +8,7 @@ import pytest
 import soundfile
 
 from kdlib.corpus.manifest import Utterance
+from kdlib.logits import spikes
 from kdlib.show import figures
 
 SCORES = pd.DataFrame(
@@ -104,6 +105,18 @@ def test_the_axis_says_what_the_speakers_are_ordered_by(figure_of, order):
     label = drawn(figure_of, speakers(4), order).axes[-1].get_xlabel()
     assert label.startswith(f"speaker, {order}")
     assert ("intelligib" in label) == (order != "by name")
+
+
+def test_a_remark_on_the_times_is_part_of_the_spike_figure_and_is_not_cut_off():
+    remark = spikes.Timing(40.0, 4.0, 5.0, 0.97, 1.0, 0.0).remark
+    rows = {name: np.linspace(0, 1, 25) for name in ("alexandrina", "bartholomew", "weighted_similarity")}
+    figure = figures.spikes(rows, 40.0, "SEVEN by bartholomew", remark)
+    title = figure.get_suptitle()
+    assert title.startswith("SEVEN by bartholomew\nthese times say nothing about the speech")
+    assert "the clips are all of one length (1.00 s)" in title.replace("\n", " ")
+    figure.canvas.draw()
+    assert figure.get_tightbbox().x1 <= figure.get_figwidth() + 0.05
+    assert figures.spikes(rows, 40.0, "SEVEN").get_suptitle() == "SEVEN"
 
 
 def test_the_held_out_speaker_is_marked():

@@ -1,14 +1,17 @@
 """The sentencepiece pieces of teachers and students: their source, and unsuitable tokenizers."""
 
+import string
+
 import pytest
 import sentencepiece
 import torch
 
+from kdlib.distill import checks
 from kdlib.errors import UserError
 from kdlib.models.encoder_nemo import remap_head
 from kdlib.models.nemo_files import SHIPPED_MODEL, NeMoCTC
 from kdlib.pipeline import Fold
-from kdlib.tokens import BLANK
+from kdlib.tokens import BLANK, PER_WORD, pieces_per_word, train_tokenizer
 
 
 def fold(outputs, **overrides):
@@ -75,3 +78,18 @@ def test_the_blank_moves_and_unused_tokens_are_suppressed(tmp_path):
     assert moved[BLANK] == 64  # NeMo's last
     assert moved[3:64, 0].tolist() == list(range(3, 64))
     assert low[64:].tolist() == [-10.0] * 6
+
+
+def test_a_corpus_of_few_words_has_two_pieces_per_word(tmp_path):
+    chosen = fold(tmp_path, tokens={"source": "corpus", "pieces": 256})
+    assert pieces_per_word(chosen.tokens, chosen.lexicon) >= PER_WORD
+    assert len(chosen.tokens.pieces) < 100  # six words
+
+
+def test_a_tokenizer_with_one_piece_per_word_is_used_with_a_warning(tmp_path):
+    every_letter = string.ascii_uppercase + "'-"  # of the controls' words
+    path = train_tokenizer(fold(tmp_path).lexicon, 1000, tmp_path / "coarse", characters=every_letter)
+    with pytest.warns(UserWarning, match=r"tokens: words have 1\.0 pieces on average, fewer than 2: .*source: corpus"):
+        tokens = fold(tmp_path, tokens={"source": str(path)}).tokens
+    assert tokens.model == path.read_bytes()
+    assert checks.check_pieces(pieces_per_word(tokens, fold(tmp_path).lexicon)).verdict == checks.WARN

@@ -12,54 +12,55 @@ KDLIB = Path(source_code.__file__).parent
 STAGES = source_code.stage_methods("pipeline.py", "Fold")
 # Which edited files make a stage anew. The columns are:
 #   prepared_corpus pretraining tokens_folder language_model baseline zero_shot trained_base_model speaker_teacher
-#   outputs teacher_scores speaker_features fusion target_report combined_teacher_scores logit_student preflight_checks
-#   student scores ensemble
+#   parent_scores outputs teacher_scores speaker_features fusion target_report combined_teacher_scores logit_student
+#   preflight_checks student scores ensemble
 TABLE = """
-xxxxxxxxxxxxxxxxxxx  corpus/audio.py corpus/audio_checks.py corpus/embedded/dysarthria.py corpus/embedded/espeak.py
-                     corpus/embedded/grammar.py corpus/embedded/synthetic.py corpus/importers/torgo.py
-                     corpus/importers/uaspeech.py corpus/labels.py corpus/manifest.py corpus/prepare.py
-                     corpus/speakers.py data/speakers.csv data/uaspeech_words.json data/word_duration_ratios.csv
-                     settings/corpus.py tokens.py
-.xx.xxxxxxxxxxxxxxx  runtime.py
-.xx.xxxxxx.xxxxxxxx  models/nemo_files.py settings/pretrained.py
-.x..xxxxxx.xxxxxxxx  corpus/inputs.py
-....xxxxxx.xxxxxxxx  models/augment.py models/decoder.py models/encoder.py models/encoder_conformer.py
-                     models/encoder_nemo.py models/encoders.py models/hybrid.py models/masks.py settings/encoder.py
-..x.xxxx.x.xxxxxxxx  pretrained/pieces.py
-...xxxxx.x..xxxxxxx  decode/lexicon.py decode/trie.py
-....xxxx.x..xxxxxxx  decode/greedy.py
-...xxx...x..xxxxxxx  decode/beam.py decode/lm.py settings/evaluation.py
-....xx...x.xxxxxxxx  evaluate/hypotheses.py
-........xx.xxxxxxxx  logits/store.py
-....xx...x..xxxx.xx  data/homophones.json decode/attention.py decode/decoders.py evaluate/decoder_setup.py
-                     evaluate/posteriors.py evaluate/report.py evaluate/score.py evaluate/transcribe.py
-......xx.x.xxxxxx..  objectives/reference_losses.py settings/reference_loss.py settings/schedule.py settings/teacher.py
-........xx.xxxxxx..  logits/extract.py
-...........xxxxxxxx  targets/aggregation.py
-..........xxxxxxx..  targets/similarity.py
-.x....xx.x.x...xx..  training/sampling.py
-...........xxxxxx..  settings/targets.py targets/choice.py targets/fusion.py teachers/teacher_sets.py
-......xx.x.....xx..  models/encoder_cache.py objectives/objective.py objectives/reference_terms.py objectives/step.py
-                     objectives/targets.py objectives/term.py objectives/word_losses.py
-.x....xx.x......x..  training/callbacks.py training/checkpoints.py training/curves.py training/loop.py
-                     training/schedules.py
-...............xxxx  distill/faults.py settings/student.py
-......xx.......xx..  pretrained/start.py
-............xx.x...  logits/spikes.py targets/target_report.py
-................xxx  models/averaging.py
-..............xxx..  objectives/losses.py
-.x....xx...........  pretrained/model.py
-......xx.x.........  teachers/training.py
-...............xx..  distill/setup.py objectives/terms.py settings/distill.py targets/live.py targets/pseudo_labels.py
-.................xx  distill/student_scores.py
-....xx.............  evaluate/baseline.py
-.......x.x.........  teachers/adapt.py
-......xx...........  teachers/base_model.py
-...............x...  distill/checks.py distill/preflight.py evaluate/measures.py
-................x..  distill/collapse_alarm.py distill/students.py
-..................x  distill/ensembles.py
-..............x....  distill/logit_student.py
-.........x.........  logits/teacher_scores.py
+xxxxxxxxxxxxxxxxxxxx  corpus/audio.py corpus/audio_checks.py corpus/embedded/dysarthria.py corpus/embedded/espeak.py
+                      corpus/embedded/grammar.py corpus/embedded/synthetic.py corpus/importers/torgo.py
+                      corpus/importers/uaspeech.py corpus/labels.py corpus/manifest.py corpus/prepare.py
+                      corpus/speakers.py data/speakers.csv data/uaspeech_words.json data/word_duration_ratios.csv
+                      settings/corpus.py tokens.py
+.xx.xxxxxxxxxxxxxxxx  runtime.py
+.xx.xxxxxxx.xxxxxxxx  models/nemo_files.py settings/pretrained.py
+.x..xxxxxxx.xxxxxxxx  corpus/inputs.py
+....xxxxxxx.xxxxxxxx  models/augment.py models/decoder.py models/encoder.py models/encoder_conformer.py
+                      models/encoder_nemo.py models/encoders.py models/hybrid.py models/masks.py settings/encoder.py
+..x.xxxx..x.xxxxxxxx  pretrained/pieces.py
+...xxxxxx.x..xxxxxxx  decode/lexicon.py decode/trie.py
+....xxxxx.x..xxxxxxx  decode/greedy.py
+...xxx..x.x..xxxxxxx  decode/beam.py decode/lm.py settings/evaluation.py
+....xx..x.x.xxxxxxxx  evaluate/hypotheses.py
+.........xx.xxxxxxxx  logits/store.py
+....xx..x.x..xxxx.xx  data/homophones.json decode/attention.py decode/decoders.py evaluate/decoder_setup.py
+                      evaluate/posteriors.py evaluate/report.py evaluate/score.py evaluate/transcribe.py
+......xxx.x.xxxxxx..  objectives/reference_losses.py settings/reference_loss.py settings/schedule.py settings/teacher.py
+.........xx.xxxxxx..  logits/extract.py
+............xxxxxxxx  targets/aggregation.py
+...........xxxxxxx..  targets/similarity.py
+.x....xxx.x.x...xx..  training/sampling.py
+............xxxxxx..  settings/targets.py targets/choice.py targets/fusion.py teachers/teacher_sets.py
+......xxx.x.....xx..  models/encoder_cache.py objectives/objective.py objectives/reference_terms.py objectives/step.py
+                      objectives/targets.py objectives/term.py objectives/word_losses.py
+.x....xxx.x......x..  training/callbacks.py training/checkpoints.py training/curves.py training/loop.py
+                      training/schedules.py
+................xxxx  distill/faults.py settings/student.py
+......xx........xx..  pretrained/start.py
+.............xx.x...  logits/spikes.py targets/target_report.py
+.................xxx  models/averaging.py
+...............xxx..  objectives/losses.py
+.x....xx............  pretrained/model.py
+......xxx.x.........  teachers/training.py
+................xx..  distill/setup.py objectives/terms.py settings/distill.py targets/live.py targets/pseudo_labels.py
+..................xx  distill/student_scores.py
+....xx..............  evaluate/baseline.py
+.......xx.x.........  teachers/adapt.py
+......xx............  teachers/base_model.py
+................x...  distill/checks.py distill/preflight.py evaluate/measures.py
+.................x..  distill/collapse_alarm.py distill/students.py
+...................x  distill/ensembles.py
+...............x....  distill/logit_student.py
+..........x.........  logits/teacher_scores.py
+........x.......x...  teachers/parent_scores.py
 """
 NOTHING = ("show/", "diagnose/", "evaluate/compare.py", "evaluate/verdict.py", "evaluate/statistics.py", "__main__.py")
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import pandas as pd
 import pytest
 import torch
 
@@ -12,7 +13,8 @@ from kdlib.logits.store import Header
 from kdlib.models.nemo_files import SHIPPED_MODEL, read_tokenizer
 from kdlib.pipeline import Fold
 from kdlib.settings.distill import Distill
-from kdlib.tokens import Tokens
+from kdlib.teachers.parent_scores import Gain
+from kdlib.tokens import Tokens, pieces_per_word
 
 WORDS = ["COME", "GO", "YES", "NO", "ONE", "TWO"]
 
@@ -40,6 +42,15 @@ def headers(student, **changes):
     return {"M04": Header(teacher="M04", **fields | changes)}
 
 
+def gains(**by_teacher):
+    """The gains of teachers over a parent with half of 20 utterances right."""
+    rows = [
+        Gain(name, "greedy", "wra", 20, 0.5, 0.5 + gain, gain, gain - 0.2, gain + 0.2, "")
+        for name, gain in by_teacher.items()
+    ]
+    return pd.DataFrame(map(dataclasses.asdict, rows))
+
+
 def moved(references, offset=0, steps=0):
     """A teacher's output: the references with an offset of every id, beginning so many steps late."""
     return [[0] * steps + [token + offset for token in ids] for ids in references]
@@ -56,6 +67,9 @@ HEALTHY = {
     "shift of decoder targets": lambda t, r: checks.check_shift(moved(r), r, "decoder"),
     "a weak teacher's shift": lambda t, r: checks.check_shift([r[0]] * len(r), r, "ctc"),
     "decoding": lambda t, r: checks.check_decoding(t, WORDS),
+    "pieces": lambda t, r: checks.check_pieces(pieces_per_word(t, WORDS)),
+    "single letters": lambda t, r: checks.check_pieces(pieces_per_word(t, ["A", "B"])),
+    "parent": lambda t, r: checks.check_gains(gains(A=0.1, B=0.0)),
     "logits": lambda t, r: checks.check_logits({"M04": torch.randn(9, t.size)}),
     "temperature": lambda t, r: checks.check_temperature(headers(t), Distill(temperature=4.0)),
     "temperature 1": lambda t, r: checks.check_temperature(
@@ -99,6 +113,16 @@ FAULTY = {
         lambda t, r: checks.check_decoding(OneOff(t.model, t.blank, t.size, t.bos, t.eos), WORDS),
         REFUSE,
         "the decoding is wrong",
+    ),
+    "a piece per word": (
+        lambda t, r: checks.check_pieces(1.4),
+        WARN,
+        "words have 1.4 pieces on average, fewer than 2",
+    ),
+    "a teacher worse than its parent": (
+        lambda t, r: checks.check_gains(gains(A=0.1, B=-0.05, C=-0.15)),
+        WARN,
+        "1 of 3 teachers gained over their parent (+10.0 points on average), 2 lost (-10.0 points on average: B, C)",
     ),
     "probabilities": (
         lambda t, r: checks.check_logits({"M04": torch.randn(9, t.size).softmax(-1)}),
@@ -211,6 +235,7 @@ def test_the_preflight_of_the_smoke_recipe_refuses_its_untrained_teachers_only_f
     assert results["target"].verdict == REFUSE
     assert {name for name, check in results.items() if check.verdict == REFUSE} == {"target"}
     assert {"tokens", "held out", "recording", "stored and live", "gradients", "shift of ctc targets"} <= set(results)
+    assert results["parent"].reason.startswith("greedy: 0 of 1 teachers gained over their parent")
     assert "differs by" in results["stored and live"].reason
     table = preflight.table(list(results.values()))
     assert table.verdict.iloc[0] == REFUSE
@@ -218,7 +243,7 @@ def test_the_preflight_of_the_smoke_recipe_refuses_its_untrained_teachers_only_f
 
 def test_hard_labels_need_no_check_of_teachers(variant):
     results = by_name(variant("hard").preflight())
-    assert set(results) == {"decoding", "lengths", "unseen words", "choice", "heads"}
+    assert set(results) == {"decoding", "pieces", "lengths", "unseen words", "choice", "heads"}
 
 
 def test_a_refused_student_is_not_trained(variant):

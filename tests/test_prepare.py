@@ -1,6 +1,7 @@
 """The corpus stage on any manifest, and its error messages."""
 
 import os
+import re
 import shutil
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from kdlib.corpus.manifest import Utterance
 from kdlib.corpus.speakers import Splits
 from kdlib.errors import UserError
 from kdlib.pipeline import Fold
+from kdlib.tokens import PER_WORD, Tokens, pieces_per_word, train_tokenizer
 
 
 @pytest.fixture
@@ -292,6 +294,19 @@ def test_a_lexicon_from_a_file(own):
     (own / "words.txt").write_bytes("café".encode("latin-1"))
     with pytest.raises(UserError, match=r"words\.txt: not UTF-8"):
         fold.prepared_corpus()
+
+
+def test_few_words_limit_the_number_of_pieces(own):
+    (own / "words.txt").write_text("yes\nno\nwater\n", encoding="utf-8")
+    text = report(own, lexicon=str(own / "words.txt"))
+    note = re.search(r"note: a tokenizer of the lexicon's words has at most (\d+) pieces, 2\.\d per word", text)
+    words = ["YES", "NO", "WATER"]
+    means = [
+        pieces_per_word(Tokens.for_nemo(train_tokenizer(words, int(note[1]) + more, own).read_bytes()), words)
+        for more in (0, 1)
+    ]
+    assert means[0] >= PER_WORD > means[1]
+    assert "pieces" not in report(own)  # CAN'T and X-RAY are cut at their marks, whatever the number
 
 
 def test_a_changed_lexicon_is_read_again_whatever_its_name(own):

@@ -1,8 +1,22 @@
+import math
+
 import pytest
 
 from kdlib.corpus.embedded.synthetic import word_list
 from kdlib.errors import UserError
-from kdlib.tokens import BLANK, BOS, EOS, Tokens, check_round_trip, normalise, train_tokenizer
+from kdlib.tokens import (
+    BLANK,
+    BOS,
+    EOS,
+    PER_WORD,
+    Tokens,
+    check_round_trip,
+    normalise,
+    pieces_per_word,
+    train_tokenizer,
+)
+
+DIGITS = ["ZERO", "ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE"]
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +122,47 @@ def test_the_tokenizer_does_not_depend_on_the_order_of_characters(tmp_path):
         for order in ("XYZ'", "Z'XYYX")
     ]
     assert models[0] == models[1]
+
+
+def trained(folder, texts, pieces, **how):
+    return Tokens.for_nemo(train_tokenizer(texts, pieces, folder, **how).read_bytes())
+
+
+def test_pieces_of_a_word_are_counted_without_its_mark_and_single_letters_not_at_all(tmp_path):
+    letters = trained(tmp_path, ["AB", "CDE", "F"], 10)  # 6 letters, the mark and three special ids: no merge
+    assert len(letters.encode("AB")) == 3  # with the mark
+    assert pieces_per_word(letters, ["AB", "CDE", "F", "AB CDE"]) == (2 + 3) / 2
+    assert math.isnan(pieces_per_word(letters, ["F"]))
+
+
+def test_ten_words_with_64_pieces_are_one_piece_each(tmp_path):
+    """What happened on a corpus of digits: greedy decoding, lexicon and beam search could not differ."""
+    assert pieces_per_word(trained(tmp_path, DIGITS, 64), DIGITS) == 1
+
+
+def test_the_number_of_pieces_is_lowered_to_the_largest_that_leaves_two_per_word(tmp_path):
+    tokens = trained(tmp_path / "fit", DIGITS, 64, per_word=PER_WORD)
+    count = len(tokens.pieces)
+    assert 19 < count < 64  # 15 letters, the mark and three special ids at least
+    assert pieces_per_word(tokens, DIGITS) >= PER_WORD > pieces_per_word(trained(tmp_path, DIGITS, count + 1), DIGITS)
+    assert tokens.model == trained(tmp_path, DIGITS, count).model
+    check_round_trip(tokens, DIGITS)
+
+
+def test_enough_pieces_per_word_leave_the_number_as_it_is(model, tmp_path):
+    words = word_list().values()
+    assert train_tokenizer(words, 64, tmp_path, lower=True, per_word=PER_WORD).read_bytes() == model.read_bytes()
+
+
+@pytest.mark.parametrize("words", [["YES", "NO"], ["GO"], ["\u0e44\u0e1b", "\u0e21\u0e32"]])
+def test_the_number_is_never_below_that_of_the_characters(tmp_path, words):
+    tokens = trained(tmp_path, words, 40, per_word=9.0, characters="XY")  # no word has nine letters
+    letters = set("".join([*words, "XY"]))
+    assert set(tokens.pieces) == letters | {"\u2581", "<unk>", "<s>", "</s>"}
+    check_round_trip(tokens, [*words, "XY"])
+
+
+def test_words_of_sentences_are_counted_once_each(tmp_path):
+    tokens = trained(tmp_path, ["GO HOME", "GO UP", "COME"], 40, per_word=PER_WORD)
+    words = ["GO", "HOME", "UP", "COME"]
+    assert pieces_per_word(tokens, ["GO HOME", "GO UP", "COME"]) == pieces_per_word(tokens, words) >= PER_WORD

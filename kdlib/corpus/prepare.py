@@ -8,8 +8,9 @@ import contextlib
 import hashlib
 import json
 import shutil
+import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,9 @@ from kdlib.corpus.speakers import speaker_info
 from kdlib.errors import UserError
 from kdlib.io import resolve_path
 from kdlib.settings.corpus import CorpusSettings
-from kdlib.tokens import is_punctuation, normalise
+from kdlib.tokens import PER_WORD, Tokens, is_punctuation, normalise, pieces_per_word, train_tokenizer
+
+MOST_PIECES = 1024  # of a tokenizer; with so many words the number is no matter
 
 
 def build(partial: Path, settings: CorpusSettings, earlier: Path | None = None) -> None:
@@ -44,7 +47,7 @@ def build(partial: Path, settings: CorpusSettings, earlier: Path | None = None) 
     corpus, orphans = _remove_orphans(replace(corpus, people=speaker_info(settings, corpus.speakers)), settings)
     problems += [*report.problems, *orphans]
     words = _lexicon(corpus, settings)
-    notes += [*report.notes, *_mismatch_notes(corpus, settings, words, speakers)]
+    notes += [*report.notes, *_mismatch_notes(corpus, settings, words, speakers), *_pieces_notes(words)]
     report = replace(report, checked=total, problems=problems, notes=notes)
     manifest.write_speechbrain(corpus, partial / "manifest.csv", data_folder)
     lines = [word if text == word else f"{word}\t{text}" for word, texts in words.items() for text in texts]
@@ -249,6 +252,25 @@ def _mismatch_notes(
             f"utterances whose transcript is not in the lexicon {settings.lexicon}, and cannot be recognised with it: "
             f"{len(missed):,}, first {missed[0].text!r} ({missed[0].utt_id})"
         )
+
+
+def _pieces_notes(words: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """How many pieces a tokenizer of few words can have: with more of them, most words would be a single piece."""
+    characters = "".join(text for texts in words.values() for text in texts)
+
+    def tokenizer(per_word: float) -> Tokens:
+        with tempfile.TemporaryDirectory() as folder:
+            most = MOST_PIECES + len(set(characters))
+            path = train_tokenizer(words, most, Path(folder), characters=characters, per_word=per_word)
+            return Tokens.for_nemo(path.read_bytes())
+
+    with contextlib.suppress(UserError):  # of texts without a word: what trains a tokenizer in earnest says why
+        if pieces_per_word(tokenizer(0), words) < PER_WORD:
+            tokens = tokenizer(PER_WORD)
+            yield (
+                f"a tokenizer of the lexicon's words has at most {len(tokens.pieces):,} pieces, "
+                f"{pieces_per_word(tokens, words):.1f} per word: with more, fewer than {PER_WORD:g} on average"
+            )
 
 
 def _data_folder(settings: CorpusSettings, folder: Path) -> Path:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from rapidfuzz.distance import Levenshtein
 
@@ -14,9 +15,11 @@ from kdlib.decode.greedy import greedy
 from kdlib.evaluate.measures import OFFSETS, position_matches
 from kdlib.logits.store import Header
 from kdlib.models import Emissions
+from kdlib.pretrained.pieces import few_pieces
 from kdlib.settings.distill import Distill
 from kdlib.targets.aggregation import MAX_DRIFT
-from kdlib.tokens import Tokens
+from kdlib.teachers.parent_scores import describe_gains
+from kdlib.tokens import PER_WORD, Tokens
 
 PASS, WARN, REFUSE = "pass", "warn", "refuse"
 SWITCHED = (
@@ -91,6 +94,14 @@ def check_decoding(
         text, decoded = wrong[0]
         return Check("decoding", REFUSE, f"perfect outputs for {text} decode to {decoded!r}: the decoding is wrong")
     return Check("decoding", PASS, f"perfect outputs for {len(set(references))} words decode to these words")
+
+
+def check_pieces(per_word: float) -> Check:
+    """A word that is one piece is one class: there is nothing to align, and nothing for a lexicon to correct."""
+    if per_word < PER_WORD:
+        return Check("pieces", WARN, few_pieces(per_word))
+    found = "all words are single letters" if np.isnan(per_word) else f"words have {per_word:.1f} pieces on average"
+    return Check("pieces", PASS, found)
 
 
 def check_logits(rows: Mapping[str, torch.Tensor]) -> Check:
@@ -199,6 +210,15 @@ def check_best_teacher(target: float, teachers: Mapping[str, float], margin: flo
     best = max(teachers, key=lambda name: teachers[name])
     reason = f"the target recognises {100 * target:.0f} % of the sample, {best} alone {100 * teachers[best]:.0f} %"
     return Check("best teacher", WARN if target < teachers[best] - margin else PASS, reason)
+
+
+def check_gains(gains: pd.DataFrame) -> Check:
+    """A teacher that is worse than the model it was adapted from was harmed by its training."""
+    reason = describe_gains(gains)
+    if (gains.gain < 0).any():
+        reason += ". Leave them out (fold: {teachers: [...]} names the others), or lower teacher.adapt.lr"
+        return Check("parent", WARN, reason)
+    return Check("parent", PASS, reason)
 
 
 def check_spikes(shifts: Sequence[int], fits: Sequence[float]) -> Check:

@@ -34,7 +34,7 @@ from kdlib.settings.schedule import Progress
 from kdlib.settings.student import Faults
 from kdlib.targets.aggregation import TeacherEnsemble
 from kdlib.targets.target_report import sample_utterances
-from kdlib.tokens import BLANK, EOS, Tokens, normalise
+from kdlib.tokens import BLANK, EOS, Tokens, normalise, pieces_per_word
 
 SAMPLE, LIVE, GRADIENTS = 64, 2, 8  # utterances: of the sample, per teacher for live outputs, for gradients
 
@@ -60,6 +60,7 @@ class Teachers:
     stores: Mapping[str, LogitStore]  # of the main output, as they are on disk
     folders: Mapping[str, Path]  # of their models
     setup: Callable[[], StudentSetup]  # called once the stores are known to fit together
+    gains: pd.DataFrame  # over their parent, where they have one: see `parent_scores.read_gains`
 
 
 def require(results: Sequence[Check], allowed: Sequence[str], name: str) -> None:
@@ -89,6 +90,7 @@ def run_checks(partial: Path, plan: Plan, teachers: Teachers | None = None) -> N
     heads = list(term.heads(used))
     results = [
         checks.check_decoding(plan.tokens, [*train, *test], plan.text_of),
+        checks.check_pieces(pieces_per_word(plan.tokens, [*train, *test])),
         checks.check_choice(plan.faults.choose_by),
         checks.check_heads(["ctc", *heads] if plan.faults.untrained_head else heads, heads),
         checks.check_lengths(data.too_short, data.too_short + len(labelled)),
@@ -107,7 +109,8 @@ def _check_teachers(plan: Plan, teachers: Teachers) -> list[Check]:
     """The checks of the teachers' stores and targets."""
     tokens, main = plan.tokens, terms.outputs(plan.used)[0]
     headers = {name: store.header for name, store in teachers.stores.items()}
-    results = [
+    results = [checks.check_gains(teachers.gains)] if len(teachers.gains) else []
+    results += [
         checks.check_tokens(tokens, headers),
         checks.check_training_speakers(headers, list(plan.splits.settings.excluded_speakers)),
         checks.check_temperature(headers, plan.used),

@@ -2,11 +2,14 @@
 
 A CTC model gives each token a frame or two and the blank all others. In the mean of log-probabilities a token exceeds
 the blank only if most teachers have it in the same frame. Times are those of the best alignment of the reference, which
-exists for every teacher, whatever it recognises.
+exists for every teacher, whatever it recognises. Where they are the same for every recording, as of clips of one length
+or of words of one token, teachers agree without listening: `Timing` measures it.
 """
 
 import itertools
+import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -36,20 +39,93 @@ def times_ms(logits: torch.Tensor, ids: Sequence[int], stride_ms: float) -> np.n
     return np.flatnonzero(starts) * stride_ms
 
 
-def compare_times(stores: Mapping[str, LogitStore], utterances: Sequence[Utterance], tokens: Tokens) -> pd.DataFrame:
-    """One row per pair of teachers: mean absolute difference of token times, and the share within one frame."""
-    times: dict[str, list[np.ndarray]] = {name: [] for name in stores}
-    for utt in utterances:
-        ids = tokens.encode(utt.text)
-        for name, store in stores.items():
-            times[name].append(times_ms(store.logits(utt.utt_id), ids, store.header.stride_ms))
-    stride_ms = next(iter(stores.values())).header.stride_ms
+def token_times(
+    stores: Mapping[str, LogitStore], utterances: Sequence[Utterance], tokens: Tokens
+) -> dict[str, list[np.ndarray]]:
+    """The times of each utterance's tokens, by teacher."""
+    ids = {utt.utt_id: tokens.encode(utt.text) for utt in utterances}
+    return {
+        name: [times_ms(store.logits(utt_id), row, store.header.stride_ms) for utt_id, row in ids.items()]
+        for name, store in stores.items()
+    }
+
+
+def compare_times(times: Mapping[str, Sequence[np.ndarray]], stride_ms: float) -> pd.DataFrame:
+    """One row per pair of teachers: mean absolute difference of token times, and the share within one frame.
+
+    `other_ms` is the difference that would be found without listening: between the tokens of one recording by one
+    teacher and those of another recording, with as many tokens, by the other.
+    """
     rows = []
-    for first, second in itertools.combinations(stores, 2):
-        pairs = [(a, b) for a, b in zip(times[first], times[second], strict=True) if len(a) == len(b)]
-        shifts = np.abs(np.concatenate([a - b for a, b in pairs])) if pairs else np.array([np.nan])
-        rows.append((first, second, float(shifts.mean()), float((shifts <= stride_ms).mean()), len(shifts)))
-    return pd.DataFrame(rows, columns=["one", "other", "mean_ms", "within_a_frame", "tokens"])
+    for first, second in itertools.combinations(times, 2):
+        shifts = _shifts(times[first], times[second])
+        elsewhere = _shifts(times[first], _of_other_recordings(times[second]))
+        rows.append((first, second, _mean(shifts), _mean(shifts <= stride_ms), len(shifts), _mean(elsewhere)))
+    return pd.DataFrame(rows, columns=["one", "other", "mean_ms", "within_a_frame", "tokens", "other_ms"])
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Whether the times of tokens say anything about the speech."""
+
+    stride_ms: float
+    same_ms: float  # tokens of one recording by two teachers are so far apart; 0 with one teacher
+    other_ms: float  # and those of two recordings with as many tokens
+    first_frame: float  # share of the tokens that stand in the first frame of their recording
+    clip_s: float  # median duration
+    clip_range_s: float  # from the 5th to the 95th percentile
+
+    @property
+    def means_nothing(self) -> bool:
+        """True if it makes no difference to the times, by half a frame, which recording was transcribed."""
+        return self.other_ms - self.same_ms < self.stride_ms / 2
+
+    @property
+    def remark(self) -> str:
+        """What to know before reading times: a sentence, or nothing."""
+        one_length = f"the clips are all of one length ({self.clip_s:.2f} s)"
+        one_length = one_length if 1000 * self.clip_range_s <= self.stride_ms else ""
+        if not self.means_nothing:
+            return f"note: {one_length}" if one_length else ""
+        causes = f"; {100 * self.first_frame:.0f} % of the tokens stand in the first {self.stride_ms:.0f} ms"
+        causes += f", and {one_length}" if one_length else ""
+        return (
+            f"these times say nothing about the speech: tokens of different recordings are {self.other_ms:.0f} ms "
+            f"apart, those of one recording {self.same_ms:.0f} ms{causes}"
+        )
+
+
+def timing(times: Mapping[str, Sequence[np.ndarray]], utterances: Sequence[Utterance], stride_ms: float) -> Timing:
+    """Compare the times of one recording's tokens with those of different recordings, over all teachers."""
+    rows, pairs = list(times.values()), compare_times(times, stride_ms)
+    alone = _mean(_shifts(rows[0], _of_other_recordings(rows[0])))
+    same_ms, other_ms = (0.0, alone) if pairs.empty else (_mean(pairs.mean_ms), _mean(pairs.other_ms))
+    first = [time < stride_ms for row in rows for found in row for time in found]
+    low, middle, high = np.percentile([utt.duration_s for utt in utterances] or [np.nan], [5, 50, 95])
+    return Timing(stride_ms, same_ms, other_ms, _mean(first), float(middle), float(high - low))
+
+
+def _shifts(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> np.ndarray:
+    """Absolute differences of token times, of the utterances in which both have as many."""
+    return np.abs(np.concatenate([np.empty(0), *(a - b for a, b in zip(one, other, strict=True) if len(a) == len(b))]))
+
+
+def _of_other_recordings(times: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """For each utterance the times of another one with as many tokens; none where there is no such utterance."""
+    others = [np.empty(0)] * len(times)
+    by_length: dict[int, list[int]] = {}
+    for place, found in enumerate(times):
+        by_length.setdefault(len(found), []).append(place)
+    for places in by_length.values():
+        random.Random(0).shuffle(places)
+        if len(places) > 1:
+            for place, other in zip(places, [*places[1:], places[0]], strict=True):
+                others[place] = times[other]
+    return others
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if len(values) else float("nan")
 
 
 def describe_times(pairs: pd.DataFrame) -> str:

@@ -20,7 +20,7 @@ from kdlib.io import atomic_write, sha256, write_json
 from kdlib.models import Emissions
 from kdlib.models.nemo_files import RECORD, SHIPPED_MODEL, TRAINED, build_model
 from kdlib.settings.pretrained import Pretraining
-from kdlib.tokens import Tokens, train_tokenizer
+from kdlib.tokens import PER_WORD, Tokens, train_tokenizer
 from kdlib.training.sampling import FRAME_S, fits_frames
 
 
@@ -102,7 +102,8 @@ def train(
     from kdlib.training.schedules import cosine
     from kdlib.training.validation import dev_metrics
 
-    tokenizer = train_tokenizer(data.texts, settings.pieces, partial / "tokens", lower=True, characters=characters)
+    how = {"lower": True, "characters": characters, "per_word": PER_WORD}
+    tokenizer = train_tokenizer(data.texts, settings.pieces, partial / "tokens", **how)
     seed_everything(seed)
     model = build_model(tokenizer, settings)
     tokens = Tokens.for_nemo(tokenizer.read_bytes())

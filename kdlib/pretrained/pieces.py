@@ -1,18 +1,20 @@
 """The shared `tokens/` stage: the one sentencepiece model of the teachers and students of a recipe.
 
 It is the pretrained model's own, so that a student keeps its head (`hybrid.remap_head` moves the blank to its id); or
-trained on the closed lexicon; or a file. There may be more outputs than pieces: the rest is never used.
+trained on the closed lexicon, with so few pieces that its words have two on average; or a file. There may be more
+outputs than pieces: the rest is never used.
 """
 
+import math
 import shutil
 from pathlib import Path
 
-from kdlib.console import report
+from kdlib.console import report, warn
 from kdlib.errors import UserError
 from kdlib.io import resolve_path
 from kdlib.models.nemo_files import read_tokenizer
 from kdlib.settings.pretrained import TokenSettings
-from kdlib.tokens import Tokens, check_round_trip, train_tokenizer
+from kdlib.tokens import PER_WORD, Tokens, check_round_trip, pieces_per_word, train_tokenizer
 
 FILE = "tokenizer.model"
 
@@ -40,17 +42,19 @@ def build(
     elif source == "corpus":
         characters, words = "".join([*sorted(forms), *texts]), list(spellings)
         setting = "tokens: {source: corpus, pieces: %d}"
-        trained = train_tokenizer(words, settings.pieces, partial / "made", characters=characters, setting=setting)
+        how = {"characters": characters, "per_word": PER_WORD, "setting": setting}
+        trained = train_tokenizer(words, settings.pieces, partial / "made", **how)
         trained.rename(partial / FILE)
         (partial / "made").rmdir()
     else:
         shutil.copyfile(own_model(settings), partial / FILE)
     try:
-        pieces = len(Tokens.for_teachers(partial / FILE).pieces)
+        tokens = Tokens.for_teachers(partial / FILE)
     except UserError:
         raise UserError(
             f"tokens.source: {source} is not a sentencepiece model; name the .model file written by sentencepiece"
         ) from None
+    pieces = len(tokens.pieces)
     if settings.size and settings.size < pieces:
         raise UserError(
             f"tokens.size is {settings.size}, but the tokenizer has {pieces} pieces; write {pieces} or more"
@@ -62,4 +66,17 @@ def build(
             f"tokens.source {source!r} does not fit the teachers, who need the ids 0, 1 and 2 for BOS, EOS and blank: "
             f"{error}; write tokens: {{source: corpus}}"
         ) from None
-    report(f"tokens: {pieces} pieces ({source}), {settings.size or pieces} outputs")
+    per_word = pieces_per_word(tokens, spellings)
+    shown = "" if math.isnan(per_word) else f", {per_word:.1f} per word of the lexicon"
+    report(f"tokens: {pieces} pieces ({source}){shown}, {settings.size or pieces} outputs")
+    if per_word < PER_WORD:
+        warn(f"tokens: {few_pieces(per_word)}")
+
+
+def few_pieces(per_word: float) -> str:
+    """What too few pieces per word do, and what to change."""
+    return (
+        f"words have {per_word:.1f} pieces on average, fewer than {PER_WORD:g}: where a word is one piece, greedy "
+        "decoding, closed lexicon and beam search give the same, and CTC has no timing to learn; write tokens: "
+        "{source: corpus}, which cuts words into more pieces"
+    )

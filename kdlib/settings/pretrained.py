@@ -14,7 +14,7 @@ class Pretraining(Section):
     speakers: Names = ()  # from_corpus: its training speakers; empty: the fold's
     test_controls: int = Field(3, ge=1, le=6)  # voices that are not trained on
     unseen_words: float = Field(0.1, ge=0, lt=1)  # share of the words beyond the corpus's own that are not trained on
-    pieces: int = Field(64, ge=32, le=1024)
+    pieces: int = Field(64, ge=8, le=1024)  # maximum: fewer where words would have less than two on average
     d_model: int = Field(96, ge=16)
     layers: int = Field(4, ge=1)
     heads: int = Field(4, ge=1)
@@ -33,7 +33,7 @@ class TokenSettings(Section):
     """Tokens shared by teachers and students: 0 BOS, 1 EOS, 2 blank, every other id sentencepiece's own."""
 
     source: str = "pretrained"  # the pretrained model's pieces; "corpus": of the closed lexicon; or a model's path
-    pieces: int = Field(256, ge=16)  # maximum, if they are made from the corpus
+    pieces: int = Field(256, ge=8)  # maximum, if they are made from the corpus: see `Pretraining.pieces`
     size: int | None = Field(None, ge=4)  # outputs; those beyond the pieces are never used (original study: 5000)
 
 

@@ -21,7 +21,7 @@ class Aggregation(Section):
         "same_level",
         "attention",  # trained on the dev speaker: weights per frame
         "transformer",  # trained on the dev speaker: weights per frame, and a correction
-        "auto",  # the best of these on the dev speaker
+        "auto",  # of these what gains on the dev speaker and on training speech: `target_report.best_method`
     ] = "logprob_mean"
     missing: Literal["strict", "partial", "all"] = "strict"  # utterances without the outputs of some teachers
     min_teachers: int = Field(10, ge=1)  # for "partial"

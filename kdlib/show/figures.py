@@ -4,6 +4,7 @@ Figures have the width of a text column; fonts are embedded. Speakers are in the
 and an axis says what that is: `order` is the corpus's `speaker_order`.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -259,10 +260,11 @@ def sweep(table: pd.DataFrame, chosen: Mapping[str, float]) -> Figure:
         return figure
 
 
-def spikes(rows: Mapping[str, np.ndarray], stride_ms: float, title: str) -> Figure:
-    """P(not blank) over time of each teacher (row), and of their means, in one utterance."""
+def spikes(rows: Mapping[str, np.ndarray], stride_ms: float, title: str, remark: str = "") -> Figure:
+    """P(not blank) over time of each teacher (row), and of their means, in one utterance; a remark below the title."""
     with plt.rc_context(style()):
-        figure, axes = plt.subplots(figsize=(WIDTH_IN, 0.9 + 0.19 * len(rows)))
+        lines = [title, *textwrap.wrap(remark, 95)]
+        figure, axes = plt.subplots(figsize=(WIDTH_IN, 0.75 + 0.15 * len(lines) + 0.19 * len(rows)))
         end = stride_ms * max(map(len, rows.values())) / 1000
         image = axes.imshow(
             np.array(list(rows.values())),
@@ -275,7 +277,7 @@ def spikes(rows: Mapping[str, np.ndarray], stride_ms: float, title: str) -> Figu
         )
         axes.set_yticks(range(len(rows)), map(short, rows))
         axes.set_xlabel("time (s)")
-        axes.set_title(title, loc="left")
+        figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=9)  # wider than the axes
         figure.colorbar(image, ax=axes, label="P(not blank)")
         return figure
 

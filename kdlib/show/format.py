@@ -43,6 +43,18 @@ def breakdown(scores: dict) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
+def parent_gains(gains: pd.DataFrame) -> pd.DataFrame:
+    """`parent_scores.read_gains` in per cent and points: one row per teacher, and their mean."""
+    rows: dict[str, dict] = {}
+    means = gains.groupby("decoder", sort=False)[["parent_right", "teacher_right", "gain", "n"]].mean().reset_index()
+    for row in pd.concat([gains, means.assign(teacher="mean")]).itertuples():
+        shown = {"parent": percent(row.parent_right), "teacher": percent(row.teacher_right)}
+        shown |= {"gain": f"{100 * row.gain:+.1f}", "95 %": span(row.low, row.high)}
+        named = {f"{row.decoder} {name}": value for name, value in shown.items()}
+        rows.setdefault(row.teacher, {"utterances": round(row.n)}).update(named)
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("teacher")
+
+
 def by_level(scores: pd.DataFrame) -> pd.DataFrame:
     """Mean WRA over the speakers of each published intelligibility level, by decoder; of `tables.by_speaker`."""
     wide = percent(scores.pivot_table(index="level", columns="decoder", values="wra"))
@@ -59,6 +71,12 @@ def target_report(report: pd.DataFrame) -> pd.DataFrame:
     names = shares | {name: name.replace("_", " ") for name in ("distinct_hypotheses", "distinct_references")}
     shown = shown.rename(columns=names | {"method": "aggregate"})
     return shown.set_index(["speech", "aggregate"]).sort_index(level=0, sort_remaining=False)
+
+
+def method_gains(gains: pd.DataFrame) -> pd.DataFrame:
+    """`target_report.method_gains` in per cent and points."""
+    names = {"dev": "dev", "training": "training", "dev_gain": "gain on dev", "training_gain": "gain on training"}
+    return (100 * gains).round(1).rename(columns=names | {"gain": "counts for auto"})
 
 
 def fold_table(scores: pd.DataFrame, measure: str) -> pd.DataFrame:

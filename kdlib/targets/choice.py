@@ -8,7 +8,7 @@ teachers by their loss on the label).
 
 import math
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import torch
 from kdlib.console import warn
 from kdlib.corpus import labels
 from kdlib.corpus.inputs import Batch
+from kdlib.corpus.manifest import Utterance
 from kdlib.errors import UserError
 from kdlib.evaluate import hypotheses
 from kdlib.logits.extract import OUTPUTS, Purpose, read_outputs
@@ -103,41 +104,46 @@ def check_labels(records: Mapping[str, dict], fold: SplitSettings) -> None:
             )
 
 
+def halves(utterances: Sequence[Utterance]) -> dict[str, int]:
+    """The half of the dev speech, 0 or 1, that each utterance belongs to: no text is in both halves.
+
+    What is fitted on one half has heard no word of the other, so it gains nothing there by learning this speaker's
+    words by heart. Texts in a random order go to the halves in turn, so that few words are divided evenly too.
+    Sentences are divided as wholes, and their words recur in both halves; speech of one text is divided by utterance.
+    """
+    texts = {utt.text for utt in utterances}
+    units = {utt.utt_id: utt.text if len(texts) > 1 else utt.utt_id for utt in utterances}
+    ordered = sorted(set(units.values()), key=lambda unit: (zlib.crc32(unit.encode()), unit))
+    place = {unit: number % 2 for number, unit in enumerate(ordered)}
+    return {utt_id: place[unit] for utt_id, unit in units.items()}
+
+
 class CrossFitted:
     """A method cross-fitted on the dev speaker: each half of the speech gets what was estimated on the other half."""
 
-    def __init__(self, halves: Sequence[TeacherEnsemble]) -> None:
-        """`halves`: for each half of the dev speech the ensemble estimated on the other one."""
-        self.halves = halves
-        self.stores = self.halves[0].stores
-        self.coverage = self.halves[0].coverage
+    def __init__(self, ensembles: Sequence[TeacherEnsemble], half_of: Mapping[str, int]) -> None:
+        """`ensembles`: for each half of the dev speech the one estimated on the other; `half_of`: see `halves`."""
+        self.ensembles, self.half_of = ensembles, half_of
+        self.stores = self.ensembles[0].stores
+        self.coverage = self.ensembles[0].coverage
 
     def log_probs(self, batch: Batch) -> Emissions:
         """The target of a batch, as log-probabilities."""
-        frames = self.halves[0].frames(batch)
+        frames = self.ensembles[0].frames(batch)
         targets: list[torch.Tensor | None] = [None] * len(batch)
-        for half, ensemble in enumerate(self.halves):
-            if places := [place for place, utt_id in enumerate(batch.utt_ids) if half_of(utt_id) == half]:
+        for half, ensemble in enumerate(self.ensembles):
+            if places := [place for place, utt_id in enumerate(batch.utt_ids) if self.half_of[utt_id] == half]:
                 rows, lengths = ensemble.log_probs(batch.select(places), frames[places])
                 for place, row, length in zip(places, rows, lengths.tolist(), strict=True):
                     targets[place] = row[:length]
         return Emissions(torch.nn.utils.rnn.pad_sequence(targets, batch_first=True), frames)
 
 
-def half_of(utt_id: str) -> int:
-    """The half of the dev speech that an utterance belongs to, 0 or 1."""
-    return zlib.crc32(utt_id.encode()) % 2
-
-
-def dev_accuracies(scores: Mapping[str, Path], dev: str, half: int | None = None) -> dict[str, float]:
-    """Greedy CTC accuracy of teachers on the dev speaker, or half of that speech, from their folders of scores."""
+def dev_accuracies(scores: Mapping[str, Path], utterances: Collection[str]) -> dict[str, float]:
+    """Greedy CTC accuracy of teachers on some dev utterances, from their folders of scores."""
     accuracies = {}
     for name, folder in scores.items():
-        rows = [
-            row
-            for row in hypotheses.read_hypotheses(folder / "hypotheses.csv")
-            if row.speaker == dev and half in (None, half_of(row.utt_id))
-        ]
+        rows = [row for row in hypotheses.read_hypotheses(folder / "hypotheses.csv") if row.utt_id in utterances]
         accuracies[name] = sum(row.greedy == row.reference for row in rows) / max(1, len(rows))
     return accuracies
 

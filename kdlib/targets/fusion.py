@@ -21,7 +21,7 @@ from kdlib.models.masks import length_mask
 from kdlib.objectives.reference_losses import ctc_loss
 from kdlib.runtime import seed_everything
 from kdlib.targets.aggregation import TeacherEnsemble
-from kdlib.targets.choice import half_of
+from kdlib.targets.choice import halves
 from kdlib.tokens import Tokens
 
 BATCH, LR, VALIDATE_EVERY = 32, 2e-3, 10
@@ -100,9 +100,9 @@ def train_fusions(
     partial: Path, kind: str, ensemble: TeacherEnsemble, dev: Sequence[Utterance], tokens: Tokens, training: Training
 ) -> None:
     """Train a fusion on dev speech, and one on each half of it, for scores on the other half."""
-    usable = [utt for utt in dev if ensemble.coverage([utt.utt_id]).usable]
+    usable, half_of = [utt for utt in dev if ensemble.coverage([utt.utt_id]).usable], halves(dev)
     for part, name in PARTS.items():
-        utterances = [utt for utt in usable if part in (None, half_of(utt.utt_id))]
+        utterances = [utt for utt in usable if part in (None, half_of[utt.utt_id])]
         trained = fit_fusion(kind, ensemble, utterances, tokens, training)
         weights = {key: weight.contiguous() for key, weight in trained.state_dict().items()}
         save_file(weights, partial / f"{name}.safetensors")

@@ -7,7 +7,7 @@ little or is nearly all blank.
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -23,6 +23,7 @@ from kdlib.evaluate.score import About
 from kdlib.evaluate.transcribe import Evaluation
 from kdlib.io import read_json, write_json
 from kdlib.logits import spikes
+from kdlib.logits.spikes import Timing
 from kdlib.models import Outputs
 from kdlib.settings.evaluation import Scoring
 from kdlib.settings.targets import FUSIONS, METHODS
@@ -32,14 +33,16 @@ from kdlib.targets.choice import CrossFitted
 REMARKS = {
     ("weighted_loss", "training"): "weighted by the reference",
     ("weighted_loss", "dev"): "weighted by the reference",
-    ("weighted_accuracy", "dev"): "weighted on the other half",
-    ("best", "dev"): "chosen on the other half",
-    ("attention", "dev"): "trained on the other half",
-    ("transformer", "dev"): "trained on the other half",
+    ("weighted_accuracy", "dev"): "weighted on other words",
+    ("best", "dev"): "chosen on other words",
+    ("attention", "dev"): "trained on other words",
+    ("transformer", "dev"): "trained on other words",
     ("own", "dev"): "the mean: there is no teacher of this speaker",
     ("own", "training"): "trained on most of this speech",
 }
-NOT_COMPARABLE = ("weighted_loss", "own")  # on dev speech: one uses its references, one needs a teacher of the speaker
+PLAIN = "logprob_mean"
+# What `auto` compares. On dev speech weighted_loss uses the references, and own needs a teacher of the speaker.
+SIMPLEST_FIRST = (PLAIN, "prob_mean", "same_level", "weighted_similarity", "weighted_accuracy", "best", *FUSIONS)
 SAMPLE, ALIGNED = 360, 120  # training utterances that are decoded, and that are aligned for spike times
 
 
@@ -58,7 +61,7 @@ def build_report(
     target: Callable[[str, str], TeacherEnsemble | CrossFitted],
     how: TargetScoring,
 ) -> None:
-    """Write <method>/<speech>/scores.json, <method>/coverage.json, spikes.csv and simultaneous.csv.
+    """Write <method>/<speech>/scores.json, <method>/coverage.json, spikes.csv, timing.json and simultaneous.csv.
 
     `target` gives a method's targets on "training" or "dev" speech.
     """
@@ -84,7 +87,10 @@ def build_report(
         )
     stores = target("logprob_mean", "training").stores
     shared = [utt for utt in sample if all(utt.utt_id in store for store in stores.values())][:ALIGNED]
-    spikes.compare_times(stores, shared, how.setup.tokens).to_csv(partial / "spikes.csv", index=False)
+    stride_ms = next(iter(stores.values())).header.stride_ms
+    times = spikes.token_times(stores, shared, how.setup.tokens)
+    spikes.compare_times(times, stride_ms).to_csv(partial / "spikes.csv", index=False)
+    write_json(partial / "timing.json", asdict(spikes.timing(times, shared, stride_ms)))
     spikes.simultaneous(stores, shared).to_csv(partial / "simultaneous.csv")
 
 
@@ -149,31 +155,66 @@ def report_frame(folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def best_method(folder: Path, methods: Sequence[str], dev: str | None, heads: str, measure: str) -> tuple[str, str]:
-    """Select the method for `auto`, with the reason: the best one on the dev speaker, with the closed lexicon.
+def method_gains(folder: Path, measure: str) -> pd.DataFrame:
+    """What every comparable method gains over the plain mean of log-probabilities, from the simplest method on.
 
-    A method estimated on dev speech is scored on the half that it was not estimated on. `heads` are those that are
-    trained; with the `measure` "wer" speech is of sentences.
+    Columns: dev and training, the shares that are right on this speech (of words the mean of greedy and closed-lexicon
+    WRA, of sentences 1 - greedy WER); dev_gain and training_gain, over the plain mean; gain, the smaller of the two.
+    """
+    rows = {}
+    for method in SIMPLEST_FIRST:
+        if (folder / method / "dev" / "scores.json").is_file():
+            rows[method] = {speech: _right(folder / method / speech, measure) for speech in ("dev", "training")}
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
+    for speech in ("dev", "training"):
+        table[f"{speech}_gain"] = table[speech] - table[speech][PLAIN]
+    return table.assign(gain=table[["dev_gain", "training_gain"]].min(axis=1))
+
+
+def best_method(
+    folder: Path, methods: Sequence[str], dev: Sequence[Utterance], heads: str, measure: str
+) -> tuple[str, str]:
+    """Select the method for `auto`, with the reason.
+
+    The rule: a method counts by its gain over the plain mean of log-probabilities on the dev speaker, or on training
+    speech, whichever is smaller; the largest gain wins, and of equal ones the simplest method. So one that gains on the
+    dev speaker and loses on the training speech, which its targets are made for, is never chosen, and without any gain
+    on both kinds of speech it is the plain mean. What is estimated on dev speech is scored there on words that it was
+    not estimated on (`choice.halves`). `heads` are those that are trained: fusions cannot combine a decoder's outputs.
     """
     if not dev:
         raise UserError("aggregation.method is 'auto', but the fold has no dev speaker to choose by; name a method")
-    scores, sentences = {}, measure == "wer"
-    for method in methods:
-        if method not in (NOT_COMPARABLE if heads == "ctc" else (*NOT_COMPARABLE, *FUSIONS)):
-            decoders = read_json(folder / method / "dev" / "scores.json")["decoders"]
-            greedy = 1 - decoders["greedy"]["wer"] if sentences else decoders["greedy"]["wra"]
-            scores[method] = (greedy,) if sentences else (decoders["lexicon"]["wra"], greedy)
-    first, second = sorted(scores, key=lambda method: scores[method], reverse=True)[:2]
-    named = "of words correct (1 - WER, greedy)" if sentences else "WRA (closed lexicon)"
-    return first, (
-        f"auto: {first}, with {100 * scores[first][0]:.1f} % {named} on the dev speaker {dev}; next {second}, "
-        f"{100 * scores[second][0]:.1f} %; {len(scores)} methods were compared"
-    )
+    allowed = set(methods) - set(() if heads == "ctc" else FUSIONS)
+    gains = method_gains(folder, measure)
+    gains = gains[gains.index.isin(allowed)]
+    first, on_dev = gains.gain.round(9).idxmax(), gains.dev.idxmax()  # of equal ones the first, which is the simplest
+
+    def scores(method: str) -> str:
+        return f"{100 * gains.dev[method]:.1f} and {100 * gains.training[method]:.1f} %"
+
+    what = "words correct, greedy" if measure == "wer" else "WRA, the mean of greedy and closed lexicon"
+    why = f"auto: {first}, with {scores(first)} on the dev speaker {dev[0].speaker} and on training speech ({what})"
+    if first != PLAIN:
+        why += f"; the plain mean has {scores(PLAIN)}"
+    if on_dev != first:
+        why += f"; {on_dev}, the best on the dev speaker, has {scores(on_dev)}: it gains less on training speech"
+    repeated = ", but sentences repeat words" if any(" " in utt.text for utt in dev) else ""
+    halves = f"halves of the dev speech share no {'text' if repeated else 'word'}{repeated}"
+    return first, f"{why}; {len(gains)} methods were compared; {halves}"
 
 
-def disagreement(folder: Path) -> tuple[pd.DataFrame, pd.Series]:
-    """Read the tables of `spikes.compare_times` and `spikes.simultaneous`."""
-    return pd.read_csv(folder / "spikes.csv"), pd.read_csv(folder / "simultaneous.csv", index_col=0).iloc[:, 0]
+def _right(scores: Path, measure: str) -> float:
+    """The share that is right in the scores of a folder."""
+    decoders = read_json(scores / "scores.json")["decoders"]
+    if measure == "wer":
+        return 1 - decoders["greedy"]["wer"]
+    return (decoders["greedy"]["wra"] + decoders["lexicon"]["wra"]) / 2
+
+
+def disagreement(folder: Path) -> tuple[pd.DataFrame, pd.Series, Timing]:
+    """Read what `spikes.compare_times`, `spikes.simultaneous` and `spikes.timing` found."""
+    pairs, simultaneous = pd.read_csv(folder / "spikes.csv"), pd.read_csv(folder / "simultaneous.csv", index_col=0)
+    return pairs, simultaneous.iloc[:, 0], Timing(**read_json(folder / "timing.json"))
 
 
 def sample_utterances(splits: Splits, size: int) -> list[Utterance]:

@@ -19,6 +19,7 @@ STAGES = {
     "baseline": ("M08/baseline", "fold.baseline()"),
     "base model": ("parents", "fold.base_model()"),
     "teacher": ("teachers/sb/M10", "fold.teacher('M10')"),
+    "teacher and its parent": ("teachers/sb/M10/parent", "fold.parent_scores('M10')"),
     "stored outputs": ("logits/sb/M10/training", "fold.outputs('M10', 'training')"),
     "scores of a teacher": ("teachers/sb/M10/scores", "fold.teacher_scores('M10')"),
     "target report": ("M08/target_report", "fold.target_report()"),
