@@ -13,54 +13,58 @@ STAGES = source_code.stage_methods("pipeline.py", "Fold")
 # Which edited files make a stage anew. The columns are:
 #   prepared_corpus pretraining tokens_folder language_model baseline zero_shot trained_base_model speaker_teacher
 #   parent_scores outputs teacher_scores speaker_features fusion target_report combined_teacher_scores logit_student
-#   preflight_checks student scores ensemble
+#   preflight_checks student scores start_scores ensemble
 TABLE = """
-xxxxxxxxxxxxxxxxxxxx  corpus/audio.py corpus/audio_checks.py corpus/embedded/dysarthria.py corpus/embedded/espeak.py
-                      corpus/embedded/grammar.py corpus/embedded/synthetic.py corpus/importers/torgo.py
-                      corpus/importers/uaspeech.py corpus/labels.py corpus/manifest.py corpus/prepare.py
-                      corpus/speakers.py data/speakers.csv data/uaspeech_words.json data/word_duration_ratios.csv
-                      settings/corpus.py tokens.py
-.xx.xxxxxxxxxxxxxxxx  runtime.py
-.xx.xxxxxxx.xxxxxxxx  models/nemo_files.py settings/pretrained.py
-.x..xxxxxxx.xxxxxxxx  corpus/inputs.py
-....xxxxxxx.xxxxxxxx  models/augment.py models/decoder.py models/encoder.py models/encoder_conformer.py
-                      models/encoder_nemo.py models/encoders.py models/hybrid.py models/masks.py settings/encoder.py
-..x.xxxx..x.xxxxxxxx  pretrained/pieces.py
-...xxxxxx.x..xxxxxxx  decode/lexicon.py decode/trie.py
-....xxxxx.x..xxxxxxx  decode/greedy.py
-...xxx..x.x..xxxxxxx  decode/beam.py decode/lm.py settings/evaluation.py
-....xx..x.x.xxxxxxxx  evaluate/hypotheses.py
-.........xx.xxxxxxxx  logits/store.py
-....xx..x.x..xxxx.xx  data/homophones.json decode/attention.py decode/decoders.py evaluate/decoder_setup.py
-                      evaluate/posteriors.py evaluate/report.py evaluate/score.py evaluate/transcribe.py
-......xxx.x.xxxxxx..  objectives/reference_losses.py settings/reference_loss.py settings/schedule.py settings/teacher.py
-.........xx.xxxxxx..  logits/extract.py
-............xxxxxxxx  targets/aggregation.py
-...........xxxxxxx..  targets/similarity.py
-.x....xxx.x.x...xx..  training/sampling.py
-............xxxxxx..  settings/targets.py targets/choice.py targets/fusion.py teachers/teacher_sets.py
-......xxx.x.....xx..  models/encoder_cache.py objectives/objective.py objectives/reference_terms.py objectives/step.py
-                      objectives/targets.py objectives/term.py objectives/word_losses.py
-.x....xxx.x......x..  training/callbacks.py training/checkpoints.py training/curves.py training/loop.py
-                      training/schedules.py
-................xxxx  distill/faults.py settings/student.py
-......xx........xx..  pretrained/start.py
-.............xx.x...  logits/spikes.py targets/target_report.py
-.................xxx  models/averaging.py
-...............xxx..  objectives/losses.py
-.x....xx............  pretrained/model.py
-......xxx.x.........  teachers/training.py
-................xx..  distill/setup.py objectives/terms.py settings/distill.py targets/live.py targets/pseudo_labels.py
-..................xx  distill/student_scores.py
-....xx..............  evaluate/baseline.py
-.......xx.x.........  teachers/adapt.py
-......xx............  teachers/base_model.py
-................x...  distill/checks.py distill/preflight.py evaluate/measures.py
-.................x..  distill/collapse_alarm.py distill/students.py
-...................x  distill/ensembles.py
-...............x....  distill/logit_student.py
-..........x.........  logits/teacher_scores.py
-........x.......x...  teachers/parent_scores.py
+xxxxxxxxxxxxxxxxxxxxx  corpus/audio.py corpus/audio_checks.py corpus/embedded/dysarthria.py corpus/embedded/espeak.py
+                       corpus/embedded/grammar.py corpus/embedded/synthetic.py corpus/importers/torgo.py
+                       corpus/importers/uaspeech.py corpus/labels.py corpus/manifest.py corpus/prepare.py
+                       corpus/speakers.py data/speakers.csv data/uaspeech_words.json data/word_duration_ratios.csv
+                       settings/corpus.py tokens.py
+.xx.xxxxxxxxxxxxxxxxx  runtime.py
+.xx.xxxxxxx.xxxxxxxxx  models/nemo_files.py settings/augment.py settings/pretrained.py
+.x..xxxxxxx.xxxxxxxxx  corpus/inputs.py models/augment.py models/decoder.py models/dropout.py models/encoder.py
+                       models/encoder_conformer.py models/encoder_nemo.py models/encoders.py models/hybrid.py
+                       models/masks.py settings/encoder.py
+...xxxxxx.x..xxxxxxxx  decode/lexicon.py decode/trie.py
+..x.xxxx..x.xxxxxxxxx  pretrained/pieces.py
+.x..xxxxx.x..xxxxxxxx  decode/greedy.py
+....xx..x.x.xxxxxxxxx  evaluate/hypotheses.py
+...xxx..x.x..xxxxxxxx  decode/beam.py decode/lm.py settings/evaluation.py
+.x....xxx.x.xxxxxx.x.  objectives/reference_losses.py
+.........xx.xxxxxxxxx  logits/store.py
+......xxx.x.xxxxxx.x.  settings/reference_loss.py settings/schedule.py
+....xx..x.x..xxxx.xxx  data/homophones.json decode/attention.py decode/decoders.py evaluate/decoder_setup.py
+                       evaluate/posteriors.py evaluate/report.py evaluate/score.py evaluate/transcribe.py
+......xxx.x.xxxxxx...  settings/teacher.py
+............xxxxxxxxx  targets/aggregation.py
+.x....xxx.x.x...xx.x.  training/sampling.py
+.........xx.xxxxxx...  logits/extract.py
+.x....xxx.x.....xx.x.  models/encoder_cache.py
+...........xxxxxxx...  targets/similarity.py
+......xxx.x.....xx.x.  objectives/objective.py objectives/reference_terms.py objectives/step.py objectives/targets.py
+                       objectives/term.py objectives/word_losses.py
+............xxxxxx...  settings/targets.py targets/choice.py targets/fusion.py teachers/teacher_sets.py
+.x....xxx.x......x...  training/callbacks.py training/checkpoints.py training/curves.py training/loop.py
+                       training/schedules.py training/validation.py
+................xxxxx  distill/faults.py settings/student.py
+......xx........xx.x.  pretrained/start.py
+.................xxxx  models/averaging.py
+...............xxx.x.  objectives/losses.py
+......xxx.x..........  teachers/training.py
+..................xxx  distill/student_scores.py
+................xx.x.  distill/setup.py objectives/terms.py settings/distill.py
+.............xx.x....  logits/spikes.py targets/target_report.py
+.......xx.x..........  teachers/adapt.py
+.x....xx.............  pretrained/model.py
+................xx...  targets/live.py targets/pseudo_labels.py
+........x.......x....  teachers/parent_scores.py
+......xx.............  teachers/base_model.py
+....xx...............  evaluate/baseline.py
+....................x  distill/ensembles.py
+.................x...  distill/collapse_alarm.py distill/students.py
+................x....  distill/checks.py distill/preflight.py evaluate/measures.py
+...............x.....  distill/logit_student.py
+..........x..........  logits/teacher_scores.py
 """
 NOTHING = ("show/", "diagnose/", "evaluate/compare.py", "evaluate/verdict.py", "evaluate/statistics.py", "__main__.py")
 
