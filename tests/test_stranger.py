@@ -1,4 +1,4 @@
-"""The embedded voices as a stranger's corpus: other names, 8 kHz, no levels, no controls, few words, a clipped speaker."""
+"""The embedded voices as a stranger's corpus: other names, 8 kHz, no levels, no controls, few words, one clipped."""
 
 import os
 import shutil
