@@ -147,11 +147,11 @@ class FoldObjects:
     def _set_aside(self, speaker: str) -> SetAside:
         """What a teacher is compared with its parent on, and how much of it the parent knows."""
         params, base = self.params, self.base_model()
-        heard = "speaker" if base and speaker in read_record(base)["train_speakers"] else ""
+        trained_on = "speaker" if base and speaker in read_record(base)["train_speakers"] else ""
         if self._checkpoint() and speaker in (self.pretrained_record() or {"speakers": ()})["speakers"]:
-            heard = "speech"  # pretraining sets nothing of its speakers aside
+            trained_on = "speech"  # pretraining sets nothing of its speakers aside
         dev = adapt.speaker_data(self.splits, params.teacher, speaker).dev
-        return parent_scores.SetAside(speaker, dev, heard, self.lexicon, params.search, params.scoring)
+        return parent_scores.SetAside(speaker, dev, trained_on, self.lexicon, params.search, params.scoring)
 
     def teacher(self, name: str) -> Path:
         """The folder of a teacher: of a speaker, a student (born again: Furlanello et al. 2018), or one for all."""

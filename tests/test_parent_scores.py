@@ -15,7 +15,7 @@ from kdlib.settings.evaluation import BeamSearchSettings, Scoring
 from kdlib.show import format
 from kdlib.teachers import parent_scores
 from kdlib.teachers.adapt import speaker_data
-from kdlib.teachers.parent_scores import SetAside, describe_gains, read_gains
+from kdlib.teachers.parent_scores import SetAside, describe_gains, read_gains, worse_than_parent
 from kdlib.tokens import Tokens
 from kdlib.training.sampling import set_aside
 
@@ -50,13 +50,13 @@ def compared(tokens, monkeypatch, tmp_path):
     monkeypatch.setattr("kdlib.evaluate.transcribe.Batch", lambda batch: type("B", (), {"inputs": batch, "lengths": 1}))
     monkeypatch.setattr("kdlib.corpus.audio.batches", lambda utterances, size: [list(utterances)])
 
-    def compare(references, parent, teacher, name="ANN", heard="", **scoring):
+    def compare(references, parent, teacher, name="ANN", trained_on="", **scoring):
         speech = utterances(*(f"{name}{place}" for place in range(len(references))), texts=references)
         systems = {"parent": Answers(tokens, parent), "teacher": Answers(tokens, teacher)}
         words = {word: [word] for word in [*WORDS, "GO HOME", "GO UP"]}
         folder = tmp_path / name
         folder.mkdir()
-        aside = SetAside(name, speech, heard, words, BeamSearchSettings(), Scoring(bootstrap=100, **scoring))
+        aside = SetAside(name, speech, trained_on, words, BeamSearchSettings(), Scoring(bootstrap=100, **scoring))
         parent_scores.score_pair(folder, systems, aside)
         return folder
 
@@ -100,6 +100,10 @@ def test_a_teacher_that_lost_is_warned_about_and_named_in_the_first_sentence(com
         "greedy: 1 of 2 teachers gained over their parent (+50.0 points on average), 1 lost (-50.0 points on average: "
         "NO); closed lexicon: 1 of 2 "
     )
+    assert worse_than_parent(gains).startswith(
+        "1 of 2 teachers end below their parent, from which they began: NO. Try "
+    )
+    assert worse_than_parent(read_gains({"ANN": won})) == worse_than_parent(read_gains({})) == ""
     table = format.parent_gains(gains)
     assert table.index.tolist() == ["ANN", "NO", "mean"]
     assert table.loc["NO", ["greedy parent", "greedy teacher", "greedy gain"]].tolist() == [50.0, 0.0, "-50.0"]
@@ -108,9 +112,9 @@ def test_a_teacher_that_lost_is_warned_about_and_named_in_the_first_sentence(com
 
 def test_a_parent_that_knows_the_speech_or_the_speakers_is_said_to(compared):
     same = ["COME", "GO"]
-    of_speech = describe_gains(read_gains({"ANN": compared(same, same, same, heard="speech")}))
+    of_speech = describe_gains(read_gains({"ANN": compared(same, same, same, trained_on="speech")}))
     assert "The parent was pretrained on this speech too (pretrained: from_corpus), which flatters it" in of_speech
-    of_speakers = describe_gains(read_gains({"BEN": compared(same, same, same, name="BEN", heard="speaker")}))
+    of_speakers = describe_gains(read_gains({"BEN": compared(same, same, same, name="BEN", trained_on="speaker")}))
     assert "trained on other recordings of these speakers (teacher.parent: from_corpus)" in of_speakers
     nothing = describe_gains(read_gains({"CAT": compared(same, same, same, name="CAT")}))
     assert "The parent was" not in nothing
@@ -134,17 +138,17 @@ def test_both_are_scored_on_the_utterances_that_the_teacher_set_aside(with_teach
     for name in parent_scores.SYSTEMS:
         assert {row.utt_id for row in read_hypotheses(folder / name / "hypotheses.csv")} == dev
     gains = read_gains({"M04": folder})
-    assert set(gains.parent_heard) == {""}  # a base model of controls
+    assert set(gains.parent_trained_on) == {""}  # a base model of controls
     assert np.isclose(gains.gain, gains.teacher_right - gains.parent_right).all()
 
 
-def heard(outputs, speaker, **settings):
+def parent_training(outputs, speaker, **settings):
     fold = Fold.load("params/smoke.yaml", "M08", overrides={"outputs": str(outputs)} | settings)
-    return fold, fold._set_aside(speaker).parent_heard
+    return fold, fold._set_aside(speaker).parent_trained_on
 
 
 def test_a_base_model_from_the_corpus_knows_the_speaker_but_not_this_speech(outputs):
-    fold, what = heard(outputs, "M04", teacher={"parent": "from_corpus"})
+    fold, what = parent_training(outputs, "M04", teacher={"parent": "from_corpus"})
     assert what == "speaker"
     dev = {utt.utt_id for utt in fold._set_aside("M04").utterances}
     base = set_aside(fold.splits.train, fold.params.teacher.dev_share, fold.params.seed)
@@ -152,13 +156,13 @@ def test_a_base_model_from_the_corpus_knows_the_speaker_but_not_this_speech(outp
     assert not dev & {utt.utt_id for utt in base.train}
 
 
-def test_a_model_pretrained_on_the_folds_speakers_has_heard_this_speech(outputs):
-    settings = {"name": "heard", "pretrained": "from_corpus", "teacher": {"encoder": "nemo", "parent": "none"}}
-    fold, what = heard(outputs, "M04", **settings)
+def test_a_model_pretrained_on_the_folds_speakers_was_trained_on_this_speech(outputs):
+    settings = {"name": "flattered", "pretrained": "from_corpus", "teacher": {"encoder": "nemo", "parent": "none"}}
+    fold, what = parent_training(outputs, "M04", **settings)
     assert what == "speech"
     assert fold.parent() == fold.pretrained_model()
     gains = read_gains(fold.with_parents(["M04"]))  # the pretrained model itself is the parent
-    assert set(gains.parent_heard) == {"speech"}
+    assert set(gains.parent_trained_on) == {"speech"}
     assert (fold.layout.parent_scores("M04") / "parent/scores.json").is_file()
 
 

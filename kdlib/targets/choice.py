@@ -107,7 +107,7 @@ def check_labels(records: Mapping[str, dict], fold: SplitSettings) -> None:
 def halves(utterances: Sequence[Utterance]) -> dict[str, int]:
     """The half of the dev speech, 0 or 1, that each utterance belongs to: no text is in both halves.
 
-    What is fitted on one half has heard no word of the other, so it gains nothing there by learning this speaker's
+    What is fitted on one half was fitted on no word of the other, so it gains nothing there by learning this speaker's
     words by heart. Texts in a random order go to the halves in turn, so that few words are divided evenly too.
     Sentences are divided as wholes, and their words recur in both halves; speech of one text is divided by utterance.
     """

@@ -2,7 +2,7 @@
 
 That is the part of the speaker's training blocks that is set aside for early stopping (`teacher.dev_share`); the parent
 is the base model, or the pretrained model where there is none. A base model `from_corpus` sets the same utterances
-aside, but knows the speakers. A model that was pretrained `from_corpus` has heard this very speech, which flatters it.
+aside, but knows the speakers. A model that was pretrained `from_corpus` was trained on this speech, which flatters it.
 The teacher's checkpoint was chosen on it, which flatters the teacher.
 """
 
@@ -20,6 +20,7 @@ from kdlib.decode.lexicon import Words
 from kdlib.evaluate.decoder_setup import DecoderSetup
 from kdlib.evaluate.hypotheses import Hypothesis, read_hypotheses
 from kdlib.evaluate.report import score_system
+from kdlib.evaluate.rounding import percent
 from kdlib.evaluate.score import About, fold_words, interval
 from kdlib.evaluate.transcribe import Evaluation, System, recordings
 from kdlib.settings.evaluation import BeamSearchSettings, Scoring
@@ -42,7 +43,7 @@ class SetAside:
 
     teacher: str
     utterances: Sequence[Utterance]
-    parent_heard: Literal["", "speaker", "speech"]  # what the parent was trained on of it
+    parent_trained_on: Literal["", "speaker", "speech"]  # what the parent was trained on of it
     lexicon: Words
     search: BeamSearchSettings
     scoring: Scoring
@@ -61,7 +62,7 @@ class Gain:
     gain: float
     low: float  # 95 %, by resampling utterances
     high: float
-    parent_heard: str
+    parent_trained_on: str
 
 
 def score_pair(partial: Path, systems: Mapping[str, System], speech: SetAside) -> None:
@@ -79,7 +80,7 @@ def score_pair(partial: Path, systems: Mapping[str, System], speech: SetAside) -
     frame.to_csv(partial / FILE, index=False)
     for gain in gains:
         if gain.gain < 0:
-            scores = f"{100 * gain.teacher_right:.1f} %, the parent {100 * gain.parent_right:.1f} %"
+            scores = f"{percent(gain.teacher_right):.1f} %, the parent {percent(gain.parent_right):.1f} %"
             warn(
                 f"teacher {gain.teacher} is worse than its parent on the speech that was set aside from its training "
                 f"({DECODERS[gain.decoder]}: {scores} of {gain.n} utterances)"
@@ -88,7 +89,7 @@ def score_pair(partial: Path, systems: Mapping[str, System], speech: SetAside) -
 
 def read_gains(folders: Mapping[str, Path]) -> pd.DataFrame:
     """The gains of several teachers, one row per teacher and decoder, from the folders that they were scored in."""
-    texts = dict.fromkeys(("teacher", "decoder", "measure", "parent_heard"), str)
+    texts = dict.fromkeys(("teacher", "decoder", "measure", "parent_trained_on"), str)
     tables = [pd.read_csv(folder / FILE, dtype=texts, keep_default_na=False) for folder in folders.values()]
     tables = [table for table in tables if len(table)]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(Gain.__dataclass_fields__))
@@ -104,8 +105,20 @@ def describe_gains(gains: pd.DataFrame) -> str:
         gained = f"{len(better)} of {len(part)} teachers gained over their parent" + _on_average(better)
         lost = f"{len(worse)} lost" + _on_average(worse, list(worse.teacher))
         parts.append(f"{DECODERS[decoder]}: {gained}, {lost}")
-    heard = [text for what, text in FLATTERED.items() if what in set(gains.parent_heard)]
-    return ". ".join(["; ".join(parts), *heard])
+    remarks = [text for what, text in FLATTERED.items() if what in set(gains.parent_trained_on)]
+    return ". ".join(["; ".join(parts), *remarks])
+
+
+def worse_than_parent(gains: pd.DataFrame) -> str:
+    """A warning that names the teachers that lost by some decoder, with what to try; empty if none did."""
+    lost = list(dict.fromkeys(gains.teacher[gains.gain < 0]))
+    if not lost:
+        return ""
+    count = f"{len(lost)} of {gains.teacher.nunique()} teachers"
+    return (
+        f"{count} end below their parent, from which they began: {', '.join(lost)}. Try teacher: {{augment: none}}, a "
+        "smaller adapt.lr, or leave them out of fold.teachers"
+    )
 
 
 def _on_average(part: pd.DataFrame, names: Sequence[str] = ()) -> str:
@@ -113,7 +126,7 @@ def _on_average(part: pd.DataFrame, names: Sequence[str] = ()) -> str:
     if part.empty:
         return ""
     named = f": {', '.join(names)}" if names else ""
-    return f" ({100 * part.gain.mean():+.1f} points on average{named})"
+    return f" ({percent(part.gain.mean()):+.1f} points on average{named})"
 
 
 def _gain(parent: Sequence[Hypothesis], teacher: Sequence[Hypothesis], decoder: str, speech: SetAside) -> Gain:
@@ -125,7 +138,7 @@ def _gain(parent: Sequence[Hypothesis], teacher: Sequence[Hypothesis], decoder: 
         low = -high
     means = float(before.mean()), float(after.mean())
     about = (speech.teacher, decoder, speech.scoring.measure, len(before))
-    return Gain(*about, *means, means[1] - means[0], low, high, speech.parent_heard)
+    return Gain(*about, *means, means[1] - means[0], low, high, speech.parent_trained_on)
 
 
 def _errors(rows: Sequence[Hypothesis], decoder: str, scoring: Scoring) -> np.ndarray:
