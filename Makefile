@@ -17,7 +17,7 @@
 #   make dry-run, make report          what would be run; Snakemake's report of what was
 #   make pretrained, make parent       train the shipped pretrained model, or the teachers' shipped base model, anew
 #   make bench                         measure the figures of docs/benchmarks.md
-#   make unchanged                     run everything once and compare every value with those of revision 52d94dd
+#   make unchanged AGAINST=HEAD        does a change of the code change any value? runs everything once before and after
 #   make lint, make lock               check the code; pin every version anew
 comma    := ,
 RECIPE   ?= params/demo.yaml
@@ -106,9 +106,8 @@ bench: $(READY)
 	$(BIN)/python benchmarks/page.py || failed="$$failed benchmarks/page.py"; \
 	test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
-# Run everything once and compare every value with those of revision 52d94dd.
 unchanged: $(READY)
-	@PYTHONPATH="tests:$(PYTHONPATH)" $(BIN)/python -m unchanged outputs/unchanged
+	@PYTHONPATH="tests:$(PYTHONPATH)" $(BIN)/python -m unchanged outputs/unchanged $(call option,AGAINST,--against)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -50,7 +50,7 @@ def with_teachers(smoke) -> "Fold":
 
 def pytest_collection_modifyitems(items):
     """Run the longest file first: one of several processes runs it while the others run the rest."""
-    longest = ("test_notebooks", "test_unchanged", "test_external_corpus", "test_students")
+    longest = ("test_notebooks", "test_external_corpus", "test_students")
     items.sort(
         key=lambda item: next((place for place, name in enumerate(longest) if name in item.nodeid), len(longest))
     )

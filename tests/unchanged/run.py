@@ -24,13 +24,8 @@ RECIPE, HELD_OUT = "params/unchanged.yaml", "M08"
 ORIGINAL = Path(__file__).parents[3] / "shared/data/original"  # the original study's files, where they are at hand
 
 
-# One of each kind, for `make test`.
-QUICK = ["ctc_kd", "both_heads", "everything", "auto", "born_again", "two_stage", "resumed"]
-QUICK += ["ctc_kd+teacher_jitter", "hard+other_tokenizer"]
-
-
-def run(out: Path, quick: bool = False) -> Path:
-    """Make everything below a folder, or one of each kind; return the recipe's own folder."""
+def run(out: Path) -> Path:
+    """Make everything below a folder; return the recipe's own folder."""
 
     def of(variant: str = "", **overrides):
         return Fold.load(RECIPE, HELD_OUT, variant, overrides={"outputs": str(out)} | overrides)
@@ -43,13 +38,6 @@ def run(out: Path, quick: bool = False) -> Path:
     fold.target_report()
     fold.combined_teachers()
     fold.logit_student()
-    if quick:
-        for seed in (1, 2):
-            of("hard").scores(seed)
-        for variant in QUICK:
-            of(variant).scores()
-        fold.ensemble("hard_outputs")
-        return fold.layout.recipe
     for seed in (1, 2):
         for variant in ("hard", "half"):
             of(variant).scores(seed)
