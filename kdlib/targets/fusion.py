@@ -24,7 +24,7 @@ from kdlib.targets.aggregation import TeacherEnsemble
 from kdlib.targets.choice import halves
 from kdlib.tokens import Tokens
 
-BATCH, LR, VALIDATE_EVERY = 32, 2e-3, 10
+BATCH, LR, VALIDATE_EVERY, PATIENCE = 32, 2e-3, 10, 3  # steps; validations without improvement
 PARTS = {None: "whole", 0: "half0", 1: "half1"}  # of the dev speech
 Loss = Callable[[Sequence[Utterance]], torch.Tensor]
 
@@ -137,10 +137,16 @@ def fit_fusion(
 
     best, weights = validation_loss(), copy.deepcopy(fusion.state_dict())  # the mean, until training improves on it
 
-    def validate(step: int) -> None:
-        nonlocal best, weights
-        if step % VALIDATE_EVERY == 0 and (current := validation_loss()) < best:
-            best, weights = current, copy.deepcopy(fusion.state_dict())
+    waited = 0
+
+    def validate(step: int) -> bool:
+        nonlocal best, weights, waited
+        if step % VALIDATE_EVERY:
+            return False
+        waited += 1
+        if (current := validation_loss()) < best:
+            best, weights, waited = current, copy.deepcopy(fusion.state_dict()), 0
+        return waited == PATIENCE
 
     minimise(fusion, loss, train, training, validate)
     fusion.load_state_dict(weights)
@@ -152,9 +158,12 @@ def minimise(
     loss: Loss,
     utterances: Sequence[Utterance],
     training: Training,
-    validate: Callable[[int], None] = lambda step: None,
+    validate: Callable[[int], bool | None] = lambda step: None,
 ) -> None:
-    """Train a small model on stored outputs: seconds, so no checkpoints. `validate` is called after every step."""
+    """Train a small model on stored outputs: seconds, so no checkpoints.
+
+    `validate` is called after every step, and ends the training where it returns true.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=1e-2)
     scale = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, training.steps + 1)
     rng, remaining = random.Random(training.seed), []
@@ -170,6 +179,7 @@ def minimise(
         optimizer.step()
         scale.step()
         model.eval()
-        validate(step)
+        if validate(step):
+            break
         model.train()
     model.eval()

@@ -1,8 +1,8 @@
 """Does a change of the code change any value? `make unchanged AGAINST=HEAD` runs everything once, before and after.
 
 `PYTHONPATH=tests python -m unchanged FOLDER` compares the code as it is with that of a revision (`--against`): both run
-`params/unchanged.yaml`, the revision in a worktree of its own, and every value must be the same to the bit. A killed run
-resumes. With `--write FILE` only this code is run, and its values are written.
+`params/unchanged.yaml`, the revision in a worktree of its own, and every value must be the same to the bit. A killed
+run resumes. With `--write FILE` only this code is run, and its values are written.
 """
 
 import argparse
