@@ -67,7 +67,7 @@ def verdict(fold: Fold, seed: int, decoder: str) -> Verdict | None:
 def below_start(fold: Fold, seed: int) -> str:
     """A warning that a student ends below what it started from, with what to try; empty if it does not.
 
-    Compared are the closed lexicon and greedy decoding of the held-out speaker's speech.
+    Compared are the closed lexicon (of words) and greedy decoding of the held-out speaker's speech.
     """
     name, measure, folder = fold.params.variant, fold.params.scoring.measure, fold.start(seed)
     if not folder:
@@ -75,7 +75,7 @@ def below_start(fold: Fold, seed: int) -> str:
     worse, sign = [], -1 if measure == "wer" else 1
     scores = fold.scores(seed)
     known = [read_json(path / "scores.json")["decoders"] for path in (folder, scores)]
-    for decoder in ("lexicon", "greedy"):
+    for decoder in ("greedy",) if measure == "wer" else ("lexicon", "greedy"):
         if not all(decoder in decoders for decoders in known):
             continue
         systems = {name: compare.collect([scores], decoder), START: compare.collect([folder], decoder)}
