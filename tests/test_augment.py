@@ -66,15 +66,17 @@ def test_masks_grow_during_the_warmup():
     assert not masked(Masks(number=0), lengths).any()
 
 
-def test_the_tempo_changes_lengths_and_samples_equally():
+def test_the_tempo_changes_lengths_and_features_equally():
     torch.manual_seed(0)
-    samples, lengths = torch.rand(2, 16_000), torch.tensor([16_000, 8_000])
-    seen = set()
+    rising = torch.linspace(0, 1, 100)[None, :, None].repeat(2, 1, 3)
+    lengths, seen = torch.tensor([100, 50]), set()
     for _ in range(20):
-        changed, frames = augment.change_tempo(samples, lengths)
-        assert frames.max() <= changed.shape[1]
-        assert abs(frames[0] / 16_000 - changed.shape[1] / 16_000) < 1e-3
-        assert abs(frames[0] - 2 * frames[1]) <= 2
-        assert 1 - augment.TEMPO - 0.01 <= frames[0] / 16_000 <= 1 + augment.TEMPO + 0.01
+        factor = augment.draw_tempo()
+        changed, frames = augment.stretch(rising, lengths, factor)
+        assert 1 - augment.TEMPO <= factor <= 1 + augment.TEMPO
+        assert changed.shape == (2, int(100 * factor), 3)
+        assert frames.tolist() == [int(100 * factor), int(50 * factor)]
+        assert torch.allclose(changed[0, :, 0].diff()[2:-2], torch.tensor(1 / 99 / factor), rtol=0.02)
         seen.add(int(frames[0]))
     assert len(seen) > 10
+    assert augment.stretch(rising, lengths, 1.0)[0] is rising

@@ -86,12 +86,13 @@ def test_the_gradients_of_a_step_are_those_without_the_cache(build):
     assert len(calls) == 3  # of each utterance, in the first step
 
 
-def test_an_augmented_recording_is_not_looked_up():
+def test_the_tempo_is_of_the_batch_and_not_cached():
     model = Hybrid(encoder(), Heads(6, layers=0)).eval()
     objective = Objective(Learner(model), ReferenceLoss(beta=1.0, heads="ctc", use_teachers=False), REFERENCE_TERMS)
-    objective.cache = FeatureCache(model.encoder)
-    given = batch(a=8000)
-    with torch.no_grad():
-        plain = objective.outputs(given).ctc.logits
-        changed = objective.outputs(given.changed(given.inputs * torch.linspace(0, 1, 8000), given.lengths)).ctc.logits
-    assert not torch.allclose(plain, changed)
+    given, found = batch(a=16000), {}
+    for objective.cache in (None, FeatureCache(model.encoder)):
+        for tempo in (1.0, 1.1, 1.0):
+            with torch.no_grad():
+                outputs = objective.outputs(given.stretched(tempo)).ctc
+            assert int(outputs.lengths) == {1.0: 26, 1.1: 28}[tempo]
+            assert torch.equal(outputs.logits, found.setdefault(tempo, outputs.logits))

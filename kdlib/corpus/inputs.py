@@ -23,7 +23,7 @@ class Batch:
     ids: list[list[int]] = field(default_factory=list)  # one per utterance; empty without a transcript
     device: torch.device | str = "cpu"
     loaded: list[torch.Tensor] = field(default_factory=list)  # inputs [B, N] and lengths [B], once they are read
-    augmented: bool = False  # the inputs are not those of the files
+    tempo: float = 1.0  # augmentation: the encoder's features are stretched by this factor
 
     @classmethod
     def of(cls, utterances: Sequence[Utterance], tokens: Tokens | None = None) -> Batch:
@@ -56,9 +56,9 @@ class Batch:
             return self
         return replace(self, device=device, loaded=[part.to(device) for part in self.loaded])
 
-    def changed(self, inputs: torch.Tensor, lengths: torch.Tensor) -> Batch:
-        """The batch with other inputs, such as augmented ones."""
-        return replace(self, loaded=[inputs, lengths], augmented=True)
+    def stretched(self, tempo: float) -> Batch:
+        """The batch with the features of every encoder stretched by a factor."""
+        return replace(self, tempo=tempo)
 
     def select(self, rows: Sequence[int]) -> Batch:
         """Some of the utterances, in this order; the batch itself if these are all."""

@@ -125,13 +125,13 @@ class _Training:
         setup.model.freeze(phase.freeze_encoder)
         encoder = setup.model.encoder
         if settings.freeze_preprocessor:
-            frozen = phase.freeze_encoder and learner.intermediate_head is None
+            frozen = phase.freeze_encoder and settings.augment != "mask_and_tempo" and learner.intermediate_head is None
             objective.cache = (EncoderCache if frozen else FeatureCache)(encoder)
         curves = self.partial / TENSORBOARD
 
         def step(batch: Batch) -> dict[str, torch.Tensor]:
             if settings.augment == "mask_and_tempo":
-                batch = batch.changed(*augment.change_tempo(batch.inputs, batch.lengths))
+                batch = batch.stretched(augment.draw_tempo())
             steps_done = earlier_steps + task.global_step
             now = Progress(steps_done / sum(plan.steps), steps_done / plan.epoch_steps)
             if encoder.spec_augment:

@@ -7,7 +7,7 @@ import torch
 
 from kdlib.settings.augment import Masks
 
-TEMPO = 0.12  # tempo and pitch change by up to this share
+TEMPO = 0.12  # changes by up to this share
 
 
 class SpecAugment:
@@ -42,8 +42,14 @@ def _spans(sizes: torch.Tensor, share: float, number: int, longest: int) -> torc
     return inside.any(1)
 
 
-def change_tempo(samples: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Play a batch [B, N] slower or faster; return it with its new lengths."""
-    factor = 1 + TEMPO * (2 * float(torch.rand(())) - 1)
-    changed = torch.nn.functional.interpolate(samples[:, None], scale_factor=factor, mode="linear")[:, 0]
-    return changed, (lengths * factor).long().clamp(1, changed.shape[1])
+def draw_tempo() -> float:
+    """A random factor by which a batch becomes longer or shorter."""
+    return 1 + TEMPO * (2 * float(torch.rand(())) - 1)
+
+
+def stretch(features: torch.Tensor, lengths: torch.Tensor, factor: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stretch features [B, T, F] in time, the pitch stays; return them with their new lengths."""
+    if factor == 1:
+        return features, lengths
+    changed = torch.nn.functional.interpolate(features.transpose(1, 2), scale_factor=factor, mode="linear")
+    return changed.transpose(1, 2), (lengths * factor).long().clamp(1, changed.shape[2])

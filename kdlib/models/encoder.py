@@ -6,8 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from kdlib.corpus.inputs import Batch
 from kdlib.errors import UserError
-from kdlib.models.augment import SpecAugment
+from kdlib.models.augment import SpecAugment, stretch
 from kdlib.settings.encoder import EncoderSizes
 from kdlib.tokens import Tokens
 
@@ -73,6 +74,11 @@ class Encoder(nn.Module):
     def forward(self, inputs: torch.Tensor, lengths: torch.Tensor, layers: tuple[int, ...] = ()) -> Encoded:
         """Inputs [B, N] (samples) or [B, N, F] (features), their lengths [B], and the layers to return."""
         return self.encode(*self.extract_features(inputs, lengths), layers)
+
+    def of_batch(self, batch: Batch, layers: tuple[int, ...] = ()) -> Encoded:
+        """The output on a batch, with its tempo, and the layers to return."""
+        features, lengths = self.extract_features(batch.inputs, batch.lengths)
+        return self.encode(*stretch(features, lengths, batch.tempo), layers)
 
     def masked(self, features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Features [B, T, F], in training with the masks of augmentation."""

@@ -1,7 +1,7 @@
 """Caches of what stays the same for an utterance over a training, so that it is computed once.
 
-A frozen encoder has neither dropout nor masks, and its encodings do not change; nor do the features of recordings that
-are not augmented. A cached tensor equals a new one.
+A frozen encoder has neither dropout nor masks, and its encodings do not change; nor do the features of recordings,
+which are augmented later. A cached tensor equals a new one.
 """
 
 from collections.abc import Callable
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from kdlib.corpus.inputs import Batch
+from kdlib.models.augment import stretch
 from kdlib.models.encoder import Encoded, Encoder
 
 MAX_BYTES = 512 * 2**20  # of a cache; further utterances are computed again
@@ -56,7 +57,7 @@ class EncoderCache(UtteranceCache):
 
 
 class FeatureCache(UtteranceCache):
-    """The encoder's features, of recordings that are not augmented; the encoder runs on them in every step."""
+    """The features of recordings; the encoder runs on them in every step, at the tempo of the batch."""
 
     def __init__(self, encoder: Encoder, max_bytes: int = MAX_BYTES) -> None:
         super().__init__(encoder.extract_features, max_bytes)
@@ -64,4 +65,5 @@ class FeatureCache(UtteranceCache):
 
     def __call__(self, batch: Batch, layers: tuple[int, ...] = ()) -> Encoded:
         """The encoder's output on a batch."""
-        return self.encoder.encode(*super().__call__(batch), layers)
+        features, lengths = super().__call__(batch)
+        return self.encoder.encode(*stretch(features, lengths, batch.tempo), layers)

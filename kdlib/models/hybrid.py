@@ -17,9 +17,9 @@ from kdlib.errors import UserError
 from kdlib.io import write_json
 from kdlib.models import Emissions, Outputs, nearest_divisor, read_record
 from kdlib.models.decoder import AttentionDecoder
-from kdlib.models.dropout import use_fast_dropout
 from kdlib.models.encoder import Encoded, Encoder
 from kdlib.models.encoders import ENCODERS, name_of
+from kdlib.models.fast_layers import use_fast_layers
 from kdlib.runtime import set_threads, torch_device
 from kdlib.tokens import Tokens
 
@@ -52,7 +52,7 @@ class Hybrid(nn.Module):
                 ffn=heads.ffn,
                 dropout=heads.dropout,
             )
-        use_fast_dropout(self)
+        use_fast_layers(self)
 
     def freeze(self, frozen: bool = True) -> None:
         """Freeze the encoder, its weights and its batch normalisation statistics; or unfreeze it."""

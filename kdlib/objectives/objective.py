@@ -54,7 +54,7 @@ class Objective:
         self.heads = heads(settings)
         both = len(self.heads) == 2
         self.shares = {"ctc": settings.ctc_weight, "decoder": 1 - settings.ctc_weight} if both else {}
-        self.cache: EncoderCache | FeatureCache | None = None  # for recordings as they are
+        self.cache: EncoderCache | FeatureCache | None = None
 
     def __call__(self, batch: Batch, now: Progress = START) -> dict[str, torch.Tensor]:
         """Named losses; "loss" is their weighted sum."""
@@ -92,6 +92,5 @@ class Objective:
         """The model's outputs on a batch."""
         student, layers = self.learner.student, self.learner.layers
         tokens = teacher_forced(batch.ids)[0].to(batch.device) if "decoder" in self.heads else None
-        if self.cache is not None and not batch.augmented:
-            return student.apply_heads(self.cache(batch, layers), tokens)
-        return student(batch.inputs, batch.lengths, tokens, layers)
+        encoded = (self.cache or student.encoder.of_batch)(batch, layers)
+        return student.apply_heads(encoded, tokens)

@@ -92,9 +92,9 @@ def train(
 
     from kdlib.decode.greedy import greedy
     from kdlib.models.augment import SpecAugment
-    from kdlib.models.dropout import use_fast_dropout
     from kdlib.models.encoder_cache import MAX_BYTES, UtteranceCache
     from kdlib.models.encoder_nemo import NeMoEncoder
+    from kdlib.models.fast_layers import use_fast_layers
     from kdlib.objectives.reference_losses import ctc_loss
     from kdlib.runtime import seed_everything
     from kdlib.training.checkpoints import remove_checkpoints
@@ -117,7 +117,7 @@ def train(
             f"they have fewer frames of {FRAME_S * 1000:.0f} ms than tokens, too few for CTC"
         )
 
-    use_fast_dropout(model)
+    use_fast_layers(model)
     encoder = NeMoEncoder.of(model)
     learner = torch.nn.ModuleDict({"encoder": encoder, "decoder": model.decoder})
     cache = UtteranceCache(encoder.extract_features, MAX_BYTES)

@@ -1,4 +1,4 @@
-"""Teachers that run in every step on the student's own inputs, augmented as they are.
+"""Teachers that run in every step on the student's own inputs, at the same tempo.
 
 On unchanged recordings their targets are those of their stores, up to what half precision leaves out there.
 """
@@ -26,7 +26,7 @@ class LiveModel:
         if self._last is None or self._last[0] is not batch:
             self.model.to(batch.inputs.device)
             with torch.no_grad():
-                self._last = batch, self.model.encoder(batch.inputs, batch.lengths)[:2]
+                self._last = batch, self.model.encoder.of_batch(batch)[:2]
         return self._last[1]
 
 

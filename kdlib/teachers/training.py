@@ -77,7 +77,7 @@ def train_teacher(partial: Path, start: InitialModel, data: TrainingData, how: T
         if encoder.spec_augment:
             encoder.spec_augment.done = task.global_step / schedule.steps
         if settings.augment == "mask_and_tempo":
-            batch = batch.changed(*augment.change_tempo(batch.inputs, batch.lengths))
+            batch = batch.stretched(augment.draw_tempo())
         return objective(batch)
 
     dev = [Batch.of(batch, tokens) for batch in audio.batches(data.dev, 32)]

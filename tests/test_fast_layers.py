@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdlib.models.dropout import FastDropout, use_fast_dropout
+from kdlib.models.fast_layers import FastDropout, PointwiseConv, use_fast_layers
 
 
 @pytest.mark.parametrize("share", [0.05, 0.1, 0.5, 0.9])
@@ -38,10 +38,30 @@ def test_nothing_is_dropped_in_evaluation_and_draws_follow_the_seed():
 def test_all_layers_of_a_model_are_replaced_with_its_mode_and_weights():
     model = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.2), nn.ModuleList([nn.Dropout(0.4)])).eval()
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    use_fast_dropout(model)
+    use_fast_layers(model)
     layers = [module for module in model.modules() if isinstance(module, nn.Dropout)]
     assert [(type(layer), layer.p, layer.training) for layer in layers] == [
         (FastDropout, 0.2, False),
         (FastDropout, 0.4, False),
     ]
     assert all(torch.equal(model.state_dict()[name], weight) for name, weight in before.items())
+
+
+def test_convolutions_compute_the_same():
+    torch.manual_seed(0)
+    model = nn.ModuleDict(
+        {"pointwise": nn.Conv1d(6, 8, 1), "wide": nn.Conv1d(6, 8, 3), "image": nn.Conv2d(1, 4, 3, stride=2, padding=1)}
+    )
+    inputs = {"pointwise": torch.randn(3, 6, 11), "wide": torch.randn(3, 6, 11), "image": torch.randn(3, 1, 11, 9)}
+
+    def gradients():
+        model.zero_grad()
+        outputs = {name: layer(inputs[name]) for name, layer in model.items()}
+        sum(output.square().sum() for output in outputs.values()).backward()
+        return outputs | {name: weight.grad.clone() for name, weight in model.named_parameters()}
+
+    expected = gradients()
+    use_fast_layers(model)
+    assert [type(layer) for layer in model.values()] == [PointwiseConv, nn.Conv1d, nn.Conv2d]
+    for name, found in gradients().items():
+        assert torch.allclose(found, expected[name], atol=1e-5, rtol=1e-5), name
