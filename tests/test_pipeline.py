@@ -22,9 +22,9 @@ xxxxxxxxxxxxxxxxxxxxx  corpus/audio.py corpus/audio_checks.py corpus/embedded/dy
                        settings/corpus.py tokens.py
 .xx.xxxxxxxxxxxxxxxxx  runtime.py
 .xx.xxxxxxx.xxxxxxxxx  models/nemo_files.py settings/augment.py settings/pretrained.py
-.x..xxxxxxx.xxxxxxxxx  corpus/inputs.py models/augment.py models/decoder.py models/dropout.py models/encoder.py
-                       models/encoder_conformer.py models/encoder_nemo.py models/encoders.py models/hybrid.py
-                       models/masks.py settings/encoder.py
+.x..xxxxxxx.xxxxxxxxx  corpus/inputs.py models/augment.py models/decoder.py models/encoder.py
+                       models/encoder_conformer.py models/encoder_nemo.py models/encoders.py models/fast_layers.py
+                       models/hybrid.py models/masks.py settings/encoder.py
 ...xxxxxx.x..xxxxxxxx  decode/lexicon.py decode/trie.py
 ..x.xxxx..x.xxxxxxxxx  pretrained/pieces.py
 .x..xxxxx.x..xxxxxxxx  decode/greedy.py
@@ -57,7 +57,7 @@ xxxxxxxxxxxxxxxxxxxxx  corpus/audio.py corpus/audio_checks.py corpus/embedded/dy
 .......xx.x..........  teachers/adapt.py
 .x....xx.............  pretrained/model.py
 ................xx...  targets/live.py targets/pseudo_labels.py
-........x.......x....  teachers/parent_scores.py
+........x.......x....  evaluate/rounding.py teachers/parent_scores.py
 ......xx.............  teachers/base_model.py
 ....xx...............  evaluate/baseline.py
 ....................x  distill/ensembles.py
