@@ -156,11 +156,14 @@ class CalibratedLexicon(Lexicon):
 
 def word_features(lexicon: Lexicon, log_prior: np.ndarray) -> dict[str, np.ndarray]:
     """By feature [W]: its value for every word, the mean over its spellings."""
-    pairs = list(zip(lexicon.words, lexicon.spellings, strict=True))
-    return {
-        name: np.array([np.mean([feature(word, ids, log_prior) for ids in spellings]) for word, spellings in pairs])
-        for name, feature in FEATURES.items()
-    }
+    sizes = np.array([len(spellings) for spellings in lexicon.spellings])
+    words = np.repeat(lexicon.words, sizes).tolist()
+    first = np.cumsum(sizes) - sizes
+    features = {}
+    for name, feature in FEATURES.items():
+        values = [float(feature(word, ids, log_prior)) for word, ids in zip(words, lexicon.sequences, strict=True)]
+        features[name] = np.add.reduceat(values, first) / sizes
+    return features
 
 
 def word_prior(words: Sequence[str], counts: Mapping[str, int], new_words: float | None = None) -> np.ndarray:
@@ -214,7 +217,8 @@ def choose_strength(dev_scores: Mapping[float, np.ndarray], references: Sequence
     best = max(found, key=lambda strength: (*found[strength][:2], -abs(strength - 1)))
     right, _, temperature = found[best]
     plain = f", {100 * found[0.0][0]:.1f} % uncalibrated" if 0.0 in found else ""
-    why = f"of {len(places)} dev words {100 * right:.1f} % are right{plain}; {len(found)} strengths tried"
+    tried = ", ".join(f"{strength:g}" for strength in found)
+    why = f"of {len(places)} dev words {100 * right:.1f} % are right{plain}; strengths tried: {tried}"
     return Choice(best, temperature, why)
 
 

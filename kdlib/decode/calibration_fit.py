@@ -23,7 +23,7 @@ from kdlib.tokens import Tokens, normalise
 
 LEAST = -1e4  # score of a word that does not fit into the frames
 FLOOR = 1e-6  # of a token's mean posterior
-BLOCK = 1 << 18  # scores per block: what a processor's cache holds
+BLOCK = 1 << 16  # scores per block: what a processor's cache holds
 SCALES = (1e-2, 1e3)  # fitted
 ROUNDS = 300
 
@@ -74,7 +74,10 @@ def fit(
     texts: Iterable[str] | None = None,
     scale: float | None = None,
 ) -> Calibrator:
-    """Fit a calibrator; `texts` are those of all training speech, for the prior, `scale` fixes the scale of scores."""
+    """Fit a calibrator; `scale` fixes the scale of the scores.
+
+    `texts` are those of all training speech, for the prior; without them it is the sample's.
+    """
     places = places_of(sample.references, lexicon)
     usable = np.flatnonzero(places >= 0)
     usable = usable[np.isfinite(sample.scores[usable, places[usable]])]
@@ -147,7 +150,7 @@ class _Problem:
         curvature = np.concatenate([np.full(1 + self.count, float(len(rows))), self.target[: words * own]])
         self.unit = 1 / np.sqrt(curvature + self.precision)  # in which all parameters have a similar curvature
         reference = np.maximum(scores[rows, places], LEAST)
-        self.of_reference = float((reference - scores[rows].max(1)).sum())
+        self.of_reference = float((reference - scores.max(1)[rows]).sum())
 
     def solve(self) -> tuple[float, np.ndarray, np.ndarray]:
         """Return the scale, the weights of the features [K], and the words' own biases [W]; 0 where there are none."""
@@ -186,7 +189,8 @@ class _Problem:
             scores = self.scores[self.rows[first : first + size]].astype(np.float64)
             scores -= scores.max(1, keepdims=True)
             np.maximum(scores, LEAST, out=scores)
-            powers = factor * scores + bias
+            powers = factor * scores
+            powers += bias
             highest = powers.max(1, keepdims=True)
             powers -= highest
             np.exp(powers, out=powers)
