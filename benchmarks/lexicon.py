@@ -2,7 +2,8 @@
 
 The lexicon has 455 entries, as UA-Speech's, and 8 utterances are scored. The peers are a loop of `F.ctc_loss`, one word
 at a time, and one batched call for each utterance. The logits are random but confident, so that scores are spread as a
-model's are.
+model's are. Calibration adds a bias to every word's score; it is fitted on scored utterances, each of which has as its
+reference one of its ten best words.
 """
 
 import itertools
@@ -10,19 +11,23 @@ import statistics
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import report
 import torch
 
 from kdlib.corpus.importers.uaspeech import word_list
+from kdlib.decode.calibration import CalibratedLexicon
+from kdlib.decode.calibration_fit import Sample, fit
 from kdlib.decode.lexicon import Lexicon
 from kdlib.models import Emissions
 from kdlib.runtime import set_threads
+from kdlib.settings.evaluation import Calibration
 from kdlib.tokens import Tokens, train_tokenizer
 
 FULL, SMOKE = (
-    (455, 8, 1785, 5000, 7),
-    (20, 2, 32, 50, 1),
-)  # words, utterances, of a fold, words of a large lexicon, rounds
+    (455, 8, 1785, 5000, 1200, 7),
+    (20, 2, 32, 50, 32, 1),
+)  # words, utterances, of a fold, words of a large lexicon, utterances to fit on, rounds
 BATCH = 32
 PEER = "loop of `F.ctc_loss`"
 
@@ -63,10 +68,25 @@ def batched(lexicon: Lexicon, emissions: Emissions, blank: int) -> torch.Tensor:
     return torch.stack(rows)
 
 
+def sample(lexicon: Lexicon, tokens: Tokens, count: int) -> Sample:
+    """Scored utterances, each with one of its ten best words as the reference."""
+    scores = torch.cat(
+        [
+            lexicon.scores(random_emissions(min(BATCH, count - first), tokens.size, first))
+            for first in range(0, count, BATCH)
+        ]
+    ).numpy()
+    rng = np.random.default_rng(0)
+    places = np.argsort(-scores, 1)[np.arange(count), rng.integers(0, 10, count)]
+    return Sample(
+        scores, [lexicon.words[place] for place in places], ["S"] * count, np.full(tokens.size, 1 / tokens.size)
+    )
+
+
 def main() -> None:
     run = report.start(__file__, __doc__)
     set_threads()
-    count, few, fold, large, rounds = SMOKE if run.smoke else FULL
+    count, few, fold, large, to_fit, rounds = SMOKE if run.smoke else FULL
     words = sorted(set(word_list().values()))
     with tempfile.TemporaryDirectory() as folder:
         tokens = Tokens.for_nemo(train_tokenizer(words, 256, Path(folder), lower=True).read_bytes())
@@ -74,10 +94,13 @@ def main() -> None:
     lexicon, many = Lexicon([*words, *pairs][:count], tokens), Lexicon(pairs, tokens)
     emissions, batch = random_emissions(few, tokens.size), random_emissions(BATCH, tokens.size)
     everything = [random_emissions(min(BATCH, fold - first), tokens.size, first) for first in range(0, fold, BATCH)]
+    small_sample, large_sample = (sample(words_of, tokens, to_fit) for words_of in (lexicon, many))
+    calibrated = CalibratedLexicon(lexicon, fit(small_sample, lexicon, tokens, Calibration()))
     forms = {
         PEER: lambda: loop(lexicon, emissions, tokens.blank),
         "one batched `F.ctc_loss`": lambda: batched(lexicon, emissions, tokens.blank),
         "kdlib": lambda: lexicon.scores(emissions),
+        "kdlib, calibrated": lambda: calibrated.scores(emissions),
     }
     exact, ours = forms[PEER]().double(), forms["kdlib"]()
     difference = float((ours - exact)[exact.isfinite()].abs().max())
@@ -86,7 +109,12 @@ def main() -> None:
         {"scores by": name, "utterances per second": few / seconds, "times as fast as the loop": 1 / ratio}
         for name, (seconds, ratio) in found.items()
     ]
-    alone = {"fold": lambda: [lexicon.scores(one) for one in everything], "large": lambda: many.scores(batch)}
+    alone = {
+        "fold": lambda: [lexicon.scores(one) for one in everything],
+        "large": lambda: many.scores(batch),
+        "fit": lambda: fit(small_sample, lexicon, tokens, Calibration()),
+        "large fit": lambda: fit(large_sample, many, tokens, Calibration()),
+    }
     seconds = {name: statistics.median(some) for name, some in report.interleaved(alone, rounds).items()}
     run.save(
         rows,
@@ -94,6 +122,8 @@ def main() -> None:
             f"The largest difference between the scores of kdlib and of the loop is {difference:.1g} nats.",
             f"kdlib scores a fold of {fold:,} utterances in {seconds['fold']:.2g} s, and with a lexicon of {large:,} "
             f"entries {BATCH / seconds['large']:,.0f} utterances per second.",
+            f"A calibration is fitted on {to_fit:,} scored utterances in {seconds['fit']:.2g} s, and with {large:,} "
+            f"entries in {seconds['large fit']:.2g} s.",
         ],
     )
 

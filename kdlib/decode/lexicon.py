@@ -33,6 +33,8 @@ class RankedWord:
 class Lexicon:
     """Words and their token ids; a word that the tokenizer cannot encode is rejected."""
 
+    temperature = 1.0  # of posteriors
+
     def __init__(self, words: Words, tokens: Tokens) -> None:
         encoded: dict[str, set[tuple[int, ...]]] = {}
         for word, spellings in words.items() if isinstance(words, Mapping) else ((word, [word]) for word in words):
@@ -52,11 +54,15 @@ class Lexicon:
         needed = [len(ids) + sum(a == b for a, b in itertools.pairwise(ids)) for ids in self.sequences]
         return np.minimum.reduceat(needed, self._first).tolist()
 
+    @property
+    def spellings(self) -> list[list[tuple[int, ...]]]:
+        """The token sequences of each word."""
+        return [self.sequences[a:b] for a, b in itertools.pairwise([*self._first, len(self.sequences)])]
+
     def among(self, places: Sequence[int]) -> "Lexicon":
         """Return a lexicon of some of the words, given by their ascending indices in `words`."""
-        subset = copy.copy(self)
-        bounds = [*self._first, len(self.sequences)]
-        chosen = [self.sequences[bounds[place] : bounds[place + 1]] for place in places]
+        subset, spellings = copy.copy(self), self.spellings
+        chosen = [spellings[place] for place in places]
         subset.words = [self.words[place] for place in places]
         subset.sequences = [ids for sequences in chosen for ids in sequences]
         subset._first = np.cumsum([0, *map(len, chosen)])[:-1]
@@ -102,13 +108,13 @@ class Lexicon:
 
     def posterior(self, emissions: Emissions) -> torch.Tensor:
         """[B, W]: the probability of every word among those of the lexicon; zeros if no word fits into the frames."""
-        return self.scores(emissions).softmax(-1).nan_to_num(0.0)
+        return (self.scores(emissions) / self.temperature).softmax(-1).nan_to_num(0.0)
 
     def nbest(self, emissions: Emissions, count: int = 5) -> list[list[RankedWord]]:
         """Return every utterance's most probable words, best first; none if no word fits into the frames."""
         scores = self.scores(emissions)
         best, places = scores.topk(min(count, len(self.words)), -1)
-        posteriors = (best - scores.logsumexp(-1, keepdim=True)).exp()
+        posteriors = (best / self.temperature - (scores / self.temperature).logsumexp(-1, keepdim=True)).exp()
         return [
             [
                 RankedWord(self.words[place], logprob, posterior)

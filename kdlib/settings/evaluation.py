@@ -30,3 +30,15 @@ class Scoring(Section):
     fold_homophones: bool = False  # count TO for TWO, RIGHT for WRITE, ... as correct
     bootstrap: int = Field(1000, ge=100)
     batch_size: int = Field(32, ge=1)
+
+
+class Calibration(Section):
+    """Calibration of the closed lexicon's scores: fitted on training speech, its strength chosen on the dev speaker."""
+
+    form: Literal["per_word", "features", "label_prior"] = "per_word"  # shrunk towards the features
+    prior: Literal["texts", "sample", "uniform"] = "texts"  # of the words: of all training texts, or of the sample
+    new_words: float | None = Field(0.1, ge=0, lt=1)  # share of words without training text; null: half a count each
+    utterances: int = Field(1200, ge=1)  # random training utterances: the sample
+    word_sd: float = Field(1.0, gt=0)  # of the words' own biases around what their features predict, in nats
+    feature_sd: float = Field(0.3, gt=0)  # of the features' weights, in nats per standard deviation
+    strengths: Annotated[tuple[float, ...], AsTuple] = Field((0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5), min_length=1)
