@@ -143,9 +143,7 @@ def teacher_matrix(tables: Mapping[str, pd.DataFrame], order: str) -> Figure:
         row_in = min(0.21, MATRIX_IN / (len(first) * len(tables)))
         height = 1.1 + row_in * len(first) * len(tables)
         figure, panels = plt.subplots(len(tables), 1, figsize=(WIDTH_IN, max(2.4, height)), squeeze=False, sharex=True)
-        size = min(
-            7, 0.42 * tick_space(figure, len(first.columns)), 55 * row_in
-        )  # of three digits in a cell, in points
+        size = min(7, 0.42 * tick_space(figure, len(first.columns)), 55 * row_in)  # points: three digits fit in a cell
         for axes, (decoder, table) in zip(panels[:, 0], tables.items(), strict=True):
             sns.heatmap(
                 100 * table,

@@ -291,6 +291,7 @@ def _repetitions(axes: Axes, repetitions: Mapping[str, Utterance]) -> None:
     shown = {short(label, 36): _samples(utt)[0] for label, utt in repetitions.items()}
     shown = {label if samples is not None else f"{label}: no recording": samples for label, samples in shown.items()}
     width = 72 * axes.figure.get_figwidth() * axes.get_position().width
+    width = max(width, sum(text_width(label, 7.5) for label in shown) / 0.9)  # longer labels cannot all have room
     shares = {label: text_width(label, 7.5) / width for label in shown}
     lasts = {label: 0.0 if samples is None else len(samples) / audio.RATE_HZ for label, samples in shown.items()}
     end = 1.5  # seconds that the axis shows
