@@ -100,8 +100,11 @@ def score(
 def interval(correct: np.ndarray, bootstrap: int = 1000, seed: int = 0) -> tuple[float, float]:
     """95 % percentile interval of a mean, by resampling utterances."""
     rng = np.random.default_rng(seed)
-    draws = rng.integers(0, len(correct), (bootstrap, len(correct)))
-    low, high = np.percentile(correct[draws].mean(1), [2.5, 97.5])
+    if correct.dtype == bool:  # the sum of a resample is binomial
+        means = rng.binomial(len(correct), correct.mean(), bootstrap) / len(correct)
+    else:
+        means = correct[rng.integers(0, len(correct), (bootstrap, len(correct)))].mean(1)
+    low, high = np.percentile(means, [2.5, 97.5])
     return round(float(low), 6), round(float(high), 6)
 
 

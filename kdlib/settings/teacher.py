@@ -39,4 +39,4 @@ class Teacher(EncoderSizes):
     masks: Masks = Masks()
     dev_share: float = Field(0.15, ge=0, lt=0.5)  # of the training blocks, for early stopping only
     base_training: Training = Training(steps=2000, lr=2e-3, warmup_steps=300, validate_every=3)  # of the base model
-    adapt: Training = Training(steps=300, batch_size=16, lr=1e-3, warmup_steps=30)
+    adapt: Training = Training(steps=300, batch_size=16, lr=1e-3, warmup_steps=30, patience=3)

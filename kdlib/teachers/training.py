@@ -48,9 +48,12 @@ class TeacherTraining:
 
 
 def train_teacher(partial: Path, start: InitialModel, data: TrainingData, how: TeacherTraining) -> None:
-    """Train a model on `data.train`, stop it on `data.dev`, and save it with all speakers that it was trained on."""
+    """Train a model on `data.train`, stop it on `data.dev`, and save it with all speakers that it was trained on.
+
+    Speech is not augmented for a frozen encoder, which encodes every utterance once.
+    """
     from kdlib.models import augment, hybrid
-    from kdlib.models.encoder_cache import FeatureCache
+    from kdlib.models.encoder_cache import EncoderCache, FeatureCache
     from kdlib.objectives.objective import Learner, Objective
     from kdlib.objectives.reference_terms import REFERENCE_TERMS
     from kdlib.objectives.step import Sources
@@ -71,12 +74,12 @@ def train_teacher(partial: Path, start: InitialModel, data: TrainingData, how: T
     learner = Learner(model)
     sources = Sources({}, lexicon=how.lexicon)
     objective = Objective(learner, loss_of(settings), REFERENCE_TERMS, sources)
-    objective.cache = FeatureCache(encoder)
+    objective.cache = (EncoderCache if model.frozen else FeatureCache)(encoder)
 
     def step(batch: Batch) -> "dict[str, torch.Tensor]":
         if encoder.spec_augment:
             encoder.spec_augment.done = task.global_step / schedule.steps
-        if settings.augment == "mask_and_tempo":
+        if settings.augment == "mask_and_tempo" and not model.frozen:
             batch = batch.stretched(augment.draw_tempo())
         return objective(batch)
 
