@@ -53,7 +53,15 @@ class Still(torch.nn.Module):
         super().__init__()
         self.outputs = outputs
 
-    def forward(self, *_: object) -> Outputs:
+    @property
+    def encoder(self) -> "Still":
+        """Itself: there is none."""
+        return self
+
+    def of_batch(self, *_: object) -> None:
+        """Nothing is encoded."""
+
+    def apply_heads(self, *_: object) -> Outputs:
         """The same outputs always."""
         return self.outputs
 

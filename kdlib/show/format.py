@@ -49,7 +49,7 @@ def parent_gains(gains: pd.DataFrame) -> pd.DataFrame:
     means = gains.groupby("decoder", sort=False)[["parent_right", "teacher_right", "gain", "n"]].mean().reset_index()
     for row in pd.concat([gains, means.assign(teacher="mean")]).itertuples():
         shown = {"parent": percent(row.parent_right), "teacher": percent(row.teacher_right)}
-        shown |= {"gain": f"{100 * row.gain:+.1f}", "95 %": span(row.low, row.high)}
+        shown |= {"gain": f"{percent(row.gain):+.1f}", "95 %": span(row.low, row.high)}
         named = {f"{row.decoder} {name}": value for name, value in shown.items()}
         rows.setdefault(row.teacher, {"utterances": round(row.n)}).update(named)
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("teacher")
@@ -76,7 +76,7 @@ def target_report(report: pd.DataFrame) -> pd.DataFrame:
 def method_gains(gains: pd.DataFrame) -> pd.DataFrame:
     """`target_report.method_gains` in per cent and points."""
     names = {"dev": "dev", "training": "training", "dev_gain": "gain on dev", "training_gain": "gain on training"}
-    return (100 * gains).round(1).rename(columns=names | {"gain": "counts for auto"})
+    return percent(gains).rename(columns=names | {"gain": "counts for auto"})
 
 
 def fold_table(scores: pd.DataFrame, measure: str) -> pd.DataFrame:
