@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +11,7 @@ from kdlib import runtime
 from kdlib.corpus import labels
 from kdlib.errors import UserError
 from kdlib.fold_objects import FoldObjects
-from kdlib.io import resolve_path
+from kdlib.io import repository_root, resolve_path
 from kdlib.models import read_record
 from kdlib.models.encoders import ENCODERS
 from kdlib.objectives import terms
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from kdlib.distill.preflight import Plan, Teachers
     from kdlib.distill.setup import StudentData, StudentSetup
     from kdlib.distill.student_scores import StudentScoring
+    from kdlib.distill.students import Watch
     from kdlib.models.hybrid import Hybrid
     from kdlib.pretrained.start import Start
     from kdlib.targets.aggregation import TeacherEnsemble
@@ -44,6 +47,7 @@ pseudo_labels = lazy("kdlib.targets.pseudo_labels")
 setup = lazy("kdlib.distill.setup")
 start = lazy("kdlib.pretrained.start")
 student_scores = lazy("kdlib.distill.student_scores")
+students = lazy("kdlib.distill.students")
 target_report = lazy("kdlib.targets.target_report")
 
 
@@ -77,6 +81,28 @@ class StudentObjects(FoldObjects):
         """The student before training."""
         params = self.params
         return setup.initial_student(params.student, self.tokens, self._start(seed), seed, params.faults)
+
+    def train_student(self, partial: Path, seed: int, watch: Watch | None = None, *, alone: bool = False) -> None:
+        """Train a student; on several devices in a process of its own (`alone`), which Lightning starts for each."""
+        if self.params.student.devices == 1 or alone:
+            return students.train_student(partial, self.student_setup(seed), watch)
+        (partial / "params.json").write_text(self.params.model_dump_json(), encoding="utf-8")
+        command = [sys.executable, "-m", "kdlib", "train-process", str(partial), str(seed)]
+        if status := subprocess.run(command, cwd=repository_root(), check=False).returncode:
+            raise UserError(
+                f"student {self.params.variant}, seed {seed}: training on several devices ended with {status}"
+            )
+        (partial / "params.json").unlink()
+        return None
+
+    def students(self) -> list[tuple[str, int]]:
+        """The students that the recipe compares, by variant and seed."""
+        return [(variant, seed) for seed in self.params.seeds for variant in self.params.compare]
+
+    def systems(self, seed: int = 1) -> dict[str, Path]:
+        """The scores of the pretrained model, of the control and of the student."""
+        folds = {fold.params.variant: fold for fold in (self.control, self)}
+        return {"pretrained": self.baseline()} | {name: fold.scores(seed) for name, fold in folds.items()}
 
     def loss_view(self, seed: int = 1) -> LossView:
         """Some utterances as the loss sees them, before and after training."""
@@ -155,6 +181,14 @@ class StudentObjects(FoldObjects):
         speakers = (self.pretrained_record() or {"speakers": ()})["speakers"]
         same = nemo_files.read_tokenizer(source) == self.tokens.model
         return start.Start(pretrained=source, train_speakers=speakers, head_is_trained=same)
+
+    def start(self, seed: int = 1) -> Path | None:
+        """The scores of what a student starts from; None where its head is random."""
+        first = self._start(seed)
+        if not first.head_is_trained:
+            return None
+        is_pretrained = first.pretrained and ENCODERS[self.params.student.encoder].checkpoint
+        return self.baseline() if is_pretrained else self.start_scores(seed)
 
     def _start_record(self, seed: int) -> dict:
         """Which heads of a student are trained before its training."""

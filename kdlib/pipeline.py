@@ -11,8 +11,6 @@ depends on is computed from its builder (`source_code`).
 from __future__ import annotations
 
 import functools
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,11 +19,9 @@ from typing import TYPE_CHECKING
 from kdlib import source_code
 from kdlib.console import print_once, warn_in_log
 from kdlib.corpus import labels, prepare
-from kdlib.errors import UserError
 from kdlib.fold_students import StudentObjects
-from kdlib.io import read_json, repository_root
+from kdlib.io import read_json
 from kdlib.models import read_record
-from kdlib.models.encoders import ENCODERS
 from kdlib.objectives import terms
 from kdlib.params import load
 from kdlib.settings.targets import DEV_FITTED, methods_for
@@ -603,19 +599,6 @@ class Fold(StudentObjects):
             before=check,
         )
 
-    def train_student(self, partial: Path, seed: int, watch: Watch | None = None, *, alone: bool = False) -> None:
-        """Train a student; on several devices in a process of its own (`alone`), which Lightning starts for each."""
-        if self.params.student.devices == 1 or alone:
-            return students.train_student(partial, self.student_setup(seed), watch)
-        (partial / "params.json").write_text(self.params.model_dump_json(), encoding="utf-8")
-        command = [sys.executable, "-m", "kdlib", "train-process", str(partial), str(seed)]
-        if status := subprocess.run(command, cwd=repository_root(), check=False).returncode:
-            raise UserError(
-                f"student {self.params.variant}, seed {seed}: training on several devices ended with {status}"
-            )
-        (partial / "params.json").unlink()
-        return None
-
     @stage
     def scores(self, seed: int = 1) -> Stage:
         """A student's scores on the held-out speaker; on the dev speaker in `dev/`."""
@@ -633,14 +616,6 @@ class Fold(StudentObjects):
             settings=self.params.student_scoring_identity,
             inputs=[self.corpus_folder, folder, self.decoding_model(), *self._tokenizer_files()],
         )
-
-    def start(self, seed: int = 1) -> Path | None:
-        """The scores of what a student starts from; None where its head is random."""
-        first = self._start(seed)
-        if not first.head_is_trained:
-            return None
-        is_pretrained = first.pretrained and ENCODERS[self.params.student.encoder].checkpoint
-        return self.baseline() if is_pretrained else self.start_scores(seed)
 
     @stage
     def start_scores(self, seed: int) -> Stage:
@@ -682,15 +657,6 @@ class Fold(StudentObjects):
             | {"labels": fold.params.labels, "group": settings.model_dump(mode="json")},
             inputs=[self.corpus_folder, fold.decoding_model(), *dict.fromkeys(folder for folder, _ in members)],
         )
-
-    def students(self) -> list[tuple[str, int]]:
-        """The students that the recipe compares, by variant and seed."""
-        return [(variant, seed) for seed in self.params.seeds for variant in self.params.compare]
-
-    def systems(self, seed: int = 1) -> dict[str, Path]:
-        """The scores of the pretrained model, of the control and of the student."""
-        folds = {fold.params.variant: fold for fold in (self.control, self)}
-        return {"pretrained": self.baseline()} | {name: fold.scores(seed) for name, fold in folds.items()}
 
     # 05: what is wrong
 

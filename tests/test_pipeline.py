@@ -50,6 +50,7 @@ xxxxxxxxxxxxxxxxxxxxx  corpus/audio.py corpus/audio_checks.py corpus/embedded/dy
 ......xx........xx.x.  pretrained/start.py
 .................xxxx  models/averaging.py
 ...............xxx.x.  objectives/losses.py
+........x....xx.x....  evaluate/rounding.py
 ......xxx.x..........  teachers/training.py
 ..................xxx  distill/student_scores.py
 ................xx.x.  distill/setup.py objectives/terms.py settings/distill.py
@@ -57,7 +58,7 @@ xxxxxxxxxxxxxxxxxxxxx  corpus/audio.py corpus/audio_checks.py corpus/embedded/dy
 .......xx.x..........  teachers/adapt.py
 .x....xx.............  pretrained/model.py
 ................xx...  targets/live.py targets/pseudo_labels.py
-........x.......x....  evaluate/rounding.py teachers/parent_scores.py
+........x.......x....  teachers/parent_scores.py
 ......xx.............  teachers/base_model.py
 ....xx...............  evaluate/baseline.py
 ....................x  distill/ensembles.py

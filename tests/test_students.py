@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from kdlib.corpus import audio
+from kdlib.corpus.inputs import Batch
 from kdlib.decode.greedy import greedy
 from kdlib.distill import students
 from kdlib.distill.setup import LATEST
@@ -71,6 +72,23 @@ def test_a_student_that_training_ruins_keeps_its_start(variant):
     assert fold.start(3) == fold.layout.baseline
     baseline, own = (pd.read_csv(path / "hypotheses.csv") for path in (fold.baseline(), fold.scores(3)))
     assert baseline.greedy.equals(own.greedy)
+
+
+def test_a_student_that_starts_elsewhere_has_scores_of_its_start(variant):
+    """SpeechBrain's encoder starts from the base model of the teachers, a resumed student from the other's weights."""
+    fold = variant("hard", student={"encoder": "sb", "phases": [{"steps": 2, "lr": 1e-3}]})
+    folder, base = fold.student(seed=4), hybrid.TrainedModel(fold.base_model())
+    start = fold.start(4)
+    batch = Batch(fold.splits.test)
+    expected = [fold.tokens.decode(ids) for ids in greedy(base(batch.inputs, batch.lengths).ctc, BLANK)]
+    found = pd.read_csv(start / "hypotheses.csv", keep_default_na=False).set_index("utt_id").greedy
+    assert found.loc[[utt.utt_id for utt in fold.splits.test]].tolist() == expected
+    assert comparison.student_table(fold, 4).columns[0] == ("held out", "start")
+    assert ("start of hard", 4) in comparison.score_folders(fold, ["hard"], [4])
+    resumed = variant("ctc_kd", student={"encoder": "sb", "resume": str(folder), "phases": [{"steps": 2}]})
+    model = resumed.initial_student(5)
+    assert all(torch.equal(load_file(folder / LATEST)[name], weight) for name, weight in model.state_dict().items())
+    assert set(pd.read_csv(resumed.start(5) / "dev/hypotheses.csv").speaker) == {"M10"}
 
 
 def test_a_student_below_its_start_is_named_with_what_to_try(tmp_path):

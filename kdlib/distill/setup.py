@@ -122,7 +122,7 @@ def initial_student(settings: Student, tokens: Tokens, start: Start, seed: int, 
     else:
         model, _ = initial_model(settings, tokens, start, seed, new_head=faults.untrained_head)
     model.encoder.preprocessor_frozen = settings.freeze_preprocessor
-    model.encoder.spec_augment = SpecAugment(settings.masks) if settings.augment != "none" else None
+    model.encoder.spec_augment = SpecAugment.of(settings)
     return model
 
 

@@ -194,16 +194,13 @@ def validate(objective: Objective, dev: Sequence[Batch], judge: TargetSource | N
             counts.update(map(tuple, hypotheses))
             if judge:
                 distance += _distance(head, outputs, moved, judge) * len(batch.ids)
-    chosen_by = {"dev_score": -distance / total} if judge else {}
-    return (
-        dev_metrics(correct, loss, total)
-        | chosen_by
-        | {
-            "dev_distinct": float(len(counts)),
-            "dev_most_frequent": max(counts.values()) / total,
-            "dev_empty": counts[()] / total,
-        }
-    )
+    metrics = dev_metrics(correct, loss, total)
+    if judge:
+        metrics["dev_score"] = -distance / total
+    metrics["dev_distinct"] = float(len(counts))
+    metrics["dev_most_frequent"] = max(counts.values()) / total
+    metrics["dev_empty"] = counts[()] / total
+    return metrics
 
 
 def _distance(head: str, outputs: Outputs, batch: Batch, target: TargetSource) -> float:

@@ -3,11 +3,20 @@
 Random numbers are torch's, which the training loop seeds before every batch.
 """
 
+from typing import Protocol
+
 import torch
 
-from kdlib.settings.augment import Masks
+from kdlib.settings.augment import Augmentation, Masks
 
 TEMPO = 0.12  # changes by up to this share
+
+
+class Augmented(Protocol):
+    """The settings of a training's augmentation."""
+
+    augment: Augmentation
+    masks: Masks
 
 
 class SpecAugment:
@@ -15,6 +24,11 @@ class SpecAugment:
 
     def __init__(self, masks: Masks) -> None:
         self.masks, self.done = masks, 0.0
+
+    @classmethod
+    def of(cls, settings: Augmented) -> "SpecAugment | None":
+        """The masks of a section of a recipe; None where it has none."""
+        return cls(settings.masks) if settings.augment != "none" else None
 
     @property
     def scale(self) -> float:

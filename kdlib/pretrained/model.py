@@ -90,7 +90,6 @@ def train(
     """Train the tokenizer, which can encode all `characters`, and the model."""
     import torch
 
-    from kdlib.decode.greedy import greedy
     from kdlib.models.augment import SpecAugment
     from kdlib.models.encoder_cache import MAX_BYTES, UtteranceCache
     from kdlib.models.encoder_nemo import NeMoEncoder
@@ -100,7 +99,7 @@ def train(
     from kdlib.training.checkpoints import remove_checkpoints
     from kdlib.training.loop import EpochData, Run, Task, Validations, fit
     from kdlib.training.schedules import cosine
-    from kdlib.training.validation import dev_metrics
+    from kdlib.training.validation import validate_greedy
 
     how = {"lower": True, "characters": characters, "per_word": PER_WORD}
     tokenizer = train_tokenizer(data.texts, settings.pieces, partial / "tokens", **how)
@@ -121,8 +120,7 @@ def train(
     encoder = NeMoEncoder.of(model)
     learner = torch.nn.ModuleDict({"encoder": encoder, "decoder": model.decoder})
     cache = UtteranceCache(encoder.extract_features, MAX_BYTES)
-    if settings.augment != "none":
-        encoder.spec_augment = SpecAugment(settings.masks)
+    encoder.spec_augment = SpecAugment.of(settings)
 
     def emissions(batch: Batch) -> Emissions:
         frames, lengths, _ = encoder.encode(*cache(batch))
@@ -139,14 +137,9 @@ def train(
     )
     dev = [Batch.of(batch, tokens) for batch in audio.batches(data.dev, 32)]
 
-    def validate() -> dict[str, float]:
-        correct = loss = 0
-        for batch in dev:
-            outputs = emissions(batch.to(next(learner.parameters()).device))
-            hypotheses = greedy(outputs, tokens.blank)
-            correct += sum(output == reference for output, reference in zip(hypotheses, batch.ids, strict=True))
-            loss += float(ctc_loss(outputs, batch.ids, tokens.blank)) * len(batch)
-        return dev_metrics(correct, loss, len(data.dev))
+    def dev_outputs(batch: Batch) -> tuple[Emissions, float]:
+        outputs = emissions(batch.to(next(learner.parameters()).device))
+        return outputs, float(ctc_loss(outputs, batch.ids, tokens.blank))
 
     task = Task(learner, step, lr=settings.lr, scale=cosine(settings.warmup_steps, settings.steps))
     run = Run(
@@ -158,7 +151,10 @@ def train(
         device=device,
         batch_size=settings.batch_size,
     )
-    fit(task, epochs, run, Validations(validate, settings.validate_every, settings.patience) if dev else None)
+    validations = Validations(
+        lambda: validate_greedy(dev, tokens.blank, dev_outputs), settings.validate_every, settings.patience
+    )
+    fit(task, epochs, run, validations if dev else None)
     model.save_to(str(partial / TRAINED))
     write_json(
         partial / RECORD,

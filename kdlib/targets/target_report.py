@@ -19,6 +19,7 @@ from kdlib.errors import UserError
 from kdlib.evaluate import hypotheses
 from kdlib.evaluate.decoder_setup import DecoderSetup
 from kdlib.evaluate.report import score_system
+from kdlib.evaluate.rounding import percent
 from kdlib.evaluate.score import About
 from kdlib.evaluate.transcribe import Evaluation
 from kdlib.io import read_json, write_json
@@ -190,7 +191,7 @@ def best_method(
     first, on_dev = gains.gain.round(9).idxmax(), gains.dev.idxmax()  # of equal ones the first, which is the simplest
 
     def scores(method: str) -> str:
-        return f"{100 * gains.dev[method]:.1f} and {100 * gains.training[method]:.1f} %"
+        return f"{percent(gains.dev[method]):.1f} and {percent(gains.training[method]):.1f} %"
 
     what = "words correct, greedy" if measure == "wer" else "WRA, the mean of greedy and closed lexicon"
     why = f"auto: {first}, with {scores(first)} on the dev speaker {dev[0].speaker} and on training speech ({what})"

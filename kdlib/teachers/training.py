@@ -15,12 +15,12 @@ from kdlib.settings.teacher import Teacher, Training
 from kdlib.tokens import BLANK, Tokens
 from kdlib.training.sampling import TrainingData, fits_frames
 from kdlib.training.schedules import cosine
-from kdlib.training.validation import dev_metrics
 
 if TYPE_CHECKING:
     import torch
 
     from kdlib.decode.lexicon import Lexicon
+    from kdlib.models import Emissions
     from kdlib.models.hybrid import Hybrid
     from kdlib.objectives.objective import Objective
 
@@ -63,7 +63,7 @@ def train_teacher(partial: Path, start: InitialModel, data: TrainingData, how: T
     settings, schedule, seed = how.settings, how.schedule, how.fold.seed
     model, tokens = start.model, start.tokens
     encoder = model.encoder
-    encoder.spec_augment = augment.SpecAugment(settings.masks) if settings.augment != "none" else None
+    encoder.spec_augment = augment.SpecAugment.of(settings)
     train = [utt for utt in data.train if fits_frames(tokens.encode(utt.text), utt.duration_s)]
     if not train:
         raise UserError(f"{how.what}: every utterance has fewer frames of 40 ms than tokens; is its audio cut off?")
@@ -119,15 +119,13 @@ def validate_teacher(objective: "Objective", dev: Sequence[Batch]) -> dict[str, 
     """Validate on dev speech: accuracy of greedy CTC, and the loss, which breaks ties."""
     import torch
 
-    from kdlib.decode.greedy import greedy
+    from kdlib.training.validation import validate_greedy
 
-    correct = total = loss = 0
     device = next(objective.learner.parameters()).device
+
+    def outputs(batch: Batch) -> "tuple[Emissions, float]":
+        step = objective.step(batch.to(device))
+        return step.outputs.ctc, float(objective.total(step)["loss"])
+
     with torch.no_grad():
-        for batch in dev:
-            step = objective.step(batch.to(device))
-            hypotheses = greedy(step.outputs.ctc, BLANK)
-            correct += sum(output == reference for output, reference in zip(hypotheses, batch.ids, strict=True))
-            loss += float(objective.total(step)["loss"]) * len(batch)
-            total += len(batch)
-    return dev_metrics(correct, loss, total)
+        return validate_greedy(dev, BLANK, outputs)

@@ -15,10 +15,8 @@ from kdlib.io import atomic_write, write_json
 from kdlib.runtime import seed_everything
 from kdlib.training.checkpoints import BEST, ENDED, LAST
 
-START = ("dev_wra", "dev_score")  # metrics of the start that are recorded
 Validation = Callable[[], dict[str, float]]  # metrics on the dev block by name; the greatest "dev_score" is best
-
-
+START = ("dev_wra", "dev_score")  # metrics of the start that are recorded
 _STATE = ("score", "best_step", "waited", "validated_at", "kept", "start")  # of validations, in checkpoints
 
 
