@@ -83,7 +83,8 @@ verdict: $(READY)
 evaluate: $(READY)
 	@$(KDLIB) evaluate "$(CHECKPOINT)" "$(MANIFEST)" $(call option,TOKENIZER,--tokenizer) \
 	  $(call option,MAX_DECODE_LEN,--max-decode-len) $(call option,DATA_FOLDER,--data-folder) \
-	  $(call option,LM,--lm) $(call option,LM_WEIGHT,--lm-weight) $(call option,DEVICE,--device)
+	  $(call option,CALIBRATION,--calibration) \
+	  $(call option,CALIBRATE_ON,--calibrate-on) $(call option,LM,--lm) $(call option,LM_WEIGHT,--lm-weight) $(call option,DEVICE,--device)
 
 examine: $(READY)
 	@$(KDLIB) examine "$(EVAL)" $(call option,TOKENIZER,--tokenizer) $(call option,DECODER,--decoder) \

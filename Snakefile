@@ -87,11 +87,13 @@ for name, (command, _) in COMMANDS.items():
             f"{LOGS}/{name}_{{owner}}_{{part}}",
         params:
             label=lambda wildcards, name=name, of=of: f"{name} {wildcards.owner}" + f" {wildcards.part}{of}" * bool(of),
+            command=command,  # a shell command is filled in when it runs, and this loop is over then
+            share=lambda wildcards, of=of: f"--share {wildcards.part}{of}" * bool(of),
             folds=lambda wildcards: ",".join(RUN.folds) if wildcards.owner == "all" else wildcards.owner,
             settings=lambda wildcards: RUN.settings_of(wildcards.owner),
             code=RUN.code,
         shell:
-            f"{KDLIB} {command} {RUN.recipe!r} {{params.folds:q}}" + f" --share {{wildcards.part}}{of}" * bool(of) + FOLLOW
+            f"{KDLIB} {{params.command}} {RUN.recipe!r} {{params.folds:q}} {{params.share}}" + FOLLOW
 
 
 for name, (folder, figures, rank) in FOLD_STAGES.items():
@@ -128,6 +130,7 @@ rule students:
             f"{OUT}/{{held_out}}/figures/training_{{variant}}_seed{{seed}}.png", category="students", subcategory="{held_out}"
         ),
         notebook=RUN.student("{held_out}", "{variant}", "{seed}"),
+    priority: 4
     log:
         f"{LOGS}/04_distill_{{held_out}}_{{variant}}_{{seed}}.ipynb",
     params:

@@ -221,6 +221,8 @@ def _evaluate_arguments(parser: Parser) -> None:
     parser.add_argument("--tokenizer", type=Path, help="for a check: must be the model's own")
     parser.add_argument("--max-decode-len", type=int, help="of the attention decoder, in tokens")
     parser.add_argument("--lexicon", type=Path, help="one word (tab, spelling) per line; by default all transcripts")
+    parser.add_argument("--calibration", type=Path, help="calibration.json; by default the checkpoint's own")
+    parser.add_argument("--calibrate-on", type=Path, help="manifest of training speech to calibrate the lexicon on")
     parser.add_argument("--lm", type=Path, help="ARPA file of words, for beam search")
     parser.add_argument("--lm-weight", type=float, default=0.9, help="weight of its natural log-probabilities")
     parser.add_argument("--word-bonus", type=float, default=0.0, help="nats per word")
@@ -248,10 +250,13 @@ def _export_arguments(parser: Parser) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
+    from kdlib.evaluate.checkpoint import export_calibration
     from kdlib.models.export import export
 
     path = export(options.student, options.nemo)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+    calibration = export_calibration(options.student, options.nemo)
+    print(f"{calibration or 'no calibration of its closed lexicon: the student was not scored, or not calibrated'}")
 
 
 def _follow_arguments(parser: Parser) -> None:

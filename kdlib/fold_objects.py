@@ -5,6 +5,7 @@ Everything is made when it is first asked for, and once; `pipeline.Fold` adds th
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -116,8 +117,9 @@ class FoldObjects:
 
     def decoder_setup(self, tokens: Tokens | None = None, *, all_speakers: bool = False) -> DecoderSetup:
         """What decoders need, for these tokens or the teachers'."""
-        model = self.decoding_model(tokens, all_speakers=all_speakers) / lm.ARPA
-        return decoder_setup.DecoderSetup(tokens or self.tokens, self.lexicon, model, self.params.search)
+        model, params = self.decoding_model(tokens, all_speakers=all_speakers) / lm.ARPA, self.params
+        setup = decoder_setup.DecoderSetup(tokens or self.tokens, self.lexicon, model, params.search)
+        return setup if all_speakers else dataclasses.replace(setup, calibration=params.calibration)
 
     # teachers, their outputs, and the targets
 

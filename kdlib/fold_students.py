@@ -16,6 +16,7 @@ from kdlib.models import read_record
 from kdlib.models.encoders import ENCODERS
 from kdlib.objectives import terms
 from kdlib.settings.encoder import EncoderSizes
+from kdlib.settings.targets import DEV_FITTED
 from kdlib.source_code import lazy
 
 if TYPE_CHECKING:
@@ -25,16 +26,18 @@ if TYPE_CHECKING:
     from kdlib.distill.setup import StudentData, StudentSetup
     from kdlib.distill.student_scores import StudentScoring
     from kdlib.distill.students import Watch
+    from kdlib.evaluate.fold_scores import FoldScoring
     from kdlib.models.hybrid import Hybrid
     from kdlib.pretrained.start import Start
     from kdlib.targets.aggregation import TeacherEnsemble
     from kdlib.targets.pseudo_labels import TeacherHypotheses
-    from kdlib.targets.target_report import TargetScoring
 
 # Imported when they are used: torch and its companions take seconds.
 aggregation = lazy("kdlib.targets.aggregation")
 beam = lazy("kdlib.decode.beam")
+calibration = lazy("kdlib.decode.calibration")
 faults = lazy("kdlib.distill.faults")
+fold_scores = lazy("kdlib.evaluate.fold_scores")
 hybrid = lazy("kdlib.models.hybrid")
 lexicon = lazy("kdlib.decode.lexicon")
 loss_view = lazy("kdlib.distill.loss_view")
@@ -142,11 +145,26 @@ class StudentObjects(FoldObjects):
             return None
         setup.check_lexicon(distill, self.lexicon, bool(self.params.labels))
         search, params = None, self.params
-        if params.needs_beam:
+        calibrators = calibration.load(self.word_calibration() / calibration.FILE) if self._needs_words else {}
+        if self._needs_beam:
             search = beam.recipe_search(params.search, self.tokens, self.lexicon, self.decoding_model() / lm.ARPA)
         return pseudo_labels.TeacherHypotheses(
-            targets["ctc"], lexicon.Lexicon(self.lexicon, self.tokens), self.tokens, search
+            targets["ctc"], lexicon.Lexicon(self.lexicon, self.tokens), self.tokens, search, calibrators
         )
+
+    @property
+    def _needs_beam(self) -> bool:
+        """True if the teachers' texts come from beam search."""
+        distill = self.params.distill
+        return terms.uses_teachers(distill) and terms.text_source(distill)[0] == "beam"
+
+    @property
+    def _needs_words(self) -> bool:
+        """True if the teachers' words of the closed lexicon are targets, and these are calibrated."""
+        distill = self.params.distill
+        words = distill.words.weight or terms.text_source(distill)[0] == "lexicon"
+        used = terms.uses_teachers(distill) and terms.needs(distill, "texts") and words
+        return bool(used) and self.params.calibration.form != "none"
 
     def _words_of_loss(self) -> Lexicon | None:
         """The closed lexicon, where the loss chooses among its words."""
@@ -259,8 +277,8 @@ class StudentObjects(FoldObjects):
         """The tokenizer that evaluation decodes with, where that is a fault."""
         return faults.tokenizer_files(self.params.faults) if self.params.faults.decode_tokenizer else []
 
-    def _target_scoring(self) -> TargetScoring:
-        return target_report.TargetScoring(self.splits, self.decoder_setup(), self.params.scoring)
+    def _scoring(self) -> FoldScoring:
+        return fold_scores.FoldScoring(self.splits, self.decoder_setup(), self.params.scoring)
 
     def _student_scoring(self) -> StudentScoring:
         decoding, params = self.decoder_setup(), self.params
@@ -298,6 +316,32 @@ class StudentObjects(FoldObjects):
             "fold": self.params.fold.model_dump(mode="json"),
         }
 
+    def _student_inputs(self, seed: int) -> list[Path]:
+        """The files and folders that a student depends on."""
+        params, settings = self.params, self.params.student
+        inputs = [self.corpus_folder, self.tokens_folder()]
+        if folder := self.resumed_from(seed):
+            inputs += [folder / setup.LATEST]
+        elif settings.start == "pretrained":
+            source = self._pretrained_student()
+            inputs += [source if source.is_file() else source / "model.safetensors"]
+        if not terms.uses_teachers(params.distill):
+            return inputs
+        method = params.aggregation.method
+        names = self.target_teachers(method)
+        inputs += [self.outputs(name, "training") for name in names]
+        if params.faults.choose_by == "kl":
+            inputs += [self.outputs(name, "analysis") for name in names]
+        if method == "weighted_similarity":
+            inputs += [self.speaker_features()]
+        if self._needs_beam:
+            inputs += [self.decoding_model()]
+        if self._needs_words:
+            inputs += [self.word_calibration()]
+        if method in DEV_FITTED and params.fold.dev:
+            inputs += [self.teacher_scores(name) for name in names]
+        return inputs
+
     def _student_settings(self) -> dict:
         """The settings that a student depends on; those of teachers only where the loss uses them."""
         params, uses_teachers = self.params, terms.uses_teachers(self.params.distill)
@@ -313,7 +357,7 @@ class StudentObjects(FoldObjects):
             settings["aggregation"] = params.aggregation.model_dump(mode="json")
         if params.faults.named:
             settings["faults"] = params.faults.model_dump(exclude_defaults=True)
-        if params.needs_beam:
+        if self._needs_beam:
             settings["search"] = params.search.model_dump(mode="json")
         if not ENCODERS[params.student.encoder].checkpoint or params.student.start == "scratch":
             sizes = params.student.sizes or params.teacher

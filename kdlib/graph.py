@@ -26,10 +26,10 @@ COMMANDS = {  # job -> its command of kdlib, and the job before it; those in SHA
     "outputs": ("outputs", "teachers"),
 }
 SHARED = ("teachers", "outputs")
-FOLD_STAGES = {  # notebook -> its folder, figures of the report, priority: teachers come first, because others wait
-    "01_baseline": ("baseline", ["wra_by_speaker"], 1),
-    "02_teachers": ("teachers", ["teacher_matrix"], 2),
-    "03_logits": ("target_report", ["aggregates", "spikes"], 2),
+FOLD_STAGES = {  # notebook -> its folder, figures of the report, priority: first what students wait for
+    "01_baseline": ("baseline", ["wra_by_speaker"], 5),
+    "02_teachers": ("teachers", ["teacher_matrix"], 1),
+    "03_logits": ("target_report", ["aggregates", "spikes"], 1),
     "05_collapse": ("collapse", ["examination"], 0),
 }
 STAGES = ("corpus", "baseline", "teachers", "logits", "students", "collapse")  # where a run can stop
@@ -111,7 +111,8 @@ class Graph:
             taught_by = (name.split("/seed") for name in student_teachers(params.teacher))
             before += [self.student(held_out, *pair) for pair in taught_by]
         elif variant in self.of_variant and self._taught(variant):
-            before += [self.notebook(held_out, "03_logits")]
+            selects = params.aggregation.method == "auto"  # by the report of 03, which is made once
+            before += [self.notebook(held_out, "03_logits")] if selects else self.marks("outputs", held_out)
         if params.distill.control != variant:
             before += [self.student(held_out, params.distill.control, seed)]
         return before

@@ -9,6 +9,7 @@ from pathlib import Path
 from kdlib.io import repository_root
 from kdlib.models.encoders import ENCODERS
 from kdlib.params import Params
+from kdlib.settings.targets import FUSIONS
 from kdlib.settings.teacher import Teacher
 
 
@@ -67,6 +68,10 @@ class Layout:
     def fusion(self, kind: str) -> Path:
         """A learned fusion of the fold's teachers."""
         return self.labels / "fusion" / self._set / kind
+
+    def word_calibration(self, method: str) -> Path:
+        """The calibration of the teachers' words; of a fusion's it is one of all teachers together."""
+        return self.labels / "word_calibration" / self._set / (method if method in FUSIONS else "each_teacher")
 
     def combined_teachers(self, method: str) -> Path:
         """The combined teachers on the held-out speaker's speech."""

@@ -20,7 +20,7 @@ from kdlib.objectives import terms
 from kdlib.settings import Names, Section, Seeds
 from kdlib.settings.corpus import CorpusSettings, SplitSettings
 from kdlib.settings.distill import Distill
-from kdlib.settings.evaluation import BeamSearchSettings, Scoring
+from kdlib.settings.evaluation import BeamSearchSettings, Calibration, Scoring
 from kdlib.settings.pretrained import PretrainedSettings, TokenSettings
 from kdlib.settings.student import EnsembleMembers, Faults, Student
 from kdlib.settings.targets import Aggregation, LogitStudentSettings
@@ -48,6 +48,7 @@ class Params(CorpusSettings, SplitSettings, PretrainedSettings):
     ensembles: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], EnsembleMembers] = Field({})  # of students
     scoring: Scoring = Scoring()
     search: BeamSearchSettings = BeamSearchSettings()
+    calibration: Calibration = Calibration()
     outputs: str = "outputs"
     device: Literal["auto", "cpu", "cuda"] = "auto"  # of all models; auto: a CUDA GPU where there is one
 
@@ -99,14 +100,10 @@ class Params(CorpusSettings, SplitSettings, PretrainedSettings):
         return self.distill.heads != "ctc" and terms.uses_teachers(self.distill) and others
 
     @property
-    def needs_beam(self) -> bool:
-        """True if the teachers' texts come from beam search."""
-        return terms.uses_teachers(self.distill) and terms.text_source(self.distill)[0] == "beam"
-
-    @property
     def scoring_identity(self) -> dict:
         """The settings that scores depend on, as stages record them."""
-        return {"scoring": self.scoring.model_dump(), "search": self.search.model_dump(mode="json")}
+        sections = {"scoring": self.scoring, "search": self.search, "calibration": self.calibration}
+        return {name: section.model_dump(mode="json") for name, section in sections.items()}
 
     @property
     def student_scoring_identity(self) -> dict:

@@ -50,6 +50,7 @@ beam = lazy("kdlib.decode.beam")
 ensembles = lazy("kdlib.distill.ensembles")
 extract = lazy("kdlib.logits.extract")
 faults = lazy("kdlib.distill.faults")
+fold_scores = lazy("kdlib.evaluate.fold_scores")
 fusion = lazy("kdlib.targets.fusion")
 hybrid = lazy("kdlib.models.hybrid")
 logit_student = lazy("kdlib.distill.logit_student")
@@ -59,6 +60,7 @@ pieces = lazy("kdlib.pretrained.pieces")
 preflight = lazy("kdlib.distill.preflight")
 pretrained = lazy("kdlib.pretrained.model")
 sampling = lazy("kdlib.training.sampling")
+pseudo_labels = lazy("kdlib.targets.pseudo_labels")
 score = lazy("kdlib.evaluate.score")
 setup = lazy("kdlib.distill.setup")
 similarity = lazy("kdlib.targets.similarity")
@@ -219,7 +221,8 @@ class Fold(StudentObjects):
             own = self.params.pretrained == "from_corpus"
             words = frozenset(self.pretrained_record()["words"]) if own else fold.splits.train_words
             system = nemo_files.NeMoCTC(model, self.params.device)
-            baseline.score_fold(partial, system, fold.splits, words, decoding, scoring)
+            how = fold_scores.FoldScoring(fold.splits, decoding, scoring)
+            baseline.score_baseline(partial, system, words, how)
 
         return Stage(
             self.layout.baseline,
@@ -439,6 +442,28 @@ class Fold(StudentObjects):
         )
 
     @stage
+    def word_calibration(self) -> Stage:
+        """The calibration of the words of every teacher, or of a fusion, for targets that are words."""
+        method, purposes = self.params.aggregation.method, ("training", "analysis")
+        names = self.target_teachers(method)
+
+        def build(partial: Path) -> None:
+            ensembles = [self.targets(method, purpose=purpose) for purpose in purposes]
+            decoders = self.decoder_setup().without_beam().decoders()
+            pseudo_labels.calibrate_words(partial, *ensembles, self.splits, decoders, self.params.calibration)
+
+        return Stage(
+            self.layout.word_calibration(method),
+            "calibration of the teachers' words",
+            build=build,
+            settings={"calibration": self.params.calibration.model_dump(mode="json"), "teachers": names}
+            | self.split_settings.identity
+            | {"labels": labels.record(self.split_settings)},
+            inputs=[self.corpus_folder, *(self.outputs(name, purpose) for name in names for purpose in purposes)],
+            seed=self.params.seed,
+        )
+
+    @stage
     def target_report(self) -> Stage:
         """Every method's targets, decoded and scored on training and on dev speech."""
         names, methods = self.target_teachers(), self.methods
@@ -451,7 +476,7 @@ class Fold(StudentObjects):
             return self.targets(method, purpose=purpose)
 
         def build(partial: Path) -> None:
-            target_report.build_report(partial, methods, target, self._target_scoring())
+            target_report.build_report(partial, methods, target, self._scoring())
 
         return Stage(
             self.layout.target_report,
@@ -472,9 +497,10 @@ class Fold(StudentObjects):
         """The combined teachers on the held-out speaker's test speech: for inspection, not a target."""
 
         def build(partial: Path) -> None:
-            how = self._target_scoring()
+            how, training = self._scoring(), self.targets(method, purpose="training")
             ensemble = self.targets(method, purpose="analysis")
-            target_report.score_target(partial, method, ensemble, self.splits.test, how, posteriors=True)
+            decoders = target_report.target_decoders(partial, training, ensemble, how)
+            target_report.score_target(partial, method, ensemble, self.splits.test, decoders, how, posteriors=True)
 
         return Stage(
             self.layout.combined_teachers(method),
@@ -484,7 +510,7 @@ class Fold(StudentObjects):
             inputs=[
                 self.corpus_folder,
                 self.decoding_model(),
-                *(self.outputs(name, "analysis") for name in self.target_teachers(method)),
+                *(self.outputs(name, one) for name in self.target_teachers(method) for one in ("training", "analysis")),
                 *([self.speaker_features()] if method == "weighted_similarity" else []),
             ],
             seed=self.params.seed,
@@ -497,12 +523,10 @@ class Fold(StudentObjects):
         purposes = ("training", "analysis")
 
         def build(partial: Path) -> None:
-            decoding = self.decoder_setup()
             outputs = logit_student.TeacherOutputs(
                 *(fold.targets("logprob_mean", purpose=purpose) for purpose in purposes)
             )
-            settings, scoring = self.params.logit_student, self.params.scoring
-            logit_student.train_and_score(partial, outputs, self.splits, settings, decoding, scoring)
+            logit_student.train_and_score(partial, outputs, self.params.logit_student, self._scoring())
 
         return Stage(
             self.layout.logit_student,
@@ -548,30 +572,6 @@ class Fold(StudentObjects):
             settings=used._student_settings() | {"asked": self.params.distill.heads},
             inputs=[*used._student_inputs(seed), *used._teachers_and_parents().values()],
         )
-
-    def _student_inputs(self, seed: int) -> list[Path]:
-        """The files and folders that a student depends on."""
-        params, settings = self.params, self.params.student
-        inputs = [self.corpus_folder, self.tokens_folder()]
-        if folder := self.resumed_from(seed):
-            inputs += [folder / setup.LATEST]
-        elif settings.start == "pretrained":
-            source = self._pretrained_student()
-            inputs += [source if source.is_file() else source / "model.safetensors"]
-        if not terms.uses_teachers(params.distill):
-            return inputs
-        method = params.aggregation.method
-        names = self.target_teachers(method)
-        inputs += [self.outputs(name, "training") for name in names]
-        if params.faults.choose_by == "kl":
-            inputs += [self.outputs(name, "analysis") for name in names]
-        if method == "weighted_similarity":
-            inputs += [self.speaker_features()]
-        if params.needs_beam:
-            inputs += [self.decoding_model()]
-        if method in DEV_FITTED and params.fold.dev:
-            inputs += [self.teacher_scores(name) for name in names]
-        return inputs
 
     def preflight(self, seed: int = 1) -> list[Check]:
         """The results of the preflight checks."""

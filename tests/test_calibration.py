@@ -332,8 +332,8 @@ def test_a_calibrator_is_the_same_after_it_was_saved(lexicon, tokens, tmp_path):
     sample = simulate(lexicon, 200)
     for form in FORMS:
         found = fit(sample, lexicon, tokens, Calibration(form=form), texts=sample.references).at(0.75, 2.5)
-        found.save(tmp_path / "calibration.json")
-        again = calibration.load(tmp_path / "calibration.json")
+        calibration.save(tmp_path / "calibration.json", {"lexicon": found})
+        again = calibration.load(tmp_path / "calibration.json")["lexicon"]
         assert again == found
         assert np.array_equal(again.scores(sample.scores, lexicon), found.scores(sample.scores, lexicon))
 
@@ -341,8 +341,10 @@ def test_a_calibrator_is_the_same_after_it_was_saved(lexicon, tokens, tmp_path):
 @pytest.mark.parametrize("damage", [{"schema": 99}, {"weights": None}, {"speakers": 3}, {"unknown": 1}, None])
 def test_a_file_that_is_no_calibration_is_refused(damage, lexicon, tokens, tmp_path):
     path = tmp_path / "calibration.json"
-    fit(simulate(lexicon, 50), lexicon, tokens, Calibration()).save(path)
+    calibration.save(path, {"lexicon": fit(simulate(lexicon, 50), lexicon, tokens, Calibration())})
     content = json.loads(path.read_text())
+    if damage and "schema" not in damage:
+        damage = {"calibrators": {"lexicon": content["calibrators"]["lexicon"] | damage}}
     path.write_text("{" if damage is None else json.dumps(content | damage))
     with pytest.raises(UserError, match=r"calibration\.json is no calibration of this version .* fit it again"):
         calibration.load(path)
@@ -370,14 +372,15 @@ def test_a_lexicon_without_the_samples_words_is_refused(lexicon, tokens):
     with pytest.raises(UserError, match="none of the 20 training utterances has a word of the lexicon"):
         fit(sample, foreign, tokens, Calibration())
     with pytest.raises(UserError, match="expected training utterances, found none"):
-        Collector(lexicon).sample()
+        Collector(tokens).sample()
 
 
 def test_a_sample_is_collected_over_batches_without_padding(lexicon, tokens):
     outputs, texts = random_outputs(tokens, utterances=4), ["one", "Two", "six", "TIME"]
-    collector = Collector(lexicon)
-    collector.add(Emissions(outputs.logits[:1], outputs.lengths[:1]), texts[:1], ["A"])
-    collector.add(Emissions(outputs.logits[1:], outputs.lengths[1:]), texts[1:], ["B", "B", "C"])
+    collector = Collector(tokens)
+    for rows, speakers in ((slice(0, 1), ["A"]), (slice(1, None), ["B", "B", "C"])):
+        emissions = Emissions(outputs.logits[rows], outputs.lengths[rows])
+        collector.add(lexicon.scores(emissions), texts[rows], speakers, emissions)
     sample = collector.sample()
     frames = [row[:length] for row, length in zip(outputs.logits, outputs.lengths, strict=True)]
     expected = torch.cat(frames).double().softmax(-1).mean(0).numpy()

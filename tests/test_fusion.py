@@ -80,7 +80,7 @@ def test_training_weights_the_better_teacher_up(stores, kind):
     scores, _ = trained(list(padded.values()), torch.tensor([LENGTH]))
     if kind == "attention":
         assert scores.softmax(-1)[..., 0].mean() > 0.6
-    (logits, weights), *rest = ensemble.each(batch)  # a fusion counts as one teacher
+    (_, logits, weights), *rest = ensemble.each(batch)  # a fusion counts as one teacher
     assert not rest
     assert torch.allclose(logits, ensemble.logits(batch).logits)
     assert weights.tolist() == [1.0]

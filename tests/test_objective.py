@@ -286,7 +286,7 @@ def test_occupancies_follow_the_reference_or_a_confident_hypothesis(student, bat
         """KL from the mean of both teachers' occupancies of the references."""
         logits, lengths, ids = outputs.ctc.logits[rows], outputs.lengths[rows], [batch.ids[row] for row in rows]
         teachers = occupancy.sources.targets["ctc"].each(batch.select(rows), lengths)
-        mean = sum(losses.occupancy(logits, lengths, ids) for logits, _ in teachers) / 2
+        mean = sum(losses.occupancy(logits, lengths, ids) for _, logits, _ in teachers) / 2
         inside = length_mask(lengths, logits.shape[1]).float()
         return losses.soft_kl(logits, mean.clamp_min(1e-12).log(), inside).item()
 

@@ -5,8 +5,12 @@ P(word | encodings) is the product of the conditional probabilities of its token
 few. The beam search and its CTC prefix scores are SpeechBrain's.
 """
 
+import copy
+from collections.abc import Mapping
+
 import torch
 
+from kdlib.decode.calibration import CalibratedLexicon, Calibrator
 from kdlib.decode.lexicon import Lexicon
 from kdlib.models import Outputs
 from kdlib.models.decoder import teacher_forced
@@ -32,26 +36,37 @@ class AttentionDecoding:
     ) -> None:
         """Decode at most `longest` tokens with a beam of `size`; `ctc_weight` is 0 if the CTC head is not trained."""
         self.model, self.tokens, self.lexicon, self.size = model, tokens, lexicon, size
-        self.ctc_weight = ctc_weight
+        self.ctc_weight, self._calibrated = ctc_weight, {}
         self.longest = longest or max(map(len, lexicon.sequences)) + 4
         self.columns = ("attention", "attention_beam", "attention_lexicon")
         self.columns += ("joint", "joint_lexicon") if self.ctc_weight else ()
 
+    def calibrated(self, calibrators: Mapping[str, Calibrator]) -> "AttentionDecoding":
+        """Return the same decoders with calibrated words, by column."""
+        changed = copy.copy(self)
+        own = (name for name in self.columns if name in calibrators)
+        changed._calibrated = {name: CalibratedLexicon(self.lexicon, calibrators[name]) for name in own}
+        return changed
+
     def __call__(self, outputs: Outputs) -> dict[str, list[str]]:
         """Decode a batch into the columns of a table of hypotheses."""
         ids = self.model.decode_greedy(outputs.encoded, self.longest, outputs.lengths)
-        scores = self.scores(outputs)
         columns = {
             "attention": [self.tokens.decode(row) for row in ids],
             "attention_ids": [" ".join(map(str, row)) for row in ids],
             "attention_beam": [self.tokens.decode(row) for row in self.search(outputs)],
-            "attention_lexicon": self._best_words(scores),
         }
         if self.ctc_weight:
-            joint = self.ctc_weight * self.lexicon.scores(outputs.ctc).to(scores) + (1 - self.ctc_weight) * scores
             columns["joint"] = [self.tokens.decode(row) for row in self.search(outputs, self.ctc_weight)]
-            columns["joint_lexicon"] = self._best_words(joint)
-        return columns
+        return columns | {name: self._best_words(name, scores) for name, scores in self.word_scores(outputs).items()}
+
+    def word_scores(self, outputs: Outputs) -> dict[str, torch.Tensor]:
+        """[B, W] by column: the plain score of every word."""
+        scores = {"attention_lexicon": self.scores(outputs)}
+        if self.ctc_weight:
+            of_ctc = self.ctc_weight * self.lexicon.scores(outputs.ctc).to(scores["attention_lexicon"])
+            scores["joint_lexicon"] = of_ctc + (1 - self.ctc_weight) * scores["attention_lexicon"]
+        return scores
 
     def scores(self, outputs: Outputs) -> torch.Tensor:
         """[B, W]: the log-probability of every word followed by EOS."""
@@ -86,12 +101,10 @@ class AttentionDecoding:
                 rows.append([int(token) for token in hypotheses[0] if token != self.tokens.eos])
         return rows
 
-    def _best_words(self, scores: torch.Tensor) -> list[str]:
-        best, places = scores.max(-1)
-        return [
-            self.lexicon.words[place] if fits else ""
-            for fits, place in zip(best.isfinite().tolist(), places.tolist(), strict=True)
-        ]
+    def _best_words(self, column: str, scores: torch.Tensor) -> list[str]:
+        if column in self._calibrated:
+            scores = self._calibrated[column].add_bias(scores)
+        return self.lexicon.best_of(scores)
 
 
 def _searcher(model: Hybrid, tokens: Tokens, longest: int, size: int, ctc_weight: float):

@@ -20,7 +20,8 @@ import torch
 
 from kdlib.console import progress, report
 from kdlib.decode import lm
-from kdlib.decode.lexicon import Words
+from kdlib.decode.calibration import Calibrator
+from kdlib.decode.lexicon import Lexicon, Words
 from kdlib.decode.lm import BEGIN, END, UNKNOWN
 from kdlib.errors import UserError
 from kdlib.models import Emissions
@@ -70,12 +71,26 @@ class BeamSearch:
             ids = sorted({index for spellings in self.words.values() for row in spellings for index in row})
         self.columns = [tokens.blank, *ids]
         self._decoder = self._kenlm = self._nbest = None
+        self._biases: dict[str, float] = {}
 
     def at(self, setting: BeamSettings) -> "BeamSearch":
         """Return the same search with another setting."""
         self._kenlm = self._load_kenlm()  # read once for all settings
         search = copy.copy(self)
         search.setting, search._decoder, search._nbest = setting, None, None
+        return search
+
+    def calibrated(self, calibrator: Calibrator, lexicon: Lexicon) -> "BeamSearch":
+        """Return the same search whose hypotheses are ranked anew, with the calibrated words of a lexicon.
+
+        The words' prior is the language model's. A search over pieces is unchanged.
+        """
+        if self.words is None or not calibrator.strength:
+            return self
+        biases = calibrator.strength * calibrator.bias(lexicon, with_prior=self.lm is None)
+        search = copy.copy(self)
+        search._decoder = search._nbest = None
+        search._biases = dict(zip(lexicon.words, biases.tolist(), strict=True))
         return search
 
     def __call__(self, emissions: Emissions) -> list[str]:
@@ -105,7 +120,8 @@ class BeamSearch:
             words = self.words is not None
             ids = self.tokens.encode(" ".join(hypothesis.words)) if words else self._ids(hypothesis)
             if ids:
-                scores[tuple(ids)] = np.logaddexp(scores.get(tuple(ids), -np.inf), hypothesis.score)
+                score = hypothesis.score + self._bias(hypothesis)
+                scores[tuple(ids)] = np.logaddexp(scores.get(tuple(ids), -np.inf), score)
         total = np.logaddexp.reduce(list(scores.values())) if scores else 0.0
         ranked = sorted(scores.items(), key=lambda item: (-item[1], item[0]))
         return [(list(ids), float(np.exp(score - total))) for ids, score in ranked]
@@ -117,14 +133,23 @@ class BeamSearch:
         hypotheses = self._search(emission[None])[0] if len(emission) else []
         if not hypotheses:
             return ""
+        if self._biases:
+            return " ".join(max(hypotheses, key=self._calibrated_score).words)
         if self.words is not None:
             return " ".join(hypotheses[0].words)
         return self.tokens.decode(self._ids(hypotheses[0]))
 
+    def _bias(self, hypothesis) -> float:
+        return sum(self._biases.get(word, 0.0) for word in hypothesis.words)
+
+    def _calibrated_score(self, hypothesis) -> tuple[bool, float]:
+        """Calibrated are words: an empty hypothesis is the last."""
+        return bool(hypothesis.words), hypothesis.score + self._bias(hypothesis)
+
     @property
     def _search(self):
         if self._decoder is None:
-            self._decoder = self._build()
+            self._decoder = self._build(self.setting.size if self._biases else 1)
         return self._decoder
 
     def _build(self, nbest: int = 1):

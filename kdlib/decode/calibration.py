@@ -30,6 +30,7 @@ from kdlib.models import Emissions
 from kdlib.tokens import Tokens
 
 SCHEMA = 1
+FILE = "calibration.json"  # next to the scores of a system: a calibrator for each of its closed-lexicon decoders
 TEMPERATURES = (0.05, 200.0)  # searched
 # Of a word, one of its token sequences, and the log prior of every token: what predicts the bias of any word.
 FEATURES = {
@@ -69,14 +70,21 @@ class Calibrator:
     scale: float = 1.0  # nats of scores per nat of log posterior, as fitted
     strength: float = 1.0
     temperature: float = 1.0
-    schema: int = SCHEMA
 
     def at(self, strength: float, temperature: float | None = None) -> "Calibrator":
         """The same biases with another strength and, if given, temperature."""
         return dataclasses.replace(self, strength=strength, temperature=temperature or self.temperature)
 
-    def bias(self, lexicon: Lexicon) -> np.ndarray:
-        """[W]: the bias of every word of any lexicon, at strength 1; their mean, weighted by the prior, is 0."""
+    def summary(self) -> dict:
+        """What a report says of it."""
+        names = ("form", "utterances", "strength", "temperature")
+        return {name: getattr(self, name) for name in names} | {"speakers": len(self.speakers)}
+
+    def bias(self, lexicon: Lexicon, *, with_prior: bool = True) -> np.ndarray:
+        """[W]: the bias of every word of any lexicon, at strength 1; their mean, weighted by the prior, is 0.
+
+        Without the prior of the words it is for searches whose language model knows it.
+        """
         if not self.weights:
             return np.zeros(len(lexicon.words))
         counts = self.counts if self.prior != "uniform" else {}
@@ -86,7 +94,7 @@ class Calibrator:
             part.weight * (features[name] - part.mean) / part.sd for name, part in self.weights.items() if part.weight
         )
         own = np.array([self.own.get(word, 0.0) for word in lexicon.words])
-        bias = of_features + own + self.scale * np.log(prior)
+        bias = of_features + own + (self.scale * np.log(prior) if with_prior else 0.0)
         return bias - prior @ bias
 
     def emissions(self, emissions: Emissions) -> Emissions:
@@ -113,22 +121,33 @@ class Calibrator:
                 "fold's training speakers"
             )
 
-    def save(self, path: Path) -> None:
-        """Write the calibrator as JSON."""
-        write_json(path, dataclasses.asdict(self))
+
+def save(path: Path, calibrators: Mapping[str, Calibrator]) -> None:
+    """Write the calibrators of a system, by decoder or teacher, as JSON."""
+    content = {name: dataclasses.asdict(one) for name, one in calibrators.items()}
+    write_json(path, {"schema": SCHEMA, "calibrators": content})
 
 
-def load(path: Path) -> Calibrator:
-    """Read a calibrator."""
+def load(path: Path) -> dict[str, Calibrator]:
+    """Read the calibrators of a system, by decoder or teacher."""
     try:
         content = read_json(path)
         if content["schema"] != SCHEMA:
             raise ValueError(f"schema {content['schema']}")
-        content["weights"] = {name: Weight(**part) for name, part in content["weights"].items()}
-        lists = {name: tuple(content[name]) for name in ("speakers", "log_prior", "words")}
-        return Calibrator(**content | lists)
+        return {name: _calibrator(one) for name, one in content["calibrators"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{short_path(path)} is no calibration of this version ({error}); fit it again") from None
+
+
+def of_scores(folder: Path) -> dict[str, Calibrator]:
+    """The calibrators of a system that was scored in a folder; none if it has none."""
+    return load(folder / FILE) if (folder / FILE).is_file() else {}
+
+
+def _calibrator(content: dict) -> Calibrator:
+    weights = {name: Weight(**part) for name, part in content["weights"].items()}
+    lists = {name: tuple(content[name]) for name in ("speakers", "log_prior", "words")}
+    return Calibrator(**content | lists | {"weights": weights})
 
 
 class CalibratedLexicon(Lexicon):
@@ -144,8 +163,15 @@ class CalibratedLexicon(Lexicon):
 
     def scores(self, emissions: Emissions) -> torch.Tensor:
         """[B, W]: the calibrated score of every word."""
-        plain = super().scores(self.calibrator.emissions(emissions))
-        return plain + self.bias.to(plain) if self.calibrator.strength else plain
+        return self.add_bias(super().scores(self.calibrator.emissions(emissions)))
+
+    def calibrate(self, plain: torch.Tensor, emissions: Emissions) -> torch.Tensor:
+        """[B, W]: the calibrated scores, from the plain ones where these suffice."""
+        return self.scores(emissions) if self.calibrator.form == "label_prior" else self.add_bias(plain)
+
+    def add_bias(self, scores: torch.Tensor) -> torch.Tensor:
+        """Add the bias of every word to scores [B, W] of any decoder."""
+        return scores + self.bias.to(scores) if self.calibrator.strength else scores
 
     def among(self, places: Sequence[int]) -> "CalibratedLexicon":
         """Return a lexicon of some of the words, with their biases."""

@@ -39,30 +39,36 @@ class Sample:
 
 
 class Collector:
-    """Collect a sample from batches of CTC outputs."""
+    """Collect a sample from batches of scores."""
 
-    def __init__(self, lexicon: Lexicon) -> None:
-        self.lexicon = lexicon
-        self._scores: list[np.ndarray] = []
+    def __init__(self, tokens: Tokens) -> None:
+        self._size, self._scores = tokens.size, []
         self._references: list[str] = []
         self._speakers: list[str] = []
         self._posterior, self._frames = 0.0, 0
 
-    def add(self, emissions: Emissions, references: Iterable[str], speakers: Iterable[str]) -> None:
-        """Add a batch."""
-        self._scores.append(self.lexicon.scores(emissions).cpu().numpy())
+    def add(
+        self,
+        scores: torch.Tensor,
+        references: Iterable[str],
+        speakers: Iterable[str],
+        emissions: Emissions | None = None,
+    ) -> None:
+        """Add a batch: the plain scores [B, W] of every word, and the CTC outputs if their head is trained."""
+        self._scores.append(scores.cpu().numpy())
         self._references += map(normalise, references)
         self._speakers += speakers
-        inside = torch.arange(emissions.logits.shape[1])[None] < emissions.lengths.cpu()[:, None]
-        posteriors = emissions.logits.detach().cpu()[inside].double().softmax(-1)
-        self._posterior, self._frames = self._posterior + posteriors.sum(0).numpy(), self._frames + len(posteriors)
+        if emissions is not None:
+            inside = torch.arange(emissions.logits.shape[1])[None] < emissions.lengths.cpu()[:, None]
+            posteriors = emissions.logits.detach().cpu()[inside].double().softmax(-1)
+            self._posterior, self._frames = self._posterior + posteriors.sum(0).numpy(), self._frames + len(posteriors)
 
     def sample(self) -> Sample:
         """Everything that was added."""
-        if not self._frames:
+        if not self._references:
             raise UserError("calibration: expected training utterances, found none")
-        scores = np.concatenate(self._scores)
-        return Sample(scores, self._references, self._speakers, self._posterior / self._frames)
+        posterior = self._posterior / self._frames if self._frames else np.full(self._size, 1 / self._size)
+        return Sample(np.concatenate(self._scores), self._references, self._speakers, posterior)
 
 
 def fit(

@@ -1,22 +1,26 @@
 """All decoders of a system: `Outputs` -> the columns of a table of hypotheses."""
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
+
+import torch
 
 from kdlib.decode.attention import AttentionDecoding
 from kdlib.decode.beam import BeamSearch
+from kdlib.decode.calibration import CalibratedLexicon, Calibrator
 from kdlib.decode.greedy import blank_share, greedy
 from kdlib.decode.lexicon import Lexicon
 from kdlib.models import Outputs
 from kdlib.tokens import Tokens
 
-GREEDY, CLOSED, BEAM = "greedy", "lexicon", "beam"
+GREEDY, CLOSED, PLAIN, BEAM = "greedy", "lexicon", "lexicon_plain", "beam"
 
 
 class DecoderSet:
     """Greedy and closed-lexicon decoding, with beam search and an attention decoder where they are given.
 
     `columns` are the decoders whose heads are trained, and which are therefore scored; the hypotheses of an untrained
-    CTC head are written all the same.
+    CTC head are written all the same. The words of the closed lexicon are plain until `calibrated`.
     """
 
     def __init__(
@@ -30,27 +34,54 @@ class DecoderSet:
         more: Iterable[str] = (),
     ) -> None:
         """`more` names further columns, which the caller fills."""
-        self.tokens, self.lexicon, self.beam, self.attention, self.ctc = tokens, lexicon, beam, attention, ctc
-        self.more = tuple(more)
+        self.tokens, self.beam, self.attention, self.ctc = tokens, beam, attention, ctc
+        self.plain = self.lexicon = lexicon
+        self.more, self.calibrators = tuple(more), {}
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The decoders that are scored."""
-        ctc = (GREEDY, CLOSED, *([BEAM] if self.beam else [])) if self.ctc else ()
+        closed = (CLOSED, PLAIN) if CLOSED in self.calibrators else (CLOSED,)
+        ctc = (GREEDY, *closed, *([BEAM] if self.beam else [])) if self.ctc else ()
         return (*ctc, *(self.attention.columns if self.attention else ()), *self.more)
+
+    @property
+    def word_columns(self) -> list[str]:
+        """The decoders that choose a word of the closed lexicon."""
+        return [CLOSED] * self.ctc + [name for name in self.columns if name.endswith("_lexicon")]
 
     def with_beam(self, beam: BeamSearch | None) -> "DecoderSet":
         """Return the same decoders with another beam search."""
-        return DecoderSet(self.tokens, self.lexicon, beam=beam, attention=self.attention, ctc=self.ctc, more=self.more)
+        changed = copy.copy(self)
+        changed.beam = beam
+        return changed
+
+    def calibrated(self, calibrators: Mapping[str, Calibrator]) -> "DecoderSet":
+        """Return the same decoders with calibrated words, by decoder."""
+        changed = copy.copy(self)
+        changed.calibrators = dict(calibrators)
+        if CLOSED in calibrators:
+            changed.lexicon = CalibratedLexicon(self.plain, calibrators[CLOSED])
+            changed.beam = self.beam.calibrated(calibrators[CLOSED], self.plain) if self.beam else None
+        if self.attention:
+            changed.attention = self.attention.calibrated(calibrators)
+        return changed
+
+    def word_scores(self, outputs: Outputs, *, slow: bool = True) -> dict[str, torch.Tensor]:
+        """[B, W] by decoder: the plain score of every word; without `slow` only those of CTC."""
+        scores = {CLOSED: self.plain.scores(outputs.ctc)} if self.ctc else {}
+        return scores | (self.attention.word_scores(outputs) if slow and self.attention else {})
 
     def __call__(self, outputs: Outputs) -> Mapping[str, Sequence]:
         """Decode a batch into columns, one value per utterance."""
-        ids = greedy(outputs.ctc, self.tokens.blank)
-        best = self.lexicon.nbest(outputs.ctc, 1)
+        ids, lexicon = greedy(outputs.ctc, self.tokens.blank), self.lexicon
+        plain = self.plain.scores(outputs.ctc)
+        best = lexicon.rank(lexicon.calibrate(plain, outputs.ctc), 1)
         columns = {
             GREEDY: [self.tokens.decode(row) for row in ids],
             CLOSED: [ranked[0].word if ranked else "" for ranked in best],
             "lexicon_posterior": [round(ranked[0].posterior, 4) if ranked else 0.0 for ranked in best],
+            PLAIN: self.plain.best_of(plain),
             "n_tokens": [len(row) for row in ids],
             "blank_share": [round(share, 4) for share in blank_share(outputs.ctc, self.tokens.blank).tolist()],
             "token_ids": [" ".join(map(str, row)) for row in ids],

@@ -77,6 +77,10 @@ class Lexicon:
         scores = self._trie.scores(chosen, emissions.lengths.cpu().numpy(), torch.get_num_threads())
         return self.by_word(torch.from_numpy(scores))
 
+    def calibrate(self, plain: torch.Tensor, emissions: Emissions) -> torch.Tensor:
+        """[B, W]: plain scores, calibrated where there is a calibration (`calibration.CalibratedLexicon`)."""
+        return plain
+
     def by_word(self, scores: torch.Tensor) -> torch.Tensor:
         """[B, W]: log-probabilities of the words, from those of all `sequences` [B, S]."""
         if len(self.sequences) == len(self.words):
@@ -112,7 +116,10 @@ class Lexicon:
 
     def nbest(self, emissions: Emissions, count: int = 5) -> list[list[RankedWord]]:
         """Return every utterance's most probable words, best first; none if no word fits into the frames."""
-        scores = self.scores(emissions)
+        return self.rank(self.scores(emissions), count)
+
+    def rank(self, scores: torch.Tensor, count: int = 5) -> list[list[RankedWord]]:
+        """The same from scores [B, W]."""
         best, places = scores.topk(min(count, len(self.words)), -1)
         posteriors = (best / self.temperature - (scores / self.temperature).logsumexp(-1, keepdim=True)).exp()
         return [
@@ -126,4 +133,10 @@ class Lexicon:
 
     def best(self, emissions: Emissions) -> list[str]:
         """Return every utterance's most probable word; an empty text if no word fits into the frames."""
-        return [ranked[0].word if ranked else "" for ranked in self.nbest(emissions, 1)]
+        return self.best_of(self.scores(emissions))
+
+    def best_of(self, scores: torch.Tensor) -> list[str]:
+        """The same from scores [B, W]."""
+        best, places = scores.max(-1)
+        fits = best.isfinite().tolist()
+        return [self.words[place] if fit else "" for fit, place in zip(fits, places.tolist(), strict=True)]

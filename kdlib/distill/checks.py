@@ -76,6 +76,23 @@ def check_shift(hypotheses: Sequence[Sequence[int]], references: Sequence[Sequen
     return Check(name, PASS, reason)
 
 
+def check_short_words(answers: Sequence[int], references: Sequence[int], what: str) -> Check:
+    """Answers in a closed lexicon, by their numbers of tokens, must not be shorter than what was said.
+
+    Tested is the mean difference over utterances, with three standard errors.
+    """
+    differences = np.subtract(references, answers)
+    mean, n = float(differences.mean()), len(differences)
+    doubt = 3 * float(differences.std()) / np.sqrt(n)
+    lengths = (
+        f"{what}: {np.mean(answers):.1f} tokens per answer, {np.mean(references):.1f} per reference, in {n} utterances"
+    )
+    if mean <= doubt or mean < 0.25:
+        return Check("short words", PASS, lengths)
+    why = "an unsure CTC model prefers short words; calibrate it: calibration: {form: per_word}"
+    return Check("short words", WARN, f"{lengths}: {why}")
+
+
 def check_decoding(
     tokens: Tokens, references: Sequence[str], text_of: Callable[[Iterable[int]], str] | None = None
 ) -> Check:

@@ -18,17 +18,14 @@ from kdlib.corpus.inputs import Batch
 from kdlib.corpus.manifest import Utterance
 from kdlib.corpus.speakers import Splits
 from kdlib.decode.greedy import greedy
-from kdlib.evaluate.decoder_setup import DecoderSetup
-from kdlib.evaluate.report import score_system
+from kdlib.evaluate.fold_scores import FoldScoring, score_fold
 from kdlib.evaluate.score import About
-from kdlib.evaluate.transcribe import Evaluation
 from kdlib.io import write_json
 from kdlib.models import Emissions, Outputs
 from kdlib.models.masks import length_mask
 from kdlib.objectives import losses
 from kdlib.objectives.reference_losses import ctc_loss
 from kdlib.runtime import seed_everything, set_threads
-from kdlib.settings.evaluation import Scoring
 from kdlib.settings.targets import LogitStudentSettings
 from kdlib.targets import fusion
 from kdlib.targets.aggregation import TeacherEnsemble
@@ -59,32 +56,20 @@ class LogitStudent(nn.Module):
         return Outputs(Emissions(self.head(encoded), lengths), encoded)
 
 
-def train_and_score(
-    partial: Path,
-    outputs: TeacherOutputs,
-    splits: Splits,
-    settings: LogitStudentSettings,
-    setup: DecoderSetup,
-    scoring: Scoring,
-) -> None:
+def train_and_score(partial: Path, outputs: TeacherOutputs, settings: LogitStudentSettings, how: FoldScoring) -> None:
     """Train a student; write its weights, and its scores on the held-out and, in `dev/`, on the dev speaker."""
     set_threads()
-    student, validations = _train(outputs, splits, settings, setup.tokens)
+    student, validations = _train(outputs, how.splits, settings, how.setup.tokens)
     weights = {name: weight.contiguous() for name, weight in student.state_dict().items()}
     save_file(weights, partial / "model.safetensors")
     write_json(partial / "validations.json", validations)
-    decoders = setup.decoders()
-    for part, utterances in (("", splits.test), ("dev", splits.dev)):
-        if utterances:
-            what = f"logit student, {part or 'held-out'} speech"
-            held_out = "" if part else splits.settings.held_out
-            score_system(
-                lambda batch: run(student, outputs.analysis, batch),
-                utterances,
-                partial / part,
-                Evaluation(decoders, what, scoring, splits.corpus.level, splits.seen),
-                About("student of logits", held_out, "logit_student", settings=setup.record(decoders)),
-            )
+    covered = set(outputs.training.coverage([utt.utt_id for utt in how.splits.train]).usable)
+
+    def forward(batch: list[Utterance]) -> Outputs:
+        return run(student, outputs.training if batch[0].utt_id in covered else outputs.analysis, batch)
+
+    about = About("student of logits", checkpoint="logit_student")
+    score_fold(partial, forward, how.setup.decoders(), how, about, usable=covered)
 
 
 def _train(
@@ -138,7 +123,7 @@ def _forward(
 ) -> tuple[Outputs, torch.Tensor]:
     """The student's outputs on a batch, and the teachers' mean logits."""
     frames = ensemble.frames(Batch(batch))
-    logits = [part for part, _ in ensemble.each(Batch(batch), frames)]
+    logits = [part for _, part, _ in ensemble.each(Batch(batch), frames)]
     return student(logits, frames), sum(logits) / len(logits)
 
 

@@ -137,6 +137,7 @@ def _check_teachers(plan: Plan, teachers: Teachers) -> list[Check]:
         results.append(checks.check_shift(hypotheses, references, output))
         if output == "ctc" and setup.hypotheses:
             results.append(_check_pseudo_labels(setup, sample))
+            results.append(_check_short_words(setup, sample))
         if output == main:
             texts, words = [tokens.decode(ids) for ids in hypotheses], [utt.text for utt in sample]
             results.append(checks.check_target(texts, words))
@@ -158,6 +159,13 @@ def _check_pseudo_labels(setup: StudentSetup, sample: Sequence[Utterance]) -> Ch
     best = zip(setup.hypotheses.best(sample, source), sample, strict=True)
     labels = [(share, text == normalise(utt.text)) for (text, share), utt in best]
     return checks.check_pseudo_labels(labels, confidence, source)
+
+
+def _check_short_words(setup: StudentSetup, sample: Sequence[Utterance]) -> Check:
+    """The lengths of the teachers' words in the closed lexicon, and of the references."""
+    pairs = zip(setup.hypotheses.best(sample), sample, strict=True)
+    lengths = [(len(setup.tokens.encode(text)), len(setup.tokens.encode(utt.text))) for (text, _), utt in pairs if text]
+    return checks.check_short_words(*zip(*lengths, strict=True), "the teachers' words")
 
 
 def _student_accuracy(setup: StudentSetup, sample: Sequence[Utterance]) -> float | None:

@@ -1,16 +1,16 @@
 """Score the pretrained model without any training: always run this baseline first.
 
-`score_fold` scores the held-out and the dev speaker of a fold. `score_others` scores all speakers that the pretrained
-model was not trained on: once for all folds, except where each fold has a model of its own (`pretrained: from_corpus`).
-These scores show how hard each speaker is.
+`score_baseline` scores the held-out and the dev speaker of a fold. `score_others` scores all speakers that the
+pretrained model was not trained on: once for all folds, except where each fold has a model of its own (`pretrained:
+from_corpus`). These scores show how hard each speaker is; their closed lexicon is plain: a calibration is a fold's.
 """
 
 from dataclasses import replace
 from pathlib import Path
 
-from kdlib.corpus.manifest import Utterance
 from kdlib.corpus.speakers import Splits, is_test
 from kdlib.evaluate.decoder_setup import DecoderSetup
+from kdlib.evaluate.fold_scores import FoldScoring, score_fold
 from kdlib.evaluate.report import score_system
 from kdlib.evaluate.score import About
 from kdlib.evaluate.transcribe import Evaluation, recordings
@@ -18,30 +18,15 @@ from kdlib.models.nemo_files import NeMoCTC
 from kdlib.settings.evaluation import Scoring
 
 
-def score_fold(
-    folder: Path, system: NeMoCTC, splits: Splits, words: frozenset[str], setup: DecoderSetup, scoring: Scoring
-) -> None:
+def score_baseline(folder: Path, system: NeMoCTC, words: frozenset[str], how: FoldScoring) -> None:
     """Score the pretrained model on the held-out speaker's test blocks and, in `dev/`, on the dev speaker's.
 
     `words` are those of its training speech.
     """
-    setup, dev = replace(setup, tokens=system.tokens), splits.settings.fold.dev or ""
-
-    def seen(utt: Utterance) -> bool:
-        return utt.text in words
-
-    decoders = setup.tuned(setup.decoders(), recordings(system), splits.dev, folder, scoring.batch_size)
-    settings = setup.record(decoders, dev if splits.dev else "")
-    for part, utterances in (("", splits.test), ("dev", splits.dev)):
-        if utterances:
-            score_system(
-                recordings(system),
-                utterances,
-                folder / part,
-                Evaluation(decoders, f"baseline, {part or 'held-out'} speech", scoring, splits.corpus.level, seen),
-                About("pretrained", "" if part else splits.settings.held_out, system.path.name, settings=settings),
-                0.0 if part else system.stride_ms,
-            )
+    how = replace(how, setup=replace(how.setup, tokens=system.tokens))
+    about = About("pretrained", checkpoint=system.path.name)
+    decoders, ms = how.setup.decoders(), system.stride_ms
+    score_fold(folder, recordings(system), decoders, how, about, seen=lambda utt: utt.text in words, posteriors_ms=ms)
 
 
 def score_others(

@@ -1,8 +1,8 @@
 """Decoders of a recipe's systems: closed lexicon, language model, and beam search settings chosen on dev speech.
 
-A fold's language model is estimated on the texts of its training speech alone; the one for scores outside any fold, on
-the training blocks of all speakers. Beam search is tuned on the fold's dev speaker; without one, the recipe's settings
-are used.
+A system's closed lexicon is calibrated on the fold's training speech. A fold's language model is estimated on the texts
+of its training speech alone; the one for scores outside any fold, on the training blocks of all speakers. Beam search
+is tuned on the fold's dev speaker; without one, the recipe's settings are used.
 """
 
 from collections.abc import Sequence
@@ -12,18 +12,20 @@ from pathlib import Path
 from kdlib.console import warn_in_log
 from kdlib.corpus import audio
 from kdlib.corpus.manifest import Utterance
-from kdlib.decode import beam
+from kdlib.decode import beam, calibration
 from kdlib.decode.attention import AttentionDecoding
 from kdlib.decode.beam import BeamSearch
 from kdlib.decode.decoders import BEAM, DecoderSet
 from kdlib.decode.lexicon import Lexicon, Words
+from kdlib.evaluate.calibrate import Speech, calibrate
 from kdlib.evaluate.transcribe import Forward
 from kdlib.io import atomic_write
 from kdlib.models.hybrid import Hybrid
 from kdlib.runtime import set_threads
-from kdlib.settings.evaluation import BeamSearchSettings
+from kdlib.settings.evaluation import BeamSearchSettings, Calibration
 from kdlib.tokens import Tokens
 
+NOT_CALIBRATED = Calibration(form="none")
 TUNING = "beam_tuning.csv"  # next to a system's scores: WER and WRA of each beam search setting on dev speech
 
 
@@ -35,6 +37,7 @@ class DecoderSetup:
     lexicon: Words  # each word with its spellings
     language_model: Path | None
     search: BeamSearchSettings
+    calibration: Calibration = NOT_CALIBRATED
 
     def decoders(
         self, model: Hybrid | None = None, heads: Sequence[str] = ("ctc",), more: Sequence[str] = ()
@@ -67,6 +70,15 @@ class DecoderSetup:
         """The same setup without beam search, which is too slow for every combination of teachers."""
         return replace(self, language_model=None)
 
+    def fitted(
+        self, decoders: DecoderSet, forward: Forward, speech: Speech, folder: Path, batch_size: int
+    ) -> DecoderSet:
+        """Calibrate the closed lexicon on training speech, and tune beam search on dev speech."""
+        found = calibrate(decoders, forward, speech, self.calibration)
+        with atomic_write(folder / calibration.FILE) as partial:
+            calibration.save(partial, found)
+        return self.tuned(decoders.calibrated(found), forward, speech.dev, folder, batch_size)
+
     def tuned(
         self, decoders: DecoderSet, forward: Forward, dev: Sequence[Utterance], folder: Path, batch_size: int
     ) -> DecoderSet:
@@ -87,6 +99,13 @@ class DecoderSetup:
     def record(self, decoders: DecoderSet, chosen_on: str = "") -> dict:
         """Decoder settings for scores.json; `chosen_on` is the dev speaker, or empty."""
         settings = {}
+        for column, one in decoders.calibrators.items():
+            fitted = {"form": one.form, "utterances": one.utterances, "speakers": len(one.speakers)}
+            settings[column] = fitted | {
+                "strength": one.strength,
+                "temperature": one.temperature,
+                "chosen_on": chosen_on,
+            }
         if decoders.beam:
             more = {"units": self.search.units, "order": self.search.order, "chosen_on": chosen_on}
             settings[BEAM] = asdict(decoders.beam.setting) | more

@@ -23,6 +23,7 @@ class Hypothesis:
     greedy: str = ""
     lexicon: str = ""
     lexicon_posterior: float = 0.0  # of the word that `lexicon` chose
+    lexicon_plain: str = ""  # without calibration
     beam: str = ""
     attention: str = ""
     attention_beam: str = ""

@@ -34,6 +34,16 @@ def reliability(confidence: Sequence[float], correct: Sequence[bool], bins: int 
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
+def right_near(value: float, confidence: Sequence[float], correct: Sequence[bool], count: int = 30) -> tuple[int, int]:
+    """Of the `count` words whose confidence is the nearest to a value: how many are right, and how many there are.
+
+    >>> right_near(0.9, [0.1, 0.85, 0.92], [False, True, False], 2)
+    (1, 2)
+    """
+    nearest = np.argsort(np.abs(np.asarray(confidence, float) - value), kind="stable")[:count]
+    return int(np.asarray(correct)[nearest].sum()), len(nearest)
+
+
 def expected_calibration_error(confidence: Sequence[float], correct: Sequence[bool], bins: int = 10) -> float:
     """Mean distance of confidence and accuracy over equal-mass bins; not a number without utterances."""
     table = reliability(confidence, correct, bins)

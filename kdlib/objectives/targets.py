@@ -32,8 +32,8 @@ class TargetSource(Protocol):
         """The target at a temperature, [B, T, V]: its softmax is the teachers' distribution at that temperature."""
         ...
 
-    def each(self, batch: Batch, lengths: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """The logits [B, T, V] of every teacher that contributes, with its weight per utterance [B]."""
+    def each(self, batch: Batch, lengths: torch.Tensor) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+        """Every teacher that contributes: its name, its logits [B, T, V] and its weight per utterance [B]."""
         ...
 
     def hidden(self, batch: Batch, lengths: torch.Tensor) -> torch.Tensor:

@@ -172,7 +172,7 @@ def occupancy(step: Step, _: str) -> Tensor | None:
     texts, rows = [ids[place] for place in places], [rows[place] for place in places]
     logits, lengths = step.emissions(rows)
     target = 0.0
-    for teacher, weights in step.targets["ctc"].each(step.batch.select(rows), lengths):
+    for _, teacher, weights in step.targets["ctc"].each(step.batch.select(rows), lengths):
         target = target + weights[:, None, None] * losses.occupancy(teacher, lengths, texts)
     counts = (target.sum(-1) > 0.5).float()
     normalised = target / target.sum(-1, keepdim=True).clamp_min(1e-9)

@@ -35,7 +35,7 @@ class Scoring(Section):
 class Calibration(Section):
     """Calibration of the closed lexicon's scores: fitted on training speech, its strength chosen on the dev speaker."""
 
-    form: Literal["per_word", "features", "label_prior"] = "per_word"  # shrunk towards the features
+    form: Literal["per_word", "features", "label_prior", "none"] = "per_word"  # shrunk towards the features
     prior: Literal["texts", "sample", "uniform"] = "texts"  # of the words: of all training texts, or of the sample
     new_words: float | None = Field(0.1, ge=0, lt=1)  # share of words without training text; null: half a count each
     utterances: int = Field(1200, ge=1)  # random training utterances: the sample

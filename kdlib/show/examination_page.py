@@ -98,6 +98,8 @@ def page(result: Examination, diagnosis: Diagnosis, source: str) -> str:
             f"tokens: correct in position {per_cent['tokens_right']}, id off by one {per_cent['tokens_off_by_one']}, "
             f"position off by one {per_cent['tokens_displaced']}, in no reference {per_cent['unknown_tokens']}"
         )
+    short = f"{per_cent['short_answers']} of the answers, {per_cent['short_references']} of the references"
+    lines.append(f"words of one token, or else of one or two letters: {short}")
     if "blank_frames" in values:
         lines.append(f"frames: blank {per_cent['blank_frames']}, mean entropy {values['entropy_bits']:.2f} bits")
     if "agrees_with_teachers" in values:
@@ -160,7 +162,7 @@ def run(args: argparse.Namespace) -> None:
     rows = predictions.read(path, args.decoder, args.references, ids=True)
     named = [Path(name).expanduser() for name in args.tokenizer.split(",") if name]
     has_ids = rows.token_ids.notna().all()
-    tokenizers, own = find_tokenizers(named, path) if has_ids else ({}, 0)
+    tokenizers, own = find_tokenizers(named, path) if has_ids or named else ({}, 0)
     if not own and rows.hypothesis.isna().any():
         tokenizers = {}  # ids without text: their tokenizer cannot be guessed
     folder = path if path.is_dir() else path.parent

@@ -231,6 +231,9 @@ class Explorer(ExplorerWidgets):
             )
             rows.append(f"<tr><th>{html.escape(name)}</th>{cells}</tr>")
         body = "".join(rows) or "<tr><td>no posteriors were saved for this utterance</td></tr>"
+        for name, (word, value, meaning) in self.data.confidence(self.chosen).items():
+            text = f"{word or '(no word fits)'}, confidence {value:.2f}{': ' if meaning else ''}{meaning}"
+            body += f"<tr><th>{html.escape(name)}</th><td colspan=6>closed lexicon: {html.escape(text)}</td></tr>"
         self.top_tokens.value = f'<table class="kd-top" title="{html.escape(self.chosen)}">{body}</table>'
 
     def _load_players(self, utt_id: str) -> None:

@@ -13,12 +13,14 @@ import pandas as pd
 from rapidfuzz.distance import Levenshtein
 
 from kdlib.corpus.manifest import Corpus, Utterance
+from kdlib.decode.decoders import CLOSED
 from kdlib.errors import UserError, nearest
 from kdlib.evaluate import posteriors, predictions
 from kdlib.evaluate.posteriors import Posteriors
 from kdlib.evaluate.score import fold_words, interval
 from kdlib.io import atomic_write
 from kdlib.pipeline import Fold
+from kdlib.show import calibration
 from kdlib.tokens import normalise
 
 ABOUT = ["speaker", "level", "word_type", "seen", "reference"]
@@ -43,6 +45,7 @@ class SystemResults:
     decoders: tuple[str, ...]
     rows: pd.DataFrame  # by utt_id
     posteriors: Posteriors | None
+    confidence: pd.Series  # by utt_id, of the closed lexicon's word; empty where none was saved
 
     def hypotheses(self, decoder: str) -> pd.Series:
         """The hypotheses of a decoder, or of the first decoder where the system lacks that one."""
@@ -231,6 +234,15 @@ class ExplorerData:
             if system.posteriors and utt_id in system.posteriors
         }
 
+    def confidence(self, utt_id: str) -> dict[str, tuple[str, float, str]]:
+        """By system: the closed lexicon's word, its confidence, and what that means on the system's dev speech."""
+        found = {}
+        for name, system in self.all_systems.items():
+            if utt_id in system.confidence:
+                value = system.confidence[utt_id]
+                found[name] = system.rows.loc[utt_id, CLOSED], value, calibration.meaning_of(value, system.path)
+        return found
+
     def divergence(self, utt_id: str) -> dict[str, tuple[float, np.ndarray]]:
         """By system: the frame shift in ms, and KL(teachers || system) by frame, where both have the same tokens."""
         frames = self.frames(utt_id)
@@ -338,7 +350,10 @@ def _load_results(name: str, path: Path) -> SystemResults:
         decoders = ("greedy",)
     for column in ["reference", *decoders]:
         rows[column] = rows[column].map(normalise)
+    confidence = pd.Series(dtype=float)
+    if CLOSED in decoders and "lexicon_posterior" in rows:
+        confidence = rows.lexicon_posterior.astype(float)
     rows = rows.reindex(columns=[*ABOUT, *decoders], fill_value="")
     saved = path / "posteriors" / posteriors.FILE
     usable = "greedy" in decoders and saved.is_file()  # posteriors of an untrained head are not shown
-    return SystemResults(name, path, decoders, rows, Posteriors(saved) if usable else None)
+    return SystemResults(name, path, decoders, rows, Posteriors(saved) if usable else None, confidence)

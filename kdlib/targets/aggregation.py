@@ -21,6 +21,7 @@ from kdlib.logits.store import Header
 from kdlib.models import Emissions
 
 MEANS = ("logprob_mean", "prob_mean")
+FUSED = "fusion"
 MISSING = ("strict", "partial", "all")
 MAX_DRIFT = 1  # frames by which two models of one stride may differ on one recording
 
@@ -154,11 +155,16 @@ class TeacherEnsemble:
             logits = self._mean_of_logits(padded, shares)
             return Emissions(logits if correction is None else logits + correction, frames)
 
-    def each(self, batch: Batch, lengths: torch.Tensor | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Iterate over the teachers that contribute to a batch: logits [B, T, V] and weight per utterance [B]."""
-        if self.weighting.fusion is not None:  # a fusion counts as one teacher
+    def each(
+        self, batch: Batch, lengths: torch.Tensor | None = None
+    ) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+        """The teachers that contribute to a batch: name, logits [B, T, V] and weight per utterance [B].
+
+        A fusion counts as one teacher, `FUSED`.
+        """
+        if self.weighting.fusion is not None:
             logits, _ = self.logits(batch, lengths)
-            yield logits, torch.ones(len(batch), device=logits.device)
+            yield FUSED, logits, torch.ones(len(batch), device=logits.device)
             return
         with self._precisely(lengths):
             padded, weights, _ = self._padded(batch, lengths)
@@ -166,7 +172,7 @@ class TeacherEnsemble:
             if weight.any():
                 with self._precisely(lengths):
                     logits = self._logits(name, hidden)
-                yield logits, weight
+                yield name, logits, weight
 
     def hidden(self, batch: Batch, lengths: torch.Tensor | None = None) -> torch.Tensor:
         """The teachers' mean activations [B, T, d]; only for teachers of one parent, whose dimensions mean the same."""

@@ -7,7 +7,7 @@ little or is nearly all blank.
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -15,18 +15,20 @@ import pandas as pd
 from kdlib.corpus.inputs import Batch
 from kdlib.corpus.manifest import Utterance
 from kdlib.corpus.speakers import Splits
+from kdlib.decode import calibration
+from kdlib.decode.decoders import DecoderSet
 from kdlib.errors import UserError
 from kdlib.evaluate import hypotheses
-from kdlib.evaluate.decoder_setup import DecoderSetup
+from kdlib.evaluate.calibrate import Speech, calibrate
+from kdlib.evaluate.fold_scores import FoldScoring
 from kdlib.evaluate.report import score_system
 from kdlib.evaluate.rounding import percent
 from kdlib.evaluate.score import About
-from kdlib.evaluate.transcribe import Evaluation
+from kdlib.evaluate.transcribe import Evaluation, Forward
 from kdlib.io import read_json, write_json
 from kdlib.logits import spikes
 from kdlib.logits.spikes import Timing
 from kdlib.models import Outputs
-from kdlib.settings.evaluation import Scoring
 from kdlib.settings.targets import FUSIONS, METHODS
 from kdlib.targets.aggregation import TeacherEnsemble
 from kdlib.targets.choice import CrossFitted
@@ -47,20 +49,11 @@ SIMPLEST_FIRST = (PLAIN, "prob_mean", "same_level", "weighted_similarity", "weig
 SAMPLE, ALIGNED = 360, 120  # training utterances that are decoded, and that are aligned for spike times
 
 
-@dataclass(frozen=True)
-class TargetScoring:
-    """What targets are decoded and scored with."""
-
-    splits: Splits
-    setup: DecoderSetup
-    scoring: Scoring
-
-
 def build_report(
     partial: Path,
     methods: Sequence[str],
     target: Callable[[str, str], TeacherEnsemble | CrossFitted],
-    how: TargetScoring,
+    how: FoldScoring,
 ) -> None:
     """Write <method>/<speech>/scores.json, <method>/coverage.json, spikes.csv, timing.json and simultaneous.csv.
 
@@ -72,10 +65,12 @@ def build_report(
         folder = partial / method
         if (folder / "coverage.json").is_file():  # from a killed run
             continue
-        for speech, utterances in (("training", sample), ("dev", splits.dev)):
-            if utterances:
-                score_target(folder / speech, method, target(method, speech), utterances, how)
         training = target(method, "training")
+        on_dev = target(method, "dev") if splits.dev else None
+        decoders = target_decoders(folder, training, on_dev, how, besides=sample)
+        for speech, ensemble, utterances in (("training", training, sample), ("dev", on_dev, splits.dev)):
+            if utterances:
+                score_target(folder / speech, method, ensemble, utterances, decoders, how)
         coverage = training.coverage([utt.utt_id for utt in splits.train])
         write_json(
             folder / "coverage.json",
@@ -95,35 +90,52 @@ def build_report(
     spikes.simultaneous(stores, shared).to_csv(partial / "simultaneous.csv")
 
 
+def target_decoders(
+    folder: Path,
+    training: TeacherEnsemble,
+    on_dev: TeacherEnsemble | CrossFitted | None,
+    how: FoldScoring,
+    besides: Sequence[Utterance] = (),
+) -> DecoderSet:
+    """Greedy decoding and the closed lexicon, which is calibrated on other training speech than that of `besides`."""
+    away = {utt.utt_id for utt in besides}
+    usable = set(training.coverage([utt.utt_id for utt in how.splits.train if utt.utt_id not in away]).usable)
+    speech = Speech.of(how.splits, usable)
+    settings = how.setup.calibration
+    settings = settings.model_copy(update={"utterances": min(settings.utterances, SAMPLE)})
+    plain = how.setup.without_beam().decoders()  # beam search is too slow for every method and kind of speech
+    forward, dev_forward = _forward(training), _forward(on_dev) if on_dev else None
+    found = calibrate(plain, forward, speech, settings, dev_forward)
+    folder.mkdir(parents=True, exist_ok=True)
+    calibration.save(folder / calibration.FILE, found)
+    return plain.calibrated(found)
+
+
+def _forward(ensemble: TeacherEnsemble | CrossFitted) -> Forward:
+    return lambda batch: Outputs(ensemble.log_probs(Batch(batch)))
+
+
 def score_target(
     folder: Path,
     method: str,
     ensemble: TeacherEnsemble | CrossFitted,
     utterances: Sequence[Utterance],
-    how: TargetScoring,
+    decoders: DecoderSet,
+    how: FoldScoring,
     *,
     posteriors: bool = False,
 ) -> None:
     """Decode and score the utterances that have a target; with `posteriors`, store frame posteriors too."""
     usable = set(ensemble.coverage([utt.utt_id for utt in utterances]).usable)
-
-    def combined(batch: list[Utterance]) -> Outputs:
-        return Outputs(ensemble.log_probs(Batch(batch)))
-
-    setup = how.setup.without_beam()  # too slow for every method and kind of speech
-    decoders = setup.decoders()
     what = f"{method}, {'held-out' if posteriors else folder.name} speech"
+    splits = how.splits
+    settings = how.setup.record(decoders, (splits.settings.fold.dev or "") if splits.dev else "")
     score_system(
-        combined,
+        _forward(ensemble),
         [utt for utt in utterances if utt.utt_id in usable],
         folder,
-        Evaluation(decoders, what, how.scoring, how.splits.corpus.level),
-        About(
-            f"teachers, {method}",
-            how.splits.settings.held_out,
-            f"{len(ensemble.stores)} stores",
-            settings=setup.record(decoders),
-        ),
+        Evaluation(decoders, what, how.scoring, splits.corpus.level),
+        About(f"teachers, {method}", splits.settings.held_out, f"{len(ensemble.stores)} stores", settings=settings),
         ensemble.stride_ms if posteriors else 0.0,
     )
 

@@ -1,0 +1,55 @@
+"""Score a system on a fold: on the held-out speaker's test speech and, in `dev/`, on the dev speaker's.
+
+The closed lexicon is calibrated on the fold's training speech, and beam search is tuned on the dev speaker's.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.speakers import Splits
+from kdlib.decode.decoders import DecoderSet
+from kdlib.evaluate.calibrate import Speech
+from kdlib.evaluate.decoder_setup import DecoderSetup
+from kdlib.evaluate.hypotheses import Hypothesis
+from kdlib.evaluate.report import score_system
+from kdlib.evaluate.score import About
+from kdlib.evaluate.transcribe import Evaluation, Forward
+from kdlib.settings.evaluation import Scoring
+
+
+@dataclass(frozen=True)
+class FoldScoring:
+    """What the systems of a fold are decoded and scored with."""
+
+    splits: Splits
+    setup: DecoderSetup
+    scoring: Scoring
+
+
+def score_fold(
+    folder: Path,
+    forward: Forward,
+    decoders: DecoderSet,
+    how: FoldScoring,
+    about: About,
+    *,
+    seen: Callable[[Utterance], bool] | None = None,
+    posteriors_ms: float = 0.0,
+    change: Callable[[Hypothesis], Hypothesis] | None = None,
+    usable: Collection[str] | None = None,
+) -> None:
+    """Write the reports of a system; with `posteriors_ms`, frame posteriors of the held-out speech are stored.
+
+    `usable` are the training utterances that `forward` has outputs for, if not all.
+    """
+    splits, setup, scoring = how.splits, how.setup, how.scoring
+    decoders = setup.fitted(decoders, forward, Speech.of(splits, usable), folder, scoring.batch_size)
+    about = replace(about, settings=setup.record(decoders, (splits.settings.fold.dev or "") if splits.dev else ""))
+    for part, utterances in (("", splits.test), ("dev", splits.dev)):
+        if utterances:
+            what = f"{about.system}, {part or 'held-out'} speech"
+            evaluation = Evaluation(decoders, what, scoring, splits.corpus.level, seen or splits.seen, change=change)
+            its_about = replace(about, held_out="" if part else splits.settings.held_out)
+            score_system(forward, utterances, folder / part, evaluation, its_about, 0.0 if part else posteriors_ms)
