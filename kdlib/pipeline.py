@@ -60,7 +60,6 @@ pieces = lazy("kdlib.pretrained.pieces")
 preflight = lazy("kdlib.distill.preflight")
 pretrained = lazy("kdlib.pretrained.model")
 sampling = lazy("kdlib.training.sampling")
-pseudo_labels = lazy("kdlib.targets.pseudo_labels")
 score = lazy("kdlib.evaluate.score")
 setup = lazy("kdlib.distill.setup")
 similarity = lazy("kdlib.targets.similarity")
@@ -69,6 +68,7 @@ students = lazy("kdlib.distill.students")
 target_report = lazy("kdlib.targets.target_report")
 teacher_scores = lazy("kdlib.logits.teacher_scores")
 transcribe = lazy("kdlib.evaluate.transcribe")
+word_calibration = lazy("kdlib.targets.word_calibration")
 
 
 CLASSES = {"pipeline.py": "Fold", "fold_students.py": "StudentObjects", "fold_objects.py": "FoldObjects"}
@@ -450,7 +450,7 @@ class Fold(StudentObjects):
         def build(partial: Path) -> None:
             ensembles = [self.targets(method, purpose=purpose) for purpose in purposes]
             decoders = self.decoder_setup().without_beam().decoders()
-            pseudo_labels.calibrate_words(partial, *ensembles, self.splits, decoders, self.params.calibration)
+            word_calibration.calibrate_words(partial, *ensembles, self.splits, decoders, self.params.calibration)
 
         return Stage(
             self.layout.word_calibration(method),

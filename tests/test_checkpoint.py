@@ -51,6 +51,42 @@ def test_a_nemo_file_is_scored(with_teachers, manifest, tmp_path):
     assert scores["decoders"]["lexicon"]["wra"] > 0.3  # the shipped model was trained on these words
 
 
+@pytest.fixture(scope="module")
+def two_manifests(with_teachers, manifest, tmp_path_factory):
+    """The manifest's speech of two speakers, and of the third."""
+    folder, table = tmp_path_factory.mktemp("manifests"), pd.read_csv(manifest)
+    table["wav"] = [str(manifest.parent / name) for name in table.wav]
+    paths = folder / "training.csv", folder / "scored.csv"
+    for path, part in zip(paths, (table.spk_id != "M08", table.spk_id == "M08"), strict=True):
+        table[part].to_csv(path, index=False)
+    return paths
+
+
+def test_other_peoples_model_is_calibrated_on_a_manifest_of_training_speech(two_manifests, tmp_path):
+    training, scored = two_manifests
+    scores = checkpoint.evaluate(SHIPPED_MODEL, scored, tmp_path / "a", Options(calibrate_on=training))
+    assert set(scores["decoders"]) == {"greedy", "lexicon", "lexicon_plain"}
+    assert scores["settings"]["lexicon"]["utterances"] > 20
+    assert "remark" not in scores
+    fitted = tmp_path / "a" / "calibration.json"
+    again = checkpoint.evaluate(SHIPPED_MODEL, scored, tmp_path / "b", Options(calibration=fitted))
+    assert again["decoders"]["lexicon"] == scores["decoders"]["lexicon"]
+    same = checkpoint.evaluate(SHIPPED_MODEL, training, tmp_path / "c", Options(calibration=fitted))
+    assert same["remark"].startswith("the closed lexicon was calibrated on other speech of ")
+
+
+def test_a_calibration_that_does_not_belong_to_a_model_is_refused(two_manifests, with_teachers, tmp_path):
+    training, scored = two_manifests
+    with pytest.raises(UserError, match="of its utterances are in the manifest that is scored, first"):
+        checkpoint.evaluate(SHIPPED_MODEL, scored, tmp_path / "a", Options(calibrate_on=scored))
+    checkpoint.evaluate(SHIPPED_MODEL, scored, tmp_path / "b", Options(calibrate_on=training))
+    teacher, fitted = with_teachers.layout.recipe / "teachers/sb/M04", tmp_path / "b/calibration.json"
+    with pytest.raises(UserError, match="fitted with the tokens"):
+        checkpoint.evaluate(teacher, scored, tmp_path / "c", Options(calibration=fitted))
+    with pytest.raises(UserError, match="calibration: there is no file"):
+        checkpoint.evaluate(teacher, scored, tmp_path / "c", Options(calibration=tmp_path / "none.json"))
+
+
 def test_a_tokenizer_other_than_the_models_is_refused(with_teachers, manifest, tmp_path):
     """The WRA of 0 % in the original study: correct tokens, decoded with the wrong tokenizer."""
     folder = with_teachers.layout.recipe / "teachers/sb/M04"

@@ -106,6 +106,23 @@ def test_the_severity_of_hypotheses_of_every_kind():
     assert found["constant"].most_frequent.iloc[0]["hypothesis"] == "THE"
 
 
+def test_a_system_that_prefers_short_words_is_told_to_calibrate(tokens):
+    references = WORDS * 6
+    short = min(WORDS, key=lambda word: (len(tokens.encode(word)), word))
+    rng = random.Random(3)
+    hypotheses = [short if rng.random() < 0.4 else word for word in references]
+    one_token = len(tokens.encode(short)) == 1
+    found = examination.examine(table(list(zip(references, hypotheses, strict=True))), {"own": tokens})
+    assert one_token
+    assert found.figures["short_answers"] > found.figures["short_references"] + 0.3
+    assert "Short words are preferred" in found.verdict
+    assert "calibrate the closed lexicon" in found.verdict
+    healthy = examination.examine(table([(word, word) for word in references]), {"own": tokens})
+    assert "Short words" not in healthy.verdict
+    other = examination.examine(table([(word, short + "X" if word != short else short) for word in references]))
+    assert "Short words" not in other.verdict  # its words are not those of a closed lexicon
+
+
 def test_words_that_occur_once_each_can_be_examined():
     healthy = examination.examine(table([(word, word) for word in WORDS]))
     assert healthy.severity == "healthy"

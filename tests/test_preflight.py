@@ -67,6 +67,7 @@ HEALTHY = {
     "shift of decoder targets": lambda t, r: checks.check_shift(moved(r), r, "decoder"),
     "a weak teacher's shift": lambda t, r: checks.check_shift([r[0]] * len(r), r, "ctc"),
     "decoding": lambda t, r: checks.check_decoding(t, WORDS),
+    "short words": lambda t, r: checks.check_short_words([2, 3, 1, 3] * 9, [3, 2, 2, 3] * 9, "the teachers' words"),
     "pieces": lambda t, r: checks.check_pieces(pieces_per_word(t, WORDS)),
     "single letters": lambda t, r: checks.check_pieces(pieces_per_word(t, ["A", "B"])),
     "parent": lambda t, r: checks.check_gains(gains(A=0.1, B=0.0)),
@@ -113,6 +114,11 @@ FAULTY = {
         lambda t, r: checks.check_decoding(OneOff(t.model, t.blank, t.size, t.bos, t.eos), WORDS),
         REFUSE,
         "the decoding is wrong",
+    ),
+    "short words": (
+        lambda t, r: checks.check_short_words([1] * 20 + [3] * 20, [3] * 40, "the teachers' words"),
+        WARN,
+        "2.0 tokens per answer, 3.0 per reference, in 40 utterances: an unsure CTC model prefers short words",
     ),
     "a piece per word": (
         lambda t, r: checks.check_pieces(1.4),

@@ -7,6 +7,7 @@ from test_beam import model, spiking, tokens  # noqa: F401 (fixtures)
 
 from kdlib.corpus.inputs import Batch
 from kdlib.decode.beam import BeamSearch, BeamSettings
+from kdlib.decode.calibration import Calibrator, Weight
 from kdlib.decode.lexicon import Lexicon
 from kdlib.logits.store import Header, LogitStore, Writer
 from kdlib.models import Emissions
@@ -53,6 +54,31 @@ def test_the_posterior_is_the_mean_of_the_teachers_posteriors(teachers):
             parts.append((scores / temperature).softmax(-1))
         assert torch.allclose(posteriors[0], (sum(parts) / 2)[0].float(), atol=1e-5)
         assert posteriors.sum(1).tolist() == pytest.approx([1.0, 1.0], abs=1e-5)
+
+
+def test_calibrated_posteriors_are_those_of_every_teachers_own_calibration(teachers):
+    stores, vocab = teachers
+    ensemble, lexicon = TeacherEnsemble(stores, Weighting(missing="all")), Lexicon(WORDS, vocab)
+    about = {"form": "per_word", "tokens": vocab.fingerprint, "speakers": ("A",), "utterances": 9, "words": ()}
+    one = Calibrator(
+        **about,
+        log_prior=(0.0,) * vocab.size,
+        own={"TWO": 30.0},
+        weights={"tokens": Weight(0.0, 0.0, 1.0)},
+        temperature=3.0,
+    )
+    hypotheses = TeacherHypotheses(ensemble, lexicon, vocab, calibrators={"A": one})
+    parts = []
+    for name, store in stores.items():
+        logits = store.logits("u1")[None]
+        scores = lexicon.scores(Emissions(logits, torch.tensor([logits.shape[1]]))).double()
+        if name == "A":
+            scores = (scores + torch.tensor(one.bias(lexicon))) / 3.0
+        parts.append(scores.softmax(-1))
+    found = hypotheses.posterior(Batch([U1]))[0]
+    assert torch.allclose(found.double(), sum(parts) / 2, atol=1e-5)
+    plain = TeacherHypotheses(ensemble, lexicon, vocab).posterior(Batch([U1]))[0]
+    assert not torch.allclose(found, plain, atol=0.01)
 
 
 def test_word_posteriors_survive_teachers_that_disagree_on_timing(teachers):

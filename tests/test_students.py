@@ -13,11 +13,14 @@ from safetensors.torch import load_file
 
 from kdlib.corpus import audio
 from kdlib.corpus.inputs import Batch
+from kdlib.decode import calibration
 from kdlib.decode.greedy import greedy
+from kdlib.decode.lexicon import Lexicon
 from kdlib.distill import students
 from kdlib.distill.setup import LATEST
 from kdlib.errors import UserError
 from kdlib.evaluate import compare
+from kdlib.evaluate.checkpoint import export_calibration
 from kdlib.evaluate.hypotheses import Hypothesis, write_hypotheses
 from kdlib.io import read_json
 from kdlib.models import export, hybrid
@@ -295,6 +298,21 @@ def test_plain_nemo_has_the_same_posteriors_as_the_student(variant, tmp_path):
     their_probs = theirs.ctc.logits[..., [*plain, pieces]].softmax(-1)
     for row, length in enumerate(ours.lengths.tolist()):
         assert torch.allclose(our_probs[row, :length], their_probs[row, :length], atol=1e-4)
+
+
+def test_an_exported_student_has_its_calibration(variant, tmp_path):
+    fold = variant("hard")
+    scores, path = fold.scores(), tmp_path / "student.nemo"
+    export.export(fold.student(), path)
+    written = export_calibration(fold.student(), path)
+    assert written == tmp_path / "student.calibration.json"
+    ours = calibration.load(scores / calibration.FILE)["lexicon"]
+    theirs = calibration.load(written)["lexicon"]
+    assert set(ours.speakers).isdisjoint(fold.split_settings.excluded_speakers)
+    words = sorted({utt.text for utt in fold.splits.test})
+    of_nemo = Lexicon(words, NeMoCTC(path).tokens)
+    theirs.check(NeMoCTC(path).tokens, {})
+    assert theirs.bias(of_nemo) == pytest.approx(ours.bias(Lexicon(words, fold.tokens)), abs=1e-6)
 
 
 def test_a_speechbrain_student_cannot_be_exported_to_nemo(with_teachers, tmp_path):

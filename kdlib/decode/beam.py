@@ -110,8 +110,9 @@ class BeamSearch:
 
     def nbest(self, emissions: Emissions, count: int) -> list[list[tuple[list[int], float]]]:
         """Return every utterance's best texts as token ids, with their shares among the n-best, n being at least 5."""
+        least = self.setting.size if self._biases else 5  # all of a beam are ranked anew
         if self._nbest is None or self._nbest[0] < count:
-            self._nbest = max(count, 5), self._build(max(count, 5))
+            self._nbest = max(count, least), self._build(max(count, least))
         return [self._rank(emission)[:count] for emission in self.search_input(emissions)]
 
     def _rank(self, emission: torch.Tensor) -> list[tuple[list[int], float]]:

@@ -2,36 +2,28 @@
 
 Each teacher scores words over all alignments, and the teachers' posteriors are averaged: unlike a mean by frame, this
 does not need teachers that agree on where in time a token stands. The posteriors are calibrated on the fold's training
-speech (`calibrate_words`): a confidence of .9 means what it says. Texts beyond the lexicon (`greedy`, `beam`) come from
+speech (`word_calibration`): .9 means nine of ten. Texts beyond the lexicon (`greedy`, `beam`) come from
 the mean by frame. Nothing here uses the reference of an utterance that it is a target for, unless that is labelled.
 """
 
 import copy
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from kdlib.corpus.inputs import Batch
 from kdlib.corpus.manifest import Utterance
-from kdlib.corpus.speakers import Splits
-from kdlib.decode import calibration
 from kdlib.decode.beam import BeamSearch
 from kdlib.decode.calibration import CalibratedLexicon, Calibrator
-from kdlib.decode.decoders import CLOSED, DecoderSet
 from kdlib.decode.greedy import greedy
 from kdlib.decode.lexicon import Lexicon
-from kdlib.evaluate.calibrate import Speech, calibrate
-from kdlib.evaluate.transcribe import Forward
-from kdlib.models import Emissions, Outputs
+from kdlib.models import Emissions
 from kdlib.objectives.reference_losses import ctc_losses
 from kdlib.objectives.targets import Text
-from kdlib.settings.evaluation import Calibration
-from kdlib.targets.aggregation import FUSED, TeacherEnsemble, Weighting
+from kdlib.targets.aggregation import TeacherEnsemble
 from kdlib.tokens import BLANK, Tokens
 
-SAMPLE = 400  # training utterances that each teacher's words are calibrated on
 KEPT = 512  # most probable words of a lexicon that are kept per utterance; the probability of the rest is negligible
 
 
@@ -46,7 +38,7 @@ class TeacherHypotheses:
         beam: BeamSearch | None = None,
         calibrators: Mapping[str, Calibrator] | None = None,
     ) -> None:
-        """`calibrators` are those of the teachers' words, by teacher, from `calibrate_words`."""
+        """`calibrators` are those of the teachers' words, by teacher, from `word_calibration`."""
         self._of_teacher = {name: CalibratedLexicon(lexicon, one) for name, one in (calibrators or {}).items()}
         self.ensemble = copy.copy(ensemble)  # on the CPU, wherever the objective has its own
         self.lexicon, self.tokens, self.beam = lexicon, tokens, beam
@@ -110,37 +102,6 @@ class TeacherHypotheses:
             present = weights > 0
             kept = scores[present][:, places].astype(np.float32)
             self._scores[utt_id] = places, kept, weights[present].astype(np.float32)
-
-
-def calibrate_words(
-    partial: Path,
-    training: TeacherEnsemble,
-    analysis: TeacherEnsemble,
-    splits: Splits,
-    decoders: DecoderSet,
-    settings: Calibration,
-) -> None:
-    """Calibrate the closed lexicon of every teacher, or of a fusion, on the fold's training and dev speech."""
-    settings = settings.model_copy(update={"utterances": min(settings.utterances, SAMPLE)})
-    if training.weighting.fusion is not None:
-        outputs = {FUSED: (training, analysis)}
-    else:
-        alone = Weighting(missing="all")
-        outputs = {
-            name: tuple(TeacherEnsemble({name: each.stores[name]}, alone) for each in (training, analysis))
-            for name in training.stores
-        }
-    found = {}
-    for name, (on_train, on_dev) in outputs.items():
-        usable = set(on_train.coverage([utt.utt_id for utt in splits.train]).usable)
-        speech, forwards = Speech.of(splits, usable), [_forward(each) for each in (on_train, on_dev)]
-        fitted = calibrate(decoders, forwards[0], speech, settings, forwards[1], what=f" of {name}")
-        found |= {name: fitted[CLOSED]} if CLOSED in fitted else {}
-    calibration.save(partial / calibration.FILE, found)
-
-
-def _forward(ensemble: TeacherEnsemble) -> Forward:
-    return lambda batch: Outputs(ensemble.log_probs(Batch(batch)))
 
 
 def _mean_posterior(scores: np.ndarray, temperature: float, weights: np.ndarray) -> np.ndarray:
