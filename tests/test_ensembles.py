@@ -51,7 +51,7 @@ def test_an_ensemble_is_scored_like_a_student(hard):
         folder = hard.ensemble(name)
         scores = read_json(folder / "scores.json")
         assert scores["system"] == f"ensemble {name}"
-        assert set(scores["decoders"]) == {"greedy", "lexicon", "beam"}
+        assert set(scores["decoders"]) == {"greedy", "lexicon", "lexicon_plain", "beam"}
         assert len(pd.read_csv(folder / "hypotheses.csv")) == scores["n"] > 0
     folders = comparison.score_folders(hard, ["hard"], [1, 2], ["two", "soup"])
     table = format.fold_table(comparison.fold_scores(folders, "M08"), "wra")

@@ -46,7 +46,7 @@ class FakeTargets:
     def each(self, batch, lengths):
         """The outputs of each of two teachers."""
         for seed in (0, 1):
-            yield drawn(batch, lengths, seed), torch.full((len(batch),), 0.5)
+            yield str(seed), drawn(batch, lengths, seed), torch.full((len(batch),), 0.5)
 
     def hidden(self, batch, lengths):
         return torch.ones(len(batch), int(lengths.max()), WIDTH)

@@ -322,7 +322,7 @@ def test_a_speechbrain_student_cannot_be_exported_to_nemo(with_teachers, tmp_pat
 
 def test_the_comparison_has_student_baseline_and_control(variant):
     table = comparison.student_table(variant("ctc_kd"), 1)
-    assert list(table.index) == ["greedy", "lexicon", "beam"]
+    assert list(table.index) == ["greedy", "lexicon", "lexicon_plain", "beam"]
     names = ("baseline", "hard", "ctc_kd")  # the baseline is what they start from
     assert list(table.columns) == [(speech, name) for speech in ("held out", "dev") for name in names]
     assert table.loc["greedy", ("held out", "baseline")] == 0  # trained for 15 steps

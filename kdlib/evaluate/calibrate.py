@@ -22,7 +22,7 @@ from kdlib.models import Emissions
 from kdlib.settings.evaluation import Calibration
 from kdlib.tokens import normalise
 
-LEAST = 20  # training utterances; with fewer the closed lexicon stays plain
+LEAST = 10  # training utterances; with fewer the closed lexicon stays plain
 SLOW = 200  # of the sample are scored by an attention decoder, which takes a pass per word
 BATCH = 32
 

@@ -97,6 +97,7 @@ def evaluate(checkpoint: Path, manifest: Path, out: Path, options: Options = DEF
     decoders = DecoderSet(system.tokens, closed, beam=search, attention=attention, ctc=ctc)
     if options.calibrate_on:
         found = _calibrate(system, decoders, corpus, options)
+        out.mkdir(parents=True, exist_ok=True)
         calibration.save(out / calibration.FILE, found)
     else:
         found = _own_calibration(checkpoint, decoders, options.calibration)
