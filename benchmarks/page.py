@@ -23,6 +23,7 @@ TITLES = {  # in the order of the page
     "student_step": "Student's step",
     "targets": "Kinds of targets",
     "lexicon": "Closed lexicon",
+    "calibration": "Calibration of the closed lexicon",
     "beam": "Beam search",
     "score": "Scoring",
     "compare": "Error rates of comparisons",
