@@ -6,6 +6,8 @@
 #   make folds RECIPE=... FOLDS=A,B    run some of its folds (FOLDS=all for all; UNTIL=baseline stops after 01_baseline)
 #   make compare                       students for each of VARIANTS, SEEDS=1,2 and ENSEMBLES, in one fold or FOLDS=A,B;
 #                                      their table, and verdicts against their controls
+#   make ablations SET=temperature     one set of params/ablations/: what it costs (BUDGET_H=2 refuses more), its students,
+#                                      tables, effects and figures (notebook 06)
 #   make collapse                      which causes collapse a student? Each made on purpose: 104 small students, an hour
 #   make verdict SYSTEMS="A=... B=..."  compare any result files (DECODER=..., MEASURE=wer, AGAINST=..., REFERENCES=...)
 #   make examine EVAL=... TOKENIZER=...   what is wrong with these predictions? any result file, seconds, no model
@@ -39,7 +41,7 @@ export PYTHONWARNINGS ?= ignore::SyntaxWarning
 # This clone's kdlib, also with the .venv of another clone.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: setup install demo test folds folds-for dry-run report compare collapse verdict examine evaluate export lab pretrained parent bench faults unchanged lint lock help
+.PHONY: setup install demo test folds folds-for dry-run report compare ablations collapse verdict examine evaluate export lab pretrained parent bench faults unchanged lint lock help
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -71,6 +73,14 @@ COMPARED = $(if $(filter file default,$(origin FOLDS)),$(HELD_OUT),$(FOLDS))
 compare: $(READY)
 	@$(FLOW) folds="$(COMPARED)," variants="$(VARIANTS)" seeds="$(SEEDS)"
 	@$(KDLIB) compare "$(RECIPE)" "$(COMPARED)" --variants "$(VARIANTS)" --seeds "$(SEEDS)" --ensembles "$(ENSEMBLES)"
+
+# its own folds, or FOLDS=A,B; the cost is printed first, and a run beyond BUDGET_H hours refused
+ABLATION = params/ablations/$(or $(SET),temperature).yaml
+OWN_FOLDS = $(if $(filter file default,$(origin FOLDS)),,$(FOLDS))
+ablations: $(READY)
+	@$(KDLIB) ablations "$(ABLATION)" $(OWN_FOLDS) --plan $(call option,BUDGET_H,--budget)
+	@$(SNAKEMAKE) ablations --config recipe="$(ABLATION)" folds="$(OWN_FOLDS)"
+	@$(KDLIB) ablations "$(ABLATION)" $(OWN_FOLDS)
 
 collapse: $(READY)
 	@$(SNAKEMAKE) study --config recipe="$(if $(filter file,$(origin RECIPE)),params/ablations/collapse.yaml,$(RECIPE))" \

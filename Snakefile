@@ -49,6 +49,30 @@ rule study:
         [RUN.notebook(fold, "05_collapse") for fold in RUN.folds],
 
 
+# `make ablations`: the students of a set, and their notebook.
+rule ablations:
+    input:
+        f"{OUT}/ablations/06_ablations.ipynb",
+
+
+rule ablation_notebook:
+    input:
+        [name for fold in RUN.folds for name in RUN.students(fold)],
+        notebook=ancient("notebooks/06_ablations.ipynb"),
+    output:
+        report(f"{OUT}/ablations/forest_lexicon.png", category="ablations"),
+        notebook=f"{OUT}/ablations/06_ablations.ipynb",
+    log:
+        f"{LOGS}/06_ablations.ipynb",
+    params:
+        label="06_ablations",
+        settings=RUN.settings_of("all"),
+        code=RUN.code_of("06_ablations"),
+        folds=f"folds: [{', '.join(RUN.folds)}]",
+    shell:
+        NOTEBOOK.replace(" -r held_out ", " -y {params.folds:q}") + END
+
+
 wildcard_constraints:
     held_out="[^/]+",
     owner="[^/]+",

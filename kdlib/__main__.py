@@ -244,6 +244,23 @@ def _evaluate(options: argparse.Namespace) -> None:
     print(f"written to {out}")
 
 
+def _ablations_arguments(parser: Parser) -> None:
+    _recipe(parser)
+    parser.add_argument("folds", type=names, nargs="?", default=[], help="held-out speakers; by default the set's own")
+    parser.add_argument("--plan", action="store_true", help="what the set would cost, alone")
+    parser.add_argument("--budget", type=float, help="hours; a longer run is refused")
+    parser.add_argument("--seeds", type=names, default=[], help="by default the recipe's")
+
+
+def _ablations(options: argparse.Namespace) -> None:
+    from kdlib.show import ablations
+
+    if options.plan:
+        ablations.print_plan(options.recipe, options.folds, options.seeds, options.budget)
+    else:
+        ablations.print_results(options.recipe, options.folds)
+
+
 def _export_arguments(parser: Parser) -> None:
     parser.add_argument("student", type=Path, help="the folder of a student")
     parser.add_argument("nemo", type=Path, help="the .nemo file to write")
@@ -318,6 +335,12 @@ COMMANDS = {
     ),
     "evaluate": Command(
         "Score a saved model on a manifest.", "outputs/.../seed1 corpus.csv", _evaluate_arguments, _evaluate
+    ),
+    "ablations": Command(
+        "Results of a set of ablations, or with --plan what it costs.",
+        "params/ablations/temperature.yaml --plan",
+        _ablations_arguments,
+        _ablations,
     ),
     "export": Command("Write a student as a .nemo file.", "outputs/.../seed1 student.nemo", _export_arguments, _export),
     "pretrained": Command(

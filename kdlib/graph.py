@@ -41,7 +41,8 @@ class Graph:
     def __init__(self, config: Mapping) -> None:
         self.recipe = config.get("recipe", "params/demo.yaml")
         _check_stage(config.get("until", ""))
-        self.folds = _folds(self.recipe, _names(config.get("folds", "M08")))  # "07,": 07 stays a name
+        named = _names(config.get("folds", "M08") or "")  # "07,": 07 stays a name
+        self.folds = _folds(self.recipe, named or list(load_recipe(self.recipe).ablation.folds))
         self.settings = {held_out: load(self.recipe, held_out) for held_out in self.folds}
         self.first = first = self.settings[self.folds[0]]
         self.variants = _names(config.get("variants", "")) or list(first.compare)

@@ -5,22 +5,22 @@ refused before any work, with the file, the name and the nearest name. Paths are
 """
 
 import functools
-from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from kdlib.errors import UserError, nearest
 from kdlib.io import UniqueKeys, repository_root
 from kdlib.models.encoders import ENCODERS
 from kdlib.objectives import terms
 from kdlib.settings import Names, Section, Seeds
+from kdlib.settings.ablation import Ablation
 from kdlib.settings.corpus import CorpusSettings, SplitSettings
 from kdlib.settings.distill import Distill
 from kdlib.settings.evaluation import BeamSearchSettings, Calibration, Scoring
+from kdlib.settings.messages import explain, renamed
 from kdlib.settings.pretrained import PretrainedSettings, TokenSettings
 from kdlib.settings.student import EnsembleMembers, Faults, Student
 from kdlib.settings.targets import Aggregation, LogitStudentSettings
@@ -43,6 +43,7 @@ class Params(CorpusSettings, SplitSettings, PretrainedSettings):
     faults: Faults = Faults()
     variant: str = Field("", pattern=r"^[\w.+-]*$")  # name of the chosen variant: set by `load`
     variants: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], dict[str, Any]] = Field({})  # settings that differ
+    ablation: Ablation = Ablation()
     compare: Annotated[Names, Field(min_length=1)] = ("hard", "ctc_kd")  # variants that a whole run trains
     seeds: Seeds = (1,)  # of each variant
     ensembles: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], EnsembleMembers] = Field({})  # of students
@@ -131,6 +132,9 @@ def load(
     for source, settings in [*layers, last]:
         _validate(settings, held_out, source)
     chosen = _validate({"name": path.stem} | _merge_layers([*layers, last]), held_out, shown)
+    if chosen.ablation.factors:
+        layers.append((shown, _expanded(chosen, shown)))
+        chosen = _validate({"name": path.stem} | _merge_layers([*layers, last]), held_out, shown)
     _check_recipe(chosen, shown)
     fold, fold_source = (fold, "parameter 'fold'") if fold else _fold_file(chosen.fold_set, held_out, shown)
     layers.append((fold_source, {"fold": fold}))
@@ -139,6 +143,9 @@ def load(
         source, settings = _variant(chosen, part, held_out, shown)
         layers.append((source, settings | {"variant": variant}))
     params = _validate({"name": path.stem} | _merge_layers([*layers, last]), held_out, shown)
+    if (control := params.ablation.control(variant, params.distill.control)) != params.distill.control:
+        layers.append((shown, {"distill": {"control": control}}))
+        params = _validate({"name": path.stem} | _merge_layers([*layers, last]), held_out, shown)
     _check_recipe(params, shown)
     _check_fold(params, fold_source, shown)
     return params
@@ -149,9 +156,21 @@ def load_recipe(recipe: str | Path, overrides: dict | None = None) -> Params:
     return load(recipe, "nobody", {"exclude": []}, overrides)
 
 
+def _expanded(params: Params, recipe: str) -> dict:
+    """The levels of a set of ablations as variants, and its cells as what is compared."""
+    ablation = params.ablation
+    if unknown := [part for part in ablation.base.split("+") if part not in params.variants]:
+        hint = nearest(unknown[0], list(params.variants))
+        raise UserError(f"{recipe}: ablation.base: unknown variant {unknown[0]!r}{hint}")
+    for name in ablation.cross:
+        if name not in ablation.factors:
+            raise UserError(f"{recipe}: ablation.cross: unknown factor {name!r}{nearest(name, list(ablation.factors))}")
+    return {"variants": ablation.variants, "compare": [cell.variant for cell in ablation.cells]}
+
+
 def _variant(params: Params, variant: str, held_out: str, recipe: str) -> tuple[str, dict]:
     """Return a variant of a recipe as a layer: its source and its settings."""
-    if variant not in params.variants and (new := _renamed("variants", variant)) in params.variants:
+    if variant not in params.variants and (new := renamed("variants", variant)) in params.variants:
         raise UserError(f"{recipe}: variants: {variant!r} was renamed to {new!r}")
     if variant not in params.variants:
         raise UserError(f"{recipe}: variants: unknown variant {variant!r}{nearest(variant, list(params.variants))}")
@@ -332,62 +351,8 @@ def _validate(settings: dict, held_out: str, source: str) -> Params:
     try:
         return Params.model_validate({"name": "unnamed", **settings, "held_out": held_out})
     except ValidationError as error:
-        problems = [_explain(problem, source) for problem in error.errors()]
+        problems = [explain(problem, source, Params) for problem in error.errors()]
     raise UserError("\n".join(dict.fromkeys(problems)))
-
-
-def _explain(problem: dict, source: str) -> str:
-    loc = [str(piece) for piece in problem["loc"] if not _is_branch(piece)]
-    name, found = ".".join(loc), problem["input"]
-    if new := _renamed("settings", _place(problem["loc"])):
-        return f"{source}: {name} was renamed to {new}"
-    if new := _renamed("settings", f"{_place(problem['loc'])}.{found}"):
-        return f"{source}: {name}: {found!r} was renamed to {new!r}"
-    if problem["type"] == "extra_forbidden":
-        return f"{source}: unknown parameter {name!r}{nearest(loc[-1], _valid_names(loc[:-1]))}"
-    message = (
-        problem["msg"].replace("a valid tuple", "a list, such as [M04, F03]").replace(" after validation, not 0", "")
-    )
-    hint = "; put it in quotes" if problem["type"] == "string_type" and isinstance(found, int) else ""
-    if isinstance(found, str) and problem["type"] in ("float_type", "int_type"):
-        hint = "; YAML reads 1e-4 as text: write 1.0e-4 or 0.0001" if "e" in found.lower() else "; remove the quotes"
-    return f"{source}: {name or 'recipe'}: {message[0].lower()}{message[1:]}, found {found!r}{hint}"
-
-
-def _place(loc: Sequence[str | int]) -> str:
-    """Dotted path of a setting, without the names that a user chose."""
-    pieces = [str(piece) for piece in loc if not _is_branch(piece)]
-    return ".".join(pieces[:1] + pieces[2:] if pieces[0] in ("ensembles", "variants") else pieces)
-
-
-@functools.cache
-def _renames() -> dict[str, dict[str, str]]:
-    return yaml.safe_load(files("kdlib").joinpath("data/renamed.yaml").read_text(encoding="utf-8"))
-
-
-def _renamed(part: str, name: str) -> str:
-    """Return the new name of a setting or variant; empty if it was not renamed."""
-    return _renames()[part].get(name, "")
-
-
-def _is_branch(piece: Any) -> bool:
-    """True for the branch of a union, which pydantic adds to a location and the user did not write."""
-    return isinstance(piece, str) and ("[" in piece or piece.removeprefix("constrained-") in ("int", "str", "float"))
-
-
-def _valid_names(loc: list[str]) -> list[str]:
-    """List the names that are valid at a location; keys that the user chooses, such as speakers, are skipped."""
-    model: type[BaseModel] = Params
-    for piece in loc:
-        if piece in model.model_fields:
-            model = _model_in(model.model_fields[piece].annotation) or model
-    return list(model.model_fields)
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((model for arg in get_args(annotation) if (model := _model_in(arg))), None)
 
 
 def _shown(path: Path) -> str:

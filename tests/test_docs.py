@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from kdlib.__main__ import COMMANDS
-from kdlib.params import Params, _model_in, load
+from kdlib.params import Params, load
+from kdlib.settings.messages import model_in
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -20,7 +21,7 @@ def fields(model):
     """The names of a section, each with the section below it, if there is one."""
     found = {}
     for name, field in model.model_fields.items():
-        below = _model_in(field.annotation)
+        below = model_in(field.annotation)
         mapped = getattr(field.annotation, "__origin__", None) is dict or "dict[" in str(field.annotation)
         found[name] = (ANY, below) if mapped else below
     return found

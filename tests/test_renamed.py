@@ -11,7 +11,8 @@ from kdlib.diagnose import causes
 from kdlib.errors import UserError
 from kdlib.logits.store import LogitStore
 from kdlib.models import hybrid, read_record
-from kdlib.params import Params, _valid_names, load
+from kdlib.params import Params, load
+from kdlib.settings.messages import valid_names
 from kdlib.stage import Stage, produce
 
 RENAMED = yaml.safe_load(files("kdlib").joinpath("data/renamed.yaml").read_text())
@@ -45,7 +46,7 @@ def test_an_old_setting_in_a_variant_and_an_old_variant_are_refused_with_their_n
 def test_every_new_name_of_a_setting_exists(new):
     *place, name = re.match(r"[\w.]+", new)[0].split(".")  # what follows explains its value
     if place:  # else the name of a value
-        assert name in _valid_names(["ensembles", "name"] if place == ["ensembles"] else place)
+        assert name in valid_names(["ensembles", "name"] if place == ["ensembles"] else place, Params)
     else:
         assert name in Params.model_fields or name in ("suppress_specials", "wra")
 

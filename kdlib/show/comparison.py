@@ -101,7 +101,7 @@ def start_line(fold: Fold, seed: int) -> str:
         return f"The checkpoint of step {kept} of {steps} is kept."
     if not kept:
         return f"No validation in {steps} steps was better than the start, which is the checkpoint that is kept."
-    begin = format.percent(max(0.0, record["start_dev_score"]))
+    begin = format.percent(record["start_dev_score"])
     return (
         f"Dev score (greedy WRA less a thousandth of the loss): {begin:.1f} % at the start, "
         f"{format.percent(best):.1f} % at step {kept} of {steps}, which is kept."

@@ -9,7 +9,8 @@ import pytest
 from pydantic import BaseModel
 
 from kdlib.errors import UserError
-from kdlib.params import Params, _model_in, load
+from kdlib.params import Params, load
+from kdlib.settings.messages import model_in
 from kdlib.settings.schedule import Schedule
 
 FREE = {"variants", "speakers", "replace", "ensembles"}  # mappings whose names are the user's
@@ -76,7 +77,7 @@ def settings(model=Params, place=()):
         if name in NOT_IN_A_RECIPE and not place:
             continue
         yield (*place, name), field
-        below = _model_in(field.annotation)
+        below = model_in(field.annotation)
         if below and name not in FREE and tuple not in kinds(field.annotation):
             yield from settings(below, (*place, name))
 
