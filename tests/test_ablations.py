@@ -93,6 +93,26 @@ def test_a_set_with_a_mistake_is_refused(settings, message):
         load("params/smoke.yaml", "M08", variant="ctc_kd+temperature.t4", overrides={"ablation": settings})
 
 
+SETS = sorted({path.stem for path in (repository_root() / "params/ablations").glob("*.yaml")} - {"set", "collapse"})
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_every_shipped_set_has_valid_cells_with_controls(name):
+    recipe = repository_root() / "params/ablations" / f"{name}.yaml"
+    graph = Graph({"recipe": str(recipe), "folds": ""})
+    assert graph.folds == ["M08", "M05"]
+    ablation = graph.first.ablation
+    assert len(ablation.cells) == len(graph.variants) > 4
+    for cell in ablation.cells:
+        params = graph.of_variant[cell.variant]
+        control = graph.of_variant[params.distill.control]
+        assert control.student == params.student, cell.variant
+        assert control.distill.control == params.distill.control
+        assert control.distill.heads == params.distill.heads
+        assert not control.distill.use_teachers
+        assert control.fold == params.fold
+
+
 # effects, of systems whose words are right by chance
 
 
