@@ -8,6 +8,8 @@
 #                                      their table, and verdicts against their controls
 #   make ablations SET=temperature     one set of params/ablations/: what it costs (BUDGET_H=2 refuses more), its students,
 #                                      tables, effects and figures (notebook 06)
+#   make power OF_FOLDS=4,15 OF_SEEDS=2,3,5   the smallest difference that such a study can show (RECIPE=...: by the spreads
+#                                      of its students; UTTERANCES=, PAIRS=)
 #   make collapse                      which causes collapse a student? Each made on purpose: 104 small students, an hour
 #   make verdict SYSTEMS="A=... B=..."  compare any result files (DECODER=..., MEASURE=wer, AGAINST=..., REFERENCES=...)
 #   make examine EVAL=... TOKENIZER=...   what is wrong with these predictions? any result file, seconds, no model
@@ -41,7 +43,7 @@ export PYTHONWARNINGS ?= ignore::SyntaxWarning
 # This clone's kdlib, also with the .venv of another clone.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: setup install demo test folds folds-for dry-run report compare ablations collapse verdict examine evaluate export lab pretrained parent bench faults unchanged lint lock help
+.PHONY: setup install demo test folds folds-for dry-run report compare ablations power collapse verdict examine evaluate export lab pretrained parent bench faults unchanged lint lock help
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -81,6 +83,10 @@ ablations: $(READY)
 	@$(KDLIB) ablations "$(ABLATION)" $(OWN_FOLDS) --plan $(call option,BUDGET_H,--budget)
 	@$(SNAKEMAKE) ablations --config recipe="$(ABLATION)" folds="$(OWN_FOLDS)"
 	@$(KDLIB) ablations "$(ABLATION)" $(OWN_FOLDS)
+
+power: $(READY)
+	@$(KDLIB) power $(call option,OF_FOLDS,--folds) $(call option,OF_SEEDS,--seeds) $(call option,UTTERANCES,--utterances) \
+	  $(call option,PAIRS,--pairs) $(if $(filter file,$(origin RECIPE)),,--recipe "$(RECIPE)") $(call option,DECODER,--decoder)
 
 collapse: $(READY)
 	@$(SNAKEMAKE) study --config recipe="$(if $(filter file,$(origin RECIPE)),params/ablations/collapse.yaml,$(RECIPE))" \

@@ -23,7 +23,7 @@ from kdlib.corpus.embedded.synthetic import word_list
 from kdlib.decode.calibration import CalibratedLexicon, Calibrator, choose_strength, places_of, posterior
 from kdlib.decode.calibration_fit import Sample, fit
 from kdlib.decode.lexicon import Lexicon
-from kdlib.evaluate.reliability import expected_calibration_error
+from kdlib.evaluate.reliability import error_by_chance, expected_calibration_error
 from kdlib.evaluate.transcribe import recordings
 from kdlib.models import Emissions
 from kdlib.models.nemo_files import SHIPPED_MODEL, NeMoCTC
@@ -195,6 +195,17 @@ def summary(way: Way, found: dict, plain: dict, levels: dict[str, str]) -> dict:
     return row
 
 
+def by_level(found: dict, levels: dict[str, str]) -> str:
+    """The expected calibration error by level, and that of a perfectly calibrated system, for so few utterances."""
+    parts = []
+    for level, title in LEVELS.items():
+        of = [found[name] for name in found if levels[name] == level]
+        right, confidence, _ = (np.concatenate(each) for each in zip(*of, strict=True))
+        error, chance = expected_calibration_error(confidence, right), error_by_chance(confidence)
+        parts.append(f"{title} {100 * error:.1f} ({100 * chance:.1f})")
+    return ", ".join(parts)
+
+
 def ways(lexicon: str) -> list[Way]:
     """The rows of a lexicon."""
     forms = ("label_prior", "features", "per_word")
@@ -216,7 +227,7 @@ def main() -> None:
     spoken = sorted({normalise(word) for word in speech.words})
     words = sorted({*spoken, *word_list().values()})[: 40 if run.smoke else None]
     everything = Scored(speech, Lexicon(words, speech.tokens))
-    own, rows = everything.among(spoken), []
+    own, rows, notes = everything.among(spoken), [], []
     half = np.random.default_rng(0).permutation(spoken)[: len(spoken) // 2]
     new = own.among(sorted(set(spoken) - set(half)))
     of_lexicon = {
@@ -228,8 +239,16 @@ def main() -> None:
         first, *others = ways(lexicon)
         plain = measure(scored, fitted_with, first)
         rows.append(summary(first, plain, plain, speech.levels))
-        rows += [summary(way, measure(scored, fitted_with, way), plain, speech.levels) for way in others]
-    run.save(rows)
+        for way in others:
+            found = measure(scored, fitted_with, way)
+            rows.append(summary(way, found, plain, speech.levels))
+            if way.form.startswith("per_word") and way.lexicon.endswith("spoken") and way.utterances == MOST:
+                error = by_level(found, speech.levels)
+                notes.append(
+                    f"Expected calibration error by level of `{way.form}`, in per cent, and in brackets what perfectly "
+                    f"calibrated posteriors would have by chance: {error}."
+                )
+    run.save(rows, notes)
 
 
 if __name__ == "__main__":

@@ -261,6 +261,23 @@ def _ablations(options: argparse.Namespace) -> None:
         ablations.print_results(options.recipe, options.folds)
 
 
+def _power_arguments(parser: Parser) -> None:
+    parser.add_argument("--folds", type=numbers, default=[4, 15], help="numbers of folds, comma-separated")
+    parser.add_argument("--seeds", type=numbers, default=[2, 3, 5], help="numbers of seeds")
+    parser.add_argument("--utterances", type=int, default=96, help="of each held-out speaker")
+    parser.add_argument("--pairs", type=int, default=1, help="comparisons that are corrected for")
+    parser.add_argument("--recipe", default="", help="whose scored students give the spreads; else they are assumed")
+    parser.add_argument("--decoder", default="lexicon", help="of these students")
+
+
+def _power(options: argparse.Namespace) -> None:
+    from kdlib.evaluate.power import Plan
+    from kdlib.show import power
+
+    plan = Plan(options.folds[0], options.utterances, options.seeds[0], options.pairs)
+    power.run(options.folds, options.seeds, plan, options.recipe, options.decoder)
+
+
 def _export_arguments(parser: Parser) -> None:
     parser.add_argument("student", type=Path, help="the folder of a student")
     parser.add_argument("nemo", type=Path, help="the .nemo file to write")
@@ -341,6 +358,12 @@ COMMANDS = {
         "params/ablations/temperature.yaml --plan",
         _ablations_arguments,
         _ablations,
+    ),
+    "power": Command(
+        "The smallest difference that so many folds, utterances and seeds can show.",
+        "--folds 4,15 --seeds 2,3,5 --recipe params/grid.yaml",
+        _power_arguments,
+        _power,
     ),
     "export": Command("Write a student as a .nemo file.", "outputs/.../seed1 student.nemo", _export_arguments, _export),
     "pretrained": Command(

@@ -1,0 +1,170 @@
+"""Power before compute: the smallest difference that so many folds, utterances and seeds can show.
+
+Studies are simulated and compared by `compare` itself, so that the promise holds for its verdicts, with their tests,
+corrections and rules. A simulated study has speakers whose control recognises a share of their words; the true
+difference of a speaker and seed varies around the difference of the study by the spread of speakers and of seeds, and
+two systems differ on a share of the utterances even where they are equally good. These spreads are estimated from
+earlier results (`spreads`), or assumed.
+"""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from kdlib.errors import UserError
+from kdlib.evaluate import compare
+from kdlib.evaluate.statistics import LEVEL, POWER
+from kdlib.evaluate.verdict import NO_DIFFERENCE
+
+STUDIES = 200  # simulated for each difference
+STEPS = 7  # of the bisection: to 0.4 points
+MOST = 0.5  # difference
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study would have, and the spreads that it would meet."""
+
+    folds: int
+    utterances: int  # of each held-out speaker
+    seeds: int
+    pairs: int = 1  # of systems, for Holm's correction
+    accuracy: tuple[float, ...] = (0.4, 0.6, 0.8, 0.9)  # of the control, by speaker, in turn
+    differing: float = 0.15  # utterances that one system recognises and the other does not
+    of_speakers: float = 0.03  # standard deviation of the difference between speakers
+    of_seeds: float = 0.02  # and between trainings
+
+
+@dataclass(frozen=True)
+class Power:
+    """What a plan can show."""
+
+    plan: Plan
+    these: float | None  # the smallest difference that is shown for these speakers with 80 % power; None: none below .5
+    new: float | None  # the same for new speakers
+    least_p: float  # for new speakers, with so many folds
+
+    @property
+    def text(self) -> str:
+        """In sentences."""
+        plan = self.plan
+        size = f"{plan.folds} folds of {plan.utterances} utterances and {plan.seeds} seed{'s' * (plan.seeds > 1)}"
+        corrected = f", {plan.pairs} comparisons" if plan.pairs > 1 else ""
+        return f"{size}{corrected}: {self._these}. {self._new}."
+
+    @property
+    def _these(self) -> str:
+        if self.these is None:
+            return f"no difference below {100 * MOST:.0f} points is shown for these speakers with 80 % power"
+        return f"a difference of {100 * self.these:.1f} points is shown for these speakers with 80 % power"
+
+    @property
+    def _new(self) -> str:
+        if self.least_p >= LEVEL:
+            return (
+                f"For new speakers nothing can be shown: {self.plan.folds} folds cannot go below p = {self.least_p:.3g}"
+            )
+        if self.new is None:
+            return f"For new speakers no difference below {100 * MOST:.0f} points is"
+        return f"For new speakers one of {100 * self.new:.1f} points is"
+
+
+def spreads(systems: Mapping[str, pd.DataFrame], against: Mapping[str, str], plan: Plan) -> Plan:
+    """A plan with the spreads that earlier results show: systems and their controls, tables from `compare.collect`."""
+    accuracy, differing, of_speakers, of_seeds = [], [], [], []
+    for name, control in against.items():
+        if name == control:
+            continue
+        right = [_right(systems[each]) for each in (name, control)]  # [utterances, seeds], by speaker and utterance
+        seeds = min(table.shape[1] for table in right)
+        a, b = (table.iloc[:, :seeds] for table in right)
+        accuracy += b.mean(axis=1).groupby(level=0).mean().tolist()
+        differing.append(float((a.to_numpy() != b.to_numpy()).mean()))
+        by_speaker = (a - b).groupby(level=0).mean()  # [speakers, seeds]
+        count = a.groupby(level=0).size().to_numpy()
+        noise = differing[-1] / count.mean()  # variance of a speaker's difference by the choice of utterances
+        if len(by_speaker) > 1:
+            of_speakers.append(by_speaker.mean(axis=1).var(ddof=1) - noise / seeds)
+        if seeds > 1:
+            of_seeds.append(by_speaker.var(axis=1, ddof=1).mean() - noise)
+    if not accuracy:
+        raise UserError("power: expected systems with controls, found none; train some first, or give the spreads")
+    return replace(
+        plan,
+        accuracy=tuple(accuracy),
+        differing=float(np.mean(differing)),
+        of_speakers=_sd(of_speakers, plan.of_speakers),
+        of_seeds=_sd(of_seeds, plan.of_seeds),
+    )
+
+
+def power(plan: Plan, seed: int = 0, studies: int = STUDIES) -> Power:
+    """The smallest differences that a plan shows with 80 % power."""
+    least_p = 2.0 ** (1 - plan.folds)
+    found = functools.cache(lambda difference: shown(plan, difference, seed, studies))
+    these = _smallest(lambda difference: found(difference)[0])
+    new = _smallest(lambda difference: found(difference)[1]) if least_p < LEVEL else None
+    return Power(plan, these, new, least_p)
+
+
+def shown(plan: Plan, difference: float, seed: int = 0, studies: int = STUDIES) -> tuple[float, float]:
+    """The share of simulated studies whose verdict shows a true difference: for these speakers, and for new ones."""
+    found = [_verdict(plan, difference, np.random.default_rng([seed, number])) for number in range(studies)]
+    these, new = zip(*found, strict=True)
+    return float(np.mean(these)), float(np.mean(new))
+
+
+def simulate(plan: Plan, difference: float, rng: np.random.Generator) -> dict[str, pd.DataFrame]:
+    """A study of a system `a` that differs from its control `b`, as tables like those of `compare.collect`."""
+    rows: dict[str, list[tuple]] = {"a": [], "b": []}
+    for speaker in range(plan.folds):
+        accuracy = plan.accuracy[speaker % len(plan.accuracy)]
+        of_speaker = difference + plan.of_speakers * rng.standard_normal()
+        for seed in range(plan.seeds):
+            true = float(np.clip(of_speaker + plan.of_seeds * rng.standard_normal(), -accuracy, 1 - accuracy))
+            differing = max(plan.differing, abs(true))
+            gained, lost = (differing + true) / 2, (differing - true) / 2
+            gained, lost = min(gained, 1 - accuracy), min(lost, accuracy)
+            drawn = rng.random(plan.utterances)
+            of_b = np.arange(plan.utterances) < round(accuracy * plan.utterances)
+            # of the words that b recognises a share is lost, of the others a share is gained
+            change = np.where(of_b, drawn < lost / max(accuracy, 1e-9), drawn < gained / max(1 - accuracy, 1e-9))
+            for name, right in (("b", of_b), ("a", of_b ^ change)):
+                rows[name] += [
+                    (f"S{speaker}_{place}", f"S{speaker}", "WORD", "WORD" if one else "OTHER", seed)
+                    for place, one in enumerate(right.tolist())
+                ]
+    columns = ["utt_id", "speaker", "reference", "hypothesis", "seed"]
+    return {name: pd.DataFrame(some, columns=columns) for name, some in rows.items()}
+
+
+def _verdict(plan: Plan, difference: float, rng: np.random.Generator) -> tuple[bool, bool]:
+    """Whether a simulated study shows its difference, after Bonferroni's correction: Holm's for the hardest pair."""
+    result = compare.compare(simulate(plan, difference, rng), against={"a": "b"}, seed=int(rng.integers(2**31)))[0]
+    chance, agree = result.p * plan.pairs < LEVEL, result.seeds == 1 or result.seeds_p < LEVEL
+    these = chance and agree and result.difference > 0
+    return these, these and result.new_speakers != NO_DIFFERENCE and result.speakers_p * plan.pairs < LEVEL
+
+
+def _smallest(share) -> float | None:
+    """The smallest difference with 80 % power, by bisection."""
+    low, high = 0.0, MOST
+    if share(high) < POWER:
+        return None
+    for _ in range(STEPS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if share(middle) >= POWER else (middle, high)
+    return high
+
+
+def _right(table: pd.DataFrame) -> pd.DataFrame:
+    """Whether each hypothesis is right: utterances by seeds."""
+    right = (table.reference == table.hypothesis).astype(float)
+    return right.groupby([table.speaker, table.utt_id, table.seed]).mean().unstack()
+
+
+def _sd(variances: list[float], otherwise: float) -> float:
+    return float(np.sqrt(max(0.0, np.mean(variances)))) if variances else otherwise
