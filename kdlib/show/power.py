@@ -63,9 +63,9 @@ def run(folds: Sequence[int], seeds: Sequence[int], plan: Plan, recipe: str = ""
         plan, about = of_recipe(recipe, plan, decoder)
     differing, speakers, trainings = (percent(x) for x in (plan.differing, plan.of_speakers, plan.of_seeds))
     print(
-        f"Spreads ({about}): two systems differ on {differing:.1f} % of the utterances; their difference has a standard "
-        f"deviation of {speakers:.1f} points between speakers and {trainings:.1f} between trainings. {power.STUDIES} "
-        "simulated studies for each difference."
+        f"Spreads ({about}): two systems differ on {differing:.1f} % of the utterances; their difference has a "
+        f"standard deviation of {speakers:.1f} points between speakers and {trainings:.1f} between trainings. "
+        f"{power.STUDIES} simulated studies for each difference."
     )
     found = [power.power(replace(plan, folds=a, seeds=b)) for a, b in itertools.product(folds, seeds)]
     print(table(found).to_string(index=False))
