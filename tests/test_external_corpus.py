@@ -51,7 +51,7 @@ def test_an_external_corpus_goes_from_its_csv_to_two_scored_folds_with_two_comma
         assert (scores["held_out"], scores["n"], set(scores["decoders"])) == (
             held_out,
             12,
-            {"greedy", "lexicon", "beam"},
+            {"greedy", "lexicon", "lexicon_plain", "beam"},
         )
         assert json.loads((out / held_out / "pretrained/train_data.json").read_text())["speakers"] == names
         hypotheses = (out / held_out / "baseline/hypotheses.csv").read_text(encoding="utf-8")
