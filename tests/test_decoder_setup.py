@@ -37,7 +37,7 @@ def test_beam_settings_are_chosen_on_the_dev_speaker(smoke):
     assert len(grid) == len(search.lm_weights) * len(search.word_bonuses) * len(search.beam_sizes)
     used = grid[(grid.lm_weight == setting["lm_weight"]) & (grid.word_bonus == setting["word_bonus"])]
     assert used[used["size"] == setting["size"]].wer.item() == grid.wer.min()
-    assert set(scores["decoders"]) == {"greedy", "lexicon", "beam"}
+    assert set(scores["decoders"]) == {"greedy", "lexicon", "lexicon_plain", "beam"}
 
 
 def test_without_a_dev_speaker_the_settings_of_the_recipe_are_used(smoke):

@@ -119,26 +119,27 @@ def shown(plan: Plan, difference: float, seed: int = 0, studies: int = STUDIES) 
 
 def simulate(plan: Plan, difference: float, rng: np.random.Generator) -> dict[str, pd.DataFrame]:
     """A study of a system `a` that differs from its control `b`, as tables like those of `compare.collect`."""
-    rows: dict[str, list[tuple]] = {"a": [], "b": []}
+    right: dict[str, list[np.ndarray]] = {"a": [], "b": []}
     for speaker in range(plan.folds):
         accuracy = plan.accuracy[speaker % len(plan.accuracy)]
         of_speaker = difference + plan.of_speakers * rng.standard_normal()
-        for seed in range(plan.seeds):
+        for _ in range(plan.seeds):
             true = float(np.clip(of_speaker + plan.of_seeds * rng.standard_normal(), -accuracy, 1 - accuracy))
             differing = max(plan.differing, abs(true))
-            gained, lost = (differing + true) / 2, (differing - true) / 2
-            gained, lost = min(gained, 1 - accuracy), min(lost, accuracy)
-            drawn = rng.random(plan.utterances)
-            of_b = np.arange(plan.utterances) < round(accuracy * plan.utterances)
+            gained, lost = min((differing + true) / 2, 1 - accuracy), min((differing - true) / 2, accuracy)
+            drawn, of_b = rng.random(plan.utterances), np.arange(plan.utterances) < round(accuracy * plan.utterances)
             # of the words that b recognises a share is lost, of the others a share is gained
             change = np.where(of_b, drawn < lost / max(accuracy, 1e-9), drawn < gained / max(1 - accuracy, 1e-9))
-            for name, right in (("b", of_b), ("a", of_b ^ change)):
-                rows[name] += [
-                    (f"S{speaker}_{place}", f"S{speaker}", "WORD", "WORD" if one else "OTHER", seed)
-                    for place, one in enumerate(right.tolist())
-                ]
-    columns = ["utt_id", "speaker", "reference", "hypothesis", "seed"]
-    return {name: pd.DataFrame(some, columns=columns) for name, some in rows.items()}
+            right["b"].append(of_b)
+            right["a"].append(of_b ^ change)
+    speakers = np.repeat([f"S{speaker}" for speaker in range(plan.folds)], plan.seeds * plan.utterances)
+    seeds = np.tile(np.repeat(np.arange(plan.seeds), plan.utterances), plan.folds)
+    places = np.tile(np.arange(plan.utterances), plan.folds * plan.seeds)
+    shared = pd.DataFrame({"speaker": speakers, "reference": "WORD", "seed": seeds})
+    shared["utt_id"] = shared.speaker + "_" + pd.Series(places).astype(str)
+    return {
+        name: shared.assign(hypothesis=np.where(np.concatenate(rows), "WORD", "OTHER")) for name, rows in right.items()
+    }
 
 
 def _verdict(plan: Plan, difference: float, rng: np.random.Generator) -> tuple[bool, bool]:
