@@ -8,6 +8,7 @@
 #                                      their table, and verdicts against their controls
 #   make ablations SET=temperature     one set of params/ablations/: what it costs (BUDGET_H=2 refuses more), its students,
 #                                      tables, effects and figures (notebook 06)
+#   make figures CLASS=article         figures, tables and numbers for a thesis, from all results of RECIPE (notebook 07)
 #   make power OF_FOLDS=4,15 OF_SEEDS=2,3,5   the smallest difference that such a study can show (RECIPE=...: by the spreads
 #                                      of its students; UTTERANCES=, PAIRS=)
 #   make collapse                      which causes collapse a student? Each made on purpose: 104 small students, an hour
@@ -43,7 +44,7 @@ export PYTHONWARNINGS ?= ignore::SyntaxWarning
 # This clone's kdlib, also with the .venv of another clone.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: setup install demo test folds folds-for dry-run report compare ablations power collapse verdict examine evaluate export lab pretrained parent bench faults unchanged lint lock help
+.PHONY: setup install demo test folds folds-for dry-run report compare ablations power figures collapse verdict examine evaluate export lab pretrained parent bench faults unchanged lint lock help
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -83,6 +84,11 @@ ablations: $(READY)
 	@$(KDLIB) ablations "$(ABLATION)" $(OWN_FOLDS) --plan $(call option,BUDGET_H,--budget)
 	@$(SNAKEMAKE) ablations --config recipe="$(ABLATION)" folds="$(OWN_FOLDS)"
 	@$(KDLIB) ablations "$(ABLATION)" $(OWN_FOLDS)
+
+# of FOLDS, by default of all that have scores; or of other people's results: SYSTEMS="hard=a.json kd=b.json,c.json"
+figures: $(READY)
+	@$(KDLIB) figures "$(RECIPE)" $(OWN_FOLDS) $(call option,CLASS,--document) $(call option,OUT,--out) \
+	  $(if $(SYSTEMS),--systems $(SYSTEMS))
 
 power: $(READY)
 	@$(KDLIB) power $(call option,OF_FOLDS,--folds) $(call option,OF_SEEDS,--seeds) $(call option,UTTERANCES,--utterances) \

@@ -278,6 +278,22 @@ def _power(options: argparse.Namespace) -> None:
     power.run(options.folds, options.seeds, plan, options.recipe, options.decoder)
 
 
+def _figures_arguments(parser: Parser) -> None:
+    _recipe(parser)
+    parser.add_argument("folds", type=names, nargs="?", default=[], help="held-out speakers; by default all")
+    parser.add_argument("--document", default="thesis", help="class whose width figures have: thesis, article, ...")
+    parser.add_argument("--systems", nargs="*", default=[], help="name=file,file: other people's results instead")
+    parser.add_argument("--out", type=Path, help="by default thesis/ in the recipe's folder")
+
+
+def _figures(options: argparse.Namespace) -> None:
+    from kdlib.show import thesis
+
+    pairs = [text.partition("=")[::2] for text in options.systems]
+    systems = {name: [Path(path) for path in names(paths)] for name, paths in pairs}
+    thesis.run(options.recipe, options.folds, systems, options.out, options.document)
+
+
 def _export_arguments(parser: Parser) -> None:
     parser.add_argument("student", type=Path, help="the folder of a student")
     parser.add_argument("nemo", type=Path, help="the .nemo file to write")
@@ -364,6 +380,12 @@ COMMANDS = {
         "--folds 4,15 --seeds 2,3,5 --recipe params/grid.yaml",
         _power_arguments,
         _power,
+    ),
+    "figures": Command(
+        "Figures, tables and numbers for a thesis.",
+        "params/grid.yaml M08,M05,M16 --document article",
+        _figures_arguments,
+        _figures,
     ),
     "export": Command("Write a student as a .nemo file.", "outputs/.../seed1 student.nemo", _export_arguments, _export),
     "pretrained": Command(

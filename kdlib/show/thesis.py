@@ -1,0 +1,394 @@
+"""Figures, tables and numbers for a thesis: `make figures`, notebook 07. Everything from tidy tables, without a model.
+
+Three dictionaries say what there is: FIGURES, TABLES and NUMBERS. Every figure is written as PDF in the exact width of
+a document class, as PNG, its numbers as CSV, and where they come from as JSON; tables as LaTeX (booktabs, siunitx) and
+CSV; headline numbers as LaTeX macros in numbers.tex; index.html shows all, each with a caption and with the sentence
+that one may write about it. A file is written only if it changes.
+"""
+
+import html
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from kdlib.errors import UserError, nearest
+from kdlib.evaluate.rounding import percent, span
+from kdlib.evaluate.verdict import NO_DIFFERENCE
+from kdlib.io import atomic_write
+from kdlib.show import figures, latex, thesis_tables
+from kdlib.show.figures import style
+from kdlib.show.thesis_tables import PRETRAINED, Results
+
+WIDTHS_IN = {  # text width, or that of a column, by document class
+    "thesis": 6.3,
+    "article": 345 / 72.27,  # LaTeX's, at 10 pt
+    "ieee": 252 / 72.27,  # IEEEtran's column
+    "interspeech": 80 / 25.4,  # its column: 80 mm
+}
+COLOURS = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#56b4e9", "#949494")  # colour-blind-safe
+MARKERS = "osD^vP*X"  # and legible in grey
+GREY = "#4d4d4d"  # of the pretrained model
+MAIN = ("lexicon", "greedy")  # decoders of the main figures and numbers, the first that there is
+
+
+@dataclass(frozen=True)
+class Item:
+    """A figure or table of the export."""
+
+    table: Callable[[Results], pd.DataFrame]  # tidy; without rows there is nothing to show
+    draw: Callable[[pd.DataFrame, Results], object]  # a figure, or a LaTeX table
+    caption: str
+    sentence: Callable[[pd.DataFrame, Results], str]
+
+
+def main_decoder(results: Results) -> str:
+    """The decoder of the main figures: the calibrated closed lexicon, else greedy, else the only one."""
+    known = list(dict.fromkeys(results.scores.decoder))
+    return next((name for name in MAIN if name in known), known[0])
+
+
+def colours(results: Results) -> dict[str, str]:
+    """One colour per system, the same in every figure."""
+    others = [name for name in results.systems if name != PRETRAINED]
+    found = {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(others)}
+    return {PRETRAINED: GREY} | found
+
+
+# tables of figures
+
+
+def _accuracy(results: Results) -> pd.DataFrame:
+    """WRA of every system by held-out speaker: the mean over seeds, and their spread."""
+    part = results.scores[(results.scores.measure == "wra") & (results.scores.decoder == main_decoder(results))]
+    grouped = part.groupby(["held_out", "system"], sort=False)
+    table = grouped.value.agg(["mean", "std", "count"]).reset_index()
+    single = grouped[["low", "high"]].mean().reset_index()
+    return table.merge(single, on=["held_out", "system"]).rename(columns={"count": "seeds"})
+
+
+def _differences(results: Results) -> pd.DataFrame:
+    if results.verdicts.empty:
+        return pd.DataFrame()
+    return results.verdicts[results.verdicts.decoder == main_decoder(results)]
+
+
+# figures
+
+
+def _draw_accuracy(table: pd.DataFrame, results: Results) -> Figure:
+    names, systems, colour = list(dict.fromkeys(table.held_out)), list(dict.fromkeys(table.system)), colours(results)
+    with plt.rc_context(style()):
+        figure, axes = plt.subplots(figsize=(figures.WIDTH_IN, 3.0))
+        for index, system in enumerate(systems):
+            part = table[table.system == system].set_index("held_out").reindex(names)
+            place = np.arange(len(names)) + 0.7 * ((index + 0.5) / len(systems) - 0.5)
+            spread = np.abs(100 * np.array([part["mean"] - part.low, part.high - part["mean"]]))
+            form = MARKERS[index % len(MARKERS)]
+            look = {"fmt": form, "color": colour[system], "markersize": 4, "linewidth": 1}
+            axes.errorbar(place, 100 * part["mean"], spread, label=system, **look)
+        axes.set_xticks(range(len(names)), names)
+        axes.set_ylim(0, 105)
+        axes.set_ylabel("word recognition accuracy (%)")
+        axes.set_xlabel(f"held-out speaker; bars: 95 % over utterances; {main_decoder(results)}")
+        figure.legend(frameon=False, ncols=min(4, len(systems)), loc="outside upper center")
+    return figure
+
+
+def _draw_curves(table: pd.DataFrame, results: Results) -> Figure:
+    colour, names = colours(results), list(dict.fromkeys(table.held_out))
+    with plt.rc_context(style()):
+        figure, grid = plt.subplots(1, len(names), figsize=(figures.WIDTH_IN, 2.6), sharey=True, squeeze=False)
+        for axes, name in zip(grid[0], names, strict=True):
+            for system, part in table[table.held_out == name].groupby("system", sort=False):
+                mean = part.groupby("step").value.agg(["mean", "min", "max"])
+                axes.plot(mean.index, 100 * mean["mean"], color=colour[system], linewidth=1.2, label=system)
+                axes.fill_between(mean.index, 100 * mean["min"], 100 * mean["max"], color=colour[system], alpha=0.15)
+            axes.set_title(f"{name} held out")
+            axes.set_xlabel("step")
+        grid[0, 0].set_ylabel("dev WRA, greedy (%)")
+        handles, labels = grid[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, frameon=False, ncols=min(4, len(labels)), loc="outside upper center")
+    return figure
+
+
+def _draw_confidence(table: pd.DataFrame, results: Results) -> Figure:
+    colour = colours(results)
+    with plt.rc_context(style()):
+        figure, axes = plt.subplots(figsize=(figures.WIDTH_IN, 3.0))
+        axes.plot([0, 100], [0, 100], color="grey", linewidth=0.8, linestyle=":")
+        for index, (system, part) in enumerate(table.groupby("system", sort=False)):
+            spread = 100 * np.abs(np.stack([part.accuracy - part.low, part.high - part.accuracy]))
+            label = f"{system} (ECE {percent(part.ece.iloc[0]):.1f} %)"
+            form = MARKERS[index % len(MARKERS)]
+            axes.errorbar(
+                100 * part.confidence,
+                100 * part.accuracy,
+                spread,
+                fmt=f"{form}-",
+                color=colour[system],
+                label=label,
+                markersize=3,
+                linewidth=1,
+            )
+        axes.set_xlabel("confidence of the closed lexicon (%)")
+        axes.set_ylabel("right words (%), 95 %")
+        axes.legend(frameon=False, loc="upper left")
+    return figure
+
+
+def _draw_speakers(table: pd.DataFrame, results: Results) -> Figure:
+    return figures.wra_by_speaker(table, "", results.order)
+
+
+def _draw_differences(table: pd.DataFrame, results: Results) -> Figure:
+    return figures.differences(table)
+
+
+# tables
+
+
+def _main_table(results: Results) -> pd.DataFrame:
+    """One row per system: mean over folds and seeds, spread of seeds, difference from the control, cost."""
+    part = results.scores[(results.scores.measure == "wra") & (results.scores.decoder == main_decoder(results))]
+    found = _differences(results)
+    verdicts = {} if found.empty else {row.a: row for row in found.itertuples()}
+    rows = []
+    for system, own in part.groupby("system", sort=False):
+        by_seed = own.groupby("seed").value.mean()
+        row = {"system": system, "folds": own.held_out.nunique(), "seeds": own.seed.nunique(), "wra": own.value.mean()}
+        row |= {"sd": by_seed.std(ddof=1) if len(by_seed) > 1 else np.nan}
+        if verdict := verdicts.get(system):
+            row |= {"control": verdict.b, "difference": verdict.difference, "low": verdict.these_low}
+            row |= {"high": verdict.these_high, "p": verdict.holm_p, "verdict": verdict.verdict}
+        rows.append(row | {"hours": results.hours.get(system, np.nan)})
+    return pd.DataFrame(rows)
+
+
+def _decoder_table(results: Results) -> pd.DataFrame:
+    """WRA of every system by every decoder, the mean over folds and seeds."""
+    part = results.scores[results.scores.measure == "wra"]
+    wide = part.pivot_table(index="system", columns="decoder", values="value", sort=False)
+    return wide[list(dict.fromkeys(part.decoder))].reset_index()
+
+
+def _effects(results: Results) -> pd.DataFrame:
+    if results.effects.empty:
+        return pd.DataFrame()
+    return results.effects[results.effects.decoder == results.effects.decoder.iloc[0]]
+
+
+# sentences that one may write
+
+
+def _of(results: Results) -> str:
+    part = results.scores[results.scores.measure == "wra"]
+    folds, seeds = list(dict.fromkeys(part.held_out)), sorted({seed for seed in part.seed if isinstance(seed, int)})
+    where = f"fold {folds[0]}" if len(folds) == 1 else f"{len(folds)} folds"
+    count = f", {len(seeds)} seed{'s' * (len(seeds) > 1)}" if seeds else ""
+    return f"On {where} ({int(part.groupby('held_out').n.first().sum())} utterances{count})"
+
+
+def _accuracy_sentence(table: pd.DataFrame, results: Results) -> str:
+    means = table.groupby("system", sort=False)["mean"].mean()
+    parts = ", ".join(f"{system} {percent(value):.1f} %" for system, value in means.items())
+    return f"{_of(results)}, mean word recognition accuracy ({main_decoder(results)}) was: {parts}."
+
+
+def _difference_sentence(table: pd.DataFrame, results: Results) -> str:
+    parts = []
+    for row in table.itertuples():
+        interval, difference = span(row.these_low, row.these_high), percent(row.difference)
+        word = row.verdict if row.verdict == NO_DIFFERENCE else f"{row.verdict} than {row.b}"
+        numbers_of = f"95 % {interval}, corrected p = {row.holm_p:.2g}"
+        parts.append(f"{row.a} differed from {row.b} by {difference:+.1f} points ({numbers_of}): {word}")
+    return f"{_of(results)}, {'; '.join(parts)}."
+
+
+def _curve_sentence(table: pd.DataFrame, results: Results) -> str:
+    best = table.loc[table.groupby(["held_out", "system", "seed"]).value.idxmax()]
+    last = table.groupby("system").step.max()
+    by_system = best.groupby("system", sort=False)
+    parts = [f"{system} at step {int(part.step.median())} of {int(last[system])}" for system, part in by_system]
+    return f"The best validation on the dev speaker (median over folds and seeds) was that of {', '.join(parts)}."
+
+
+def _confidence_sentence(table: pd.DataFrame, results: Results) -> str:
+    parts = [f"{system} {percent(part.ece.iloc[0]):.1f} %" for system, part in table.groupby("system", sort=False)]
+    return f"{_of(results)}, the expected calibration error of the closed lexicon was: {', '.join(parts)}."
+
+
+def _speaker_sentence(table: pd.DataFrame, results: Results) -> str:
+    decoder = table.decoder.iloc[0]
+    part = table[table.decoder == decoder]
+    return (
+        f"Before any training the pretrained model recognised between {percent(part.wra.min()):.1f} and "
+        f"{percent(part.wra.max()):.1f} % of the words ({decoder}; {len(part)} speakers)."
+    )
+
+
+def _effect_sentence(table: pd.DataFrame, results: Results) -> str:
+    parts = [
+        f"{row.factor} {row.level} against {row.against} {percent(row.difference):+.1f} points "
+        f"({span(row.these_low, row.these_high)}): {row.verdict}"
+        for row in table.itertuples()
+    ]
+    return f"Effects in the set: {'; '.join(parts)}."
+
+
+def _no_sentence(table: pd.DataFrame, results: Results) -> str:
+    return ""
+
+
+FIGURES = {
+    "accuracy": Item(_accuracy, _draw_accuracy, "Word recognition accuracy by held-out speaker", _accuracy_sentence),
+    "differences": Item(
+        _differences, _draw_differences, "Differences from the control, with 95 % intervals", _difference_sentence
+    ),
+    "speakers": Item(
+        lambda results: results.speakers, _draw_speakers, "The pretrained model on every speaker", _speaker_sentence
+    ),
+    "curves": Item(
+        lambda results: results.curves,
+        _draw_curves,
+        "Accuracy on dev speech over the training; shaded: all seeds",
+        _curve_sentence,
+    ),
+    "confidence": Item(
+        lambda results: results.confidence,
+        _draw_confidence,
+        "Reliability of the closed lexicon's posteriors, in bins of equally many utterances",
+        _confidence_sentence,
+    ),
+}
+TABLES = {
+    "main": Item(_main_table, latex.main_table, "Systems and their controls", _no_sentence),
+    "decoders": Item(_decoder_table, latex.decoder_table, "Word recognition accuracy by decoder", _no_sentence),
+    "effects": Item(_effects, latex.effect_table, "Effects of the levels of an ablation", _effect_sentence),
+}
+NUMBERS: Mapping[str, Callable[[Results], dict[str, str]]] = {
+    "wra": lambda results: {f"wra {row.system}": latex.per_cent(row.wra) for row in _main_table(results).itertuples()},
+    "difference": lambda results: {
+        f"difference {row.a}": latex.points(row.difference, row.these_low, row.these_high)
+        for row in _differences(results).itertuples()
+    },
+    "size": lambda results: {
+        "folds": str(results.scores.held_out.nunique()),
+        "utterances": str(int(results.scores.groupby("held_out").n.first().sum())),
+    },
+}
+
+
+def export(results: Results, out: Path, document: str = "thesis") -> list[Path]:
+    """Write everything that the results have; return the files that changed."""
+    if document not in WIDTHS_IN:
+        raise UserError(f"figures: unknown document class {document!r}{nearest(document, list(WIDTHS_IN))}")
+    out.mkdir(parents=True, exist_ok=True)
+    changed, shown = [], []
+    for name, item in FIGURES.items():
+        table = item.table(results)
+        if table.empty:
+            continue
+        figure = item.draw(table, results)
+        figure.set_size_inches(WIDTHS_IN[document], figure.get_figheight())
+        provenance = _provenance(results, item, table, document)
+        changed += _write_figure(figure, out / name) + _write_texts(out / name, table, provenance)
+        plt.close(figure)
+        shown.append((name, item, table, True))
+    for name, item in TABLES.items():
+        table = item.table(results)
+        if not table.empty:
+            text = str(item.draw(table, results))
+            changed += _write(out / f"{name}.tex", text.encode())
+            changed += _write_texts(out / name, table, _provenance(results, item, table, document))
+            shown.append((name, item, table, False))
+    changed += _write(out / "numbers.tex", latex.macros(numbers(results)).encode())
+    changed += _write(out / "index.html", _index(results, shown).encode())
+    return changed
+
+
+def numbers(results: Results) -> dict[str, str]:
+    """The headline numbers, by the words of their macros."""
+    found: dict[str, str] = {}
+    for make in NUMBERS.values():
+        found |= make(results) if not results.scores.empty else {}
+    return found
+
+
+def run(
+    recipe: str, held_out: Sequence[str], systems: Mapping[str, Sequence[Path]], out: Path | None, document: str
+) -> None:
+    """The command: export, and say what was written."""
+    results = thesis_tables.of_files(systems) if systems else thesis_tables.of_recipe(recipe, held_out)
+    folder = out or thesis_tables.folder(recipe, bool(systems))
+    changed = export(results, folder, document)
+    print(f"{folder}: {len(changed)} files changed; index.html shows all, numbers.tex has the macros")
+
+
+def _provenance(results: Results, item: Item, table: pd.DataFrame, document: str) -> dict:
+    part = results.scores[results.scores.measure == "wra"]
+    return {
+        "study": results.name,
+        "caption": item.caption,
+        "sentence": item.sentence(table, results),
+        "document": document,
+        "width_pt": round(WIDTHS_IN[document] * 72.27, 2),
+        "folds": list(dict.fromkeys(map(str, part.held_out))),
+        "seeds": sorted({int(seed) for seed in part.seed if isinstance(seed, int | np.integer)}),
+        "utterances": int(part.groupby("held_out").n.first().sum()),
+        "runs": list(results.runs),
+    }
+
+
+def _write_figure(figure: Figure, path: Path) -> list[Path]:
+    changed = []
+    metadata = {"pdf": {"CreationDate": None, "ModDate": None}, "png": {"Software": None}}
+    for kind, about in metadata.items():
+        with io.BytesIO() as file, plt.rc_context(style()):
+            figure.savefig(file, format=kind, metadata=about)
+            changed += _write(path.with_suffix(f".{kind}"), file.getvalue())
+    return changed
+
+
+def _write_texts(path: Path, table: pd.DataFrame, provenance: dict) -> list[Path]:
+    text = json.dumps(provenance, indent=1, ensure_ascii=False) + "\n"
+    return _write(path.with_suffix(".csv"), table.to_csv(index=False).encode()) + _write(
+        path.with_suffix(".json"), text.encode()
+    )
+
+
+def _write(path: Path, content: bytes) -> list[Path]:
+    """Write a file if that changes it."""
+    if path.is_file() and path.read_bytes() == content:
+        return []
+    with atomic_write(path) as hidden:
+        hidden.write_bytes(content)
+    return [path]
+
+
+def _index(results: Results, shown: Sequence[tuple]) -> str:
+    """A page of all figures, tables and numbers."""
+    parts = [f"<h1>{html.escape(results.name)}</h1>"]
+    for name, item, table, is_figure in shown:
+        sentence = item.sentence(table, results)
+        body = f'<img src="{name}.png" alt="{html.escape(item.caption)}">' if is_figure else table.to_html(index=False)
+        files = (".pdf", ".png", ".csv", ".json") if is_figure else (".tex", ".csv", ".json")
+        links = " ".join(f'<a href="{name}{kind}">{name}{kind}</a>' for kind in files)
+        words = f"<p><b>One may write:</b> {html.escape(sentence)}</p>" if sentence else ""
+        parts.append(f"<h2>{html.escape(item.caption)}</h2>{body}{words}<p>{links}</p>")
+    rows = "".join(
+        f"<tr><td><code>\\{latex.macro(name)}</code></td><td>{html.escape(value)}</td></tr>"
+        for name, value in numbers(results).items()
+    )
+    runs = "".join(f"<li>{html.escape(json.dumps(run, ensure_ascii=False))}</li>" for run in results.runs)
+    parts += [f"<h2>Numbers</h2><table>{rows}</table>", f"<h2>The runs behind</h2><ul>{runs}</ul>"]
+    look = "body{font-family:sans-serif;max-width:60em;margin:2em auto}img{max-width:100%}"
+    look += "td,th{padding:2px 8px;text-align:left}"
+    head = f"<head><meta charset='utf-8'><style>{look}</style></head>"
+    return f"<!DOCTYPE html><html>{head}<body>{''.join(parts)}</body></html>\n"

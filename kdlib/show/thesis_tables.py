@@ -1,0 +1,206 @@
+"""The tidy tables of a study: of a recipe's folders, or of other people's result files. No model is loaded."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from kdlib.decode.decoders import CLOSED
+from kdlib.errors import UserError
+from kdlib.evaluate import compare
+from kdlib.evaluate.hypotheses import read_hypotheses
+from kdlib.evaluate.reliability import expected_calibration_error, reliability
+from kdlib.evaluate.score import score, tidy
+from kdlib.evaluate.tables import by_speaker
+from kdlib.evaluate.verdict import verdict_frame
+from kdlib.io import read_json, repository_root, short_path
+from kdlib.params import fold_names, load_recipe
+from kdlib.pipeline import Fold
+from kdlib.show import comparison
+from kdlib.training.curves import TENSORBOARD, read_curves
+
+PRETRAINED = "pretrained"
+SCORES = ("held_out", "system", "seed", "decoder", "measure", "value", "low", "high", "n")
+
+
+@dataclass(frozen=True)
+class Results:
+    """A study's results as tidy tables, shares unrounded; a table without rows has no results."""
+
+    name: str
+    order: str  # of its speakers
+    scores: pd.DataFrame  # SCORES
+    verdicts: pd.DataFrame  # of systems against their controls: `verdict_frame`, and decoder
+    speakers: pd.DataFrame = field(default_factory=pd.DataFrame)  # of the pretrained model: `by_speaker`
+    curves: pd.DataFrame = field(default_factory=pd.DataFrame)  # held_out, system, seed, step, value: dev WRA
+    confidence: pd.DataFrame = field(default_factory=pd.DataFrame)  # of `reliability`, with system and ece
+    cells: pd.DataFrame = field(default_factory=pd.DataFrame)  # of ablations
+    effects: pd.DataFrame = field(default_factory=pd.DataFrame)
+    hours: Mapping[str, float] = field(default_factory=dict)  # of training, by system, the mean of a run
+    runs: Sequence[dict] = ()  # folder, system, seed, held_out, revision, key
+
+    @property
+    def systems(self) -> list[str]:
+        """The names of the systems, in the order of the tables."""
+        return list(dict.fromkeys(self.scores.system))
+
+
+def of_recipe(recipe: str | Path, held_out: Sequence[str] = ()) -> Results:
+    """All that a recipe's folders hold of these folds, by default of every fold that has scores."""
+    params = load_recipe(recipe)
+    names = held_out or fold_names(params.fold_set)
+    folds = [fold for fold in (Fold.load(recipe, name) for name in names) if _folders(fold)]
+    if not folds:
+        where = short_path(Fold.load(recipe, names[0]).layout.recipe)
+        raise UserError(f"{recipe}: there are no scores in {where}; run it first: make folds RECIPE={recipe}")
+    folders = {fold.params.held_out: _folders(fold) for fold in folds}
+    scores = pd.concat([_scores(name, found) for name, found in folders.items()], ignore_index=True)
+    first = folds[0]
+    zero_shot = first.layout.zero_shot
+    out = first.layout.recipe / "ablations"
+    return Results(
+        params.name,
+        first.corpus.speaker_order,
+        scores,
+        _verdicts(first, list(folders.values())),
+        by_speaker(zero_shot, first.corpus) if (zero_shot / "scores.json").is_file() else pd.DataFrame(),
+        _curves(folders),
+        _confidence(list(folders.values())),
+        *(_read(out / name) for name in ("cells.csv", "effects.csv")),
+        _hours(folders),
+        _runs(folders),
+    )
+
+
+def of_files(systems: Mapping[str, Sequence[Path]], decoder: str = "greedy") -> Results:
+    """Other people's result files: each system's, of one or more speakers or seeds; the first is the control."""
+    if len(systems) < 2:
+        raise UserError(f'figures: expected at least two systems (SYSTEMS="a=... b=..."), found {len(systems)}')
+    tables = {name: compare.collect(paths, decoder) for name, paths in systems.items()}
+    rows = []
+    for name, table in tables.items():
+        for (speaker, seed), part in table.groupby(["speaker", "seed"]):
+            found = score(part.reference.tolist(), part.hypothesis.tolist())
+            about = {"system": name, "held_out": str(speaker), "decoders": {decoder: asdict(found)}}
+            rows += tidy(about, name, int(seed) + 1)
+    control = next(iter(systems))
+    verdicts = compare.compare(tables, against={name: control for name in systems if name != control})
+    frame = verdict_frame(verdicts).assign(decoder=decoder)
+    runs = [{"folder": str(path), "system": name} for name, paths in systems.items() for path in paths]
+    return Results("files", "by name", pd.DataFrame(rows)[list(SCORES)], frame, runs=runs)
+
+
+def _folders(fold: Fold) -> dict[tuple[str, int | str], Path]:
+    """(system, seed) -> folder of scores, of all that were scored in a fold."""
+    layout, found = fold.layout, {}
+    if (layout.baseline / "scores.json").is_file():
+        found[PRETRAINED, ""] = layout.baseline
+    for path in sorted((layout.fold / "students").glob("*/seed*/scores/scores.json")):
+        seed = path.parents[1].name.removeprefix("seed")
+        if seed.isdigit():
+            found[path.parents[2].name, int(seed)] = path.parent
+    for path in sorted((layout.fold / "ensembles").glob("*/scores.json")):
+        found[path.parent.name, "ensemble"] = path.parent
+    return found
+
+
+def _scores(held_out: str, folders: Mapping[tuple, Path]) -> pd.DataFrame:
+    rows = []
+    for (system, seed), folder in folders.items():
+        for row in tidy(read_json(folder / "scores.json")):
+            rows.append(row | {"system": system, "seed": seed, "held_out": held_out})
+    return pd.DataFrame(rows)[list(SCORES)]
+
+
+def _verdicts(first: Fold, folders: Sequence[Mapping[tuple, Path]]) -> pd.DataFrame:
+    """Every student against its control, where both have the same folds and seeds."""
+    known, params = {system for found in folders for system, _ in found}, first.params
+    control = {}
+    for name in sorted(known - {PRETRAINED}):
+        if all(part in params.variants for part in name.split("+")):
+            its = first.of(name).params.distill.control
+            control[name] = its if its != name else PRETRAINED
+    runs: dict[str, set] = {name: set() for name in known}
+    for place, found in enumerate(folders):
+        for name, seed in found:
+            runs[name].add((place, seed))
+
+    def alike(a: str, b: str) -> bool:
+        return runs[a] == runs[b] or (b == PRETRAINED and _all(runs[a], folders))
+
+    pairs = {a: b for a, b in control.items() if b in known and alike(a, b)}
+    frames = []
+    for decoder in comparison.DECODERS:
+        kept = [{key: path for key, path in found.items() if key[0] in {*pairs, *pairs.values()}} for found in folders]
+        found = comparison.verdicts(kept, pairs, decoder, params.scoring) if pairs else []
+        if found:
+            frames.append(verdict_frame(found).assign(decoder=decoder))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def _read(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path) if path.is_file() else pd.DataFrame()
+
+
+def _all(runs: set, folders: Sequence) -> bool:
+    """True if a system was scored in every fold."""
+    return {place for place, _ in runs} == set(range(len(folders)))
+
+
+def _curves(folders: Mapping[str, Mapping[tuple, Path]]) -> pd.DataFrame:
+    frames = []
+    for held_out, found in folders.items():
+        for (system, seed), folder in found.items():
+            if isinstance(seed, int) and (folder.parent / TENSORBOARD).is_dir():
+                curves = read_curves(folder.parent / TENSORBOARD)
+                dev = curves[curves.name == "dev_wra"]
+                frames.append(dev[["step", "value"]].assign(held_out=held_out, system=system, seed=seed))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def _confidence(folders: Sequence[Mapping[tuple, Path]]) -> pd.DataFrame:
+    """Reliability of the closed lexicon's posteriors, pooled over folds and seeds."""
+    pooled: dict[str, list[pd.DataFrame]] = {}
+    for (system, _), folder in itertools.chain.from_iterable(found.items() for found in folders):
+        table = pd.DataFrame(read_hypotheses(folder / "hypotheses.csv"))
+        if CLOSED in read_json(folder / "scores.json")["decoders"]:
+            pooled.setdefault(system, []).append(table)
+    frames = []
+    for system, tables in pooled.items():
+        table = pd.concat(tables)
+        right = table[CLOSED] == table.reference
+        error = expected_calibration_error(table.lexicon_posterior, right)
+        frames.append(reliability(table.lexicon_posterior, right).assign(system=system, ece=error))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def _hours(folders: Mapping[str, Mapping[tuple, Path]]) -> dict[str, float]:
+    """The mean hours of a training, by system."""
+    times: dict[str, list[float]] = {}
+    for found in folders.values():
+        for (system, seed), folder in found.items():
+            record = folder.parent / "run.json"
+            if isinstance(seed, int) and record.is_file():
+                times.setdefault(system, []).append(read_json(record).get("wall_s", np.nan) / 3600)
+    return {system: float(np.mean(values)) for system, values in times.items()}
+
+
+def _runs(folders: Mapping[str, Mapping[tuple, Path]]) -> list[dict]:
+    """What the results are of: the record of every scored system."""
+    rows = []
+    for held_out, found in folders.items():
+        for (system, seed), folder in found.items():
+            record = read_json(folder / "run.json") if (folder / "run.json").is_file() else {}
+            about = {"folder": short_path(folder), "system": system, "seed": seed, "held_out": held_out}
+            rows.append(about | {name: record.get(name, "") for name in ("revision", "key")})
+    return rows
+
+
+def folder(recipe: str | Path, of_files: bool) -> Path:
+    """Where the export of a recipe is written, or that of files."""
+    params = load_recipe(recipe)
+    root = repository_root() / params.outputs
+    return root / "figures" if of_files else root / params.name / "thesis"

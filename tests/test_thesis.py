@@ -1,0 +1,206 @@
+"""The export for a thesis: figures in exact widths, tables, macros and the page, from tidy tables alone."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_rgb
+
+from kdlib.errors import UserError
+from kdlib.io import repository_root
+from kdlib.show import latex, thesis, thesis_tables
+from kdlib.show.thesis_tables import Results
+
+SYSTEMS = ("pretrained", "hard", "ctc_kd")
+
+
+def study(wra=(0.5, 0.7, 0.65), seeds=(1, 2)):
+    """Results of three systems on two folds."""
+    rows, curves, confidence = [], [], []
+    for held_out, system in [(a, b) for a in ("M08", "M05") for b in SYSTEMS]:
+        value = wra[SYSTEMS.index(system)]
+        for seed in [""] if system == "pretrained" else seeds:
+            for decoder in ("greedy", "lexicon"):
+                row = {"held_out": held_out, "system": system, "seed": seed, "decoder": decoder, "measure": "wra"}
+                shift = 0.01 * (seed or 0) - 0.2 * (decoder == "greedy")
+                rows.append(row | {"value": value + shift, "low": value - 0.1, "high": value + 0.1, "n": 96})
+            for step in range(0, 300, 100) if seed else ():
+                curves.append({"held_out": held_out, "system": system, "seed": seed, "step": step, "value": step / 400})
+    for system in SYSTEMS:
+        for place in range(10):
+            share = (place + 0.5) / 10
+            about = {"system": system, "bin": place, "n": 10, "confidence": share, "accuracy": share}
+            confidence.append(about | {"low": max(0, share - 0.1), "high": min(1, share + 0.1), "ece": 0.02})
+    verdicts = [
+        verdict("hard", "pretrained", 0.2, 0.15, 0.25, 0.001, "better", "lexicon"),
+        verdict("ctc_kd", "hard", -0.05, -0.09, 0.01, 0.2, "no difference shown", "lexicon"),
+    ]
+    frames = (pd.DataFrame(some) for some in (rows, verdicts))
+    runs = [{"folder": "outputs/x", "system": "hard", "seed": 1, "held_out": "M08", "revision": "abc", "key": "k"}]
+    return Results(
+        "mine",
+        "by name",
+        *frames,
+        curves=pd.DataFrame(curves),
+        confidence=pd.DataFrame(confidence),
+        hours={"hard": 0.05},
+        runs=runs,
+    )
+
+
+def verdict(a, b, difference, low, high, p, word, decoder):
+    return {
+        "a": a,
+        "b": b,
+        "measure": "wra",
+        "difference": difference,
+        "these_low": low,
+        "these_high": high,
+        "new_low": np.nan,
+        "new_high": np.nan,
+        "holm_p": p,
+        "verdict": word,
+        "decoder": decoder,
+    }
+
+
+def test_every_figure_is_written_with_its_numbers_and_where_they_come_from(tmp_path):
+    thesis.export(study(), tmp_path, "article")
+    for name in ("accuracy", "differences", "curves", "confidence"):
+        for kind in ("pdf", "png", "csv", "json"):
+            assert (tmp_path / f"{name}.{kind}").is_file(), (name, kind)
+        about = json.loads((tmp_path / f"{name}.json").read_text())
+        assert about["folds"] == ["M08", "M05"]
+        assert about["seeds"] == [1, 2]
+        assert about["utterances"] == 192
+        assert about["runs"][0]["revision"] == "abc"
+        assert about["caption"]
+        assert about["sentence"].endswith(".")
+    assert not (tmp_path / "speakers.pdf").exists()  # there is no table of speakers
+    assert plt.get_fignums() == []
+
+
+@pytest.mark.parametrize("document", thesis.WIDTHS_IN)
+def test_a_pdf_has_the_width_of_the_document_class_and_embedded_fonts(document, tmp_path):
+    thesis.export(study(), tmp_path, document)
+    content = (tmp_path / "accuracy.pdf").read_bytes()
+    box = re.search(rb"/MediaBox \[ ?0 0 ([\d.]+) ([\d.]+)", content)
+    assert float(box[1]) == pytest.approx(72 * thesis.WIDTHS_IN[document], abs=0.1)
+    assert b"/Type3" not in content
+    assert b"/FontFile2" in content  # TrueType, embedded
+
+
+def test_a_second_export_changes_no_byte_and_a_changed_result_its_macro(tmp_path):
+    first = thesis.export(study(), tmp_path)
+    assert len(first) > 15
+    assert thesis.export(study(), tmp_path) == []
+    before = (tmp_path / "numbers.tex").read_text()
+    assert r"\newcommand{\kdWraHard}{71.5\,\%}" in before
+    assert r"\newcommand{\kdDifferenceCtcKd}{$-5.0$ points (95\,\% $-9.0$ to $+1.0$)}" in before
+    assert r"\newcommand{\kdUtterances}{192}" in before
+    changed = thesis.export(study(wra=(0.5, 0.8, 0.65)), tmp_path)
+    assert tmp_path / "numbers.tex" in changed
+    assert r"\newcommand{\kdWraHard}{81.5\,\%}" in (tmp_path / "numbers.tex").read_text()
+
+
+def test_the_main_table_is_bold_only_where_a_verdict_says_so(tmp_path):
+    thesis.export(study(), tmp_path)
+    text = (tmp_path / "main.tex").read_text()
+    assert r"\toprule" in text
+    assert r"\bottomrule" in text
+    rows = {line.split("&")[0].strip(): line for line in text.splitlines() if "&" in line}
+    assert r"\bfseries +20.0" in rows["hard"]
+    assert "-5.0" in rows[r"ctc\_kd"]
+    assert "bfseries" not in rows[r"ctc\_kd"]
+    assert "0.05" in rows["hard"]  # hours of a training
+    assert "[-9.0, +1.0]" in rows[r"ctc\_kd"]
+
+
+def test_systems_have_one_colour_each_that_differs_in_grey():
+    found = thesis.colours(study())
+    assert list(found) == ["pretrained", "hard", "ctc_kd"]
+    grey = [np.dot(to_rgb(colour), (0.299, 0.587, 0.114)) for colour in found.values()]
+    assert min(abs(a - b) for i, a in enumerate(grey) for b in grey[:i]) > 0.02
+    assert len(set(thesis.MARKERS)) == len(thesis.MARKERS)  # and a marker each
+
+
+def test_the_sentences_say_what_was_shown(tmp_path):
+    results = study()
+    item = thesis.FIGURES["differences"]
+    text = item.sentence(item.table(results), results)
+    assert text.startswith(
+        "On 2 folds (192 utterances, 2 seeds), hard differed from pretrained by +20.0 points (95 % +15.0"
+    )
+    assert "better than pretrained; ctc_kd differed from hard by -5.0 points" in text
+    assert text.endswith("corrected p = 0.2): no difference shown.")
+
+
+def test_the_page_shows_everything(tmp_path):
+    thesis.export(study(), tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    for name in ("accuracy.png", "differences.pdf", "main.tex", r"\kdWraHard", "One may write", "outputs/x"):
+        assert name in page
+    assert all((tmp_path / name).is_file() for name in re.findall(r'(?:src|href)="([^"]+)"', page))
+
+
+def test_other_peoples_files_are_exported_too(tmp_path):
+    paths = {}
+    for name, right in (("theirs", 5), ("ours", 8)):
+        rows = [(f"M08_B1_C{i}_M5", "WORD", "WORD" if i < right else "OTHER") for i in range(12)]
+        predictions = [{"utterance_id": a, "target": b, "prediction_text": c} for a, b, c in rows]
+        paths[name] = [tmp_path / f"{name}.json"]
+        paths[name][0].write_text(json.dumps({"predictions": predictions}))
+    out = tmp_path / "out"
+    thesis.run("params/demo.yaml", [], paths, out, "thesis")
+    assert (out / "accuracy.pdf").is_file()
+    assert r"\newcommand{\kdDifferenceOurs}{$+25.0$ points" in (out / "numbers.tex").read_text()
+    with pytest.raises(UserError, match="expected at least two systems"):
+        thesis_tables.of_files({"ours": paths["ours"]})
+
+
+def test_mistakes_are_one_sentence(tmp_path, smoke):
+    with pytest.raises(UserError, match="unknown document class 'articel'; did you mean 'article'"):
+        thesis.export(study(), tmp_path, "articel")
+
+
+def test_names_of_macros_and_texts_are_latex():
+    assert latex.macro("wra ctc_kd+temperature.t4") == "kdWraCtcKdTemperatureTFour"
+    assert latex.escape("ctc_kd & 5 %") == r"ctc\_kd \& 5 \%"
+    assert latex.points(0.05, -0.012, 0.1) == r"$+5.0$ points (95\,\% $-1.2$ to $+10.0$)"
+
+
+def test_the_results_of_a_recipe_are_found_on_disk(with_teachers, outputs, tmp_path):
+    recipe = tmp_path / "smoke.yaml"
+    text = {"extends": str(repository_root() / "params/smoke.yaml"), "outputs": str(outputs)}
+    recipe.write_text(json.dumps(text))
+    from kdlib.pipeline import Fold
+
+    for name in ("hard", "ctc_kd"):
+        fold = Fold.load(recipe, "M08", name)
+        fold.scores(1)
+    fold.baseline()
+    results = thesis_tables.of_recipe(recipe, ["M08"])
+    assert {"pretrained", "hard", "ctc_kd"} <= set(results.systems)
+    assert set(results.verdicts.a) >= {"hard", "ctc_kd"}
+    assert results.hours["hard"] > 0
+    assert not results.curves.empty
+    changed = thesis.export(results, tmp_path / "out")
+    assert tmp_path / "out/accuracy.pdf" in changed
+    with pytest.raises(UserError, match=r"there are no scores in .*run it first: make folds"):
+        thesis_tables.of_recipe(recipe, ["M04"])
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="no LaTeX: pdflatex is not installed")
+def test_the_example_document_is_compiled(tmp_path):
+    folder = tmp_path / "example"
+    shutil.copytree(repository_root() / "docs/thesis-example", folder)
+    thesis.export(study(), folder / "figures", "article")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "example.tex"]
+    run = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-2000:]
+    assert (folder / "example.pdf").read_bytes().startswith(b"%PDF")
