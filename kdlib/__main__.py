@@ -375,18 +375,8 @@ COMMANDS = {
         _ablations_arguments,
         _ablations,
     ),
-    "power": Command(
-        "The smallest difference that so many folds, utterances and seeds can show.",
-        "--folds 4,15 --seeds 2,3,5 --recipe params/grid.yaml",
-        _power_arguments,
-        _power,
-    ),
-    "figures": Command(
-        "Figures, tables and numbers for a thesis.",
-        "params/grid.yaml M08,M05,M16 --document article",
-        _figures_arguments,
-        _figures,
-    ),
+    "power": Command("What difference a study can show.", "--folds 4,15 --seeds 2,3", _power_arguments, _power),
+    "figures": Command("Figures and tables for a thesis.", "params/grid.yaml", _figures_arguments, _figures),
     "export": Command("Write a student as a .nemo file.", "outputs/.../seed1 student.nemo", _export_arguments, _export),
     "pretrained": Command(
         "Train the pretrained model on controls.", "params/shipped.yaml --ship", _ship_arguments, _pretrained

@@ -118,7 +118,7 @@ def test_the_main_table_is_bold_only_where_a_verdict_says_so(tmp_path):
     assert "-5.0" in rows[r"ctc\_kd"]
     assert "bfseries" not in rows[r"ctc\_kd"]
     assert "0.05" in rows["hard"]  # hours of a training
-    assert "[-9.0, +1.0]" in rows[r"ctc\_kd"]
+    assert "[$-9.0$, $+1.0$]" in rows[r"ctc\_kd"]
 
 
 def test_systems_have_one_colour_each_that_differs_in_grey():

@@ -47,7 +47,7 @@ def points(difference: float, low: float, high: float) -> str:
 
 
 def main_table(table: pd.DataFrame, results) -> str:
-    """Systems with mean, spread over seeds, difference from the control with interval and p, hours of a training."""
+    """Systems with folds x seeds, mean and spread over seeds, difference from the control, hours of a training."""
     rows = []
     for row in table.to_dict("records"):
         difference = interval = p = ""
@@ -55,10 +55,11 @@ def main_table(table: pd.DataFrame, results) -> str:
             difference = f"{percent(row['difference']):+.1f}"
             if row["verdict"] != NO_DIFFERENCE:
                 difference = f"\\bfseries {difference}"
-            interval, p = f"[{percent(row['low']):+.1f}, {percent(row['high']):+.1f}]", _p(row["p"])
+            interval, p = _interval(row["low"], row["high"]), _p(row["p"])
         rows.append(
             {
                 "System": escape(str(row["system"])),
+                "$n$": f"{row['folds']} $\\times$ {row['seeds']}",
                 "WRA (\\%)": f"{percent(row['wra']):.1f}",
                 "s.d.": "" if np.isnan(row["sd"]) else f"{percent(row['sd']):.1f}",
                 "$\\Delta$": difference,
@@ -67,7 +68,7 @@ def main_table(table: pd.DataFrame, results) -> str:
                 "h": "" if np.isnan(row["hours"]) else f"{row['hours']:.2f}",
             }
         )
-    return _styled(pd.DataFrame(rows), "lSSSlll")
+    return _styled(pd.DataFrame(rows), "lcSSDlll")
 
 
 def decoder_table(table: pd.DataFrame, results) -> str:
@@ -92,11 +93,15 @@ def effect_table(table: pd.DataFrame, results) -> str:
                 "Level": escape(row.level),
                 "Against": escape(row.against),
                 "$\\Delta$": f"\\bfseries {value}" if bold else value,
-                "95\\,\\%": f"[{percent(row.these_low):+.1f}, {percent(row.these_high):+.1f}]",
+                "95\\,\\%": _interval(row.these_low, row.these_high),
                 "$p$": _p(row.holm_p),
             }
         )
-    return _styled(pd.DataFrame(rows), "lllSll")
+    return _styled(pd.DataFrame(rows), "lllDll")
+
+
+def _interval(low: float, high: float) -> str:
+    return f"[${percent(low):+.1f}$, ${percent(high):+.1f}$]"
 
 
 def _p(value: float) -> str:
@@ -104,12 +109,13 @@ def _p(value: float) -> str:
 
 
 def _styled(table: pd.DataFrame, columns: str) -> str:
-    """A tabular of booktabs; columns `S` are siunitx's, whose heads stand in braces."""
-    table = table.rename(
-        columns={
-            name: f"{{{name}}}" if kind == "S" and not name.startswith("{") else name
-            for name, kind in zip(table.columns, columns, strict=True)
-        }
-    )
-    columns = "".join("S[table-format=+2.1,detect-weight,mode=text]" if kind == "S" else kind for kind in columns)
-    return table.style.hide(axis="index").to_latex(hrules=True, column_format=columns)
+    """A tabular of booktabs; shares (S) and differences (D) stand in siunitx's columns, whose heads are in braces."""
+    formats = {
+        "S": "S[table-format=2.1]",
+        "D": "S[table-format=+2.1,retain-explicit-plus,detect-weight,table-number-alignment=center]",
+    }
+    kinds = dict(zip(table.columns, columns, strict=True))
+    heads = {name: f"{{{name}}}" for name, kind in kinds.items() if kind in formats and not name.startswith("{")}
+    layout = "".join(formats.get(kind, kind) for kind in columns)
+    styler = table.rename(columns=heads).style.hide(axis="index")
+    return styler.to_latex(hrules=True, column_format=f"@{{}}{layout}@{{}}")

@@ -328,6 +328,8 @@ def run(
     results = thesis_tables.of_files(systems) if systems else thesis_tables.of_recipe(recipe, held_out)
     folder = out or thesis_tables.folder(recipe, bool(systems))
     changed = export(results, folder, document)
+    if results.left_out:
+        print(f"left out, because not every fold has them: {', '.join(results.left_out)}")
     print(f"{folder}: {len(changed)} files changed; index.html shows all, numbers.tex has the macros")
 
 
@@ -342,6 +344,7 @@ def _provenance(results: Results, item: Item, table: pd.DataFrame, document: str
         "folds": list(dict.fromkeys(map(str, part.held_out))),
         "seeds": sorted({int(seed) for seed in part.seed if isinstance(seed, int | np.integer)}),
         "utterances": int(part.groupby("held_out").n.first().sum()),
+        "left_out": list(results.left_out),
         "runs": list(results.runs),
     }
 

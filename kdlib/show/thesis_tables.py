@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,8 @@ class Results:
     hours: Mapping[str, float] = field(default_factory=dict)  # of training, by system, the mean of a run
     runs: Sequence[dict] = ()  # folder, system, seed, held_out, revision, key
 
+    left_out: Sequence[str] = ()  # systems that were not scored in every fold
+
     @property
     def systems(self) -> list[str]:
         """The names of the systems, in the order of the tables."""
@@ -56,7 +58,7 @@ def of_recipe(recipe: str | Path, held_out: Sequence[str] = ()) -> Results:
     if not folds:
         where = short_path(Fold.load(recipe, names[0]).layout.recipe)
         raise UserError(f"{recipe}: there are no scores in {where}; run it first: make folds RECIPE={recipe}")
-    folders = {fold.params.held_out: _folders(fold) for fold in folds}
+    folders, left_out = _complete({fold.params.held_out: _folders(fold) for fold in folds})
     scores = pd.concat([_scores(name, found) for name, found in folders.items()], ignore_index=True)
     first = folds[0]
     zero_shot = first.layout.zero_shot
@@ -72,6 +74,7 @@ def of_recipe(recipe: str | Path, held_out: Sequence[str] = ()) -> Results:
         *(_read(out / name) for name in ("cells.csv", "effects.csv")),
         _hours(folders),
         _runs(folders),
+        left_out,
     )
 
 
@@ -107,6 +110,15 @@ def _folders(fold: Fold) -> dict[tuple[str, int | str], Path]:
     return found
 
 
+def _complete(folders: dict[str, dict]) -> tuple[dict[str, dict], list[str]]:
+    """The systems that every fold has, and the names of the others: their means would be of other speakers."""
+    names = [{system for system, _ in found} for found in folders.values()]
+    kept, known = set.intersection(*names), set.union(*names)
+    return {
+        held_out: {key: path for key, path in found.items() if key[0] in kept} for held_out, found in folders.items()
+    }, sorted(known - kept)
+
+
 def _scores(held_out: str, folders: Mapping[tuple, Path]) -> pd.DataFrame:
     rows = []
     for (system, seed), folder in folders.items():
@@ -116,38 +128,41 @@ def _scores(held_out: str, folders: Mapping[tuple, Path]) -> pd.DataFrame:
 
 
 def _verdicts(first: Fold, folders: Sequence[Mapping[tuple, Path]]) -> pd.DataFrame:
-    """Every student against its control, where both have the same folds and seeds."""
-    known, params = {system for found in folders for system, _ in found}, first.params
-    control = {}
-    for name in sorted(known - {PRETRAINED}):
+    """Every student against its control, on the seeds that both have in every fold; Holm's correction by decoder."""
+    names, params = {system for system, _ in folders[0]} - {PRETRAINED}, first.params
+    pairs = {}
+    for name in sorted(names):
         if all(part in params.variants for part in name.split("+")):
-            its = first.of(name).params.distill.control
-            control[name] = its if its != name else PRETRAINED
-    runs: dict[str, set] = {name: set() for name in known}
-    for place, found in enumerate(folders):
-        for name, seed in found:
-            runs[name].add((place, seed))
-
-    def alike(a: str, b: str) -> bool:
-        return runs[a] == runs[b] or (b == PRETRAINED and _all(runs[a], folders))
-
-    pairs = {a: b for a, b in control.items() if b in known and alike(a, b)}
+            control = first.of(name).params.distill.control
+            pairs[name] = control if control != name else PRETRAINED
     frames = []
     for decoder in comparison.DECODERS:
-        kept = [{key: path for key, path in found.items() if key[0] in {*pairs, *pairs.values()}} for found in folders]
-        found = comparison.verdicts(kept, pairs, decoder, params.scoring) if pairs else []
-        if found:
-            frames.append(verdict_frame(found).assign(decoder=decoder))
+        tables, against = {}, {}
+        for a, b in pairs.items():
+            for_a = f"{b}, for {a}"
+            both = [_shared(found, a, b, decoder) for found in folders]
+            if all(both):
+                tables[a] = compare.collect([path for found in both for path, _ in found], decoder)
+                controls = dict.fromkeys(path for found in both for _, path in found)  # pretrained: one for all seeds
+                tables[for_a], against[a] = compare.collect(list(controls), decoder), for_a
+        if against:
+            found = compare.compare(tables, against=against, measure=params.scoring.measure)
+            frames.append(verdict_frame([replace(one, b=pairs[one.a]) for one in found]).assign(decoder=decoder))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def _shared(found: Mapping[tuple, Path], a: str, b: str, decoder: str) -> list[tuple[Path, Path]]:
+    """The scores of two systems in a fold, by the seeds that both have."""
+    pairs = []
+    for (system, seed), path in found.items():
+        other = found.get((b, "" if b == PRETRAINED else seed))
+        if system == a and other and all((one / f"evaluation_{decoder}.json").is_file() for one in (path, other)):
+            pairs.append((path, other))
+    return pairs
 
 
 def _read(path: Path) -> pd.DataFrame:
     return pd.read_csv(path) if path.is_file() else pd.DataFrame()
-
-
-def _all(runs: set, folders: Sequence) -> bool:
-    """True if a system was scored in every fold."""
-    return {place for place, _ in runs} == set(range(len(folders)))
 
 
 def _curves(folders: Mapping[str, Mapping[tuple, Path]]) -> pd.DataFrame:
