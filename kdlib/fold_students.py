@@ -146,6 +146,8 @@ class StudentObjects(FoldObjects):
         setup.check_lexicon(distill, self.lexicon, bool(self.params.labels))
         search, params = None, self.params
         calibrators = calibration.load(self.word_calibration() / calibration.FILE) if self._needs_words else {}
+        for name, one in calibrators.items():
+            one.check(self.tokens, self.split_settings.excluded_speakers, f"calibration of {name}")
         if self._needs_beam:
             search = beam.recipe_search(params.search, self.tokens, self.lexicon, self.decoding_model() / lm.ARPA)
         return pseudo_labels.TeacherHypotheses(
