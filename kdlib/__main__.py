@@ -283,7 +283,7 @@ def _figures_arguments(parser: Parser) -> None:
     parser.add_argument("folds", type=names, nargs="?", default=[], help="held-out speakers; by default all")
     parser.add_argument("--document", default="thesis", help="class whose width figures have: thesis, article, ...")
     parser.add_argument("--systems", nargs="*", default=[], help="name=file,file: other people's results instead")
-    parser.add_argument("--out", type=Path, help="by default thesis/ in the recipe's folder")
+    parser.add_argument("--out", type=Path, help="by default figures/thesis/ in the recipe's folder")
 
 
 def _figures(options: argparse.Namespace) -> None:

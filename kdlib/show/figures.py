@@ -21,9 +21,13 @@ from kdlib.io import atomic_write
 from kdlib.objectives.terms import TERMS
 from kdlib.show.drawing import short, speaker_ticks, spectrogram, tick_space
 
-LEVEL_COLOURS = dict(
-    zip(LEVELS, ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc"), strict=True)
-)  # seaborn's colorblind
+LEVEL_COLOURS = {  # ordered: the less intelligible, the darker; legible in grey, and for the colour-blind (plasma)
+    "CONTROL": "#9c9c9c",
+    "HIGH": "#f89540",
+    "MID": "#cc4778",
+    "LOW": "#7e03a8",
+    "VERY_LOW": "#0d0887",
+}
 WIDTH_IN = 6.3  # text width of a thesis page
 MATRIX_IN = 7.2  # most that the rows of the teachers' matrices take of its height
 

@@ -218,4 +218,4 @@ def folder(recipe: str | Path, of_files: bool) -> Path:
     """Where the export of a recipe is written, or that of files."""
     params = load_recipe(recipe)
     root = repository_root() / params.outputs
-    return root / "figures" if of_files else root / params.name / "thesis"
+    return root / "figures" if of_files else root / params.name / "figures" / "thesis"
