@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgb
 
 from kdlib.errors import UserError
 from kdlib.io import repository_root
-from kdlib.show import latex, thesis, thesis_tables
+from kdlib.show import latex, thesis, thesis_figures, thesis_tables
 from kdlib.show.thesis_tables import Results
 
 SYSTEMS = ("pretrained", "hard", "ctc_kd")
@@ -122,11 +122,11 @@ def test_the_main_table_is_bold_only_where_a_verdict_says_so(tmp_path):
 
 
 def test_systems_have_one_colour_each_that_differs_in_grey():
-    found = thesis.colours(study())
+    found = thesis_figures.colours(study())
     assert list(found) == ["pretrained", "hard", "ctc_kd"]
     grey = [np.dot(to_rgb(colour), (0.299, 0.587, 0.114)) for colour in found.values()]
     assert min(abs(a - b) for i, a in enumerate(grey) for b in grey[:i]) > 0.02
-    assert len(set(thesis.MARKERS)) == len(thesis.MARKERS)  # and a marker each
+    assert len(set(thesis_figures.MARKERS)) == len(thesis_figures.MARKERS)  # and a marker each
 
 
 def test_the_sentences_say_what_was_shown(tmp_path):

@@ -22,9 +22,11 @@ from kdlib.errors import UserError, nearest
 from kdlib.evaluate.rounding import percent, span
 from kdlib.evaluate.verdict import NO_DIFFERENCE
 from kdlib.io import atomic_write
-from kdlib.show import figures, latex, thesis_tables
+from kdlib.show import latex, thesis_tables
+from kdlib.show import thesis_figures as draw
 from kdlib.show.figures import style
-from kdlib.show.thesis_tables import PRETRAINED, Results
+from kdlib.show.thesis_figures import main_decoder
+from kdlib.show.thesis_tables import Results
 
 WIDTHS_IN = {  # text width, or that of a column, by document class
     "thesis": 6.3,
@@ -32,10 +34,6 @@ WIDTHS_IN = {  # text width, or that of a column, by document class
     "ieee": 252 / 72.27,  # IEEEtran's column
     "interspeech": 80 / 25.4,  # its column: 80 mm
 }
-COLOURS = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#56b4e9", "#949494")  # colour-blind-safe
-MARKERS = "osD^vP*X"  # and legible in grey
-GREY = "#4d4d4d"  # of the pretrained model
-MAIN = ("lexicon", "greedy")  # decoders of the main figures and numbers, the first that there is
 
 
 @dataclass(frozen=True)
@@ -46,19 +44,6 @@ class Item:
     draw: Callable[[pd.DataFrame, Results], object]  # a figure, or a LaTeX table
     caption: str
     sentence: Callable[[pd.DataFrame, Results], str]
-
-
-def main_decoder(results: Results) -> str:
-    """The decoder of the main figures: the calibrated closed lexicon, else greedy, else the only one."""
-    known = list(dict.fromkeys(results.scores.decoder))
-    return next((name for name in MAIN if name in known), known[0])
-
-
-def colours(results: Results) -> dict[str, str]:
-    """One colour per system, the same in every figure."""
-    others = [name for name in results.systems if name != PRETRAINED]
-    found = {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(others)}
-    return {PRETRAINED: GREY} | found
 
 
 # tables of figures
@@ -77,78 +62,6 @@ def _differences(results: Results) -> pd.DataFrame:
     if results.verdicts.empty:
         return pd.DataFrame()
     return results.verdicts[results.verdicts.decoder == main_decoder(results)]
-
-
-# figures
-
-
-def _draw_accuracy(table: pd.DataFrame, results: Results) -> Figure:
-    names, systems, colour = list(dict.fromkeys(table.held_out)), list(dict.fromkeys(table.system)), colours(results)
-    with plt.rc_context(style()):
-        figure, axes = plt.subplots(figsize=(figures.WIDTH_IN, 3.0))
-        for index, system in enumerate(systems):
-            part = table[table.system == system].set_index("held_out").reindex(names)
-            place = np.arange(len(names)) + 0.7 * ((index + 0.5) / len(systems) - 0.5)
-            spread = np.abs(100 * np.array([part["mean"] - part.low, part.high - part["mean"]]))
-            form = MARKERS[index % len(MARKERS)]
-            look = {"fmt": form, "color": colour[system], "markersize": 4, "linewidth": 1}
-            axes.errorbar(place, 100 * part["mean"], spread, label=system, **look)
-        axes.set_xticks(range(len(names)), names)
-        axes.set_ylim(0, 105)
-        axes.set_ylabel("word recognition accuracy (%)")
-        axes.set_xlabel(f"held-out speaker; bars: 95 % over utterances; {main_decoder(results)}")
-        figure.legend(frameon=False, ncols=min(4, len(systems)), loc="outside upper center")
-    return figure
-
-
-def _draw_curves(table: pd.DataFrame, results: Results) -> Figure:
-    colour, names = colours(results), list(dict.fromkeys(table.held_out))
-    with plt.rc_context(style()):
-        figure, grid = plt.subplots(1, len(names), figsize=(figures.WIDTH_IN, 2.6), sharey=True, squeeze=False)
-        for axes, name in zip(grid[0], names, strict=True):
-            for system, part in table[table.held_out == name].groupby("system", sort=False):
-                mean = part.groupby("step").value.agg(["mean", "min", "max"])
-                axes.plot(mean.index, 100 * mean["mean"], color=colour[system], linewidth=1.2, label=system)
-                axes.fill_between(mean.index, 100 * mean["min"], 100 * mean["max"], color=colour[system], alpha=0.15)
-            axes.set_title(f"{name} held out")
-            axes.set_xlabel("step")
-        grid[0, 0].set_ylabel("dev WRA, greedy (%)")
-        handles, labels = grid[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, frameon=False, ncols=min(4, len(labels)), loc="outside upper center")
-    return figure
-
-
-def _draw_confidence(table: pd.DataFrame, results: Results) -> Figure:
-    colour = colours(results)
-    with plt.rc_context(style()):
-        figure, axes = plt.subplots(figsize=(figures.WIDTH_IN, 3.0))
-        axes.plot([0, 100], [0, 100], color="grey", linewidth=0.8, linestyle=":")
-        for index, (system, part) in enumerate(table.groupby("system", sort=False)):
-            spread = 100 * np.abs(np.stack([part.accuracy - part.low, part.high - part.accuracy]))
-            label = f"{system} (ECE {percent(part.ece.iloc[0]):.1f} %)"
-            form = MARKERS[index % len(MARKERS)]
-            axes.errorbar(
-                100 * part.confidence,
-                100 * part.accuracy,
-                spread,
-                fmt=f"{form}-",
-                color=colour[system],
-                label=label,
-                markersize=3,
-                linewidth=1,
-            )
-        axes.set_xlabel("confidence of the closed lexicon (%)")
-        axes.set_ylabel("right words (%), 95 %")
-        axes.legend(frameon=False, loc="upper left")
-    return figure
-
-
-def _draw_speakers(table: pd.DataFrame, results: Results) -> Figure:
-    return figures.wra_by_speaker(table, "", results.order)
-
-
-def _draw_differences(table: pd.DataFrame, results: Results) -> Figure:
-    return figures.differences(table)
 
 
 # tables
@@ -233,6 +146,23 @@ def _speaker_sentence(table: pd.DataFrame, results: Results) -> str:
     )
 
 
+def _teacher_sentence(table: pd.DataFrame, results: Results) -> str:
+    part = table[table.decoder == table.decoder.iloc[0]]
+    own, others = part[part.teacher == part.speaker].wra.mean(), part[part.teacher != part.speaker].wra.mean()
+    count = part.teacher.nunique()
+    rates = f"{percent(own):.1f} % of their own speakers' words and {percent(others):.1f} % of other speakers'"
+    return f"The {count} teachers recognised {rates} ({part.decoder.iloc[0]})."
+
+
+def _target_sentence(table: pd.DataFrame, results: Results) -> str:
+    part = table[(table.speech == "training") & (table.remark == "")]  # others know references, or the speech
+    if part.empty:
+        return ""
+    best = part.loc[part.lexicon_wra.idxmax()]
+    rates = f"{percent(best.lexicon_wra):.1f} % ({percent(best.greedy_wra):.1f} % greedily)"
+    return f"On training speech the best combination in the closed lexicon was {best.method}, with {rates}."
+
+
 def _effect_sentence(table: pd.DataFrame, results: Results) -> str:
     parts = [
         f"{row.factor} {row.level} against {row.against} {percent(row.difference):+.1f} points "
@@ -247,22 +177,34 @@ def _no_sentence(table: pd.DataFrame, results: Results) -> str:
 
 
 FIGURES = {
-    "accuracy": Item(_accuracy, _draw_accuracy, "Word recognition accuracy by held-out speaker", _accuracy_sentence),
+    "accuracy": Item(_accuracy, draw.accuracy, "Word recognition accuracy by held-out speaker", _accuracy_sentence),
     "differences": Item(
-        _differences, _draw_differences, "Differences from the control, with 95 % intervals", _difference_sentence
+        _differences,
+        draw.differences,
+        "Differences from the control, with 95 % intervals",
+        _difference_sentence,
     ),
     "speakers": Item(
-        lambda results: results.speakers, _draw_speakers, "The pretrained model on every speaker", _speaker_sentence
+        lambda results: results.speakers,
+        draw.speakers,
+        "The pretrained model on every speaker",
+        _speaker_sentence,
+    ),
+    "teachers": Item(
+        lambda results: results.teachers, draw.teachers, "Every teacher on every speaker", _teacher_sentence
+    ),
+    "targets": Item(
+        lambda results: results.targets, draw.targets, "The teachers combined, by method", _target_sentence
     ),
     "curves": Item(
         lambda results: results.curves,
-        _draw_curves,
+        draw.curves,
         "Accuracy on dev speech over the training; shaded: all seeds",
         _curve_sentence,
     ),
     "confidence": Item(
         lambda results: results.confidence,
-        _draw_confidence,
+        draw.confidence,
         "Reliability of the closed lexicon's posteriors, in bins of equally many utterances",
         _confidence_sentence,
     ),

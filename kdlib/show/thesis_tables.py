@@ -17,12 +17,15 @@ from kdlib.evaluate.score import score, tidy
 from kdlib.evaluate.tables import by_speaker
 from kdlib.evaluate.verdict import verdict_frame
 from kdlib.io import read_json, repository_root, short_path
+from kdlib.logits import teacher_scores
 from kdlib.params import fold_names, load_recipe
 from kdlib.pipeline import Fold
 from kdlib.show import comparison
+from kdlib.targets import target_report
 from kdlib.training.curves import TENSORBOARD, read_curves
 
 PRETRAINED = "pretrained"
+TEACHER_DECODERS = ("greedy", "lexicon")
 SCORES = ("held_out", "system", "seed", "decoder", "measure", "value", "low", "high", "n")
 
 
@@ -35,6 +38,8 @@ class Results:
     scores: pd.DataFrame  # SCORES
     verdicts: pd.DataFrame  # of systems against their controls: `verdict_frame`, and decoder
     speakers: pd.DataFrame = field(default_factory=pd.DataFrame)  # of the pretrained model: `by_speaker`
+    teachers: pd.DataFrame = field(default_factory=pd.DataFrame)  # teacher, speaker, decoder, wra
+    targets: pd.DataFrame = field(default_factory=pd.DataFrame)  # of the first fold: `target_report.report_frame`
     curves: pd.DataFrame = field(default_factory=pd.DataFrame)  # held_out, system, seed, step, value: dev WRA
     confidence: pd.DataFrame = field(default_factory=pd.DataFrame)  # of `reliability`, with system and ece
     cells: pd.DataFrame = field(default_factory=pd.DataFrame)  # of ablations
@@ -69,6 +74,8 @@ def of_recipe(recipe: str | Path, held_out: Sequence[str] = ()) -> Results:
         scores,
         _verdicts(first, list(folders.values())),
         by_speaker(zero_shot, first.corpus) if (zero_shot / "scores.json").is_file() else pd.DataFrame(),
+        _teachers(first),
+        target_report.report_frame(first.layout.target_report),
         _curves(folders),
         _confidence(list(folders.values())),
         *(_read(out / name) for name in ("cells.csv", "effects.csv")),
@@ -163,6 +170,18 @@ def _shared(found: Mapping[tuple, Path], a: str, b: str, decoder: str) -> list[t
 
 def _read(path: Path) -> pd.DataFrame:
     return pd.read_csv(path) if path.is_file() else pd.DataFrame()
+
+
+def _teachers(fold: Fold) -> pd.DataFrame:
+    """Accuracy of the fold's kind of teachers on all speakers, by decoder."""
+    folders = sorted((fold.layout.teachers / "teachers" / fold.layout.family).glob("*/scores/scores.json"))
+    found = {path.parents[1].name: path.parent for path in folders}
+    frames = []
+    for decoder in TEACHER_DECODERS if found else ():
+        table = teacher_scores.accuracy_matrix(fold.corpus, found, decoder).rename_axis("teacher")
+        long = table.reset_index().melt("teacher", var_name="speaker", value_name="wra")
+        frames.append(long.assign(decoder=decoder))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
 def _curves(folders: Mapping[str, Mapping[tuple, Path]]) -> pd.DataFrame:

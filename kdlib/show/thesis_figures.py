@@ -1,0 +1,117 @@
+"""The figures of a thesis that no notebook draws, and the looks that all of them share."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from kdlib.evaluate.rounding import percent
+from kdlib.show import figures
+from kdlib.show.figures import style
+from kdlib.show.thesis_tables import PRETRAINED, Results
+
+COLOURS = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#56b4e9", "#949494")  # colour-blind-safe
+MARKERS = "osD^vP*X"  # and legible in grey
+GREY = "#4d4d4d"  # of the pretrained model
+MAIN = ("lexicon", "greedy")  # decoders of the main figures and numbers, the first that there is
+
+
+def main_decoder(results: Results) -> str:
+    """The decoder of the main figures: the calibrated closed lexicon, else greedy, else the only one."""
+    known = list(dict.fromkeys(results.scores.decoder))
+    return next((name for name in MAIN if name in known), known[0])
+
+
+def colours(results: Results) -> dict[str, str]:
+    """One colour per system, the same in every figure."""
+    others = [name for name in results.systems if name != PRETRAINED]
+    found = {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(others)}
+    return {PRETRAINED: GREY} | found
+
+
+def accuracy(table: pd.DataFrame, results: Results) -> Figure:
+    """WRA of every system by held-out speaker, with intervals over utterances."""
+    names, systems, colour = list(dict.fromkeys(table.held_out)), list(dict.fromkeys(table.system)), colours(results)
+    with plt.rc_context(style()):
+        figure, axes = plt.subplots(figsize=(figures.WIDTH_IN, 3.0))
+        for index, system in enumerate(systems):
+            part = table[table.system == system].set_index("held_out").reindex(names)
+            place = np.arange(len(names)) + 0.7 * ((index + 0.5) / len(systems) - 0.5)
+            spread = np.abs(100 * np.array([part["mean"] - part.low, part.high - part["mean"]]))
+            form = MARKERS[index % len(MARKERS)]
+            look = {"fmt": form, "color": colour[system], "markersize": 4, "linewidth": 1}
+            axes.errorbar(place, 100 * part["mean"], spread, label=system, **look)
+        axes.set_xticks(range(len(names)), names)
+        axes.set_ylim(0, 105)
+        axes.set_ylabel("word recognition accuracy (%)")
+        axes.set_xlabel(f"held-out speaker; bars: 95 % over utterances; {main_decoder(results)}")
+        figure.legend(frameon=False, ncols=min(4, len(systems)), loc="outside upper center")
+    return figure
+
+
+def curves(table: pd.DataFrame, results: Results) -> Figure:
+    """Dev WRA over the steps, the mean of the seeds; shaded: all of them."""
+    colour, names = colours(results), list(dict.fromkeys(table.held_out))
+    with plt.rc_context(style()):
+        figure, grid = plt.subplots(1, len(names), figsize=(figures.WIDTH_IN, 2.6), sharey=True, squeeze=False)
+        for axes, name in zip(grid[0], names, strict=True):
+            for system, part in table[table.held_out == name].groupby("system", sort=False):
+                mean = part.groupby("step").value.agg(["mean", "min", "max"])
+                axes.plot(mean.index, 100 * mean["mean"], color=colour[system], linewidth=1.2, label=system)
+                axes.fill_between(mean.index, 100 * mean["min"], 100 * mean["max"], color=colour[system], alpha=0.15)
+            axes.set_title(f"{name} held out")
+            axes.set_xlabel("step")
+        grid[0, 0].set_ylabel("dev WRA, greedy (%)")
+        handles, labels = grid[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, frameon=False, ncols=min(4, len(labels)), loc="outside upper center")
+    return figure
+
+
+def confidence(table: pd.DataFrame, results: Results) -> Figure:
+    """Share of right words by confidence, a line per system."""
+    colour = colours(results)
+    with plt.rc_context(style()):
+        figure, axes = plt.subplots(figsize=(figures.WIDTH_IN, 3.0))
+        axes.plot([0, 100], [0, 100], color="grey", linewidth=0.8, linestyle=":")
+        for index, (system, part) in enumerate(table.groupby("system", sort=False)):
+            spread = 100 * np.abs(np.stack([part.accuracy - part.low, part.high - part.accuracy]))
+            label = f"{system} (ECE {percent(part.ece.iloc[0]):.1f} %)"
+            form = MARKERS[index % len(MARKERS)]
+            axes.errorbar(
+                100 * part.confidence,
+                100 * part.accuracy,
+                spread,
+                fmt=f"{form}-",
+                color=colour[system],
+                label=label,
+                markersize=3,
+                linewidth=1,
+            )
+        axes.set_xlabel("confidence of the closed lexicon (%)")
+        axes.set_ylabel("right words (%), 95 %")
+        axes.legend(frameon=False, loc="upper left")
+    return figure
+
+
+def speakers(table: pd.DataFrame, results: Results) -> Figure:
+    """WRA of the pretrained model on every speaker."""
+    return figures.wra_by_speaker(table, "", results.order)
+
+
+def differences(table: pd.DataFrame, results: Results) -> Figure:
+    """Differences from the controls."""
+    return figures.differences(table)
+
+
+def teachers(table: pd.DataFrame, results: Results) -> Figure:
+    """WRA of every teacher on every speaker."""
+    matrices = {}
+    for decoder, part in table.groupby("decoder", sort=False):
+        wide = part.pivot(index="teacher", columns="speaker", values="wra")
+        matrices[decoder] = wide.loc[list(dict.fromkeys(part.teacher)), list(dict.fromkeys(part.speaker))]
+    return figures.teacher_matrix(matrices, results.order)
+
+
+def targets(table: pd.DataFrame, results: Results) -> Figure:
+    """WRA of every combination of the teachers."""
+    return figures.aggregates(table)
