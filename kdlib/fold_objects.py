@@ -252,9 +252,9 @@ class FoldObjects:
         stores = {name: self.store(name, purpose, output) for name in names}
         return choice.combine(stores, weights, self.tokens, self.split_settings, purpose)
 
-    def _unweighted(self, names: Sequence[str]) -> TeacherEnsemble:
-        """The teachers on the speech that fusions are trained on."""
-        return self._combined(names, aggregation.Weighting(missing="all"), "ctc", self._fusion_purpose)
+    def _unweighted(self, names: Sequence[str], purpose: Purpose | None = None) -> TeacherEnsemble:
+        """The teachers with equal weights, by default on the speech that fusions are trained on."""
+        return self._combined(names, aggregation.Weighting(missing="all"), "ctc", purpose or self._fusion_purpose)
 
     @property
     def _fusion_purpose(self) -> Purpose:

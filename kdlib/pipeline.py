@@ -24,7 +24,7 @@ from kdlib.io import read_json
 from kdlib.models import read_record
 from kdlib.objectives import terms
 from kdlib.params import load
-from kdlib.settings.targets import DEV_FITTED, methods_for
+from kdlib.settings.targets import DEV_FITTED, FUSIONS, methods_for
 from kdlib.source_code import lazy
 from kdlib.stage import Stage, fingerprint, produce
 from kdlib.teachers.teacher_sets import share_of
@@ -445,10 +445,14 @@ class Fold(StudentObjects):
     def word_calibration(self) -> Stage:
         """The calibration of the words of every teacher, or of a fusion, for targets that are words."""
         method, purposes = self.params.aggregation.method, ("training", "analysis")
-        names = self.target_teachers(method)
+        names = self.target_teachers(method if method in FUSIONS else "")  # all: methods share it
 
         def build(partial: Path) -> None:
-            ensembles = [self.targets(method, purpose=purpose) for purpose in purposes]
+            fused = method in FUSIONS
+            ensembles = [
+                self.targets(method, purpose=purpose) if fused else self._unweighted(names, purpose)
+                for purpose in purposes
+            ]
             decoders = self.decoder_setup().without_beam().decoders()
             word_calibration.calibrate_words(partial, *ensembles, self.splits, decoders, self.params.calibration)
 

@@ -103,8 +103,12 @@ def test_every_shipped_set_has_valid_cells_with_controls(name):
     assert graph.folds == ["M08", "M05"]
     ablation = graph.first.ablation
     assert len(ablation.cells) == len(graph.variants) > 4
+    base = graph.of_variant[ablation.base]
     for cell in ablation.cells:
         params = graph.of_variant[cell.variant]
+        same = {"variant": True, "variants": True, "distill": {"control"}}
+        changed = params.model_dump(exclude=same) != base.model_dump(exclude=same)
+        assert changed or cell.variant == ablation.base, f"{cell.variant} varies nothing"
         control = graph.of_variant[params.distill.control]
         assert control.student == params.student, cell.variant
         assert control.distill.control == params.distill.control

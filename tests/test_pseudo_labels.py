@@ -81,6 +81,17 @@ def test_calibrated_posteriors_are_those_of_every_teachers_own_calibration(teach
     assert not torch.allclose(found, plain, atol=0.01)
 
 
+def test_every_method_shares_one_calibration_of_all_teachers(with_teachers):
+    """A method that weights some teachers with 0, or takes some alone, must not leave the others plain elsewhere."""
+    found = []
+    for method in ("logprob_mean", "best", "own", "weighted_loss"):
+        fold = with_teachers.but(aggregation={"method": method})
+        stage = type(fold).word_calibration.__wrapped__(fold)
+        found.append((stage.folder, stage.settings["teachers"]))
+    assert all(one == found[0] for one in found)
+    assert found[0][1] == with_teachers.target_teachers()
+
+
 def test_word_posteriors_survive_teachers_that_disagree_on_timing(teachers):
     """The mean by frame blurs; the posteriors over words agree."""
     stores, vocab = teachers
