@@ -15,12 +15,13 @@ from kdlib.errors import UserError, nearest
 from kdlib.io import UniqueKeys, repository_root
 from kdlib.models.encoders import ENCODERS
 from kdlib.objectives import terms
-from kdlib.settings import Names, Section, Seeds
+from kdlib.settings import AsTuple, Names, Section, Seeds
 from kdlib.settings.ablation import Ablation
 from kdlib.settings.corpus import CorpusSettings, SplitSettings
 from kdlib.settings.distill import Distill
 from kdlib.settings.evaluation import BeamSearchSettings, Calibration, Scoring
 from kdlib.settings.messages import explain, renamed
+from kdlib.settings.milestone import Milestone
 from kdlib.settings.pretrained import PretrainedSettings, TokenSettings
 from kdlib.settings.student import EnsembleMembers, Faults, Student
 from kdlib.settings.targets import Aggregation, LogitStudentSettings
@@ -47,6 +48,7 @@ class Params(CorpusSettings, SplitSettings, PretrainedSettings):
     compare: Annotated[Names, Field(min_length=1)] = ("hard", "ctc_kd")  # variants that a whole run trains
     seeds: Seeds = (1,)  # of each variant
     ensembles: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], EnsembleMembers] = Field({})  # of students
+    milestones: Annotated[tuple[Milestone, ...], AsTuple] = ()  # expected values, shown on curves and in tables
     scoring: Scoring = Scoring()
     search: BeamSearchSettings = BeamSearchSettings()
     calibration: Calibration = Calibration()

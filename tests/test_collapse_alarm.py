@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kdlib.distill.collapse_alarm import CollapseAlarm
-from kdlib.show import figures
+from kdlib.show import live_curves
 from kdlib.training.curves import TENSORBOARD, read_curves
 from kdlib.training.loop import EpochData, Run, Task, Validations, fit
 
@@ -78,9 +78,9 @@ def test_the_alarm_is_logged_once_and_marked_in_the_curves(run, capsys):
     marks = curves[curves.name == "dev_collapse"].set_index("step").value
     assert marks.to_dict() == {1: 0, 2: 0, 3: 1, 4: 1}
     assert record["steps"] == 4
-    figure = figures.training(curves)
+    figure = live_curves.training(curves)
     assert any("collapse" in text.get_text() for text in figure.axes[1].texts)
-    assert not any(line.get_linestyle() == ":" for line in figures.training(curves[curves.step < 3]).axes[1].lines)
+    assert not any(line.get_linestyle() == ":" for line in live_curves.training(curves[curves.step < 3]).axes[1].lines)
 
 
 def test_the_alarm_can_stop_the_training(run, capsys):

@@ -9,7 +9,7 @@ import soundfile
 
 from kdlib.corpus.manifest import Utterance
 from kdlib.logits import spikes
-from kdlib.show import figures
+from kdlib.show import figures, live_curves
 
 SCORES = pd.DataFrame(
     [
@@ -153,8 +153,8 @@ def test_training_curves_mark_the_best_validation():
         [(10, "loss", 2.0), (20, "loss", 1.0), (10, "ctc", 1.5), (10, "dev_wra", 0.25), (20, "dev_wra", 0.75)],
         columns=["step", "name", "value"],
     )
-    figure = figures.training(curves)
+    figure = live_curves.training(curves)
     left, right = figure.axes
     assert [text.get_text() for text in left.get_legend().get_texts()] == ["loss", "ctc"]
     assert [text.get_text() for text in right.texts] == ["75.0"]
-    figures.training(curves[curves.name == "dev_wra"])  # before the first loss is logged
+    live_curves.training(curves[curves.name == "dev_wra"])  # before the first loss is logged

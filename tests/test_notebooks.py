@@ -23,6 +23,11 @@ def recipe(tmp_path_factory):
     settings = yaml.safe_load((repository_root() / "params/smoke.yaml").read_text()) | {
         "pretrained": "shipped",
         "outputs": str(folder),
+        "milestones": [
+            {"after_steps": 4, "wer": 20},
+            {"speech": "test", "wra": [98, 99], "name": "hope"},
+            {"of": "teacher", "wra": 99},
+        ],
     }
     (folder / "mine.yaml").write_text(yaml.safe_dump(settings))
     return folder / "mine.yaml"
@@ -117,6 +122,19 @@ def test_executed_notebooks_have_figures_and_no_errors(demo):
         shown = "".join(output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs)
         for noise in ("Empty DataFrame", "encoder_config", "{'", "RuntimeWarning"):
             assert noise not in shown
+
+
+def test_missed_milestones_come_with_advice(demo):
+    out, _ = demo
+    for name, word in (
+        ("M08/students/ctc_kd/seed1/04_distill", "distill.alpha"),
+        ("M08/teachers/02_teachers", "teacher."),
+    ):
+        cells = nbformat.read(out / f"{name}.ipynb", as_version=4).cells
+        cell = next(cell for cell in cells if "milestones.missed" in cell.source)
+        shown = "".join(str(output) for output in cell.outputs)
+        assert "missed" in shown
+        assert word in shown
 
 
 def test_nothing_is_run_again_even_after_saving_with_outputs(demo, recipe):

@@ -34,13 +34,13 @@ from kdlib.objectives.targets import TargetSource
 from kdlib.runtime import is_main_process
 from kdlib.settings.schedule import Progress
 from kdlib.settings.student import Phase, Student
-from kdlib.tokens import BLANK
+from kdlib.tokens import BLANK, Tokens
 from kdlib.training.checkpoints import checkpoint_weights, last_weights
 from kdlib.training.curves import TENSORBOARD, read_curves
 from kdlib.training.loop import EpochData, Run, Task, Validations, fit
 from kdlib.training.sampling import BatchPlan
 from kdlib.training.schedules import Scale, cosine, noam
-from kdlib.training.validation import dev_metrics
+from kdlib.training.validation import Recognised
 
 COLLAPSED = "collapsed.json"  # in the folder of a student whose training was stopped by the collapse alarm
 Watch = Callable[[pd.DataFrame], None]  # called with the training curves at every validation
@@ -142,7 +142,7 @@ class _Training:
             if self.watch:
                 task.logger.experiment.flush()
                 self.watch(read_curves(curves))
-            return validate(objective, dev, setup.judge)
+            return validate(objective, dev, tokens, setup.judge)
 
         scale = _scale(settings, phase, steps, setup.model)
         task = Task(learner, step, lr=phase.lr, scale=scale, earlier_steps=earlier_steps)
@@ -168,14 +168,15 @@ class _Training:
         )
 
 
-def validate(objective: Objective, dev: Sequence[Batch], judge: TargetSource | None = None) -> dict[str, float]:
+def validate(
+    objective: Objective, dev: Sequence[Batch], tokens: Tokens, judge: TargetSource | None = None
+) -> dict[str, float]:
     """Validate on the dev speaker: WRA of the trained head; between equal WRA the loss decides.
 
     For the alarm also the number of distinct hypotheses, and the shares of the most frequent one and of empty ones.
     With a `judge` the score is the similarity to the teachers instead (a fault).
     """
-    correct = total = loss = distance = 0
-    counts: Counter[tuple[int, ...]] = Counter()
+    recognised, distance = Recognised(tokens), 0.0
     model, head = objective.learner.student, objective.heads[0]
     device = next(model.parameters()).device
     with torch.inference_mode():
@@ -188,13 +189,11 @@ def validate(objective: Objective, dev: Sequence[Batch], judge: TargetSource | N
                 longest = max(map(len, batch.ids)) + 4
                 hypotheses = model.decode_greedy(outputs.encoded, longest, outputs.lengths)
                 batch_loss = cross_entropy(outputs.decoder_logits, batch.ids)
-            correct += sum(hyp == ref for hyp, ref in zip(hypotheses, batch.ids, strict=True))
-            loss += float(batch_loss) * len(batch.ids)
-            total += len(batch.ids)
-            counts.update(map(tuple, hypotheses))
+            recognised.add(batch, hypotheses, float(batch_loss))
             if judge:
                 distance += _distance(head, outputs, moved, judge) * len(batch.ids)
-    metrics = dev_metrics(correct, loss, total)
+    metrics, total = recognised.metrics(), len(recognised.hypotheses)
+    counts = Counter(map(tuple, recognised.hypotheses))
     if judge:
         metrics["dev_score"] = -distance / total
     metrics["dev_distinct"] = float(len(counts))

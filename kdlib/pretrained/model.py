@@ -152,7 +152,7 @@ def train(
         batch_size=settings.batch_size,
     )
     validations = Validations(
-        lambda: validate_greedy(dev, tokens.blank, dev_outputs), settings.validate_every, settings.patience
+        lambda: validate_greedy(dev, tokens, dev_outputs), settings.validate_every, settings.patience
     )
     fit(task, epochs, run, validations if dev else None)
     model.save_to(str(partial / TRAINED))

@@ -16,9 +16,7 @@ from matplotlib.figure import Figure
 
 from kdlib.corpus import audio
 from kdlib.corpus.manifest import LEVELS, Utterance
-from kdlib.evaluate.rounding import percent
 from kdlib.io import atomic_write
-from kdlib.objectives.terms import TERMS
 from kdlib.show.drawing import short, speaker_ticks, spectrogram, tick_space
 
 LEVEL_COLOURS = {  # ordered: the less intelligible, the darker; legible in grey, and for the colour-blind (plasma)
@@ -281,56 +279,6 @@ def spikes(rows: Mapping[str, np.ndarray], stride_ms: float, title: str, remark:
         axes.set_xlabel("time (s)")
         figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=9)  # wider than the axes
         figure.colorbar(image, ax=axes, label="P(not blank)")
-        return figure
-
-
-def training(curves: pd.DataFrame) -> Figure:
-    """Losses by term, and WRA on dev speech, over the training steps. Columns: step, name, value.
-
-    Terms of references are drawn as full lines, those of teachers dashed, those of the model itself dotted.
-    """
-    with plt.rc_context(style()):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH_IN, 2.6))
-        names = [name for name in dict.fromkeys(curves.name) if not name.startswith("dev_")]
-        places = {name: place for place, name in enumerate(["loss", *TERMS])}
-        for index, name in enumerate(sorted(names, key=lambda name: (places.get(name, len(places)), name))):
-            part, side = curves[curves.name == name], TERMS[name].side if name in TERMS else ""
-            line = {"teachers": "--", "self": ":"}.get(side, "-")
-            width = 1.8 if name == "loss" else 1.0
-            left.plot(part.step, part.value, line, marker=".", linewidth=width, color=f"C{index}", label=name)
-        left.set_ylim(bottom=0)
-        left.set_xlabel("step")
-        left.set_ylabel("loss (nats)")
-        if names:
-            left.legend(frameon=False)
-        dev = curves[curves.name == "dev_wra"]
-        right.plot(dev.step, 100 * dev.value, "k.-")
-        if len(dev):
-            best = dev.loc[dev.value.idxmax()]
-            right.plot(best.step, 100 * best.value, "o", markersize=9, fillstyle="none", color="C3")
-            right.annotate(
-                str(percent(best.value)),
-                (best.step, 100 * best.value),
-                (0, -14),
-                textcoords="offset points",
-                ha="center",
-            )
-        alarms = curves[(curves.name == "dev_collapse") & (curves.value > 0)]
-        if len(alarms):
-            for axes in (left, right):
-                axes.axvline(alarms.step.iloc[0], color="C3", linestyle=":", linewidth=1.2)
-            right.annotate(
-                "collapse",
-                (alarms.step.iloc[0], 104),
-                (3, 0),
-                textcoords="offset points",
-                color="C3",
-                va="top",
-                fontsize=8,
-            )
-        right.set_ylim(0, 105)
-        right.set_xlabel("step")
-        right.set_ylabel("dev WRA (%)")
         return figure
 
 

@@ -12,7 +12,7 @@ from kdlib.errors import UserError
 from kdlib.settings.corpus import SplitSettings
 from kdlib.settings.reference_loss import ReferenceLoss
 from kdlib.settings.teacher import Teacher, Training
-from kdlib.tokens import BLANK, Tokens
+from kdlib.tokens import Tokens
 from kdlib.training.sampling import TrainingData, fits_frames
 from kdlib.training.schedules import cosine
 
@@ -86,7 +86,7 @@ def train_teacher(partial: Path, start: InitialModel, data: TrainingData, how: T
     dev = [Batch.of(batch, tokens) for batch in audio.batches(data.dev, 32)]
     judged = Objective(learner, loss_of(settings, label_smoothing=0.0), REFERENCE_TERMS, sources)
     judged.cache = objective.cache
-    validations = Validations(lambda: validate_teacher(judged, dev), schedule.validate_every, schedule.patience)
+    validations = Validations(lambda: validate_teacher(judged, dev, tokens), schedule.validate_every, schedule.patience)
     task = Task(learner, step, lr=schedule.lr, scale=cosine(schedule.warmup_steps, schedule.steps))
     record = fit(
         task,
@@ -115,7 +115,7 @@ def loss_of(settings: Teacher, **changed: float) -> ReferenceLoss:
     return ReferenceLoss(beta=1.0, heads="both", use_teachers=False, hard_words=settings.hard_words, **fields)
 
 
-def validate_teacher(objective: "Objective", dev: Sequence[Batch]) -> dict[str, float]:
+def validate_teacher(objective: "Objective", dev: Sequence[Batch], tokens: Tokens) -> dict[str, float]:
     """Validate on dev speech: accuracy of greedy CTC, and the loss, which breaks ties."""
     import torch
 
@@ -128,4 +128,4 @@ def validate_teacher(objective: "Objective", dev: Sequence[Batch]) -> dict[str, 
         return step.outputs.ctc, float(objective.total(step)["loss"])
 
     with torch.no_grad():
-        return validate_greedy(dev, BLANK, outputs)
+        return validate_greedy(dev, tokens, outputs)

@@ -5,25 +5,41 @@ from collections.abc import Callable, Sequence
 from kdlib.corpus.inputs import Batch
 from kdlib.decode.greedy import greedy
 from kdlib.models import Emissions
+from kdlib.tokens import Tokens
+
+
+class Recognised:
+    """What is recognised of dev speech, batch by batch."""
+
+    def __init__(self, tokens: Tokens) -> None:
+        self.tokens = tokens
+        self.hypotheses: list[Sequence[int]] = []
+        self._references: list[Sequence[int]] = []
+        self._loss = 0.0
+
+    def add(self, batch: Batch, hypotheses: Sequence[Sequence[int]], loss: float) -> None:
+        """Add a batch's hypotheses, and its mean loss."""
+        self.hypotheses += hypotheses
+        self._references += batch.ids
+        self._loss += loss * len(batch)
+
+    def metrics(self) -> dict[str, float]:
+        """WRA, WER, mean loss, and the score by which checkpoints are chosen: between equal WRA the loss decides."""
+        import jiwer
+
+        total = len(self._references)
+        correct = sum(hyp == ref for hyp, ref in zip(self.hypotheses, self._references, strict=True))
+        wra, loss = correct / total, self._loss / total
+        wer = jiwer.wer(self.tokens.decode_all(self._references), self.tokens.decode_all(self.hypotheses))
+        return {"dev_wra": wra, "dev_wer": wer, "dev_loss": loss, "dev_score": wra - 1e-3 * min(loss, 100.0)}
 
 
 def validate_greedy(
-    dev: Sequence[Batch], blank: int, outputs: Callable[[Batch], tuple[Emissions, float]]
+    dev: Sequence[Batch], tokens: Tokens, outputs: Callable[[Batch], tuple[Emissions, float]]
 ) -> dict[str, float]:
     """Validate by greedy CTC; `outputs` gives the CTC outputs of a batch and its mean loss."""
-    correct, loss = 0, 0.0
+    recognised = Recognised(tokens)
     for batch in dev:
-        emissions, batch_loss = outputs(batch)
-        hypotheses = greedy(emissions, blank)
-        correct += sum(hypothesis == reference for hypothesis, reference in zip(hypotheses, batch.ids, strict=True))
-        loss += batch_loss * len(batch)
-    return dev_metrics(correct, loss, sum(map(len, dev)))
-
-
-def dev_metrics(correct: int, loss: float, total: int) -> dict[str, float]:
-    """WRA, mean loss, and the score by which checkpoints are chosen: between equal WRA the loss decides.
-
-    `loss` is the sum over the utterances.
-    """
-    wra, loss = correct / total, loss / total
-    return {"dev_wra": wra, "dev_loss": loss, "dev_score": wra - 1e-3 * min(loss, 100.0)}
+        emissions, loss = outputs(batch)
+        recognised.add(batch, greedy(emissions, tokens.blank), loss)
+    return recognised.metrics()
