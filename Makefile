@@ -8,6 +8,7 @@
 #                                      their table, and verdicts against their controls
 #   make ablations SET=temperature     one set of params/ablations/: what it costs (BUDGET_H=2 refuses more), its students,
 #                                      tables, effects and figures (notebook 06)
+#   make tune HELD_OUT=M08             search the settings that RECIPE names (tune: ...) on the fold's dev speaker (VARIANT=, RUNS=)
 #   make figures CLASS=article         figures, tables and numbers for a thesis, from all results of RECIPE (notebook 07)
 #   make power OF_FOLDS=4,15 OF_SEEDS=2,3,5   the smallest difference that such a study can show (RECIPE=...: by the spreads
 #                                      of its students; UTTERANCES=, PAIRS=)
@@ -44,7 +45,7 @@ export PYTHONWARNINGS ?= ignore::SyntaxWarning
 # This clone's kdlib, also with the .venv of another clone.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: setup install demo test folds folds-for dry-run report compare ablations power figures collapse verdict examine evaluate export lab pretrained parent bench faults unchanged lint lock help
+.PHONY: setup install demo test folds folds-for dry-run report compare ablations tune power figures collapse verdict examine evaluate export lab pretrained parent bench faults unchanged lint lock help
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -78,12 +79,16 @@ compare: $(READY)
 	@$(KDLIB) compare "$(RECIPE)" "$(COMPARED)" --variants "$(VARIANTS)" --seeds "$(SEEDS)" --ensembles "$(ENSEMBLES)"
 
 # its own folds, or FOLDS=A,B; the cost is printed first, and a run beyond BUDGET_H hours refused
-ABLATION = params/ablations/$(or $(SET),temperature).yaml
+ABLATION = $(if $(filter file,$(origin RECIPE)),params/ablations/$(or $(SET),temperature).yaml,$(RECIPE))
 OWN_FOLDS = $(if $(filter file default,$(origin FOLDS)),,$(FOLDS))
 ablations: $(READY)
 	@$(KDLIB) ablations "$(ABLATION)" $(OWN_FOLDS) --plan $(call option,BUDGET_H,--budget)
 	@$(SNAKEMAKE) ablations --config recipe="$(ABLATION)" folds="$(OWN_FOLDS)"
 	@$(KDLIB) ablations "$(ABLATION)" $(OWN_FOLDS)
+
+# the same command again continues, also in a second terminal beside the first
+tune: $(READY)
+	@$(KDLIB) tune "$(RECIPE)" "$(HELD_OUT)" $(call option,VARIANT,--variant) $(call option,RUNS,--runs)
 
 # of FOLDS, by default of all that have scores; or of other people's results: SYSTEMS="hard=a.json kd=b.json,c.json"
 figures: $(READY)

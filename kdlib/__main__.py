@@ -7,6 +7,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from kdlib.errors import UserError
@@ -51,6 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\n{stopped or 'interrupted'}; run the same command again to resume", file=sys.stderr)
         return 130
     return 0
+
+
+def _in(module: str) -> dict[str, Callable]:
+    """The arguments of a command and its function, as a module has them; it is imported when they are called."""
+    return {
+        "arguments": lambda parser: import_module(module).add_arguments(parser),
+        "run": lambda options: import_module(module).run(options),
+    }
 
 
 def names(text: str) -> list[str]:
@@ -203,18 +212,6 @@ def _verdict(options: argparse.Namespace) -> None:
         print(verdict.text)
 
 
-def _examine_arguments(parser: Parser) -> None:
-    from kdlib.show import examination_page
-
-    examination_page.add_arguments(parser)
-
-
-def _examine(options: argparse.Namespace) -> None:
-    from kdlib.show import examination_page
-
-    examination_page.run(options)
-
-
 def _evaluate_arguments(parser: Parser) -> None:
     parser.add_argument("checkpoint", type=Path, help="the folder of a saved model, or a .nemo file")
     parser.add_argument("manifest", type=Path, help="SpeechBrain CSV or NeMo JSON lines")
@@ -363,8 +360,7 @@ COMMANDS = {
     "examine": Command(
         "Find out what is wrong with predictions.",
         "evaluation.json --tokenizer tokenizer.model",
-        _examine_arguments,
-        _examine,
+        **_in("kdlib.show.examination_page"),
     ),
     "evaluate": Command(
         "Score a saved model on a manifest.", "outputs/.../seed1 corpus.csv", _evaluate_arguments, _evaluate
@@ -375,6 +371,7 @@ COMMANDS = {
         _ablations_arguments,
         _ablations,
     ),
+    "tune": Command("Search settings on a dev speaker.", "params/demo.yaml M08 --runs 12", **_in("kdlib.tuning")),
     "power": Command("What difference a study can show.", "--folds 4,15 --seeds 2,3", _power_arguments, _power),
     "figures": Command("Figures and tables for a thesis.", "params/grid.yaml", _figures_arguments, _figures),
     "export": Command("Write a student as a .nemo file.", "outputs/.../seed1 student.nemo", _export_arguments, _export),

@@ -11,6 +11,10 @@ class UserError(ValueError):
         return [f"{type(self).__name__}: {self}"]
 
 
+class DivergedError(UserError):
+    """A training whose loss is not finite."""
+
+
 def nearest(name: str, valid: list[str]) -> str:
     """Suggest the valid name that was probably meant.
 

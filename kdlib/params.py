@@ -26,6 +26,7 @@ from kdlib.settings.pretrained import PretrainedSettings, TokenSettings
 from kdlib.settings.student import EnsembleMembers, Faults, Student
 from kdlib.settings.targets import Aggregation, LogitStudentSettings
 from kdlib.settings.teacher import Teacher
+from kdlib.settings.tuning import Tune
 
 SomeSection = TypeVar("SomeSection", bound=Section)
 
@@ -45,6 +46,7 @@ class Params(CorpusSettings, SplitSettings, PretrainedSettings):
     variant: str = Field("", pattern=r"^[\w.+-]*$")  # name of the chosen variant: set by `load`
     variants: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], dict[str, Any]] = Field({})  # settings that differ
     ablation: Ablation = Ablation()
+    tune: Tune = Tune()
     compare: Annotated[Names, Field(min_length=1)] = ("hard", "ctc_kd")  # variants that a whole run trains
     seeds: Seeds = (1,)  # of each variant
     ensembles: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], EnsembleMembers] = Field({})  # of students

@@ -55,7 +55,7 @@ def test_without_a_step_the_best_validation_counts():
     ],
 )
 def test_a_range_is_missed_on_the_worse_side_alone(milestone, value, status, words):
-    scores = {"decoders": {"greedy": {"overall": {milestone.measure: value}}}}
+    scores = {"decoders": {"greedy": {milestone.measure: value}}}
     outcome = milestones.on_scores(milestone, scores)
     assert outcome.status == status
     assert outcome.text.endswith(words)

@@ -61,7 +61,7 @@ def on_curve(milestone: Milestone, curves: pd.DataFrame, epoch_steps: int) -> Ou
 def on_scores(milestone: Milestone, scores: dict) -> Outcome:
     """A milestone of the test speech, from the content of `scores.json`."""
     result = scores["decoders"].get(milestone.decoder)
-    return Outcome(milestone, None, 100 * result["overall"][milestone.measure] if result else None)
+    return Outcome(milestone, None, 100 * result[milestone.measure] if result else None)
 
 
 def missed(outcomes: Sequence[Outcome]) -> list[Outcome]:

@@ -76,8 +76,7 @@ def student_advice(fold: Fold, seed: int) -> pd.DataFrame:
     rules = advice.STILL_RISING if up > 0 else advice.NOT_IMPROVING
     if taught and (combined := fold.combined_teachers()):
         mine, theirs = (
-            read_json(path / "scores.json")["decoders"]["greedy"]["overall"]["wra"]
-            for path in (fold.scores(seed), combined)
+            read_json(path / "scores.json")["decoders"]["greedy"]["wra"] for path in (fold.scores(seed), combined)
         )
         rules += advice.BELOW_TEACHERS if mine < theirs - 0.01 else ()
     return _table(advice.advise(fold.params, *rules, taught=taught))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from kdlib.console import progress
-from kdlib.errors import UserError
+from kdlib.errors import DivergedError, UserError
 from kdlib.io import atomic_write, write_json
 from kdlib.runtime import seed_everything
 from kdlib.training.checkpoints import BEST, ENDED, LAST
@@ -147,7 +147,7 @@ class _Record(pl.Callback):
         record = {"steps": steps}
         for validation in self.validations:
             if not math.isfinite(validation.score):
-                raise UserError(f"{self.what}: the loss on the dev block is never finite; lower the learning rate")
+                raise DivergedError(f"{self.what}: the loss on the dev block is never finite; lower the learning rate")
             record |= {"best_step": validation.best_step, "best_dev_score": round(validation.score, 6)}
             record |= {"best_checkpoints": validation.kept}
             record |= {f"start_{name}": validation.start[name] for name in START if name in validation.start}

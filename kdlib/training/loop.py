@@ -17,7 +17,7 @@ import lightning.pytorch as pl
 import torch
 from lightning_utilities.core import rank_zero
 
-from kdlib.errors import UserError
+from kdlib.errors import DivergedError, UserError
 from kdlib.failures import MEMORY
 from kdlib.io import read_json
 from kdlib.runtime import set_threads, torch_device
@@ -52,7 +52,7 @@ class Task(pl.LightningModule):
         losses = self.step(batch)
         for name, value in losses.items():
             if not torch.isfinite(value):
-                raise UserError(
+                raise DivergedError(
                     f"training: {name} is {value.item()} at step {self.global_step}{self._culprit(batch)}; lower the "
                     "learning rate, or leave the utterance out. The last checkpoint is kept"
                 )
