@@ -95,7 +95,7 @@ def test_without_a_named_cause_no_cause_is_drawn_as_fitting():
 
 def test_fingerprints_and_confusion_of_causes_are_drawn():
     known = random_fingerprints([*CAUSES])
-    assert_no_text_cut_off(failure_figures.fingerprints(known))
+    assert_no_text_cut_off(failure_figures.fingerprints(causes.frame(known)))
     figure = failure_figures.confusion(causes.confusion(known, random_fingerprints(["ad"], (1,))))
     assert_no_text_cut_off(figure)
     assert {tick.get_text() for tick in figure.axes[0].get_yticklabels()} == {*CAUSES, "ad"}

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,6 +12,7 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 
+from kdlib.diagnose import causes
 from kdlib.errors import UserError
 from kdlib.io import repository_root
 from kdlib.show import latex, thesis, thesis_figures, thesis_tables
@@ -93,6 +95,38 @@ def test_a_pdf_has_the_width_of_the_document_class_and_embedded_fonts(document, 
     assert float(box[1]) == pytest.approx(72 * thesis.WIDTHS_IN[document], abs=0.1)
     assert b"/Type3" not in content
     assert b"/FontFile2" in content  # TrueType, embedded
+
+
+def test_what_notebooks_left_is_drawn_too(tmp_path):
+    sweep = [(weight, bonus, 10, 0.3 - 0.1 * weight, weight == 0.9) for weight in (0.0, 0.9) for bonus in (0.0, 1.0)]
+    tables = {
+        "sweep": pd.DataFrame(sweep, columns=["lm_weight", "word_bonus", "size", "wer", "chosen"]).assign(
+            dev="M10", held_out="M08"
+        ),
+        "by_speaker": pd.DataFrame(
+            [("kd+t.t4", speaker, gain, "wra") for speaker, gain in (("M08", 0.05), ("M05", -0.02))],
+            columns=["cell", "speaker", "difference", "measure"],
+        ),
+        "durations": pd.DataFrame(
+            [("M08", "HIGH", 1.3, 1.2, 0.6), ("M04", "VERY_LOW", 2.5, 2.2, 1.1)],
+            columns=["speaker", "level", "duration_ratio", "published_ratio", "median_s"],
+        ),
+        "fingerprints": causes.frame(causes.known_fingerprints()).reset_index(),
+        "confusion": pd.DataFrame({"cause": ["a", "d"], "a": [2, 1], "d": [0, 1], "-": [0, 0]}),
+    }
+    effect = verdict("x", "y", 0.02, -0.01, 0.05, 0.3, "no difference shown", "lexicon")
+    effects = pd.DataFrame([{"factor": "t", "level": "t4", "against": "t2"} | effect]).drop(columns=["a", "b"])
+    thesis.export(replace(study(), more=tables, effects=effects), tmp_path)
+    for name in ("beam_sweep", "by_speaker", "durations", "effects", "fingerprints", "confusion"):
+        assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+        assert len(pd.read_csv(tmp_path / f"{name}.csv"))
+    said = json.loads((tmp_path / "beam_sweep.json").read_text())["sentence"]
+    assert said.startswith(
+        "Beam search was set on the dev speaker M10 of the fold M08: LM weight 0.9, word bonus 0 nats"
+    )
+    assert said.endswith("gave 21.0 % WER, 30.0 % without a language model.")
+    said = json.loads((tmp_path / "confusion.json").read_text())["sentence"]
+    assert said == "From other seeds' fingerprints the cause was named in 3 of 4 students."
 
 
 def test_a_second_export_changes_no_byte_and_a_changed_result_its_macro(tmp_path):

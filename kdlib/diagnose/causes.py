@@ -245,8 +245,11 @@ def known_fingerprints() -> list[Fingerprint]:
     """The fingerprints that `make collapse` produced here, or else those shipped with kdlib."""
     paths = sorted((repository_root() / "outputs" / "collapse").glob("*/collapse/fingerprints.json"))
     path = paths[0] if paths else files("kdlib").joinpath("data/fingerprints.json")
-    if not path.is_file():
-        return []
+    return read(path) if path.is_file() else []
+
+
+def read(path: Path) -> list[Fingerprint]:
+    """Read fingerprints that `save` wrote."""
     rows = json.loads(path.read_text(encoding="utf-8"))["fingerprints"]
     if not set(rows[0]["signs"]) <= set(SIGNS):
         raise UserError(f"{path} was made by an earlier version of kdlib with other names; make it again, or move it")

@@ -99,13 +99,13 @@ class Results:
 
     @property
     def by_speaker(self) -> pd.DataFrame:
-        """Differences from the control in points: cells by speakers."""
+        """Differences from the control: cells by speakers."""
         rows = {}
         for cell in self.verdicts:
             of_cell, of_control = (
                 _right(self.systems[name]).groupby(level=0).mean() for name in (cell, self.study.control[cell])
             )
-            rows[cell] = 100 * (of_cell - of_control)
+            rows[cell] = of_cell - of_control
         return pd.DataFrame(rows).T
 
     def forest(self) -> Figure:
@@ -135,18 +135,7 @@ class Results:
 
     def heat_map(self) -> Figure:
         """Differences from the control by speaker, in points."""
-        import seaborn as sns
-
-        table = self.by_speaker
-        most = max(1.0, float(np.abs(table.to_numpy()).max()))
-        with plt.rc_context(style()):
-            figure, axes = plt.subplots(figsize=(WIDTH_IN, 1.0 + 0.25 * len(table)))
-            sns.heatmap(
-                table, ax=axes, cmap="RdBu", vmin=-most, vmax=most, annot=True, fmt="+.1f", annot_kws={"size": 7}
-            )
-            axes.tick_params(labelsize=7, rotation=0)
-            axes.set_xlabel(f"held-out speaker; difference from the control, {self.study.measure.upper()} points")
-        return figure
+        return by_speaker_map(self.by_speaker, self.study.measure)
 
     @property
     def why_no_ranks(self) -> str:
@@ -223,6 +212,21 @@ class Results:
         return " ".join(parts)
 
 
+def by_speaker_map(table: pd.DataFrame, measure: str) -> Figure:
+    """Differences from the control (shares), cells by speakers, in points."""
+    import seaborn as sns
+
+    table = 100 * table
+    most = max(1.0, float(np.abs(table.to_numpy()).max()))
+    with plt.rc_context(style()):
+        figure, axes = plt.subplots(figsize=(WIDTH_IN, 1.0 + 0.25 * len(table)))
+        sns.heatmap(table, ax=axes, cmap="RdBu", vmin=-most, vmax=most, annot=True, fmt="+.1f", annot_kws={"size": 7})
+        axes.tick_params(labelsize=7, rotation=0)
+        axes.set_ylabel("")
+        axes.set_xlabel(f"held-out speaker; difference from the control, {measure.upper()} points")
+    return figure
+
+
 def print_plan(recipe: str, folds: Sequence[str], seeds: Sequence[str], budget_h: float | None) -> None:
     """What the set would cost; refused beyond a budget."""
     folds = folds or folds_of(recipe)
@@ -239,20 +243,18 @@ def print_results(recipe: str, folds: Sequence[str]) -> None:
     study = Study.load(recipe, folds)
     out = study.out
     out.mkdir(parents=True, exist_ok=True)
-    tables, effect_tables, paragraphs = [], [], []
-    for decoder in DECODERS:
-        if not study.has(decoder):
-            continue
-        found = results(study, decoder)
-        tables.append(found.frame)
-        effect_tables.append(found.effect_frame)
-        paragraphs.append(found.paragraph())
-        print(f"\n{decoder}\n{found.table.to_string()}\n\n{found.effect_table.to_string(index=False)}")
-        figures.save(found.forest(), out, f"forest_{decoder}")
-        figures.save(found.heat_map(), out, f"by_speaker_{decoder}")
-    pd.concat(tables).to_csv(out / "cells.csv", index=False)
-    pd.concat(effect_tables).to_csv(out / "effects.csv", index=False)
-    text = "\n\n".join(paragraphs)
+    shown = [results(study, decoder) for decoder in DECODERS if study.has(decoder)]
+    for found in shown:
+        print(f"\n{found.decoder}\n{found.table.to_string()}\n\n{found.effect_table.to_string(index=False)}")
+        figures.save(found.forest(), out, f"forest_{found.decoder}")
+        figures.save(found.heat_map(), out, f"by_speaker_{found.decoder}")
+    pd.concat(found.frame for found in shown).to_csv(out / "cells.csv", index=False)
+    pd.concat(found.effect_frame for found in shown).to_csv(out / "effects.csv", index=False)
+    long = (
+        shown[0].by_speaker.rename_axis("cell").reset_index().melt("cell", var_name="speaker", value_name="difference")
+    )
+    long.assign(measure=study.measure).to_csv(out / "by_speaker.csv", index=False)
+    text = "\n\n".join(found.paragraph() for found in shown)
     (out / "paragraph.txt").write_text(text + "\n", encoding="utf-8")
     print(f"\n{text}")
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from kdlib.diagnose.causes import FITS, NO_FAULT, SIGNS, Diagnosis, Fingerprint, frame
+from kdlib.diagnose.causes import FITS, NO_FAULT, SIGNS, Diagnosis
 from kdlib.diagnose.examination import Examination
 from kdlib.evaluate.rounding import percent
 from kdlib.show.figures import LEVEL_COLOURS, WIDTH_IN, style
@@ -68,12 +68,12 @@ def examination(result: Examination, diagnosis: Diagnosis) -> Figure:
         return figure
 
 
-def fingerprints(known: list[Fingerprint]) -> Figure:
-    """Signs (columns) of every case (rows), means over seeds, ordered by cause."""
+def fingerprints(known: pd.DataFrame) -> Figure:
+    """Signs (columns) of every case (rows; `causes.frame`), means over seeds, ordered by cause."""
     import seaborn as sns
 
     with plt.rc_context(style()):
-        table = frame(known).groupby(level=[0, 1]).mean()
+        table = known.groupby(level=[0, 1]).mean()
         table = table[[name for name in SIGNS if name in table]]
         order = sorted(table.index, key=lambda place: (place[0] != NO_FAULT, len(place[0]), place))
         table = table.loc[order]

@@ -172,6 +172,27 @@ def _effect_sentence(table: pd.DataFrame, results: Results) -> str:
     return f"Effects in the set: {'; '.join(parts)}."
 
 
+def _sweep_sentence(table: pd.DataFrame, results: Results) -> str:
+    best, plain = table[table.chosen].iloc[0], table[(table.lm_weight == 0) & (table.word_bonus == 0)]
+    against = f", {percent(plain.wer.min()):.1f} % without a language model" if len(plain) else ""
+    return (
+        f"Beam search was set on the dev speaker {best.dev} of the fold {best.held_out}: LM weight "
+        f"{best.lm_weight:g}, word bonus {best.word_bonus:g} nats and a beam of {int(best['size'])} gave "
+        f"{percent(best.wer):.1f} % WER{against}."
+    )
+
+
+def _confusion_sentence(table: pd.DataFrame, results: Results) -> str:
+    wide = table.set_index("cause")
+    right = sum(wide.loc[name, name] for name in wide.index if name in wide.columns)
+    return f"From other seeds' fingerprints the cause was named in {right:g} of {wide.to_numpy().sum():g} students."
+
+
+def _left(name: str) -> Callable[[Results], pd.DataFrame]:
+    """A table that a notebook left."""
+    return lambda results: results.more.get(name, pd.DataFrame())
+
+
 def _no_sentence(table: pd.DataFrame, results: Results) -> str:
     return ""
 
@@ -208,6 +229,19 @@ FIGURES = {
         "Reliability of the closed lexicon's posteriors, in bins of equally many utterances",
         _confidence_sentence,
     ),
+    "durations": Item(_left("durations"), draw.durations, "Word durations relative to controls", _no_sentence),
+    "beam_sweep": Item(_left("sweep"), draw.sweep, "WER on dev speech by the settings of beam search", _sweep_sentence),
+    "effects": Item(
+        _effects, draw.effects, "Effects of the levels of an ablation, with 95 % intervals", _effect_sentence
+    ),
+    "by_speaker": Item(
+        _left("by_speaker"), draw.by_speaker, "Differences of cells from their controls, by speaker", _no_sentence
+    ),
+    "fingerprints": Item(
+        _left("fingerprints"), draw.fingerprints, "Signs of the causes of a collapse, made on purpose", _no_sentence
+    ),
+    "confusion": Item(_left("confusion"), draw.confusion, "Causes made, and causes named", _confusion_sentence),
+    "factorial": Item(_left("factorial"), draw.factorial, "What collapses a student, crossed", _no_sentence),
 }
 TABLES = {
     "main": Item(_main_table, latex.main_table, "Systems and their controls", _no_sentence),

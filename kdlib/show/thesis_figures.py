@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from kdlib.evaluate.rounding import percent
-from kdlib.show import figures
+from kdlib.show import ablations, failure_figures, figures
 from kdlib.show.figures import style
 from kdlib.show.thesis_tables import PRETRAINED, Results
 
@@ -115,3 +115,41 @@ def teachers(table: pd.DataFrame, results: Results) -> Figure:
 def targets(table: pd.DataFrame, results: Results) -> Figure:
     """WRA of every combination of the teachers."""
     return figures.aggregates(table)
+
+
+def durations(table: pd.DataFrame, results: Results) -> Figure:
+    """Word durations relative to controls."""
+    return figures.durations(table, results.order)
+
+
+def sweep(table: pd.DataFrame, results: Results) -> Figure:
+    """WER on dev speech by the settings of beam search."""
+    return figures.sweep(table, table[table.chosen].iloc[0])
+
+
+def effects(table: pd.DataFrame, results: Results) -> Figure:
+    """Effects of the levels of an ablation, with their intervals."""
+    names = table.factor + ": " + table.level
+    return figures.differences(table.assign(a=names, b=table.against))
+
+
+def by_speaker(table: pd.DataFrame, results: Results) -> Figure:
+    """Differences of the cells of an ablation from their controls, by speaker."""
+    wide = table.pivot(index="cell", columns="speaker", values="difference")
+    order = list(dict.fromkeys(table.cell)), list(dict.fromkeys(table.speaker))
+    return ablations.by_speaker_map(wide.loc[order[0], order[1]], table.measure.iloc[0])
+
+
+def fingerprints(table: pd.DataFrame, results: Results) -> Figure:
+    """Signs of the causes of a collapse, made on purpose."""
+    return failure_figures.fingerprints(table.set_index(["cause", "case"]))
+
+
+def confusion(table: pd.DataFrame, results: Results) -> Figure:
+    """Causes made and causes named."""
+    return failure_figures.confusion(table.set_index("cause"))
+
+
+def factorial(table: pd.DataFrame, results: Results) -> Figure:
+    """Which causes collapse a student, crossed."""
+    return failure_figures.factorial(table)

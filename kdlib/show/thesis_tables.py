@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from kdlib.decode.decoders import CLOSED
+from kdlib.diagnose import causes
 from kdlib.errors import UserError
 from kdlib.evaluate import compare
 from kdlib.evaluate.hypotheses import read_hypotheses
@@ -26,6 +27,7 @@ from kdlib.training.curves import TENSORBOARD, read_curves
 
 PRETRAINED = "pretrained"
 TEACHER_DECODERS = ("greedy", "lexicon")
+BEAM = ("lm_weight", "word_bonus", "size")
 SCORES = ("held_out", "system", "seed", "decoder", "measure", "value", "low", "high", "n")
 
 
@@ -44,6 +46,7 @@ class Results:
     confidence: pd.DataFrame = field(default_factory=pd.DataFrame)  # of `reliability`, with system and ece
     cells: pd.DataFrame = field(default_factory=pd.DataFrame)  # of ablations
     effects: pd.DataFrame = field(default_factory=pd.DataFrame)
+    more: Mapping[str, pd.DataFrame] = field(default_factory=dict)  # tables that notebooks left: `_of_notebooks`
     hours: Mapping[str, float] = field(default_factory=dict)  # of training, by system, the mean of a run
     runs: Sequence[dict] = ()  # folder, system, seed, held_out, revision, key
 
@@ -79,6 +82,7 @@ def of_recipe(recipe: str | Path, held_out: Sequence[str] = ()) -> Results:
         _curves(folders),
         _confidence(list(folders.values())),
         *(_read(out / name) for name in ("cells.csv", "effects.csv")),
+        _of_notebooks(folds),
         _hours(folders),
         _runs(folders),
         left_out,
@@ -170,6 +174,31 @@ def _shared(found: Mapping[tuple, Path], a: str, b: str, decoder: str) -> list[t
 
 def _read(path: Path) -> pd.DataFrame:
     return pd.read_csv(path) if path.is_file() else pd.DataFrame()
+
+
+def _of_notebooks(folds: Sequence[Fold]) -> dict[str, pd.DataFrame]:
+    """Tables that notebooks left; of a fold, those of the first that has them."""
+    layout = folds[0].layout
+    found = {
+        "durations": _read(layout.shared_figures / "speakers.csv"),
+        "by_speaker": _read(layout.recipe / "ablations" / "by_speaker.csv"),
+    }
+    for fold in folds:
+        tuning, collapse = fold.layout.baseline / "beam_tuning.csv", fold.layout.collapse
+        if tuning.is_file() and "sweep" not in found:
+            chosen = read_json(fold.layout.baseline / "scores.json")["settings"]["beam"]
+            table = pd.read_csv(tuning).assign(dev=fold.params.fold.dev, held_out=fold.params.held_out)
+            is_chosen = [
+                all(row[name] == chosen[name] for name in BEAM) for row in table[list(BEAM)].to_dict("records")
+            ]
+            found["sweep"] = table.assign(chosen=is_chosen)
+        if (collapse / "factorial.csv").is_file() and "factorial" not in found:
+            found["factorial"] = pd.read_csv(collapse / "factorial.csv")
+        if (collapse / "fingerprints.json").is_file() and "fingerprints" not in found:
+            known = causes.read(collapse / "fingerprints.json")
+            found["fingerprints"] = causes.frame(known).reset_index()
+            found["confusion"] = causes.confusion(known).rename_axis("cause").reset_index()
+    return {name: table for name, table in found.items() if len(table)}
 
 
 def _teachers(fold: Fold) -> pd.DataFrame:
