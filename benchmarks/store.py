@@ -21,7 +21,7 @@ import numpy as np
 import report
 import torch
 
-from kdlib.corpus import audio
+from kdlib.corpus import audio, inputs
 from kdlib.logits.store import Header, LogitStore, Writer
 from kdlib.models import hybrid
 from kdlib.pipeline import Fold
@@ -54,7 +54,7 @@ def outputs(fold: Fold, speaker: str, count: int):
     utterances = random.Random(0).sample(fold.splits.train, count)
     kept = {}
     for batch in audio.batches(utterances, 32):
-        said = teacher(*audio.collate(batch))
+        said = teacher(*inputs.collate(batch))
         for utt, encoded, length in zip(batch, said.encoded, said.lengths.tolist(), strict=True):
             kept[utt.utt_id] = encoded[:length].clone()
     head = teacher.model.ctc_head.weight.detach(), teacher.model.ctc_head.bias.detach()

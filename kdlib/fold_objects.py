@@ -92,6 +92,10 @@ class FoldObjects:
         """Whom the fold is trained on and tested on."""
         return Splits(self.corpus, self.split_settings)
 
+    def frame_s(self, encoder: str) -> float:
+        """Seconds of a frame of an encoder's output."""
+        return ENCODERS[encoder].subsampling * self.corpus_settings.inputs.step_ms / 1000
+
     # the pretrained model, tokens, decoders
 
     def pretrained_model(self) -> Path:
@@ -109,6 +113,14 @@ class FoldObjects:
     def tokens(self) -> Tokens:
         """The tokens of teachers and students."""
         return Tokens.for_teachers(self.tokens_folder() / pieces.FILE, self.params.tokens.size)
+
+    @property
+    def _token_split(self) -> dict:
+        """The speech that whole words are taken from, as stages record it."""
+        if self.params.tokens.source != pieces.WORDS:
+            return {}
+        own = {"blocks": self.params.blocks.train, "labels": labels.record(self.split_settings)}
+        return self.split_settings.identity | own
 
     def decoding_model(self, tokens: Tokens | None = None, *, all_speakers: bool = False) -> Path:
         """The folder of the language model that decoders use, with these tokens or the teachers'."""
@@ -184,7 +196,10 @@ class FoldObjects:
 
     def _new_teacher(self) -> InitialModel:
         """The model that the base model, or a teacher without one, starts from."""
-        settings, first = self.params.teacher, start.Start(sizes=self.params.teacher)
+        settings, first = (
+            self.params.teacher,
+            start.Start(sizes=self.params.teacher, inputs=self.corpus_settings.inputs),
+        )
         if ENCODERS[settings.encoder].checkpoint:
             speakers = (self.pretrained_record() or {"speakers": ()})["speakers"]
             first = start.Start(pretrained=self.pretrained_model(), train_speakers=speakers)
@@ -194,9 +209,9 @@ class FoldObjects:
         """How a teacher, or the base model, is trained; with the closed lexicon where the loss needs it."""
         settings = self.params.teacher
         words = lexicon.Lexicon(self.lexicon, self.tokens) if settings.hard_words.weight else None
-        return teacher_training.TeacherTraining(
-            what, settings, schedule, self.split_settings, words, self.params.device
-        )
+        frame_s, measure = self.frame_s(settings.encoder), self.params.scoring.measure
+        about = what, settings, schedule, self.split_settings, words
+        return teacher_training.TeacherTraining(*about, frame_s, measure, self.params.device)
 
     def _checkpoint(self) -> list[Path]:
         """The pretrained model, where the teachers have its encoder."""

@@ -21,6 +21,7 @@ from kdlib.source_code import lazy
 
 if TYPE_CHECKING:
     from kdlib.decode.lexicon import Lexicon
+    from kdlib.diagnose.collapse_study import Case
     from kdlib.distill.loss_view import LossView
     from kdlib.distill.preflight import Plan, Teachers
     from kdlib.distill.setup import StudentData, StudentSetup
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 aggregation = lazy("kdlib.targets.aggregation")
 beam = lazy("kdlib.decode.beam")
 calibration = lazy("kdlib.decode.calibration")
+checks = lazy("kdlib.distill.checks")
+collapse_study = lazy("kdlib.diagnose.collapse_study")
 faults = lazy("kdlib.distill.faults")
 fold_scores = lazy("kdlib.evaluate.fold_scores")
 hybrid = lazy("kdlib.models.hybrid")
@@ -77,6 +80,7 @@ class StudentObjects(FoldObjects):
             hypotheses=hypotheses,
             lexicon=self._words_of_loss(),
             device=runtime.torch_device(params.device),
+            measure=params.scoring.measure,
             judge=self._judge(),
         )
 
@@ -105,7 +109,8 @@ class StudentObjects(FoldObjects):
     def systems(self, seed: int = 1) -> dict[str, Path]:
         """The scores of the pretrained model, of the control and of the student."""
         folds = {fold.params.variant: fold for fold in (self.control, self)}
-        return {"pretrained": self.baseline()} | {name: fold.scores(seed) for name, fold in folds.items()}
+        first = {} if self.params.pretrained == "none" else {"pretrained": self.baseline()}
+        return first | {name: fold.scores(seed) for name, fold in folds.items()}
 
     def loss_view(self, seed: int = 1) -> LossView:
         """Some utterances as the loss sees them, before and after training."""
@@ -115,7 +120,8 @@ class StudentObjects(FoldObjects):
     def student_data(self) -> StudentData:
         """The student's training speech, and the dev speech that chooses its checkpoint."""
         taught, share = terms.uses_teachers(self.params.distill), self.params.teacher.dev_share
-        return setup.select_data(self.splits, self.tokens, self.params.faults, uses_teachers=taught, dev_share=share)
+        how = {"uses_teachers": taught, "dev_share": share, "frame_s": self.frame_s(self.params.student.encoder)}
+        return setup.select_data(self.splits, self.tokens, self.params.faults, **how)
 
     def teacher_hypotheses(self) -> TeacherHypotheses | None:
         """The teachers' hypotheses that the student is trained on, if it is."""
@@ -193,7 +199,7 @@ class StudentObjects(FoldObjects):
             setup.check_resumed(folder, record, settings, self.tokens, self.split_settings)
             return start.Start(resumed=folder, train_speakers=record["train_speakers"], head_is_trained=True)
         if settings.start == "scratch":
-            return start.Start(sizes=settings.sizes or self.params.teacher)
+            return start.Start(sizes=settings.sizes or self.params.teacher, inputs=self.corpus_settings.inputs)
         source = self._pretrained_student()
         if not ENCODERS[settings.encoder].checkpoint:
             speakers = read_record(source)["train_speakers"]
@@ -302,6 +308,25 @@ class StudentObjects(FoldObjects):
         method = self.best_method()[0] if method == "auto" else method
         return self.combined_teacher_scores("logprob_mean" if method == "weighted_loss" else method)
 
+    # 05: what is wrong
+
+    def examination(self, seed: int = 1) -> Case:
+        """Examine a student's hypotheses on the held-out speaker's test speech, with the record of its training."""
+        scores, used = self.scores(seed), self.resolved
+        results = collapse_study.StudentResults(
+            variant=self.params.variant,
+            seed=seed,
+            cause=collapse_study.causes_of(used.params.faults, used.params.distill),
+            scores=scores,
+            decoder=collapse_study.examined_decoder(used.params.faults, used.params.distill),
+            tokens=self.tokens,
+            vocabulary=list(self.lexicon),
+            training=[utt.text for utt in self.student_data().train if utt.text],
+            teachers=used.combined_teachers(),
+            checks=tuple(check.name for check in self.preflight(seed) if check.verdict != checks.PASS),
+        )
+        return collapse_study.examine_student(results)
+
     # the settings and files that stages depend on
 
     def _labels(self) -> dict:
@@ -357,6 +382,8 @@ class StudentObjects(FoldObjects):
             settings["labels"] = labels.record(self.split_settings)
         if uses_teachers:
             settings["aggregation"] = params.aggregation.model_dump(mode="json")
+        if params.scoring.measure != "wra":
+            settings["measure"] = params.scoring.measure
         if params.faults.named:
             settings["faults"] = params.faults.model_dump(exclude_defaults=True)
         if self._needs_beam:

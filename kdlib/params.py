@@ -72,7 +72,7 @@ class Params(CorpusSettings, SplitSettings, PretrainedSettings):
     @property
     def fold_set(self) -> str:
         """Name of the corpus's folder of fold files."""
-        own = self.corpus == "manifest" and self.speakers != "uaspeech"
+        own = self.corpus in ("manifest", "features") and self.speakers != "uaspeech"
         return self.folds or (self.name if own else "torgo" if self.corpus == "torgo" else "uaspeech")
 
     @property
@@ -82,8 +82,9 @@ class Params(CorpusSettings, SplitSettings, PretrainedSettings):
 
     @property
     def tokens_per_fold(self) -> bool:
-        """True if each fold has its own pieces: those of a model that was trained on its speakers."""
-        return self.tokens.source == "pretrained" and self.pretrained == "from_corpus"
+        """True if each fold has its own tokens: those of a model of its speakers, or its training texts' words."""
+        of_model = self.tokens.source == "pretrained" and self.pretrained == "from_corpus"
+        return of_model or self.tokens.source == "words"
 
     @property
     def base_model_per_fold(self) -> bool:
@@ -210,6 +211,13 @@ def _check_recipe(params: Params, recipe: str) -> None:
         if section.encoder not in ENCODERS:
             hint = nearest(section.encoder, list(ENCODERS))
             raise UserError(f"{recipe}: {name}.encoder: unknown encoder {section.encoder!r}{hint}")
+        takes, kind = ENCODERS[section.encoder].takes, params.inputs.kind
+        if takes != kind and (name == "student" or params.teacher.source == "speakers" or params.teacher.model is None):
+            fitting = [one for one, entry in ENCODERS.items() if entry.takes == kind]
+            raise UserError(
+                f"{recipe}: {name}.encoder: {section.encoder!r} takes {takes}, but the inputs of this corpus are "
+                f"{kind}; write {name}: {{encoder: {fitting[0]}}}"
+            )
     for name, section in (("pretraining", params.pretraining), ("teacher", params.teacher)):
         if name == "teacher" and (section.kernel % 2 == 0 or section.d_model % 2):
             raise UserError(
@@ -221,6 +229,10 @@ def _check_recipe(params: Params, recipe: str) -> None:
                 f"{recipe}: {name}.d_model {section.d_model} cannot be divided among {section.heads} heads; choose "
                 "heads that divide it"
             )
+    if params.pretrained == "none" and params.tokens.source == "pretrained":
+        raise UserError(f"{recipe}: there is no pretrained model (pretrained: none); write tokens: {{source: corpus}}")
+    if params.inputs.kind == "features" and params.pretrained != "none":
+        raise UserError(f"{recipe}: pretrained models take audio, and the inputs are features; write pretrained: none")
     for number, phase in enumerate(params.student.phases, start=1):
         if (phase.epochs is None) == (phase.steps is None):
             raise UserError(

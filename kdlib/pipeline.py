@@ -31,7 +31,6 @@ from kdlib.teachers.teacher_sets import share_of
 from kdlib.tokens import Tokens
 
 if TYPE_CHECKING:
-    from kdlib.diagnose.collapse_study import Case
     from kdlib.distill.checks import Check
     from kdlib.distill.students import Watch
     from kdlib.logits.extract import Purpose
@@ -45,7 +44,6 @@ base_model = lazy("kdlib.teachers.base_model")
 baseline = lazy("kdlib.evaluate.baseline")
 checks = lazy("kdlib.distill.checks")
 choice = lazy("kdlib.targets.choice")
-collapse_study = lazy("kdlib.diagnose.collapse_study")
 beam = lazy("kdlib.decode.beam")
 ensembles = lazy("kdlib.distill.ensembles")
 extract = lazy("kdlib.logits.extract")
@@ -178,13 +176,16 @@ class Fold(StudentObjects):
 
         def build(partial: Path) -> None:
             texts = self.all_labels.corpus.lexicon  # its word list; transcripts are not used
-            pieces.build(partial, settings, self.lexicon, texts, model)
+            if settings.source == pieces.WORDS:
+                pieces.build_words(partial, [utt.text for utt in self.splits.train], texts)
+            else:
+                pieces.build(partial, settings, self.lexicon, texts, model)
 
         return Stage(
             self.layout.tokens,
             "tokens",
             build=build,
-            settings=settings.model_dump(mode="json"),
+            settings=settings.model_dump(mode="json") | self._token_split,
             inputs=[self.corpus_folder, *(path for path in (own, model) if path)],
         )
 
@@ -209,8 +210,14 @@ class Fold(StudentObjects):
             inputs=[self.corpus_folder],
         )
 
+    def baseline(self) -> Path:
+        """The scores of the pretrained model; without one, of the control, trained on the references alone."""
+        if self.params.pretrained == "none":
+            return self.control.scores(self.params.seeds[0])
+        return self.pretrained_scores()
+
     @stage
-    def baseline(self) -> Stage:
+    def pretrained_scores(self) -> Stage:
         """The pretrained model on the held-out speaker; on the dev speaker in `dev/`."""
         fold, scoring = self.all_labels, self.params.scoring  # a model of the fold's speakers had all transcripts
         model = self.pretrained_model()
@@ -260,7 +267,7 @@ class Fold(StudentObjects):
         With `scores` also those of all speakers, which folds share; with `teachers` what teachers need.
         """
         self.tokens_folder()
-        if scores and self.params.pretrained != "from_corpus":
+        if scores and self.params.pretrained not in ("from_corpus", "none"):
             self.zero_shot()
         if teachers:
             self.base_model()
@@ -661,27 +668,6 @@ class Fold(StudentObjects):
             | {"labels": fold.params.labels, "group": settings.model_dump(mode="json")},
             inputs=[self.corpus_folder, fold.decoding_model(), *dict.fromkeys(folder for folder, _ in members)],
         )
-
-    # 05: what is wrong
-
-    def examination(self, seed: int = 1) -> Case:
-        """Examine a student's hypotheses on the held-out speaker's test speech, with the record of its training."""
-        scores, used = self.scores(seed), self.resolved
-        results = collapse_study.StudentResults(
-            variant=self.params.variant,
-            seed=seed,
-            cause=collapse_study.causes_of(used.params.faults, used.params.distill),
-            scores=scores,
-            decoder=collapse_study.examined_decoder(used.params.faults, used.params.distill),
-            tokens=self.tokens,
-            vocabulary=list(self.lexicon),
-            training=[utt.text for utt in self.student_data().train if utt.text],
-            teachers=used.combined_teachers(),
-            checks=tuple(check.name for check in self.preflight(seed) if check.verdict != checks.PASS),
-        )
-        return collapse_study.examine_student(results)
-
-    # what stages depend on
 
 
 def teachers_of(folds: Sequence[Fold], share: str = "1/1") -> list[tuple[Fold, str]]:

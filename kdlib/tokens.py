@@ -71,9 +71,18 @@ class Tokens:
         text = "".join(piece for piece in self.pieces if not piece.startswith("<"))
         return "upper" if text == text.upper() else "lower" if text == text.lower() else "mixed"
 
+    @functools.cached_property
+    def unknown(self) -> int | None:
+        """The id of all other words, where the pieces are whole words (`train_words`)."""
+        index = _processor(self.model).unk_id()
+        texts = [piece for place, piece in enumerate(self.pieces) if place > BLANK and place != index]
+        return index if index > BLANK and all(piece.startswith(WORD_START) for piece in texts) else None
+
     def encode(self, text: str) -> list[int]:
-        """Encode a text; characters outside the tokenizer are refused."""
+        """Encode a text; characters outside the tokenizer are refused, words outside a vocabulary of words unknown."""
         normal = normalise(text)
+        if self.unknown is not None:
+            return [index for word in normal.split() for index in _processor(self.model).encode(self._case(word))]
         ids = _processor(self.model).encode(self._case(normal))
         if self.decode(ids) != normal:
             raise UserError(self._encoding_error(normal))
@@ -178,6 +187,20 @@ def train_tokenizer(
     return path
 
 
+def train_words(texts: Iterable[str], folder: Path) -> Path:
+    """Make a vocabulary of the whole words of texts; return `folder/tokenizer.model`.
+
+    Its ids: 0 BOS, 1 EOS, 2 blank, 3 every other word, then the words, the most frequent first.
+    """
+    ids = {"bos_id": BOS, "eos_id": EOS, "pad_id": BLANK, "unk_id": BLANK + 1}
+    sentences = [normalise(text) for text in texts]
+    size = len({word for sentence in sentences for word in sentence.split()}) + len(ids)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "tokenizer.model"
+    path.write_bytes(_train(sentences, "", size, model_type="word", **ids))
+    return path
+
+
 def pieces_per_word(tokens: Tokens, texts: Iterable[str]) -> float:
     """Mean number of pieces of the words of texts, each word once; not a number without a word of two letters.
 
@@ -188,8 +211,8 @@ def pieces_per_word(tokens: Tokens, texts: Iterable[str]) -> float:
     return sum(piece != WORD_START for row in rows for piece in row) / len(rows) if rows else math.nan
 
 
-def _train(sentences: Sequence[str], required: str, pieces: int) -> bytes:
-    """Train a byte-pair model on sentences with sentencepiece."""
+def _train(sentences: Sequence[str], required: str, pieces: int, **options: object) -> bytes:
+    """Train a byte-pair model, or that of `options`, on sentences with sentencepiece."""
     import io
 
     import sentencepiece
@@ -200,13 +223,13 @@ def _train(sentences: Sequence[str], required: str, pieces: int) -> bytes:
             sentence_iterator=iter(sentences),
             model_writer=model,
             vocab_size=pieces,
-            model_type="bpe",
             character_coverage=1.0,
             required_chars=required,
             hard_vocab_limit=False,
             normalization_rule_name="identity",  # only `normalise` is used; the default would change Thai, Persian, ...
             minloglevel=2,
             num_threads=1,
+            **{"model_type": "bpe"} | options,
         )
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()

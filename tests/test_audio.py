@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from kdlib.corpus import audio
+from kdlib.corpus import audio, inputs
 from kdlib.corpus.audio_checks import ADVICE, CHECKED_FILES, UNREADABLE, _fault, check_recordings
 from kdlib.corpus.manifest import Corpus, Utterance
 from kdlib.errors import UserError
@@ -123,7 +123,7 @@ def test_batches_contain_every_utterance_once_and_follow_the_seed(tmp_path):
 
 def test_collate_pads_and_keeps_lengths(tmp_path):
     pair = [utterance(tone(tmp_path / "a.wav", seconds=0.5)), utterance(tone(tmp_path / "b.wav", seconds=0.25))]
-    samples, lengths = audio.collate(pair)
+    samples, lengths = inputs.collate(pair)
     assert tuple(samples.shape) == (2, 8_000)
     assert lengths.tolist() == [8_000, 4_000]
     assert samples[1, 4_000:].abs().max() == 0

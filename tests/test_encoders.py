@@ -8,7 +8,7 @@ from kdlib.models.encoders import ENCODERS, Entry, name_of
 from kdlib.models.hybrid import Heads, Hybrid, TrainedModel, new_model
 from kdlib.params import load
 from kdlib.pipeline import Fold
-from kdlib.settings.encoder import EncoderSizes
+from kdlib.settings.encoder import AUDIO, EncoderSizes, InputShape
 from kdlib.settings.student import Student
 from kdlib.source_code import lazy
 
@@ -24,19 +24,23 @@ def toy(monkeypatch):
 @pytest.fixture(params=[*ENCODERS, "toy"])
 def encoder(request, toy):
     torch.manual_seed(0)
-    return ENCODERS[request.param].kind.of_sizes(SIZES).eval()
+    shape = InputShape(20, 40.0) if ENCODERS[request.param].takes == "features" else AUDIO
+    return ENCODERS[request.param].kind.of_sizes(SIZES, shape).eval()
 
 
-def speech(*lengths):
+def speech(encoder, *lengths):
+    """Noise of so many samples; for an encoder of features as many frames of 40 ms as fit."""
     torch.manual_seed(1)
-    samples = torch.zeros(len(lengths), max(lengths))
+    width = encoder.config.get("inputs")
+    lengths = [length // 640 for length in lengths] if width else lengths
+    samples = torch.zeros(len(lengths), max(lengths), *([width] if width else []))
     for row, length in zip(samples, lengths, strict=True):
-        row[:length] = torch.randn(length) / 10
+        row[:length] = torch.randn(row[:length].shape) / 10
     return samples, torch.tensor(lengths)
 
 
 def test_an_encoder_says_what_it_gives(encoder):
-    frames, lengths, hidden = encoder(*speech(16000, 9000), layers=(1,))
+    frames, lengths, hidden = encoder(*speech(encoder, 16000, 9000), layers=(1,))
     assert frames.shape == (2, int(lengths.max()), encoder.width)
     assert [round(1000 * samples / 16000 / encoder.stride_ms) for samples in (16000, 9000)] == pytest.approx(
         lengths.tolist(), abs=1
@@ -44,21 +48,21 @@ def test_an_encoder_says_what_it_gives(encoder):
     assert list(hidden) == [1]
     assert hidden[1].shape == frames.shape
     assert encoder.layers == 2
-    assert encoder(*speech(16000)).hidden == {}
+    assert encoder(*speech(encoder, 16000)).hidden == {}
 
 
 def test_an_encoder_is_built_again_from_its_configuration(encoder):
     again = type(encoder).build(encoder.config).eval()
     again.load_state_dict(encoder.state_dict())
-    given = speech(12000, 7000)
+    given = speech(encoder, 12000, 7000)
     assert torch.equal(again(*given).frames, encoder(*given).frames)
     assert name_of(again) in ENCODERS
 
 
 def test_padding_does_not_change_an_utterances_frames(encoder):
-    samples, lengths = speech(16000, 9000)
+    samples, lengths = speech(encoder, 16000, 9000)
     together = encoder(samples, lengths)
-    alone = encoder(samples[1:, :9000], lengths[1:])
+    alone = encoder(samples[1:, : lengths[1]], lengths[1:])
     count = int(alone.lengths)
     assert int(together.lengths[1]) == count
     assert torch.allclose(together.frames[1, :count], alone.frames[0, :count], atol=1e-5)

@@ -7,7 +7,7 @@ import forks
 import pytest
 import torch
 
-from kdlib.corpus import audio
+from kdlib.corpus import inputs
 from kdlib.logits import extract
 from kdlib.models import hybrid
 from kdlib.models.decoder import teacher_forced
@@ -62,7 +62,7 @@ def test_stored_outputs_are_those_of_the_teacher(with_teachers, teacher):
     for utt in with_teachers.splits.speech_of_all()[::5]:
         ids = teacher.tokens.encode(utt.text)
         inputs, _, _ = teacher_forced([ids])
-        samples, lengths = audio.collate([utt])
+        samples, lengths = inputs.collate([utt])
         with torch.inference_mode():
             outputs = teacher.model(samples, lengths, inputs)
         assert torch.allclose(stores["ctc"].logits(utt.utt_id), outputs.ctc.logits[0], atol=1e-2)  # fp16
@@ -78,7 +78,7 @@ def test_the_decoder_runs_free_on_analysis_speech(with_teachers, teacher):
     rows = rows_of(with_teachers, "analysis")
     for utt in with_teachers.splits.speech_of_all(test=True)[::5]:
         with torch.inference_mode():
-            outputs = teacher(*audio.collate([utt]))
+            outputs = teacher(*inputs.collate([utt]))
         free = teacher.model.decode_greedy(outputs.encoded, 40, outputs.lengths)[0]
         hypothesis = list(rows[utt.utt_id].free_running)
         assert hypothesis == free[: len(hypothesis)]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdlib.corpus import audio
+from kdlib.corpus import inputs
 from kdlib.errors import UserError
 from kdlib.models.nemo_files import SHIPPED_MODEL, NeMoCTC, find_model, restore_model
 from kdlib.pipeline import Fold
@@ -33,8 +33,8 @@ def test_outputs_have_their_shapes(shipped):
 
 def test_padding_changes_no_output(shipped, corpus):
     pair = sorted(corpus, key=lambda utt: utt.duration_s)[:: len(corpus) - 1]
-    both = shipped(*audio.collate(pair))
-    alone = shipped(*audio.collate(pair[:1]))
+    both = shipped(*inputs.collate(pair))
+    alone = shipped(*inputs.collate(pair[:1]))
     frames = int(alone.lengths[0])
     assert both.lengths[0] == frames
     assert torch.allclose(both.ctc.logits[0, :frames], alone.ctc.logits[0], atol=1e-3)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kdlib.corpus import audio
+from kdlib.corpus import inputs
 from kdlib.corpus.inputs import Batch
 from kdlib.decode import calibration
 from kdlib.decode.greedy import greedy
@@ -279,7 +279,7 @@ def test_plain_nemo_transcribes_with_an_exported_ctc_student(variant, tmp_path):
     utterances = variant("hard").splits.test
     hypotheses = []
     for utt in utterances:
-        hypotheses += [student.tokens.decode(ids) for ids in greedy(student(*audio.collate([utt])).ctc, BLANK)]
+        hypotheses += [student.tokens.decode(ids) for ids in greedy(student(*inputs.collate([utt])).ctc, BLANK)]
     with quiet_nemo():
         transcripts = nemo.transcribe([str(utt.wav) for utt in utterances], batch_size=1, verbose=False)
     assert [transcript.text.upper() for transcript in transcripts] == hypotheses
@@ -290,7 +290,7 @@ def test_plain_nemo_has_the_same_posteriors_as_the_student(variant, tmp_path):
     folder = variant("hard").student()
     nemo = NeMoCTC(export.export(folder, tmp_path / "student.nemo"))
     student = hybrid.TrainedModel(folder)
-    batch = audio.collate(variant("hard").splits.test[:3])
+    batch = inputs.collate(variant("hard").splits.test[:3])
     ours, theirs = student(*batch), nemo(*batch)
     pieces = len(student.tokens.pieces)
     plain = [index for index in range(pieces) if index > 2]

@@ -1,6 +1,6 @@
 import json
 
-from kdlib.corpus import audio
+from kdlib.corpus import inputs
 from kdlib.decode.greedy import greedy
 from kdlib.logits import teacher_scores
 from kdlib.models import hybrid
@@ -10,7 +10,7 @@ def test_stored_outputs_give_the_hypotheses_of_the_model(with_teachers):
     teacher = hybrid.TrainedModel(with_teachers.teacher("M04"))
     store = with_teachers.store("M04", "analysis")
     batch = with_teachers.splits.speech_of_all(test=True)[:6]
-    hypotheses = greedy(teacher(*audio.collate(batch)).ctc, 2)
+    hypotheses = greedy(teacher(*inputs.collate(batch)).ctc, 2)
     assert greedy(teacher_scores.stored_outputs(store, batch).ctc, 2) == hypotheses
 
 

@@ -5,7 +5,7 @@ from torch import nn
 
 from kdlib.models.encoder import Encoded, Encoder
 from kdlib.models.masks import length_mask
-from kdlib.settings.encoder import EncoderSizes
+from kdlib.settings.encoder import EncoderSizes, InputShape
 
 HOP, BANDS = 640, 32
 
@@ -28,7 +28,7 @@ class Toy(Encoder):
         return cls(**config)
 
     @classmethod
-    def of_sizes(cls, sizes: EncoderSizes) -> "Toy":
+    def of_sizes(cls, sizes: EncoderSizes, inputs: InputShape) -> "Toy":
         return cls(sizes.d_model, sizes.layers)
 
     def extract_features(self, inputs, lengths):

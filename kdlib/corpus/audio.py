@@ -18,7 +18,7 @@ from kdlib.corpus.manifest import Utterance
 from kdlib.errors import UserError
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 RATE_HZ = 16_000
 SHARPNESS = 32  # of resampling, in zero crossings: the default of 6 mirrors the upper end of the old band into the new
@@ -53,15 +53,6 @@ def batches(utterances: Sequence[Utterance], size: int, *, seed: int | None = No
     if seed is not None:
         rng.shuffle(groups)
     yield from groups
-
-
-def collate(utterances: Sequence[Utterance]) -> tuple["torch.Tensor", "torch.Tensor"]:
-    """Read and pad utterances: samples [B, N] and their lengths [B]."""
-    import torch
-
-    waves = [torch.from_numpy(load(utt)) for utt in utterances]
-    lengths = torch.tensor([len(wave) for wave in waves])
-    return torch.nn.utils.rnn.pad_sequence(waves, batch_first=True), lengths
 
 
 def read_samples(file: soundfile.SoundFile, utt: Utterance) -> np.ndarray:

@@ -5,7 +5,7 @@ import csv
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -68,6 +68,7 @@ class AudioReport:
     problems: list[Excluded]
     converted: dict[str, int] = field(default_factory=dict)  # "44100 Hz, 2 channels" -> files
     notes: list[str] = field(default_factory=list)
+    advice: Mapping[str, str] = field(default_factory=lambda: ADVICE)  # by reason
 
     def __str__(self) -> str:
         share = f" ({100 * len(self.problems) / self.checked:.1f} %; each is named in left_out.csv)"
@@ -79,7 +80,7 @@ class AudioReport:
             same = [problem for problem in self.problems if problem.reason == reason]
             names = ", ".join(f"{name} {times}" for name, times in sorted(Counter(p.speaker for p in same).items()))
             lines += [f"left out, {count:,} x {reason}", f"    speakers: {names or '?'}", f"    first: {same[0].wav}"]
-            lines += [f"    what to do: {ADVICE[reason]}"] * (reason in ADVICE)
+            lines += [f"    what to do: {self.advice.get(reason)}"] * (reason in self.advice)
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
 
     def write(self, path: Path) -> None:

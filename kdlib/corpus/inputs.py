@@ -1,4 +1,4 @@
-"""The one door from utterances to the inputs of models: recordings as samples, padded to a batch."""
+"""The one door from utterances to the inputs of models: samples, or feature vectors, padded to a batch."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from kdlib.corpus import audio
+from kdlib.corpus import audio, features
 from kdlib.corpus.manifest import Utterance
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from kdlib.tokens import Tokens
@@ -22,7 +23,7 @@ class Batch:
     utterances: Sequence[Utterance]
     ids: list[list[int]] = field(default_factory=list)  # one per utterance; empty without a transcript
     device: torch.device | str = "cpu"
-    loaded: list[torch.Tensor] = field(default_factory=list)  # inputs [B, N] and lengths [B], once they are read
+    loaded: list[torch.Tensor] = field(default_factory=list)  # inputs and their lengths [B], once they are read
     tempo: float = 1.0  # augmentation: the encoder's features are stretched by this factor
 
     @classmethod
@@ -35,7 +36,7 @@ class Batch:
 
     @property
     def inputs(self) -> torch.Tensor:
-        """[B, N]: samples, padded with zeros."""
+        """[B, N] samples or [B, N, F] feature vectors, padded with zeros."""
         return self._load()[0]
 
     @property
@@ -74,5 +75,18 @@ class Batch:
 
     def _load(self) -> list[torch.Tensor]:
         if not self.loaded:
-            self.loaded.extend(part.to(self.device) for part in audio.collate(self.utterances))
+            self.loaded.extend(part.to(self.device) for part in collate(self.utterances))
         return self.loaded
+
+
+def collate(utterances: Sequence[Utterance]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Read and pad utterances: samples [B, N] or feature vectors [B, N, F], and their lengths [B]."""
+    import torch
+
+    rows = [torch.from_numpy(load(utt)) for utt in utterances]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), torch.tensor([len(row) for row in rows])
+
+
+def load(utt: Utterance) -> np.ndarray:
+    """An utterance's input: samples [N] or feature vectors [N, F]."""
+    return features.load(utt) if utt.features or features.is_file(utt.wav) else audio.load(utt)

@@ -19,7 +19,7 @@ from kdlib.errors import UserError, nearest
 from kdlib.io import atomic_write
 
 COLUMNS = {"ID": "utt_id", "duration": "duration_s", "wav": "wav", "spk_id": "speaker", "wrd": "text"}
-OPTIONAL = ("block", "repetition", "word_type", "sha256", "offset_s", "copy_of")
+OPTIONAL = ("block", "repetition", "word_type", "sha256", "offset_s", "copy_of")  # `features` for `wav`, too
 NEMO = {"audio_filepath": "wav", "duration": "duration_s", "text": "text"}
 USER_NAMES = {"utt_id": "ID", "wav": "wav (audio_filepath)", "speaker": "spk_id (speaker)", "text": "wrd (text)"}
 USER_NAMES |= {"duration_s": "duration"}  # our fields by their names in manifests
@@ -47,6 +47,7 @@ class Utterance:
     word_type: str = ""
     sha256: str = ""
     offset_s: float | None = None  # start of the speech, which lasts `duration_s`; None: the whole file
+    features: str = ""  # made of the recording: "mels64x8"; a file of features is `wav` itself
     copy_of: str = ""  # utterance id of which this is another microphone's recording: for training only
 
 
@@ -250,6 +251,7 @@ def _read_speechbrain(path: Path) -> Iterator[tuple[int, dict]]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file, skipinitialspace=True)  # as SpeechBrain reads it
         header = [name.strip() for name in reader.fieldnames or []]
+        header = ["wav" if name == "features" and "wav" not in header else name for name in header]
         reader.fieldnames = header
         if not header:
             raise UserError(f"{path}: the file is empty; a SpeechBrain CSV has {','.join(COLUMNS)}")

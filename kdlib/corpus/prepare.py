@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from kdlib.corpus import manifest
+from kdlib.corpus import features, manifest
 from kdlib.corpus.audio_checks import CHECKED_FILES, check_recordings, file_stamps
 from kdlib.corpus.embedded import synthetic
+from kdlib.corpus.feature_checks import check_features
 from kdlib.corpus.importers import torgo, uaspeech
 from kdlib.corpus.manifest import Corpus, Excluded, ImportResult, Utterance
 from kdlib.corpus.speakers import speaker_info
@@ -25,6 +26,8 @@ from kdlib.io import resolve_path
 from kdlib.settings.corpus import CorpusSettings
 from kdlib.tokens import PER_WORD, Tokens, is_punctuation, normalise, pieces_per_word, train_tokenizer
 
+EMBEDDED = ("synthetic",)  # corpora that are generated
+MANIFESTS = ("manifest", "features")  # that a manifest lists
 MOST_PIECES = 1024  # of a tokenizer; with so many words the number is no matter
 
 
@@ -40,10 +43,13 @@ def build(partial: Path, settings: CorpusSettings, earlier: Path | None = None) 
     corpus = _assign_blocks(corpus, settings)
     manifest.check_names(corpus)
     speakers = set(corpus.speakers)
-    checked = None if settings.corpus == "synthetic" else partial
+    checked = None if settings.corpus in EMBEDDED or not settings.has_audio else partial
     if checked and earlier and (earlier / CHECKED_FILES).is_file() and not (partial / CHECKED_FILES).is_file():
         shutil.copy2(earlier / CHECKED_FILES, partial)
-    corpus, report = check_recordings(corpus, settings.audio, checked)
+    if settings.has_audio:
+        corpus, report = check_recordings(corpus, settings.audio, checked)
+    else:
+        corpus, report = check_features(corpus, settings.features)
     corpus, orphans = _remove_orphans(replace(corpus, people=speaker_info(settings, corpus.speakers)), settings)
     problems += [*report.problems, *orphans]
     words = _lexicon(corpus, settings)
@@ -59,6 +65,9 @@ def build(partial: Path, settings: CorpusSettings, earlier: Path | None = None) 
 def read(folder: Path, settings: CorpusSettings) -> Corpus:
     """Read a corpus folder, with all transcripts."""
     corpus = manifest.read(folder / "manifest.csv", _data_folder(settings, folder))
+    if settings.has_audio and settings.features.of_audio:
+        made = f"{features.MELS}{settings.features.mels}x{settings.features.stack}"
+        corpus = replace(corpus, utterances=tuple(replace(utt, features=made) for utt in corpus))
     return replace(corpus, people=speaker_info(settings, corpus.speakers))
 
 
@@ -69,18 +78,18 @@ def read_lexicon(folder: Path) -> dict[str, list[str]]:
 
 def source_lists(settings: CorpusSettings) -> list[Path]:
     """The files that name the utterances and the words of a corpus."""
-    if settings.corpus == "synthetic":
+    if settings.corpus in EMBEDDED:
         return []
     return [resolve_path(name) for name in (settings.manifest, settings.lexicon) if name]
 
 
 def files_fingerprint(settings: CorpusSettings) -> str:
     """Fingerprint the files of a corpus by their paths, sizes and dates; empty for the embedded corpus."""
-    if settings.corpus == "synthetic":
+    if settings.corpus in EMBEDDED:
         return ""
     folder = _data_folder(settings, Path())
     with _readable_errors():
-        if settings.corpus == "manifest":
+        if settings.corpus in MANIFESTS:
             paths = [utt.wav for utt in manifest.read(resolve_path(settings.manifest), folder)]
         else:
             paths = IMPORTERS[settings.corpus].source_files(folder, getattr(settings, settings.corpus))
@@ -114,7 +123,7 @@ def _read(settings: CorpusSettings, partial: Path, data_folder: Path) -> ImportR
     if settings.corpus == "synthetic":
         return ImportResult(synthetic.generate(settings.synthetic, partial), [], [])
     with _readable_errors():
-        if settings.corpus == "manifest":
+        if settings.corpus in MANIFESTS:
             return ImportResult(manifest.read(resolve_path(settings.manifest), data_folder), [], [])
         return IMPORTERS[settings.corpus].read(data_folder, getattr(settings, settings.corpus))
 
@@ -275,7 +284,7 @@ def _pieces_notes(words: Mapping[str, Sequence[str]]) -> Iterator[str]:
 
 def _data_folder(settings: CorpusSettings, folder: Path) -> Path:
     """The value of `$data_folder`: the corpus's own folder for the embedded corpus."""
-    if settings.corpus == "synthetic":
+    if settings.corpus in EMBEDDED:
         return folder
     chosen = resolve_path(settings.data_folder) if settings.data_folder else resolve_path(settings.manifest).parent
     if not chosen.is_dir():

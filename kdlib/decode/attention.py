@@ -18,6 +18,7 @@ from kdlib.models.hybrid import Hybrid
 from kdlib.models.masks import length_mask
 from kdlib.tokens import Tokens
 
+LONGEST = 100  # tokens, where no lexicon bounds them
 CHUNK = 2000  # spellings per pass of the decoder
 
 
@@ -28,7 +29,7 @@ class AttentionDecoding:
         self,
         model: Hybrid,
         tokens: Tokens,
-        lexicon: Lexicon,
+        lexicon: Lexicon | None,
         *,
         longest: int | None = None,
         size: int = 8,
@@ -37,9 +38,10 @@ class AttentionDecoding:
         """Decode at most `longest` tokens with a beam of `size`; `ctc_weight` is 0 if the CTC head is not trained."""
         self.model, self.tokens, self.lexicon, self.size = model, tokens, lexicon, size
         self.ctc_weight, self._calibrated = ctc_weight, {}
-        self.longest = longest or max(map(len, lexicon.sequences)) + 4
-        self.columns = ("attention", "attention_beam", "attention_lexicon")
-        self.columns += ("joint", "joint_lexicon") if self.ctc_weight else ()
+        self.longest = longest or (max(map(len, lexicon.sequences)) + 4 if lexicon else LONGEST)
+        columns = ("attention", "attention_beam", "attention_lexicon")
+        columns += ("joint", "joint_lexicon") if self.ctc_weight else ()
+        self.columns = tuple(name for name in columns if lexicon or not name.endswith("_lexicon"))
 
     def calibrated(self, calibrators: Mapping[str, Calibrator]) -> "AttentionDecoding":
         """Return the same decoders with calibrated words, by column."""
@@ -62,6 +64,8 @@ class AttentionDecoding:
 
     def word_scores(self, outputs: Outputs) -> dict[str, torch.Tensor]:
         """[B, W] by column: the plain score of every word."""
+        if self.lexicon is None:
+            return {}
         scores = {"attention_lexicon": self.scores(outputs)}
         if self.ctc_weight:
             of_ctc = self.ctc_weight * self.lexicon.scores(outputs.ctc).to(scores["attention_lexicon"])

@@ -20,13 +20,14 @@ class DecoderSet:
     """Greedy and closed-lexicon decoding, with beam search and an attention decoder where they are given.
 
     `columns` are the decoders whose heads are trained, and which are therefore scored; the hypotheses of an untrained
-    CTC head are written all the same. The words of the closed lexicon are plain until `calibrated`.
+    CTC head are written all the same. The words of the closed lexicon are plain until `calibrated`; without a lexicon
+    (of sentences) nothing chooses among them.
     """
 
     def __init__(
         self,
         tokens: Tokens,
-        lexicon: Lexicon,
+        lexicon: Lexicon | None,
         *,
         beam: BeamSearch | None = None,
         attention: AttentionDecoding | None = None,
@@ -41,14 +42,14 @@ class DecoderSet:
     @property
     def columns(self) -> tuple[str, ...]:
         """The decoders that are scored."""
-        closed = (CLOSED, PLAIN) if CLOSED in self.calibrators else (CLOSED,)
+        closed = () if self.plain is None else (CLOSED, PLAIN) if CLOSED in self.calibrators else (CLOSED,)
         ctc = (GREEDY, *closed, *([BEAM] if self.beam else [])) if self.ctc else ()
         return (*ctc, *(self.attention.columns if self.attention else ()), *self.more)
 
     @property
     def word_columns(self) -> list[str]:
         """The decoders that choose a word of the closed lexicon."""
-        return [CLOSED] * self.ctc + [name for name in self.columns if name.endswith("_lexicon")]
+        return [CLOSED] * (CLOSED in self.columns) + [name for name in self.columns if name.endswith("_lexicon")]
 
     def with_beam(self, beam: BeamSearch | None) -> "DecoderSet":
         """Return the same decoders with another beam search."""
@@ -69,19 +70,17 @@ class DecoderSet:
 
     def word_scores(self, outputs: Outputs, *, slow: bool = True) -> dict[str, torch.Tensor]:
         """[B, W] by decoder: the plain score of every word; without `slow` only those of CTC."""
+        if self.plain is None:
+            return {}
         scores = {CLOSED: self.plain.scores(outputs.ctc)} if self.ctc else {}
         return scores | (self.attention.word_scores(outputs) if slow and self.attention else {})
 
     def __call__(self, outputs: Outputs) -> Mapping[str, Sequence]:
         """Decode a batch into columns, one value per utterance."""
-        ids, lexicon = greedy(outputs.ctc, self.tokens.blank), self.lexicon
-        plain = self.plain.scores(outputs.ctc)
-        best = lexicon.rank(lexicon.calibrate(plain, outputs.ctc), 1)
+        ids = greedy(outputs.ctc, self.tokens.blank)
         columns = {
             GREEDY: [self.tokens.decode(row) for row in ids],
-            CLOSED: [ranked[0].word if ranked else "" for ranked in best],
-            "lexicon_posterior": [round(ranked[0].posterior, 4) if ranked else 0.0 for ranked in best],
-            PLAIN: self.plain.best_of(plain),
+            **(self._words(outputs) if self.plain else {}),
             "n_tokens": [len(row) for row in ids],
             "blank_share": [round(share, 4) for share in blank_share(outputs.ctc, self.tokens.blank).tolist()],
             "token_ids": [" ".join(map(str, row)) for row in ids],
@@ -89,3 +88,13 @@ class DecoderSet:
         if self.beam and self.ctc:
             columns[BEAM] = self.beam(outputs.ctc)
         return columns | (self.attention(outputs) if self.attention else {})
+
+    def _words(self, outputs: Outputs) -> dict[str, Sequence]:
+        """The columns of the closed lexicon."""
+        plain = self.plain.scores(outputs.ctc)
+        best = self.lexicon.rank(self.lexicon.calibrate(plain, outputs.ctc), 1)
+        return {
+            CLOSED: [ranked[0].word if ranked else "" for ranked in best],
+            "lexicon_posterior": [round(ranked[0].posterior, 4) if ranked else 0.0 for ranked in best],
+            PLAIN: self.plain.best_of(plain),
+        }

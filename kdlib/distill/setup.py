@@ -65,6 +65,7 @@ class StudentSetup:
     hypotheses: HypothesisSource | None = None  # of the teachers, where the loss uses them
     lexicon: Lexicon | None = None  # where the loss uses it
     device: torch.device = torch.device("cpu")  # noqa: RUF009 (immutable)
+    measure: str = "wra"  # that checkpoints are chosen by
     judge: TargetSource | None = None  # on dev speech, where the best checkpoint is the one closest to it
 
     @property
@@ -92,17 +93,20 @@ class StudentSetup:
 
 
 def select_data(
-    splits: Splits, tokens: Tokens, faults: Faults, *, uses_teachers: bool, dev_share: float
+    splits: Splits, tokens: Tokens, faults: Faults, *, uses_teachers: bool, dev_share: float, frame_s: float
 ) -> StudentData:
-    """The fold's training speech and the dev speaker's speech; without one, a share of the training speech."""
+    """The fold's training speech and the dev speaker's speech; without one, a share of the training speech.
+
+    Utterances with fewer frames, of `frame_s` seconds, than tokens are left out.
+    """
     train, dev, seed = splits.train, splits.dev, splits.settings.seed
     if not dev:
         parts = set_aside(splits.train, dev_share, seed)
         train, dev = parts.train, parts.dev
     train = limit_words(faults, train, seed)
-    labelled = [utt for utt in train if fits_frames(tokens.encode(utt.text), utt.duration_s)]
+    labelled = [utt for utt in train if fits_frames(tokens.encode(utt.text), utt.duration_s, frame_s)]
     too_short = len(train) - len(labelled)
-    unlabelled = [utt for utt in splits.unlabelled if fits_frames([0], utt.duration_s)]
+    unlabelled = [utt for utt in splits.unlabelled if fits_frames([0], utt.duration_s, frame_s)]
     train = labelled
     if uses_teachers:  # otherwise unlabelled speech has no target
         train, unlabelled = labelled + unlabelled, []

@@ -49,6 +49,7 @@ Watch = Callable[[pd.DataFrame], None]  # called with the training curves at eve
 def train_student(partial: Path, setup: StudentSetup, watch: Watch | None = None) -> None:
     """Train a student phase by phase, and write the weights of the best checkpoints and of the last step."""
     data, objective = setup.data, setup.objective()
+    setup.model.encoder.learn_statistics(data.train)
     plan = batch_plan(setup.settings, data)
     alarm = CollapseAlarm(
         setup.title,
@@ -142,7 +143,7 @@ class _Training:
             if self.watch:
                 task.logger.experiment.flush()
                 self.watch(read_curves(curves))
-            return validate(objective, dev, tokens, setup.judge)
+            return validate(objective, dev, tokens, setup.judge, setup.measure)
 
         scale = _scale(settings, phase, steps, setup.model)
         task = Task(learner, step, lr=phase.lr, scale=scale, earlier_steps=earlier_steps)
@@ -169,14 +170,18 @@ class _Training:
 
 
 def validate(
-    objective: Objective, dev: Sequence[Batch], tokens: Tokens, judge: TargetSource | None = None
+    objective: Objective,
+    dev: Sequence[Batch],
+    tokens: Tokens,
+    judge: TargetSource | None = None,
+    measure: str = "wra",
 ) -> dict[str, float]:
-    """Validate on the dev speaker: WRA of the trained head; between equal WRA the loss decides.
+    """Validate on the dev speaker: WRA, or WER, of the trained head; between equal ones the loss decides.
 
     For the alarm also the number of distinct hypotheses, and the shares of the most frequent one and of empty ones.
     With a `judge` the score is the similarity to the teachers instead (a fault).
     """
-    recognised, distance = Recognised(tokens), 0.0
+    recognised, distance = Recognised(tokens, measure), 0.0
     model, head = objective.learner.student, objective.heads[0]
     device = next(model.parameters()).device
     with torch.inference_mode():

@@ -131,9 +131,11 @@ def _doubled(result: Verdict, name: tuple[str, str, str]) -> Verdict:
     return replace(result, a=name[1], b=name[2], **{each: 2 * getattr(result, each) for each in names})
 
 
-def rise(curves: pd.DataFrame) -> tuple[float, int]:
-    """How far the dev WRA rises in the last third of a training over its best before, and the step of its best."""
-    dev = curves[curves.name == "dev_wra"]
+def rise(curves: pd.DataFrame, measure: str = "wra") -> tuple[float, int]:
+    """How far the dev WRA, or 1 - WER, rises in the last third of a training over its best before; the best's step."""
+    dev = curves[curves.name == f"dev_{measure}"]
+    if measure == "wer":
+        dev = dev.assign(value=1 - dev.value)
     late = dev.step > dev.step.max() * 2 / 3
     best = int(dev.step[dev.value.idxmax()]) if len(dev) else 0
     if not late.any() or late.all():

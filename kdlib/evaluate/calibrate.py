@@ -56,7 +56,7 @@ def calibrate(
 
     `dev_forward` gives the outputs on dev speech, where these come from elsewhere.
     """
-    if settings.form == "none":
+    if settings.form == "none" or decoders.plain is None:
         return {}
     known = set(decoders.plain.words)
     usable = [utt for utt in speech.train if normalise(utt.text) in known]

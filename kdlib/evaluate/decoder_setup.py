@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from kdlib.console import warn_in_log
 from kdlib.corpus import audio
 from kdlib.corpus.manifest import Utterance
 from kdlib.decode import beam, calibration
@@ -43,12 +42,7 @@ class DecoderSetup:
         self, model: Hybrid | None = None, heads: Sequence[str] = ("ctc",), more: Sequence[str] = ()
     ) -> DecoderSet:
         """Build the decoders of a system: `heads` are its trained heads, `model` has the attention decoder."""
-        settings, lexicon = self.search, Lexicon(self.lexicon, self.tokens)
-        if (sentences := sum(" " in word for word in lexicon.words)) > len(lexicon.words) / 2:
-            warn_in_log(
-                f"lexicon: {sentences:,} of its {len(lexicon.words):,} entries are whole sentences, including those of "
-                "the test speech: the scores of the lexicon decoders are no open-vocabulary results"
-            )
+        settings, lexicon = self.search, Lexicon(self.lexicon, self.tokens) if self.is_of_words else None
         ctc = "ctc" in heads
         attention = None
         if "decoder" in heads:
@@ -59,6 +53,11 @@ class DecoderSetup:
         return DecoderSet(
             self.tokens, lexicon, beam=self.beam_search() if ctc else None, attention=attention, ctc=ctc, more=more
         )
+
+    @property
+    def is_of_words(self) -> bool:
+        """True if the lexicon is of words: among whole sentences, those of the test speech too, nothing chooses."""
+        return sum(" " in word for word in self.lexicon) <= len(self.lexicon) / 2
 
     def beam_search(self) -> BeamSearch | None:
         """Beam search with the recipe's settings; None without a language model."""

@@ -42,12 +42,12 @@ def stored_outputs(store: LogitStore, batch: Sequence[Utterance]) -> Outputs:
 def accuracy_matrix(corpus: Corpus, scores: Mapping[str, Path], decoder: str) -> pd.DataFrame:
     """WRA of each teacher (row) on each speaker (column), from the least to the most intelligible.
 
-    `scores` are the teachers' folders of scores.
+    `scores` are the teachers' folders of scores; empty if none has this decoder's.
     """
     rows = {}
     for name, folder in scores.items():
-        by_speaker = read_json(folder / "scores.json")["decoders"][decoder]["by"]["speaker"]
-        rows[name] = {speaker: result["wra"] for speaker, result in by_speaker.items()}
+        if result := read_json(folder / "scores.json")["decoders"].get(decoder):
+            rows[name] = {speaker: part["wra"] for speaker, part in result["by"]["speaker"].items()}
     order = [name for name in corpus.by_intelligibility if name in corpus.dysarthric]
     table = pd.DataFrame.from_dict(rows, orient="index")
     return table.reindex(index=[name for name in order if name in rows], columns=[n for n in order if n in table])

@@ -1,5 +1,6 @@
 """What every encoder is: inputs in, frames out. `encoders.py` lists them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -7,9 +8,10 @@ import torch
 from torch import nn
 
 from kdlib.corpus.inputs import Batch
+from kdlib.corpus.manifest import Utterance
 from kdlib.errors import UserError
 from kdlib.models.augment import SpecAugment, stretch
-from kdlib.settings.encoder import EncoderSizes
+from kdlib.settings.encoder import EncoderSizes, InputShape
 from kdlib.tokens import Tokens
 
 
@@ -41,8 +43,8 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
     @classmethod
-    def of_sizes(cls, sizes: EncoderSizes) -> "Encoder":
-        """Build an encoder with random weights and the sizes of a recipe."""
+    def of_sizes(cls, sizes: EncoderSizes, inputs: InputShape) -> "Encoder":
+        """Build an encoder with random weights, the sizes of a recipe, and the inputs of its corpus."""
         raise NotImplementedError
 
     @classmethod
@@ -59,6 +61,9 @@ class Encoder(nn.Module):
             raise UserError(f"{source} has a {type(model.encoder).__name__}; expected a {cls.__name__}")
         same = its_tokens.fingerprint == tokens.fingerprint
         return model.encoder, model.ctc_head.state_dict() if same else None
+
+    def learn_statistics(self, utterances: Sequence[Utterance]) -> None:
+        """Before a training: what the encoder takes from its speech, such as means, unless its weights have it."""
 
     def extract_features(self, inputs: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs [B, N] (samples) or [B, N, F] (features), their lengths [B] -> features [B, T, F] and theirs.

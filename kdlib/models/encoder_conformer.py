@@ -13,7 +13,7 @@ from torch import nn
 from kdlib.corpus.audio import RATE_HZ
 from kdlib.models.encoder import Encoded, Encoder
 from kdlib.models.masks import length_mask
-from kdlib.settings.encoder import EncoderSizes
+from kdlib.settings.encoder import EncoderSizes, InputShape
 
 HOP = RATE_HZ // 100
 STRIDE_MS = 40.0
@@ -73,9 +73,9 @@ class Conformer(Encoder):
         return cls(ConformerShape(**config))
 
     @classmethod
-    def of_sizes(cls, sizes: EncoderSizes) -> "Conformer":
+    def of_sizes(cls, sizes: EncoderSizes, inputs: InputShape) -> "Conformer":
         """Build an encoder with random weights and the sizes of a recipe."""
-        known = {name: getattr(sizes, name) for name in EncoderSizes.model_fields}
+        known = {name: getattr(sizes, name) for name in ConformerShape.__dataclass_fields__ if name != "channels"}
         return cls(ConformerShape(**known))
 
     def encode(self, features: torch.Tensor, lengths: torch.Tensor, layers: tuple[int, ...] = ()) -> Encoded:

@@ -7,7 +7,7 @@ from torch import nn
 
 from kdlib.models.encoder import Encoded, Encoder
 from kdlib.models.nemo_files import conformer_config, quiet_nemo, restore_model
-from kdlib.settings.encoder import EncoderSizes
+from kdlib.settings.encoder import EncoderSizes, InputShape
 from kdlib.tokens import BLANK, Tokens
 
 
@@ -47,7 +47,7 @@ class NeMoEncoder(Encoder):
         return cls(*built, config)
 
     @classmethod
-    def of_sizes(cls, sizes: EncoderSizes) -> "NeMoEncoder":
+    def of_sizes(cls, sizes: EncoderSizes, inputs: InputShape) -> "NeMoEncoder":
         """Build the preprocessor and encoder with random weights and the sizes of a recipe."""
         names = "d_model", "layers", "heads", "mels", "kernel"
         return cls.build(conformer_config(**{name: getattr(sizes, name) for name in names}, channels=sizes.d_model))

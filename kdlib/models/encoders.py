@@ -17,6 +17,7 @@ class Entry:
     name: str  # of the class
     takes: Literal["audio", "features"] = "audio"
     checkpoint: bool = False  # its pretrained weights are the recipe's `pretrained`; else the teachers' base model
+    subsampling: int = 4  # steps of its input (of audio 10 ms) per frame of its output
 
     @property
     def kind(self) -> "type[Encoder]":
@@ -27,6 +28,7 @@ class Entry:
 ENCODERS: dict[str, Entry] = {
     "nemo": Entry(lazy("kdlib.models.encoder_nemo"), "NeMoEncoder", checkpoint=True),
     "sb": Entry(lazy("kdlib.models.encoder_conformer"), "Conformer"),
+    "bilstm": Entry(lazy("kdlib.models.encoder_bilstm"), "BiLSTM", takes="features", subsampling=2),
 }
 
 

@@ -4,6 +4,7 @@ The encoder is any of `encoders.py`. A saved model is a folder: `model.json` hol
 `model.safetensors` the weights, `tokenizer.model` the meaning of the ids.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -84,6 +85,13 @@ class Hybrid(nn.Module):
         frames, lengths, hidden = encoded
         logits = None if targets is None else self.forward_decoder(frames, targets, lengths)
         return Outputs(Emissions(self.ctc_head(frames), lengths), frames, hidden, logits)
+
+    def forward_with_hidden_states(
+        self, x: torch.Tensor, lengths: torch.Tensor, return_layer_indices: Sequence[int] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[int, torch.Tensor]]:
+        """Log-probabilities [T, B, V], as CTC losses take them, their lengths [B], and layers [B, T, D], from 1 on."""
+        outputs = self(x, lengths, layers=tuple(return_layer_indices or ()))
+        return outputs.ctc.logits.log_softmax(-1).transpose(0, 1), outputs.lengths, outputs.hidden
 
     def forward_decoder(self, encoded: torch.Tensor, targets: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Logits [B, L, V] of the token after each of the targets, for encodings [B, T, D] with `lengths` frames."""

@@ -1,12 +1,13 @@
 """The shared `tokens/` stage: the one sentencepiece model of the teachers and students of a recipe.
 
 It is the pretrained model's own, so that a student keeps its head (`hybrid.remap_head` moves the blank to its id); or
-trained on the closed lexicon, with so few pieces that its words have two on average; or a file. There may be more
-outputs than pieces: the rest is never used.
+trained on the closed lexicon, with so few pieces that its words have two on average; or the whole words of a fold's
+training speech; or a file. There may be more outputs than pieces: the rest is never used.
 """
 
 import math
 import shutil
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from kdlib.console import report, warn
@@ -14,14 +15,15 @@ from kdlib.errors import UserError
 from kdlib.io import resolve_path
 from kdlib.models.nemo_files import read_tokenizer
 from kdlib.settings.pretrained import TokenSettings
-from kdlib.tokens import PER_WORD, Tokens, check_round_trip, pieces_per_word, train_tokenizer
+from kdlib.tokens import PER_WORD, Tokens, check_round_trip, pieces_per_word, train_tokenizer, train_words
 
 FILE = "tokenizer.model"
+WORDS = "words"  # source of whole words
 
 
 def own_model(settings: TokenSettings) -> Path | None:
     """The sentencepiece model that a recipe names itself."""
-    if settings.source in ("pretrained", "corpus"):
+    if settings.source in ("pretrained", "corpus", WORDS):
         return None
     path = resolve_path(settings.source)
     if not path.is_file():
@@ -30,6 +32,21 @@ def own_model(settings: TokenSettings) -> Path | None:
             "write tokens: {source: corpus}"
         )
     return path
+
+
+def build_words(partial: Path, train: Sequence[str], texts: Collection[str]) -> None:
+    """Write the vocabulary of the words of training texts, and report those of all `texts` that it does not have."""
+    tokens = Tokens.for_teachers(train_words(train, partial))
+    words = {word for text in texts for word in text.split()}
+    unknown = sorted(word for word in words if tokens.unknown in tokens.encode(word))
+    report(f"tokens: {len(tokens.pieces) - tokens.unknown - 1} words of the training texts, and one for all others")
+    if unknown:
+        report(f"tokens: {len(unknown)} words are in no training text, and cannot be recognised: {shown(unknown)}")
+
+
+def shown(words: Sequence[str], count: int = 8) -> str:
+    """The first words of a list."""
+    return ", ".join(words[:count]) + (", ..." if len(words) > count else "")
 
 
 def build(

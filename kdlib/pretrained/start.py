@@ -8,7 +8,7 @@ from typing import Protocol
 from kdlib.models.encoders import ENCODERS
 from kdlib.models.hybrid import DecoderSizes, Hybrid, new_model
 from kdlib.runtime import seed_everything
-from kdlib.settings.encoder import EncoderSizes
+from kdlib.settings.encoder import AUDIO, EncoderSizes, InputShape
 from kdlib.tokens import Tokens
 
 
@@ -25,6 +25,7 @@ class Start:
     resumed: Path | None = None  # the folder of the student whose training is continued
     pretrained: Path | None = None  # of the encoder: see `Encoder.pretrained`
     sizes: EncoderSizes | None = None
+    inputs: InputShape = AUDIO
     train_speakers: Sequence[str] = ()  # that these weights were trained on
     head_is_trained: bool = False  # the CTC head
 
@@ -38,7 +39,7 @@ def initial_model(
     if start.pretrained:
         encoder, head = kind.pretrained(start.pretrained, tokens)
     else:
-        encoder = kind.of_sizes(start.sizes)
+        encoder = kind.of_sizes(start.sizes, start.inputs)
     model = new_model(encoder, tokens.size, settings)
     if head and not new_head:
         model.ctc_head.load_state_dict(head)

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from kdlib.settings import AsTuple, Names, Section
+from kdlib.settings.encoder import AUDIO, InputShape
 
 Microphones = Annotated[tuple[Literal["M2", "M3", "M4", "M5", "M6", "M7", "M8"], ...], AsTuple]
 
@@ -86,10 +87,20 @@ class AudioChecks(Section):
     trim_silence: bool = False  # trim below 40 dB of the loudest 20 ms, with a margin of 0.1 s
 
 
+class FeatureSequences(Section):
+    """Inputs that are arrays [frames, width]: of files, or of recordings."""
+
+    width: int = Field(512, ge=1)
+    stride_ms: float = Field(40.0, gt=0)  # from a frame to the next
+    of_audio: bool = False  # of recordings: log-mel bands of 10 ms, stacked; width and stride follow
+    mels: int = Field(64, ge=8)
+    stack: int = Field(8, ge=1)
+
+
 class CorpusSettings(Section):
     """The corpus that a recipe names, and how its transcripts and recordings are prepared."""
 
-    corpus: Literal["synthetic", "manifest", "uaspeech", "torgo"] = "synthetic"
+    corpus: Literal["synthetic", "manifest", "uaspeech", "torgo", "features"] = "synthetic"
     manifest: str | None = None  # SpeechBrain CSV or NeMo JSON lines, where corpus: manifest
     data_folder: str | None = None  # the value of $data_folder; the folder of UA-Speech or TORGO
     speakers: Literal["uaspeech"] | dict[str, SpeakerInfo] = Field({})  # metadata that the corpus does not have
@@ -99,10 +110,25 @@ class CorpusSettings(Section):
     hyphens: Literal["keep", "space"] = "keep"  # of transcripts; NVIDIA's tokenizers have no hyphen
     punctuation: Literal["keep", "drop"] = "keep"
     audio: AudioChecks = AudioChecks()
+    features: FeatureSequences = FeatureSequences()
     uaspeech: UASpeech = UASpeech()
     torgo: Torgo = Torgo()
     synthetic: Synthetic = Synthetic()
     blocks: Blocks = Blocks()
+
+    @property
+    def has_audio(self) -> bool:
+        """True if its utterances are recordings."""
+        return self.corpus != "features"
+
+    @property
+    def inputs(self) -> InputShape:
+        """What encoders get of an utterance."""
+        if not self.has_audio:
+            return InputShape(self.features.width, self.features.stride_ms)
+        if self.features.of_audio:
+            return InputShape(self.features.mels * self.features.stack, 10.0 * self.features.stack)
+        return AUDIO
 
     @property
     def identity(self) -> dict:

@@ -1,8 +1,26 @@
-"""The sizes of encoders."""
+"""The sizes of encoders, and of what they take."""
+
+from dataclasses import dataclass
 
 from pydantic import Field
 
 from kdlib.settings import Section
+
+
+@dataclass(frozen=True)
+class InputShape:
+    """The input of an utterance: a recording, or feature vectors."""
+
+    width: int = 0  # of a feature vector; 0: samples
+    step_ms: float = 10.0  # from a feature vector to the next; of recordings, as encoders analyse them
+
+    @property
+    def kind(self) -> str:
+        """The kind of input, as an encoder's entry says it."""
+        return "features" if self.width else "audio"
+
+
+AUDIO = InputShape()
 
 
 class EncoderSizes(Section):
@@ -15,3 +33,5 @@ class EncoderSizes(Section):
     kernel: int = Field(15, ge=3)
     mels: int = Field(40, ge=8)
     dropout: float = Field(0.1, ge=0, lt=1)
+    attention: bool = False  # bilstm: gated self-attention over its outputs
+    recompute: bool = False  # bilstm: layers anew in the backward pass, which needs less memory

@@ -32,7 +32,8 @@ class Pretraining(Section):
 class TokenSettings(Section):
     """Tokens shared by teachers and students: 0 BOS, 1 EOS, 2 blank, every other id sentencepiece's own."""
 
-    source: str = "pretrained"  # the pretrained model's pieces; "corpus": of the closed lexicon; or a model's path
+    # the pretrained model's pieces; "corpus": of the closed lexicon; "words": whole words of the training texts; a path
+    source: str = "pretrained"
     pieces: int = Field(256, ge=8)  # maximum, if they are made from the corpus: see `Pretraining.pieces`
     size: int | None = Field(None, ge=4)  # outputs; those beyond the pieces are never used (original study: 5000)
 
@@ -40,6 +41,6 @@ class TokenSettings(Section):
 class PretrainedSettings(Section):
     """Where the pretrained model is from."""
 
-    pretrained: Literal["shipped", "controls", "from_corpus", "nemo"] = "shipped"
+    pretrained: Literal["shipped", "controls", "from_corpus", "nemo", "none"] = "shipped"
     nemo_model: str = "nvidia/stt_en_conformer_ctc_small"  # a model's name, or the path of a .nemo file
     pretraining: Pretraining = Pretraining()

@@ -31,7 +31,7 @@ class Teacher(EncoderSizes):
     student_seeds: Seeds = (1, 2, 3)  # with these seeds
     parent: Literal["shipped", "controls", "from_corpus", "none"] = "controls"  # training data of the base model
     max_teachers: int | None = Field(None, ge=1)  # per fold, evenly from the least to the most intelligible
-    decoder_layers: int = Field(2, ge=1)
+    decoder_layers: int = Field(2, ge=0)  # 0: only a CTC head
     ctc_weight: float = Field(0.8, gt=0, le=1)  # the rest is the attention decoder's: 0.3 is too low for the CTC head
     label_smoothing: float = Field(0.1, ge=0, lt=1)  # of the attention decoder
     hard_words: HardWordTerm = HardWordTerm()  # beside CTC and the attention decoder

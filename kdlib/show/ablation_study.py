@@ -61,7 +61,7 @@ class Study:
             for name in dict.fromkeys(self.control.values()):
                 for seed in fold.params.seeds:
                     folder = fold.layout.student(seed, name)
-                    up, best = ablations.rise(read_curves(folder / "tensorboard"))
+                    up, best = ablations.rise(read_curves(folder / "tensorboard"), self.measure)
                     held_out, steps = fold.params.held_out, read_record(folder)["steps"]
                     found.append(Curve(name, held_out, seed, up, count, best, steps))
         return found

@@ -110,7 +110,7 @@ def start_line(fold: Fold, seed: int) -> str:
 
 def score_folders(fold: Fold, variants: Sequence[str], seeds: Sequence[int], groups: Sequence[str] = ()) -> dict:
     """Map (system, seed) to its folder of scores in a fold: baseline, students, ensembles."""
-    folders = {(BASELINE, ""): fold.baseline()}
+    folders = {} if fold.params.pretrained == "none" else {(BASELINE, ""): fold.baseline()}
     for name, seed in itertools.product(variants, seeds):
         folder = fold.layout.student_scores(seed, name)
         if not (folder / "scores.json").is_file():

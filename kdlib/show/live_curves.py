@@ -23,14 +23,16 @@ class LiveCurves:
     `expected` gives the milestones' outcomes on the curves so far.
     """
 
-    def __init__(self, expected: Callable[[pd.DataFrame], Sequence[Outcome]] = lambda curves: ()) -> None:
-        self.figure, self._handle, self._expected = None, None, expected
+    def __init__(
+        self, measure: str = "wra", expected: Callable[[pd.DataFrame], Sequence[Outcome]] = lambda curves: ()
+    ) -> None:
+        self.figure, self._handle, self._measure, self._expected = None, None, measure, expected
 
     def __call__(self, curves: pd.DataFrame) -> None:
         """Replace the displayed curves."""
         if curves.empty:
             return
-        self.figure = training(curves, self._expected(curves))
+        self.figure = training(curves, self._expected(curves), self._measure)
         plt.close(self.figure)  # else the notebook shows it again at the end of the cell
         if self._handle is None:
             self._handle = display(self.figure, display_id=True)
@@ -38,8 +40,8 @@ class LiveCurves:
             self._handle.update(self.figure)
 
 
-def training(curves: pd.DataFrame, expected: Sequence[Outcome] = ()) -> Figure:
-    """Losses by term, and WRA on dev speech, over the training steps. Columns: step, name, value.
+def training(curves: pd.DataFrame, expected: Sequence[Outcome] = (), measure: str = "wra") -> Figure:
+    """Losses by term, and WRA or WER on dev speech, over the training steps. Columns: step, name, value.
 
     Terms of references are drawn as full lines, those of teachers dashed, those of the model itself dotted. Milestones
     are drawn on the dev curve; if one is a WER, the curve is the WER.
@@ -47,7 +49,7 @@ def training(curves: pd.DataFrame, expected: Sequence[Outcome] = ()) -> Figure:
     with plt.rc_context(style()):
         figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH_IN, 2.6))
         _draw_losses(left, curves)
-        measure = "wer" if any(outcome.milestone.measure == "wer" for outcome in expected) else "wra"
+        measure = "wer" if any(outcome.milestone.measure == "wer" for outcome in expected) else measure
         _draw_dev(right, curves, measure)
         alarms = curves[(curves.name == "dev_collapse") & (curves.value > 0)]
         if len(alarms):

@@ -72,7 +72,7 @@ def student_advice(fold: Fold, seed: int) -> pd.DataFrame:
     """What to try where a student falls short: by its dev curve, and by its teachers on the same speech."""
     curves = read_curves(fold.student(seed) / TENSORBOARD)
     taught = terms.uses_teachers(fold.params.distill)
-    up, _ = ablations.rise(curves)
+    up, _ = ablations.rise(curves, fold.params.scoring.measure)
     rules = advice.STILL_RISING if up > 0 else advice.NOT_IMPROVING
     if taught and (combined := fold.combined_teachers()):
         mine, theirs = (

@@ -79,7 +79,7 @@ def of_recipe(recipe: str | Path, held_out: Sequence[str] = ()) -> Results:
         by_speaker(zero_shot, first.corpus) if (zero_shot / "scores.json").is_file() else pd.DataFrame(),
         _teachers(first),
         target_report.report_frame(first.layout.target_report),
-        _curves(folders),
+        _curves(folders, params.scoring.measure),
         _confidence(list(folders.values())),
         *(_read(out / name) for name in ("cells.csv", "effects.csv")),
         _of_notebooks(folds),
@@ -213,14 +213,22 @@ def _teachers(fold: Fold) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
-def _curves(folders: Mapping[str, Mapping[tuple, Path]]) -> pd.DataFrame:
+def _curves(folders: Mapping[str, Mapping[tuple, Path]], measure: str) -> pd.DataFrame:
+    """The dev curves of all students, as WRA or 1 - WER."""
     frames = []
     for held_out, found in folders.items():
         for (system, seed), folder in found.items():
             if isinstance(seed, int) and (folder.parent / TENSORBOARD).is_dir():
                 curves = read_curves(folder.parent / TENSORBOARD)
-                dev = curves[curves.name == "dev_wra"]
-                frames.append(dev[["step", "value"]].assign(held_out=held_out, system=system, seed=seed))
+                dev = curves[curves.name == f"dev_{measure}"]
+                frames.append(
+                    dev[["step"]].assign(
+                        value=1 - dev.value if measure == "wer" else dev.value,
+                        held_out=held_out,
+                        system=system,
+                        seed=seed,
+                    )
+                )
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 

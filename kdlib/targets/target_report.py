@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from kdlib.corpus.inputs import Batch
 from kdlib.corpus.manifest import Utterance
 from kdlib.corpus.speakers import Splits
 from kdlib.decode import calibration
-from kdlib.decode.decoders import DecoderSet
+from kdlib.decode.decoders import CLOSED, DecoderSet
 from kdlib.errors import UserError
 from kdlib.evaluate import hypotheses
 from kdlib.evaluate.calibrate import Speech, calibrate
@@ -157,7 +158,7 @@ def report_frame(folder: Path) -> pd.DataFrame:
                     "teachers": read_json(folder / method / "coverage.json")["teachers"],
                     "n": scores["n"],
                     "greedy_wra": scores["decoders"]["greedy"]["wra"],
-                    "lexicon_wra": scores["decoders"]["lexicon"]["wra"],
+                    "lexicon_wra": scores["decoders"].get(CLOSED, {}).get("wra", np.nan),
                     "blank_share": decoded.blank_share.mean(),
                     "empty_share": float((decoded.greedy == "").mean()),
                     "distinct_hypotheses": decoded.greedy[decoded.greedy != ""].nunique(),
@@ -221,7 +222,7 @@ def _right(scores: Path, measure: str) -> float:
     decoders = read_json(scores / "scores.json")["decoders"]
     if measure == "wer":
         return 1 - decoders["greedy"]["wer"]
-    return (decoders["greedy"]["wra"] + decoders["lexicon"]["wra"]) / 2
+    return (decoders["greedy"]["wra"] + decoders.get(CLOSED, decoders["greedy"])["wra"]) / 2
 
 
 def disagreement(folder: Path) -> tuple[pd.DataFrame, pd.Series, Timing]:

@@ -75,7 +75,7 @@ def score_pair(partial: Path, systems: Mapping[str, System], speech: SetAside) -
             about = About(f"{name} of {speech.teacher}" if name == "parent" else f"teacher {speech.teacher}")
             score_system(recordings(systems[name]), speech.utterances, partial / name, how, about)
         rows = [read_hypotheses(partial / name / "hypotheses.csv") for name in SYSTEMS]
-        gains = [_gain(*rows, decoder, speech) for decoder in DECODERS]
+        gains = [_gain(*rows, decoder, speech) for decoder in DECODERS if decoder in decoders.columns]
     frame = pd.DataFrame(map(asdict, gains), columns=list(Gain.__dataclass_fields__))
     frame.to_csv(partial / FILE, index=False)
     for gain in gains:

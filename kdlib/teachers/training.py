@@ -13,7 +13,7 @@ from kdlib.settings.corpus import SplitSettings
 from kdlib.settings.reference_loss import ReferenceLoss
 from kdlib.settings.teacher import Teacher, Training
 from kdlib.tokens import Tokens
-from kdlib.training.sampling import TrainingData, fits_frames
+from kdlib.training.sampling import FRAME_S, TrainingData, fits_frames
 from kdlib.training.schedules import cosine
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ class TeacherTraining:
     schedule: Training
     fold: SplitSettings
     lexicon: "Lexicon | None" = None  # where the loss uses it
+    frame_s: float = FRAME_S  # of the encoder's outputs
+    measure: str = "wra"  # that stops the training
     device: str = "auto"
 
 
@@ -64,9 +66,12 @@ def train_teacher(partial: Path, start: InitialModel, data: TrainingData, how: T
     model, tokens = start.model, start.tokens
     encoder = model.encoder
     encoder.spec_augment = augment.SpecAugment.of(settings)
-    train = [utt for utt in data.train if fits_frames(tokens.encode(utt.text), utt.duration_s)]
+    train = [utt for utt in data.train if fits_frames(tokens.encode(utt.text), utt.duration_s, how.frame_s)]
     if not train:
-        raise UserError(f"{how.what}: every utterance has fewer frames of 40 ms than tokens; is its audio cut off?")
+        raise UserError(
+            f"{how.what}: every utterance has fewer frames of {1000 * how.frame_s:.0f} ms than tokens; is it cut off?"
+        )
+    encoder.learn_statistics(train)
 
     def load(utterances: Sequence[Utterance]) -> Batch:
         return Batch.of(utterances, tokens)
@@ -86,7 +91,9 @@ def train_teacher(partial: Path, start: InitialModel, data: TrainingData, how: T
     dev = [Batch.of(batch, tokens) for batch in audio.batches(data.dev, 32)]
     judged = Objective(learner, loss_of(settings, label_smoothing=0.0), REFERENCE_TERMS, sources)
     judged.cache = objective.cache
-    validations = Validations(lambda: validate_teacher(judged, dev, tokens), schedule.validate_every, schedule.patience)
+    validations = Validations(
+        lambda: validate_teacher(judged, dev, tokens, how.measure), schedule.validate_every, schedule.patience
+    )
     task = Task(learner, step, lr=schedule.lr, scale=cosine(schedule.warmup_steps, schedule.steps))
     record = fit(
         task,
@@ -110,12 +117,13 @@ def train_teacher(partial: Path, start: InitialModel, data: TrainingData, how: T
 
 
 def loss_of(settings: Teacher, **changed: float) -> ReferenceLoss:
-    """A teacher's loss: the references alone, for both heads."""
+    """A teacher's loss: the references alone, for all its heads."""
     fields = {"ctc_weight": settings.ctc_weight, "label_smoothing": settings.label_smoothing} | changed
-    return ReferenceLoss(beta=1.0, heads="both", use_teachers=False, hard_words=settings.hard_words, **fields)
+    heads = "both" if settings.decoder_layers else "ctc"
+    return ReferenceLoss(beta=1.0, heads=heads, use_teachers=False, hard_words=settings.hard_words, **fields)
 
 
-def validate_teacher(objective: "Objective", dev: Sequence[Batch], tokens: Tokens) -> dict[str, float]:
+def validate_teacher(objective: "Objective", dev: Sequence[Batch], tokens: Tokens, measure: str) -> dict[str, float]:
     """Validate on dev speech: accuracy of greedy CTC, and the loss, which breaks ties."""
     import torch
 
@@ -128,4 +136,4 @@ def validate_teacher(objective: "Objective", dev: Sequence[Batch], tokens: Token
         return step.outputs.ctc, float(objective.total(step)["loss"])
 
     with torch.no_grad():
-        return validate_greedy(dev, tokens, outputs)
+        return validate_greedy(dev, tokens, outputs, measure)

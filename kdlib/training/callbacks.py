@@ -17,6 +17,7 @@ from kdlib.training.checkpoints import BEST, ENDED, LAST
 
 Validation = Callable[[], dict[str, float]]  # metrics on the dev block by name; the greatest "dev_score" is best
 START = ("dev_wra", "dev_score")  # metrics of the start that are recorded
+SHOWN = ("dev_wra", "dev_wer")  # in the progress bar
 _STATE = ("score", "best_step", "waited", "validated_at", "kept", "start")  # of validations, in checkpoints
 
 
@@ -123,7 +124,7 @@ class _Progress(pl.Callback):
             return
         shown = {name: f"{float(value):.3f}" for name, value in trainer.callback_metrics.items() if name != "step"}
         for validation in self.validations:
-            shown |= {name: f"{value:.3f}" for name, value in validation.metrics.items() if name == "dev_wra"}
+            shown |= {name: f"{value:.3f}" for name, value in validation.metrics.items() if name in SHOWN}
         self.bar.set_postfix({"epoch": trainer.current_epoch // self.parts + 1, **shown}, refresh=False)
         self.bar.update(trainer.global_step - self.bar.n)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from kdlib.corpus import audio
 from kdlib.corpus.manifest import Utterance
 
-FRAME_S = 0.04  # of the encoders' outputs
+FRAME_S = 0.04  # of the outputs of encoders of audio
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ def set_aside(utterances: Sequence[Utterance], share: float, seed: int) -> Train
     return TrainingData([utt for utt in utterances if not is_dev(utt)], dev)
 
 
-def fits_frames(ids: Sequence[int], duration_s: float) -> bool:
+def fits_frames(ids: Sequence[int], duration_s: float, frame_s: float = FRAME_S) -> bool:
     """Return whether the tokens fit into the frames for CTC: one frame each, and a blank between equal ones.
 
     >>> fits_frames([5, 6, 6], 0.16), fits_frames([5, 6, 6], 0.12)
     (True, False)
     """
-    return len(ids) + sum(a == b for a, b in itertools.pairwise(ids)) <= int(duration_s / FRAME_S + 1e-6)
+    return len(ids) + sum(a == b for a, b in itertools.pairwise(ids)) <= int(duration_s / frame_s + 1e-6)

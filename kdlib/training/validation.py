@@ -9,10 +9,10 @@ from kdlib.tokens import Tokens
 
 
 class Recognised:
-    """What is recognised of dev speech, batch by batch."""
+    """What is recognised of dev speech, batch by batch; `measure` is what checkpoints are chosen by."""
 
-    def __init__(self, tokens: Tokens) -> None:
-        self.tokens = tokens
+    def __init__(self, tokens: Tokens, measure: str = "wra") -> None:
+        self.tokens, self.measure = tokens, measure
         self.hypotheses: list[Sequence[int]] = []
         self._references: list[Sequence[int]] = []
         self._loss = 0.0
@@ -24,21 +24,22 @@ class Recognised:
         self._loss += loss * len(batch)
 
     def metrics(self) -> dict[str, float]:
-        """WRA, WER, mean loss, and the score by which checkpoints are chosen: between equal WRA the loss decides."""
+        """WRA, WER, mean loss, and the score that chooses checkpoints: WRA or 1 - WER, between equal ones by loss."""
         import jiwer
 
         total = len(self._references)
         correct = sum(hyp == ref for hyp, ref in zip(self.hypotheses, self._references, strict=True))
         wra, loss = correct / total, self._loss / total
         wer = jiwer.wer(self.tokens.decode_all(self._references), self.tokens.decode_all(self.hypotheses))
-        return {"dev_wra": wra, "dev_wer": wer, "dev_loss": loss, "dev_score": wra - 1e-3 * min(loss, 100.0)}
+        score = (1 - wer if self.measure == "wer" else wra) - 1e-3 * min(loss, 100.0)
+        return {"dev_wra": wra, "dev_wer": wer, "dev_loss": loss, "dev_score": score}
 
 
 def validate_greedy(
-    dev: Sequence[Batch], tokens: Tokens, outputs: Callable[[Batch], tuple[Emissions, float]]
+    dev: Sequence[Batch], tokens: Tokens, outputs: Callable[[Batch], tuple[Emissions, float]], measure: str = "wra"
 ) -> dict[str, float]:
     """Validate by greedy CTC; `outputs` gives the CTC outputs of a batch and its mean loss."""
-    recognised = Recognised(tokens)
+    recognised = Recognised(tokens, measure)
     for batch in dev:
         emissions, loss = outputs(batch)
         recognised.add(batch, greedy(emissions, tokens.blank), loss)
