@@ -19,6 +19,7 @@ from kdlib.io import resolve_path
 from kdlib.layout import Layout
 from kdlib.models import read_record
 from kdlib.models.encoders import ENCODERS
+from kdlib.objectives import terms
 from kdlib.params import Params
 from kdlib.settings.corpus import CorpusSettings, SplitSettings
 from kdlib.settings.pretrained import PretrainedSettings
@@ -224,6 +225,8 @@ class FoldObjects:
                 f"teacher {name} has no decoder, only CTC outputs; write distill: {{heads: ctc}}, or name teachers "
                 "with a decoder"
             )
+        if output.startswith(terms.LAYER):
+            return store.LogitStore(self.layer_outputs(name, output))
         return store.LogitStore(self.outputs(name, purpose) / output)
 
     @property

@@ -142,7 +142,8 @@ class StudentObjects(FoldObjects):
         if self.params.faults.named:
             raise UserError("distill.live_teachers: faults are those of stored outputs; write live_teachers: false")
         names = next(iter(stored.values())).stores
-        models = {name: live.LiveModel(hybrid.load(self.teacher(name))[0]) for name in names}
+        layers = tuple(sorted(set(self.params.distill.layers.values())))
+        models = {name: live.LiveModel(hybrid.load(self.teacher(name))[0], layers) for name in names}
         return {output: live.live_ensemble(one, models) for output, one in stored.items()}, hypotheses
 
     def _hypotheses(self, targets: dict[str, TeacherEnsemble]) -> TeacherHypotheses | None:
@@ -357,6 +358,8 @@ class StudentObjects(FoldObjects):
         method = params.aggregation.method
         names = self.target_teachers(method)
         inputs += [self.outputs(name, "training") for name in names]
+        layers = [output for output in terms.outputs(params.distill) if output.startswith(terms.LAYER)]
+        inputs += [self.layer_outputs(name, output) for name in names for output in layers]
         if params.faults.choose_by == "kl":
             inputs += [self.outputs(name, "analysis") for name in names]
         if method == "weighted_similarity":

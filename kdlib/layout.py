@@ -65,6 +65,10 @@ class Layout:
         """A teacher's outputs on training speech or, for analysis, on the test blocks."""
         return self.teachers / "logits" / self.family / name / purpose
 
+    def layer_outputs(self, name: str, output: str) -> Path:
+        """The outputs of one of a teacher's layers on training speech."""
+        return self.teachers / "logits" / self.family / name / output
+
     def fusion(self, kind: str) -> Path:
         """A learned fusion of the fold's teachers."""
         return self.labels / "fusion" / self._set / kind

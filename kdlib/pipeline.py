@@ -384,6 +384,25 @@ class Fold(StudentObjects):
         )
 
     @stage
+    def layer_outputs(self, name: str, output: str) -> Stage:
+        """The outputs of one of a teacher's layers ("layer2") on training speech, where a loss needs them."""
+        teacher, shared, blocks = self.teacher(name), not self.params.teachers_per_fold, self.params.blocks.train
+
+        def build(partial: Path) -> None:
+            own = [*self.splits.train, *self.splits.unlabelled]
+            job = extract.Extraction(name, "training", "dense16")
+            model, layer = hybrid.TrainedModel(teacher, self.params.device), int(output.removeprefix(terms.LAYER))
+            extract.extract_layer(partial, model, self.splits.speech_of_all() if shared else own, layer, job)
+
+        return Stage(
+            self.layout.layer_outputs(name, output),
+            f"{output} of {name}",
+            build=build,
+            settings={"blocks": blocks} | ({} if shared else self.split_settings.identity | self._labels()),
+            inputs=[self.corpus_folder, teacher],
+        )
+
+    @stage
     def teacher_scores(self, name: str) -> Stage:
         """A teacher's scores on the test blocks of all speakers, without its training utterances."""
         outputs, settings, shared = (

@@ -76,10 +76,11 @@ class StudentSetup:
     def objective(self) -> Objective:
         """Build the training objective; layers that only training needs get random weights."""
         active = terms.active(self.distill)
-        width = self.targets["ctc"].width if "features" in active else 0
+        pairs = terms.matched(self.distill).items() if "features" in active else ()
+        widths = {layer: self.targets[output].width for layer, output in pairs}
         tap = self.distill.intermediate.layer if terms.needs(self.distill, "layer") else 0
         sources = Sources(self.targets, self.hypotheses, self.lexicon)
-        return Objective(Learner(self.model, width, tap), self.distill, terms.TERMS, sources)
+        return Objective(Learner(self.model, widths, tap), self.distill, terms.TERMS, sources)
 
     def outputs(self, utterances: Sequence[Utterance]) -> Outputs:
         """The model's CTC outputs on some speech, as it is now."""

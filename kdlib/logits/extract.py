@@ -11,7 +11,7 @@ import contextlib
 import csv
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -68,6 +68,33 @@ def extract(
             sinks = {"rows": rows, **writers}
             if any(utt.utt_id not in sinks[name] for utt in batch for name in sinks if _has_output(utt, name)):
                 _extract_batch(model, batch, writers, rows, max_len)
+            bar.update(len(batch))
+
+
+def extract_layer(
+    partial: Path, model: TrainedModel, utterances: Sequence[Utterance], layer: int, job: Extraction
+) -> None:
+    """Store the outputs of one of an encoder's layers, as they are: dense, without a head."""
+    encoder = model.model.encoder
+    if not 1 <= layer <= encoder.layers:
+        raise UserError(
+            f"distill.layers: the teacher {job.teacher} has {encoder.layers} layers, counted from 1; there is no layer "
+            f"{layer}"
+        )
+    header = replace(_header(model, "ctc", job)[0], output=f"layer{layer}", encoding=job.encoding)
+    with (
+        Writer(partial, header, None) as writer,
+        progress(len(utterances), f"layer {layer} of {job.teacher}", "utt") as bar,
+    ):
+        for batch in (batch for part in _by_speaker(utterances) for batch in audio.batches(part, BATCH)):
+            if any(utt.utt_id not in writer for utt in batch):
+                inputs = Batch(batch)
+                with torch.inference_mode():
+                    hidden = model(inputs.inputs, inputs.lengths, layers=(layer,))
+                for utt, values, length in zip(batch, hidden.hidden[layer], hidden.lengths.tolist(), strict=True):
+                    if utt.utt_id not in writer:
+                        writer.add(utt.utt_id, values[:length])
+                writer.flush()
             bar.update(len(batch))
 
 

@@ -139,10 +139,10 @@ class TrainedModel:
         self.device, self.tokens, self.record = torch_device(device), tokens, record
         self.model, self.stride_ms = model.eval().to(self.device), model.encoder.stride_ms
 
-    def __call__(self, samples: torch.Tensor, lengths: torch.Tensor) -> Outputs:
-        """Samples [B, N] and their lengths [B] -> CTC logits and encodings."""
+    def __call__(self, inputs: torch.Tensor, lengths: torch.Tensor, layers: tuple[int, ...] = ()) -> Outputs:
+        """Samples [B, N] or features [B, N, F] and lengths [B] -> CTC logits, encodings, and the layers asked for."""
         with torch.inference_mode():
-            return self.model(samples.to(self.device), lengths.to(self.device))
+            return self.model(inputs.to(self.device), lengths.to(self.device), layers=layers)
 
 
 def save(model: Hybrid, tokens: Tokens, folder: Path, **fields: object) -> None:

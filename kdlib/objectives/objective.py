@@ -27,12 +27,18 @@ START = Progress()
 class Learner(nn.Module):
     """A model with the layers that only training needs: a projection of its encodings, an intermediate CTC head."""
 
-    def __init__(self, student: Hybrid, features: int = 0, tap: int = 0) -> None:
+    def __init__(self, student: Hybrid, features: Mapping[int, int] | None = None, tap: int = 0) -> None:
+        """`features`: widths that layers (0: the encodings) are projected to; `tap`: the intermediate head's layer."""
         super().__init__()
-        self.student = student
-        self.project = nn.Linear(student.encoder.width, features) if features else None
+        self.student, width = student, student.encoder.width
+        self.project = nn.ModuleDict({str(layer): nn.Linear(width, to) for layer, to in (features or {}).items()})
         self.intermediate_head = None
-        self.layers = (tap,) if tap else ()
+        self.layers = tuple(sorted({layer for layer in (*(features or ()), tap) if layer}))
+        if self.layers and self.layers[-1] > student.encoder.layers:
+            raise UserError(
+                f"distill.layers: there is no layer {self.layers[-1]}: the student's encoder has "
+                f"{student.encoder.layers}, counted from 1"
+            )
         if tap:
             if tap >= student.encoder.layers:
                 raise UserError(

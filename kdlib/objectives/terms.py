@@ -30,6 +30,9 @@ word_losses = lazy("kdlib.objectives.word_losses")
 attention = lazy("kdlib.models.decoder")
 
 
+LAYER = "layer"
+
+
 def active(settings: Distill) -> dict[str, Term]:
     """The terms of a loss."""
     return active_among(TERMS, settings)
@@ -51,9 +54,20 @@ def references_only(settings: Distill) -> bool:
 
 
 def outputs(settings: Distill) -> tuple[str, ...]:
-    """The teachers' outputs that the loss needs: "ctc" for frames and texts, "decoder" for the decoder's steps."""
+    """The teachers' outputs that the loss needs: "ctc" for frames and texts, "decoder" for steps, "layer2", ..."""
     needed = {what for term in active(settings).values() if term.side == "teachers" for what in term.needs}
-    return ("ctc",) * bool(needed & {"frames", "texts"}) + ("decoder",) * ("steps" in needed)
+    layers = tuple(map(layer_output, sorted(set(settings.layers.values())))) if "features" in active(settings) else ()
+    return ("ctc",) * bool(needed & {"frames", "texts"}) + ("decoder",) * ("steps" in needed) + layers
+
+
+def layer_output(layer: int) -> str:
+    """The name of the output of an encoder's layer."""
+    return f"{LAYER}{layer}"
+
+
+def matched(settings: Distill) -> dict[int, str]:
+    """The student's layers of `gamma`, 0 the encodings, and the teachers' outputs that they are to be like."""
+    return {own: layer_output(of_teacher) for own, of_teacher in settings.layers.items()} or {0: "ctc"}
 
 
 def text_source(settings: Distill) -> tuple[str, float]:
@@ -187,14 +201,17 @@ def intermediate_self(step: Step, _: str) -> Tensor:
 
 
 def encodings(step: Step, _: str) -> Tensor | None:
-    """Squared distance of the projected encodings from the teachers' mean (FitNets, Romero et al. 2015)."""
-    if not (rows := step.taught("ctc")):
-        return None
-    lengths = step.outputs.lengths[rows]
-    target = step.targets["ctc"].hidden(step.batch.select(rows), lengths)
-    encoded = step.of(step.outputs.encoded, rows)[:, : target.shape[1]]
-    inside = masks.length_mask(lengths, target.shape[1]).float()
-    return losses.feature_mse(encoded, target, inside, step.learner.project)
+    """Squared distance of projected layers, or encodings, from the teachers' mean (FitNets, Romero et al. 2015)."""
+    found = []
+    for own, output in matched(step.settings).items():
+        if rows := step.taught(output):
+            lengths = step.outputs.lengths[rows]
+            target = step.targets[output].hidden(step.batch.select(rows), lengths)
+            frames = step.outputs.hidden[own] if own else step.outputs.encoded
+            inside = masks.length_mask(lengths, target.shape[1]).float()
+            project = step.learner.project[str(own)]
+            found.append(losses.feature_mse(step.of(frames, rows)[:, : target.shape[1]], target, inside, project))
+    return sum(found) / len(found) if found else None
 
 
 TERMS: dict[str, Term] = REFERENCE_TERMS | {

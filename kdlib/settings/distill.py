@@ -1,12 +1,14 @@
 """The loss of a student."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from kdlib.settings import Names, Section
 from kdlib.settings.reference_loss import ReferenceLoss
 from kdlib.settings.schedule import Temperature, Weight, constant
+
+Layer = Annotated[int, Field(ge=1)]  # of an encoder, the first is 1
 
 
 class PseudoLabelTerm(Section):
@@ -53,6 +55,7 @@ class Distill(ReferenceLoss):
 
     alpha: Weight = constant(0.5)
     gamma: Weight = constant(0.0)
+    layers: dict[Layer, Layer] = Field({})  # of gamma: the student's -> the teachers'; empty: the encodings
     allow_decoder_kd: bool = False  # train a decoder on NeMo's encoder on SpeechBrain teachers all the same
     temperature: Temperature = constant(2.0)
     temperature_on: Literal["both", "student", "teacher"] = "both"  # what the temperature divides; T ** 2 only for both

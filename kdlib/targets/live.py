@@ -10,23 +10,25 @@ import torch
 from kdlib.corpus.inputs import Batch
 from kdlib.logits.store import LogitStore
 from kdlib.models.decoder import teacher_forced
+from kdlib.models.encoder import Encoded
 from kdlib.models.hybrid import Hybrid
+from kdlib.objectives.terms import LAYER
 from kdlib.targets.aggregation import TeacherEnsemble
 
 
 class LiveModel:
     """A teacher's model; a batch is encoded once for all its outputs."""
 
-    def __init__(self, model: Hybrid) -> None:
-        self.model = model.eval().requires_grad_(False)
-        self._last: tuple[Batch, tuple] | None = None
+    def __init__(self, model: Hybrid, layers: tuple[int, ...] = ()) -> None:
+        self.model, self.layers = model.eval().requires_grad_(False), layers
+        self._last: tuple[Batch, Encoded] | None = None
 
-    def encoded(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encodings [B, T, D] and frames [B] of a batch, on the device of its inputs."""
+    def encoded(self, batch: Batch) -> Encoded:
+        """The encoder's output on a batch, on the device of its inputs."""
         if self._last is None or self._last[0] is not batch:
             self.model.to(batch.inputs.device)
             with torch.no_grad():
-                self._last = batch, self.model.encoder.of_batch(batch)[:2]
+                self._last = batch, self.model.encoder.of_batch(batch, self.layers)
         return self._last[1]
 
 
@@ -35,15 +37,18 @@ class LiveTeacher:
 
     def __init__(self, live: LiveModel, stored: LogitStore) -> None:
         self.header, self._live, self._stored = stored.header, live, stored
-        head = live.model.ctc_head if self.header.output == "ctc" else live.model.decoder.head
-        self.head = head.weight.detach(), head.bias.detach()
+        heads = {"ctc": live.model.ctc_head, "decoder": live.model.decoder and live.model.decoder.head}
+        head = heads.get(self.header.output)
+        self.head = head and (head.weight.detach(), head.bias.detach())  # a layer has none
 
     def __contains__(self, utt_id: str) -> bool:
         return utt_id in self._stored
 
     def activations(self, batch: Batch) -> list[torch.Tensor | None]:
         """[T, width] of each utterance; None where the store has none."""
-        values, lengths = self._live.encoded(batch)
+        values, lengths, hidden = self._live.encoded(batch)
+        if self.header.output.startswith(LAYER):
+            values = hidden[int(self.header.output.removeprefix(LAYER))]
         if self.header.output == "decoder":
             inputs, _, steps = teacher_forced(batch.ids)
             with torch.no_grad():
