@@ -105,7 +105,7 @@ collapse: $(READY)
 
 verdict: $(READY)
 	@$(KDLIB) verdict $(SYSTEMS) $(call option,DECODER,--decoder) $(call option,MEASURE,--measure) \
-	  $(call option,AGAINST,--against) $(call option,REFERENCES,--references) $(if $(HOMOPHONES),--fold-homophones)
+	  $(call option,AGAINST,--against) $(call option,REFERENCES,--references) $(call option,NORMALISER,--normaliser)
 
 evaluate: $(READY)
 	@$(KDLIB) evaluate "$(CHECKPOINT)" "$(MANIFEST)" $(call option,TOKENIZER,--tokenizer) \

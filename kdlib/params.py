@@ -28,6 +28,7 @@ from kdlib.settings.targets import Aggregation, LogitStudentSettings
 from kdlib.settings.teacher import Teacher
 from kdlib.settings.tuning import Tune
 
+GIVEN = "given"  # the fold of a corpus's own split, in place of a held-out speaker
 SomeSection = TypeVar("SomeSection", bound=Section)
 
 
@@ -72,8 +73,12 @@ class Params(CorpusSettings, SplitSettings, PretrainedSettings):
     @property
     def fold_set(self) -> str:
         """Name of the corpus's folder of fold files."""
+        if self.folds:
+            return self.folds
+        if self.corpus in ("torgo", "phoenix", "skeleton"):
+            return self.corpus
         own = self.corpus in ("manifest", "features") and self.speakers != "uaspeech"
-        return self.folds or (self.name if own else "torgo" if self.corpus == "torgo" else "uaspeech")
+        return self.name if own else "uaspeech"
 
     @property
     def with_all_labels(self) -> "Params":
@@ -260,7 +265,9 @@ def _check_recipe(params: Params, recipe: str) -> None:
             )
     if params.corpus == "manifest" and not params.manifest:
         raise UserError(f"{recipe}: corpus is 'manifest', but no manifest is named; write manifest: path/to/corpus.csv")
-    if params.corpus in ("uaspeech", "torgo") and not params.data_folder:
+    if params.corpus == "features" and not params.manifest:
+        raise UserError(f"{recipe}: corpus is 'features', but no manifest is named; write manifest: path/to/corpus.csv")
+    if params.corpus in ("uaspeech", "torgo", "phoenix") and not params.data_folder:
         raise UserError(f"{recipe}: corpus is {params.corpus!r}, but has no folder; write data_folder: path/to/it")
 
 
@@ -294,7 +301,11 @@ def _check_fold(params: Params, fold_source: str, recipe: str) -> None:
         raise UserError(
             f"{fold_source}: {both[0]} is named in fold.train and in fold.exclude; remove it from one of them"
         )
-    speakers = fold_names(params.fold_set)
+    if fold.given and not params.blocks.dev:
+        raise UserError(
+            f"{recipe}: a given split needs the blocks of its dev speech; write blocks: {{dev: [dev], ...}}"
+        )
+    speakers = [] if fold.given else fold_names(params.fold_set)
     for role in ("dev", "exclude", "train", "teachers"):
         named = getattr(fold, role)
         for name in named if isinstance(named, tuple) else [named] if role == "dev" and named else []:
@@ -315,7 +326,8 @@ def _check_fold(params: Params, fold_source: str, recipe: str) -> None:
 
 
 def _fold_file(folds: str, held_out: str, recipe: str) -> tuple[dict, str]:
-    path = repository_root() / "params" / "folds" / folds / f"{held_out}.yaml"
+    folder = repository_root() / "params" / "folds"
+    path = folder / f"{GIVEN}.yaml" if held_out == GIVEN else folder / folds / f"{held_out}.yaml"
     if not path.is_file():
         names = fold_names(folds)
         hint = nearest(held_out, names) if names else f"; write its fold files with: make folds-for RECIPE={recipe}"

@@ -151,8 +151,8 @@ def test_one_id_must_have_one_reference(tmp_path):
 def test_homophones_count_as_correct_on_request(tmp_path):
     (tmp_path / "ref.txt").write_text("TWO\nONE\n")
     (tmp_path / "hyp.txt").write_text("TO\nONE\n")
-    for folded, same in ((False, 1), (True, 2)):
-        table = compare.collect([tmp_path / "hyp.txt"], references=tmp_path / "ref.txt", fold_homophones=folded)
+    for normaliser, same in (("none", 1), ("homophones", 2)):
+        table = compare.collect([tmp_path / "hyp.txt"], references=tmp_path / "ref.txt", normaliser=normaliser)
         assert (table.reference == table.hypothesis).sum() == same
 
 

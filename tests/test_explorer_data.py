@@ -158,7 +158,7 @@ def test_metadata_missing_in_one_system_is_taken_from_another(tmp_path):
 def test_homophones_are_correct_where_the_recipe_folds_them(tmp_path):
     folder = rows(tmp_path / "one", [("TWO", "TO"), ("ONE", "TEN")])
     assert list(ExplorerData({"one": folder}).view("wrong").index) == ["M08_0", "M08_1"]
-    folded = ExplorerData({"one": folder}, fold_homophones=True)
+    folded = ExplorerData({"one": folder}, normaliser="homophones")
     assert list(folded.view("wrong").index) == ["M08_1"]
     assert folded.marks(folded.row("M08_0")) == {"one": True}
     assert folded.by_speaker(folded.table()).wra.tolist() == [0.5]

@@ -38,10 +38,10 @@ def test_case_and_spaces_do_not_count():
     assert score(["it's  ONE"], ["IT\u2019S one"]).wra == 1
 
 
-@pytest.mark.parametrize(("fold", "expected"), [(False, 1 / 4), (True, 3 / 4)])
-def test_homophones_are_folded_only_on_request(fold, expected):
+@pytest.mark.parametrize(("normaliser", "expected"), [("none", 1 / 4), ("homophones", 3 / 4)])
+def test_homophones_are_the_same_only_on_request(normaliser, expected):
     references, hypotheses = ["TWO", "WRITE", "THERE", "ONE"], ["TO", "RIGHT", "WHERE", "ONE"]
-    assert score(references, hypotheses, fold_homophones=fold).wra == pytest.approx(expected)
+    assert score(references, hypotheses, normaliser=normaliser).wra == pytest.approx(expected)
 
 
 def test_the_interval_contains_the_value_and_narrows_with_more_utterances():

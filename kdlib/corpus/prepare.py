@@ -16,9 +16,9 @@ from pathlib import Path
 
 from kdlib.corpus import features, manifest
 from kdlib.corpus.audio_checks import CHECKED_FILES, check_recordings, file_stamps
-from kdlib.corpus.embedded import synthetic
+from kdlib.corpus.embedded import skeleton, synthetic
 from kdlib.corpus.feature_checks import check_features
-from kdlib.corpus.importers import torgo, uaspeech
+from kdlib.corpus.importers import phoenix, torgo, uaspeech
 from kdlib.corpus.manifest import Corpus, Excluded, ImportResult, Utterance
 from kdlib.corpus.speakers import speaker_info
 from kdlib.errors import UserError
@@ -26,7 +26,7 @@ from kdlib.io import resolve_path
 from kdlib.settings.corpus import CorpusSettings
 from kdlib.tokens import PER_WORD, Tokens, is_punctuation, normalise, pieces_per_word, train_tokenizer
 
-EMBEDDED = ("synthetic",)  # corpora that are generated
+EMBEDDED = ("synthetic", "skeleton")  # corpora that are generated
 MANIFESTS = ("manifest", "features")  # that a manifest lists
 MOST_PIECES = 1024  # of a tokenizer; with so many words the number is no matter
 
@@ -116,12 +116,14 @@ def parse_lexicon(lines: Iterable[str], spell: Callable[[str], str] = normalise)
     return dict(sorted(words.items()))
 
 
-IMPORTERS = {"uaspeech": uaspeech, "torgo": torgo}
+IMPORTERS = {"uaspeech": uaspeech, "torgo": torgo, "phoenix": phoenix}
 
 
 def _read(settings: CorpusSettings, partial: Path, data_folder: Path) -> ImportResult:
     if settings.corpus == "synthetic":
         return ImportResult(synthetic.generate(settings.synthetic, partial), [], [])
+    if settings.corpus == "skeleton":
+        return ImportResult(skeleton.generate(settings.skeleton, partial), [], [])
     with _readable_errors():
         if settings.corpus in MANIFESTS:
             return ImportResult(manifest.read(resolve_path(settings.manifest), data_folder), [], [])

@@ -94,7 +94,7 @@ class Splits:
         held_out, fold, blocks = settings.held_out, settings.fold, settings.blocks
         _check_speakers(corpus, settings)
         _check_blocks(corpus, settings)
-        away = {*settings.excluded_speakers, *fold.exclude}
+        given, away = fold.given, {*settings.excluded_speakers, *fold.exclude}
         named = corpus.dysarthric if fold.train == "all" else fold.train
         self.train_speakers = [name for name in named if name not in away]
         if not self.train_speakers:
@@ -102,13 +102,17 @@ class Splits:
                 f"{corpus.source}: no training speaker is left: {held_out} is held out, {fold.dev} is the dev "
                 f"speaker, {', '.join(fold.exclude) or 'no speaker is'} excluded"
             )
-        trainable = corpus.where(lambda utt: utt.speaker in self.train_speakers and in_blocks(utt, blocks.train))
+        own = tuple(block for block in blocks.train if not (given and block in blocks.dev))
+        trainable = corpus.where(lambda utt: utt.speaker in self.train_speakers and in_blocks(utt, own))
         self.train = [utt for utt in trainable if utt.text]
         self.unlabelled = [utt for utt in trainable if not utt.text]  # training speech without transcripts
         if settings.use_unlabelled_held_out:
             self.unlabelled += _unlabelled_held_out(corpus, settings)
-        self.dev = corpus.where(lambda utt: utt.speaker == fold.dev and is_test(utt, blocks.test))
-        self.test = corpus.where(lambda utt: utt.speaker == held_out and is_test(utt, blocks.test))
+        dev, dev_blocks = fold.dev, blocks.dev if given else blocks.test
+        self.dev = corpus.where(lambda utt: utt.speaker == (utt.speaker if given else dev) and is_test(utt, dev_blocks))
+        self.test = corpus.where(
+            lambda utt: utt.speaker == (utt.speaker if given else held_out) and is_test(utt, blocks.test)
+        )
         self.controls = corpus.where(lambda utt: corpus.is_control(utt.speaker))
         self.train_words = frozenset(utt.text for utt in self.train)
         self._check_not_empty()
@@ -126,9 +130,8 @@ class Splits:
         """The training blocks of all dysarthric speakers, the held-out one included; or the test blocks."""
         corpus, blocks = self.corpus, self.settings.blocks
         if test:
-            return corpus.where(
-                lambda utt: utt.text and not corpus.is_control(utt.speaker) and is_test(utt, blocks.test)
-            )
+            tested = blocks.test + blocks.dev
+            return corpus.where(lambda utt: utt.text and not corpus.is_control(utt.speaker) and is_test(utt, tested))
         return corpus.where(lambda utt: not corpus.is_control(utt.speaker) and in_blocks(utt, blocks.train))
 
     def teachers(self, most: int | None = None, *, same_level: bool = False) -> list[str]:
@@ -168,7 +171,7 @@ class Splits:
         for name, utterances, expected in parts:
             if utterances or (name == "dev" and not self.settings.fold.dev):
                 continue
-            speaker = speakers.get(name)
+            speaker = None if self.settings.fold.given else speakers.get(name)
             found = {utt.block or "(none)" for utt in self.corpus if speaker in (None, utt.speaker)}
             raise UserError(
                 f"{self.corpus.source}: the {name} set{f' of {speaker}' if speaker else ''} is empty: expected blocks "
@@ -179,7 +182,7 @@ class Splits:
 def _check_speakers(corpus: Corpus, settings: SplitSettings) -> None:
     """Refuse a fold that names a speaker without utterances."""
     speakers, fold = corpus.dysarthric, settings.fold
-    for role, name in (("held-out", settings.held_out), ("dev", fold.dev)):
+    for role, name in () if fold.given else (("held-out", settings.held_out), ("dev", fold.dev)):
         if name is not None and name not in speakers:
             raise UserError(f"{corpus.source}: the {role} speaker {name!r} has no utterances{nearest(name, speakers)}")
     for role in ("train", "teachers"):
@@ -193,7 +196,7 @@ def _check_speakers(corpus: Corpus, settings: SplitSettings) -> None:
 def _check_blocks(corpus: Corpus, settings: SplitSettings) -> None:
     """Refuse blocks that the corpus does not have."""
     corpus_blocks = {utt.block for utt in corpus}
-    for block in (*settings.blocks.train, *settings.blocks.test):
+    for block in (*settings.blocks.train, *settings.blocks.dev, *settings.blocks.test):
         if corpus_blocks != {""} and block not in corpus_blocks:
             named = ", ".join(sorted(corpus_blocks))
             raise UserError(f"{corpus.source}: blocks: there is no block {block!r} in this corpus; it has {named}")

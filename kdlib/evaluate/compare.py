@@ -20,7 +20,7 @@ import pandas as pd
 
 from kdlib.errors import UserError, nearest
 from kdlib.evaluate import predictions
-from kdlib.evaluate.score import fold_words
+from kdlib.evaluate.normalisers import NORMALISERS
 from kdlib.evaluate.statistics import LEVEL, folds_needed, holm, sign_flip_p, training_p
 from kdlib.evaluate.verdict import NO_DIFFERENCE, Verdict, verdict_frame
 
@@ -55,7 +55,7 @@ def collect(
     decoder: str = "greedy",
     references: Path | None = None,
     *,
-    fold_homophones: bool = False,
+    normaliser: str = "none",
 ) -> pd.DataFrame:
     """Read a system's hypotheses from one or more files: further speakers, or further seeds of the same speakers.
 
@@ -71,9 +71,9 @@ def collect(
             raise UserError(
                 f"{paths[-1]}: {name} has more than one {column}, {values}; give every recording its own id"
             )
-    if fold_homophones:
+    if normaliser != "none":
         for column in ("reference", "hypothesis"):
-            table[column] = table[column].map(fold_words)
+            table[column] = table[column].map(NORMALISERS[normaliser])
     return table
 
 
@@ -275,7 +275,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--measure", choices=MEASURES, default="wra")
     parser.add_argument("--against", help="compare with this system only; by default each with every other")
     parser.add_argument("--references", type=Path, help="references of plain text files, one per line")
-    parser.add_argument("--fold-homophones", action="store_true", help="count TO for TWO, ... as correct")
+    parser.add_argument("--normaliser", choices=NORMALISERS, default="none", help="what counts as the same text")
     parser.add_argument("--out", type=Path, help="a folder for verdicts.csv")
 
 
@@ -288,7 +288,7 @@ def compare_files(options: argparse.Namespace) -> list[Verdict]:
             raise UserError(f"expected NAME=PATH, found {system!r}")
         paths.setdefault(name, []).append(Path(path))
     systems = {
-        name: collect(files, options.decoder, options.references, fold_homophones=options.fold_homophones)
+        name: collect(files, options.decoder, options.references, normaliser=options.normaliser)
         for name, files in paths.items()
     }
     verdicts = compare(systems, against=options.against, measure=options.measure)

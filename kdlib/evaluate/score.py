@@ -6,20 +6,17 @@ bootstrap percentiles over utterances. `evaluation_<decoder>.json` has the forma
 """
 
 import csv
-import functools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 
 from kdlib.errors import UserError
 from kdlib.evaluate.hypotheses import IDS, Hypothesis, write_hypotheses
+from kdlib.evaluate.normalisers import NORMALISERS
 from kdlib.io import read_json, write_json
 from kdlib.settings.evaluation import Scoring
-from kdlib.tokens import normalise
 
 DEFAULT = Scoring()
 MEASURES = ("wra", "wra_first_word", "wer", "cer")
@@ -60,7 +57,7 @@ def score(
     references: Sequence[str],
     hypotheses: Sequence[str],
     *,
-    fold_homophones: bool = False,
+    normaliser: str = "none",
     bootstrap: int = 1000,
     seed: int = 0,
 ) -> Score:
@@ -76,8 +73,8 @@ def score(
         raise UserError(f"{len(references)} references, but {len(hypotheses)} hypotheses; their numbers must match")
     if not references:
         raise UserError("nothing to score: there are no utterances")
-    fold = fold_words if fold_homophones else normalise
-    refs, hyps = [fold(text) for text in references], [fold(text) for text in hypotheses]
+    same = NORMALISERS[normaliser]
+    refs, hyps = [same(text) for text in references], [same(text) for text in hypotheses]
     if "" in refs:
         raise UserError(f"reference {refs.index('') + 1} of {len(refs)} is empty; a reference needs at least one word")
     correct = np.array([ref == hyp for ref, hyp in zip(refs, hyps, strict=True)])
@@ -108,15 +105,6 @@ def interval(correct: np.ndarray, bootstrap: int = 1000, seed: int = 0) -> tuple
     return round(float(low), 6), round(float(high), 6)
 
 
-def fold_words(text: str) -> str:
-    """Replace every word of a text by the first of its homophones.
-
-    >>> fold_words("two write")
-    'TO RIGHT'
-    """
-    return " ".join(_homophones().get(word, word) for word in normalise(text).split())
-
-
 def scores_by(rows: Sequence[Hypothesis], decoder: str, group: str, **options) -> dict[str, Score]:
     """Scores by a column of the hypotheses: speaker, level, word_type or seen."""
     parts: dict[str, list[Hypothesis]] = {}
@@ -130,7 +118,7 @@ def summary(rows: Sequence[Hypothesis], decoders: Sequence[str], about: About, s
 
     The decoders are listed, not inferred: one whose hypotheses are all empty scores 0 %, it is not left out.
     """
-    options = {"fold_homophones": scoring.fold_homophones, "bootstrap": scoring.bootstrap}
+    options = {"normaliser": scoring.normaliser, "bootstrap": scoring.bootstrap}
     scores = {}
     for name in decoders:
         headline = asdict(_score_decoder(rows, name, **options))
@@ -143,7 +131,7 @@ def summary(rows: Sequence[Hypothesis], decoders: Sequence[str], about: About, s
         "system": about.system,
         "held_out": about.held_out,
         "n": len(rows),
-        "homophones_folded": scoring.fold_homophones,
+        "normaliser": scoring.normaliser,
         "decoders": scores,
         "settings": dict(about.settings),
     }
@@ -221,9 +209,3 @@ def _evaluation(rows: Sequence[Hypothesis], decoder: str, result: dict, tokenize
         "wra": {"value": result["wra"], "correct": correct, "total": len(rows)},
         "predictions": predictions,
     }
-
-
-@functools.cache
-def _homophones() -> dict[str, str]:
-    groups = json.loads(files("kdlib").joinpath("data/homophones.json").read_text(encoding="utf-8"))
-    return {word: group[0] for group in groups for word in group}

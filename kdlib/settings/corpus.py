@@ -13,6 +13,7 @@ Microphones = Annotated[tuple[Literal["M2", "M3", "M4", "M5", "M6", "M7", "M8"],
 class Fold(Section):
     """The speakers of a fold. Written in `params/folds/<corpus>/<SPEAKER>.yaml`."""
 
+    given: bool = False  # the corpus's own split: its blocks train, dev and test, each of all speakers
     dev: str | None = None  # speaker for all model selection; never trained on, its teacher is not averaged
     exclude: Names = ()  # removed from training; no effect on the held-out speaker
     train: Literal["all"] | Names = "all"
@@ -28,6 +29,7 @@ class Blocks(Section):
 
     source: Literal["column", "repetition"] = "column"  # repetition: R1, R2, ... for each repetition of a word
     train: Names = Field(("B1", "B3"), min_length=1)
+    dev: Names = ()  # of a given split alone, and not trained on there
     test: Names = Field(("B2",), min_length=1)
 
 
@@ -87,6 +89,22 @@ class AudioChecks(Section):
     trim_silence: bool = False  # trim below 40 dB of the loudest 20 ms, with a margin of 0.1 s
 
 
+class Skeleton(Section):
+    """An embedded corpus without sound: seeded signers who sign sentences of known glosses, as moving joints."""
+
+    signers: int = Field(8, ge=3, le=20)
+    glosses: int = Field(24, ge=4, le=40)
+    sentences: int = Field(24, ge=1, le=400)  # of each signer in each of the blocks B1 to B3
+    seed: int = Field(1, ge=0)
+
+
+class Phoenix(Section):
+    """RWTH-PHOENIX-Weather 2014 (`data_folder`: with its annotations, and features of its videos)."""
+
+    part: Literal["multisigner", "SI5"] = "multisigner"  # SI5: signer 5 is in dev and test alone
+    features: str = "features/{split}/{id}.npz"  # where the features of a video lie
+
+
 class FeatureSequences(Section):
     """Inputs that are arrays [frames, width]: of files, or of recordings."""
 
@@ -100,7 +118,7 @@ class FeatureSequences(Section):
 class CorpusSettings(Section):
     """The corpus that a recipe names, and how its transcripts and recordings are prepared."""
 
-    corpus: Literal["synthetic", "manifest", "uaspeech", "torgo", "features"] = "synthetic"
+    corpus: Literal["synthetic", "manifest", "uaspeech", "torgo", "features", "skeleton", "phoenix"] = "synthetic"
     manifest: str | None = None  # SpeechBrain CSV or NeMo JSON lines, where corpus: manifest
     data_folder: str | None = None  # the value of $data_folder; the folder of UA-Speech or TORGO
     speakers: Literal["uaspeech"] | dict[str, SpeakerInfo] = Field({})  # metadata that the corpus does not have
@@ -114,12 +132,14 @@ class CorpusSettings(Section):
     uaspeech: UASpeech = UASpeech()
     torgo: Torgo = Torgo()
     synthetic: Synthetic = Synthetic()
+    skeleton: Skeleton = Skeleton()
+    phoenix: Phoenix = Phoenix()
     blocks: Blocks = Blocks()
 
     @property
     def has_audio(self) -> bool:
         """True if its utterances are recordings."""
-        return self.corpus != "features"
+        return self.corpus not in ("features", "skeleton", "phoenix")
 
     @property
     def inputs(self) -> InputShape:
@@ -133,7 +153,7 @@ class CorpusSettings(Section):
     @property
     def identity(self) -> dict:
         """The settings that the prepared corpus depends on."""
-        unused = {"synthetic", "uaspeech", "torgo"} - {self.corpus}
+        unused = {"synthetic", "uaspeech", "torgo", "skeleton", "phoenix"} - {self.corpus}
         source = {"blocks": self.blocks.source}
         return self.model_dump(mode="json", exclude=unused | {"manifest", "blocks"}) | source
 
@@ -163,7 +183,9 @@ class SplitSettings(Section):
 
     @property
     def excluded_speakers(self) -> dict[str, str]:
-        """The speakers that nothing in this fold may be trained on, and why."""
+        """The speakers that nothing in this fold may be trained on, and why; none in a split by blocks alone."""
+        if self.fold.given:
+            return {}
         return {self.held_out: "is held out"} | ({self.fold.dev: "is the dev speaker"} if self.fold.dev else {})
 
     @property

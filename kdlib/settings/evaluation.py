@@ -27,7 +27,8 @@ class Scoring(Section):
     """Scoring of hypotheses."""
 
     measure: Literal["wra", "wer"] = "wra"  # of tables and verdicts: word recognition accuracy, or WER for sentences
-    fold_homophones: bool = False  # count TO for TWO, RIGHT for WRITE, ... as correct
+    # what counts as the same: homophones TO and TWO, RIGHT and WRITE, ...; PHOENIX's glosses
+    normaliser: Literal["none", "homophones", "phoenix2014", "phoenix2014t"] = "none"
     bootstrap: int = Field(1000, ge=100)
     batch_size: int = Field(32, ge=1)
 

@@ -59,7 +59,7 @@ def verdict(fold: Fold, seed: int, decoder: str) -> Verdict | None:
     if control.params.variant == fold.params.variant:
         return None
     systems = {
-        run.params.variant: compare.collect([run.scores(seed)], decoder, fold_homophones=scoring.fold_homophones)
+        run.params.variant: compare.collect([run.scores(seed)], decoder, normaliser=scoring.normaliser)
         for run in (fold, control)
     }
     return compare.compare(systems, against=control.params.variant, measure=scoring.measure)[0]
@@ -153,7 +153,7 @@ def verdicts(
     if not pairs:
         return []
     compared = {*pairs, *pairs.values()}
-    folded = {"fold_homophones": scoring.fold_homophones}
+    folded = {"normaliser": scoring.normaliser}
     systems = {name: compare.collect(paths, decoder, **folded) for name, paths in folders.items() if name in compared}
     return compare.compare(systems, against=pairs, measure=scoring.measure)
 

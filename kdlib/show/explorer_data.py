@@ -16,8 +16,9 @@ from kdlib.corpus.manifest import Corpus, Utterance
 from kdlib.decode.decoders import CLOSED
 from kdlib.errors import UserError, nearest
 from kdlib.evaluate import posteriors, predictions
+from kdlib.evaluate.normalisers import NORMALISERS
 from kdlib.evaluate.posteriors import Posteriors
-from kdlib.evaluate.score import fold_words, interval
+from kdlib.evaluate.score import interval
 from kdlib.io import atomic_write
 from kdlib.pipeline import Fold
 from kdlib.show import calibration
@@ -65,12 +66,12 @@ class ExplorerData:
         before: str = "",
         after: str = "",
         notes: Path | None = None,
-        fold_homophones: bool = False,
+        normaliser: str = "none",
     ) -> None:
         """`systems` are folders of scores or files of hypotheses; `teachers` is that of the combined teachers.
 
         `before` and `after` are compared, by default the first system and the last; `teacher_speakers` are the speakers
-        of the teachers; `notes` is the CSV file for notes; with `fold_homophones` TO is correct for TWO.
+        of the teachers; `notes` is the CSV file for notes; with `normaliser` homophones TO is correct for TWO.
         """
         if not systems:
             raise UserError(
@@ -84,7 +85,7 @@ class ExplorerData:
                 raise UserError(f"the failure explorer has no system {name!r}{nearest(name, names)}")
         self.before, self.after = before or names[0], after or names[-1]
         self.corpus, self.teacher_speakers, self.notes_file = corpus, tuple(teacher_speakers), notes
-        self._fold = fold_words if fold_homophones else None
+        self._fold = None if normaliser == "none" else NORMALISERS[normaliser]
         self._utterances = {utt.utt_id: utt for utt in corpus} if corpus else {}
         self._order = {name: place for place, name in enumerate(corpus.by_intelligibility)} if corpus else {}
         self.speaker_order = corpus.speaker_order if corpus else "by name"
@@ -329,7 +330,7 @@ def fold_data(
         before=before,
         after=after,
         notes=fold.layout.notes,
-        fold_homophones=params.scoring.fold_homophones,
+        normaliser=params.scoring.normaliser,
     )
 
 

@@ -19,9 +19,10 @@ from kdlib.corpus.manifest import Utterance
 from kdlib.decode.lexicon import Words
 from kdlib.evaluate.decoder_setup import DecoderSetup
 from kdlib.evaluate.hypotheses import Hypothesis, read_hypotheses
+from kdlib.evaluate.normalisers import NORMALISERS
 from kdlib.evaluate.report import score_system
 from kdlib.evaluate.rounding import percent
-from kdlib.evaluate.score import About, fold_words, interval
+from kdlib.evaluate.score import About, interval
 from kdlib.evaluate.transcribe import Evaluation, System, recordings
 from kdlib.settings.evaluation import BeamSearchSettings, Scoring
 
@@ -146,8 +147,9 @@ def _errors(rows: Sequence[Hypothesis], decoder: str, scoring: Scoring) -> np.nd
     from rapidfuzz.distance import Levenshtein
 
     texts = [(row.reference, getattr(row, decoder)) for row in rows]
-    if scoring.fold_homophones:
-        texts = [(fold_words(reference), fold_words(hypothesis)) for reference, hypothesis in texts]
+    if scoring.normaliser != "none":
+        same = NORMALISERS[scoring.normaliser]
+        texts = [(same(reference), same(hypothesis)) for reference, hypothesis in texts]
     if scoring.measure == "wra":
         return np.array([float(reference != hypothesis) for reference, hypothesis in texts])
     edits = [Levenshtein.distance(reference.split(), hypothesis.split()) for reference, hypothesis in texts]
