@@ -21,8 +21,6 @@ from kdlib.source_code import lazy
 
 if TYPE_CHECKING:
     from kdlib.decode.lexicon import Lexicon
-    from kdlib.diagnose.collapse_study import Case
-    from kdlib.distill.loss_view import LossView
     from kdlib.distill.preflight import Plan, Teachers
     from kdlib.distill.setup import StudentData, StudentSetup
     from kdlib.distill.student_scores import StudentScoring
@@ -54,6 +52,7 @@ setup = lazy("kdlib.distill.setup")
 start = lazy("kdlib.pretrained.start")
 student_scores = lazy("kdlib.distill.student_scores")
 students = lazy("kdlib.distill.students")
+difficulty = lazy("kdlib.targets.difficulty")
 target_report = lazy("kdlib.targets.target_report")
 
 
@@ -80,6 +79,7 @@ class StudentObjects(FoldObjects):
             hypotheses=hypotheses,
             lexicon=self._words_of_loss(),
             device=runtime.torch_device(params.device),
+            difficulty=self._difficulty(),
             measure=params.scoring.measure,
             judge=self._judge(),
         )
@@ -102,32 +102,31 @@ class StudentObjects(FoldObjects):
         (partial / "params.json").unlink()
         return None
 
-    def students(self) -> list[tuple[str, int]]:
-        """The students that the recipe compares, by variant and seed."""
-        return [(variant, seed) for seed in self.params.seeds for variant in self.params.compare]
-
-    def systems(self, seed: int = 1) -> dict[str, Path]:
-        """The scores of the pretrained model, of the control and of the student."""
-        folds = {fold.params.variant: fold for fold in (self.control, self)}
-        first = {} if self.params.pretrained == "none" else {"pretrained": self.baseline()}
-        return first | {name: fold.scores(seed) for name, fold in folds.items()}
-
-    def loss_view(self, seed: int = 1) -> LossView:
-        """Some utterances as the loss sees them, before and after training."""
-        fold = self.resolved
-        return loss_view.view(fold.student_setup(seed), self.student(seed))
-
     def student_data(self) -> StudentData:
         """The student's training speech, and the dev speech that chooses its checkpoint."""
         taught, share = terms.uses_teachers(self.params.distill), self.params.teacher.dev_share
         how = {"uses_teachers": taught, "dev_share": share, "frame_s": self.frame_s(self.params.student.encoder)}
         return setup.select_data(self.splits, self.tokens, self.params.faults, **how)
 
-    def teacher_hypotheses(self) -> TeacherHypotheses | None:
-        """The teachers' hypotheses that the student is trained on, if it is."""
-        return self._hypotheses(
-            {output: self._student_targets(output) for output in terms.outputs(self.params.distill)}
-        )
+    def _difficulty(self) -> dict[str, float]:
+        """The difficulty of the training speech, for a curriculum."""
+        curriculum = self.params.student.curriculum
+        if not curriculum:
+            return {}
+        speech = [*self.splits.train, *self.splits.unlabelled]
+        if curriculum.by == "length":
+            return difficulty.by_length(speech, self.tokens)
+        if curriculum.by == "entropy":
+            return difficulty.by_entropy(speech, self.targets())
+        names = self.target_teachers(self.params.aggregation.method)
+        losses = difficulty.by_loss(speech, [self.outputs(name, "training") for name in names])
+        return losses if curriculum.by == "teacher_loss" else difficulty.by_speaker(speech, losses)
+
+    @property
+    def _asks_teachers(self) -> bool:
+        """True if a student depends on its teachers' outputs: by its loss, or by its curriculum."""
+        curriculum = self.params.student.curriculum
+        return terms.uses_teachers(self.params.distill) or bool(curriculum and curriculum.by != "length")
 
     def _student_targets(self, output: str) -> TeacherEnsemble:
         """The targets of training speech, with the recipe's faults."""
@@ -301,33 +300,6 @@ class StudentObjects(FoldObjects):
         folder = self.target_report() if dev else Path()
         return target_report.best_method(folder, methods, dev, self.params.distill.heads, measure)
 
-    def combined_teachers(self) -> Path | None:
-        """Scores of the combined teachers on the held-out speaker's speech; None without such teachers."""
-        if not terms.uses_teachers(self.params.distill) or self.params.teacher.source != "speakers":
-            return None
-        method = self.params.aggregation.method
-        method = self.best_method()[0] if method == "auto" else method
-        return self.combined_teacher_scores("logprob_mean" if method == "weighted_loss" else method)
-
-    # 05: what is wrong
-
-    def examination(self, seed: int = 1) -> Case:
-        """Examine a student's hypotheses on the held-out speaker's test speech, with the record of its training."""
-        scores, used = self.scores(seed), self.resolved
-        results = collapse_study.StudentResults(
-            variant=self.params.variant,
-            seed=seed,
-            cause=collapse_study.causes_of(used.params.faults, used.params.distill),
-            scores=scores,
-            decoder=collapse_study.examined_decoder(used.params.faults, used.params.distill),
-            tokens=self.tokens,
-            vocabulary=list(self.lexicon),
-            training=[utt.text for utt in self.student_data().train if utt.text],
-            teachers=used.combined_teachers(),
-            checks=tuple(check.name for check in self.preflight(seed) if check.verdict != checks.PASS),
-        )
-        return collapse_study.examine_student(results)
-
     # the settings and files that stages depend on
 
     def _labels(self) -> dict:
@@ -353,7 +325,7 @@ class StudentObjects(FoldObjects):
         elif settings.start == "pretrained":
             source = self._pretrained_student()
             inputs += [source if source.is_file() else source / "model.safetensors"]
-        if not terms.uses_teachers(params.distill):
+        if not self._asks_teachers:
             return inputs
         method = params.aggregation.method
         names = self.target_teachers(method)
@@ -374,7 +346,7 @@ class StudentObjects(FoldObjects):
 
     def _student_settings(self) -> dict:
         """The settings that a student depends on; those of teachers only where the loss uses them."""
-        params, uses_teachers = self.params, terms.uses_teachers(self.params.distill)
+        params = self.params
         excluded = set() if params.student.keep_checkpoints > 1 else {"keep_checkpoints"}
         settings = self.split_settings.identity | {
             "student": params.student.model_dump(mode="json", exclude=excluded),
@@ -383,7 +355,7 @@ class StudentObjects(FoldObjects):
         }
         if params.labels:
             settings["labels"] = labels.record(self.split_settings)
-        if uses_teachers:
+        if self._asks_teachers:
             settings["aggregation"] = params.aggregation.model_dump(mode="json")
         if params.scoring.measure != "wra":
             settings["measure"] = params.scoring.measure

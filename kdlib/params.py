@@ -284,6 +284,11 @@ def _check_losses(params: Params, recipe: str) -> None:
                 f"{recipe}: distill.{term.setting.split('.')[0]} is a loss of a CTC head, but distill.heads is "
                 "'decoder'; write heads: both, or ctc"
             )
+    if params.student.mixup and settings.heads != "ctc":
+        raise UserError(
+            f"{recipe}: student.mixup mixes the losses of two utterances, of CTC outputs; a decoder reads one text: "
+            "write mixup: 0, or distill: {heads: ctc}"
+        )
     used = settings
     if params.crosses_encoders and not settings.allow_decoder_kd:
         used = settings.model_copy(update={"heads": "ctc"})

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from kdlib import source_code
 from kdlib.console import print_once, warn_in_log
 from kdlib.corpus import labels, prepare
-from kdlib.fold_students import StudentObjects
+from kdlib.fold_results import StudentResults
 from kdlib.io import read_json
 from kdlib.models import read_record
 from kdlib.objectives import terms
@@ -69,7 +69,8 @@ transcribe = lazy("kdlib.evaluate.transcribe")
 word_calibration = lazy("kdlib.targets.word_calibration")
 
 
-CLASSES = {"pipeline.py": "Fold", "fold_students.py": "StudentObjects", "fold_objects.py": "FoldObjects"}
+CLASSES = {"pipeline.py": "Fold", "fold_results.py": "StudentResults"}
+CLASSES |= {"fold_students.py": "StudentObjects", "fold_objects.py": "FoldObjects"}
 
 
 def stage(method: Callable[..., Stage]) -> Callable[..., Path]:
@@ -92,7 +93,7 @@ class recorded(cached_property):  # noqa: N801
     """A property whose value stages record among their settings: how it is found is no code of theirs."""
 
 
-class Fold(StudentObjects):
+class Fold(StudentResults):
     """One fold of a recipe, under one of its variants."""
 
     @classmethod

@@ -14,7 +14,18 @@ LAYERS = (
     *("errors", "io", "console", "source_code", "failures", "settings", "tokens", "runtime", "stage"),
     *("corpus", "models", "decode", "evaluate", "objectives", "training", "pretrained", "teachers"),
     *("logits", "targets", "distill", "diagnose"),
-    *("params", "layout", "fold_objects", "fold_students", "pipeline", "graph", "tuning", "show", "__main__"),
+    *(
+        "params",
+        "layout",
+        "fold_objects",
+        "fold_students",
+        "fold_results",
+        "pipeline",
+        "graph",
+        "tuning",
+        "show",
+        "__main__",
+    ),
 )
 MODULES = sorted(path.relative_to(KDLIB).as_posix() for path in KDLIB.rglob("*.py"))
 

@@ -25,6 +25,7 @@ class Batch:
     device: torch.device | str = "cpu"
     loaded: list[torch.Tensor] = field(default_factory=list)  # inputs and their lengths [B], once they are read
     tempo: float = 1.0  # augmentation: the encoder's features are stretched by this factor
+    mix: tuple[tuple[int, ...], float] | None = None  # and mixed with those of other rows, which have this share
 
     @classmethod
     def of(cls, utterances: Sequence[Utterance], tokens: Tokens | None = None) -> Batch:
@@ -61,17 +62,21 @@ class Batch:
         """The batch with the features of every encoder stretched by a factor."""
         return replace(self, tempo=tempo)
 
+    def mixed(self, rows: Sequence[int], share: float) -> Batch:
+        """The batch with the features of every encoder mixed with those of other rows, which have a share."""
+        return replace(self, mix=(tuple(rows), share))
+
     def select(self, rows: Sequence[int]) -> Batch:
-        """Some of the utterances, in this order; the batch itself if these are all."""
+        """Some of the utterances, in this order, unmixed; the batch itself if these are all."""
         rows = list(rows)
         if rows == list(range(len(self))):
-            return self
+            return replace(self, mix=None) if self.mix else self
         loaded = []
         if self.loaded:
             lengths = self.lengths[rows]
             loaded = [self.inputs[rows][:, : int(lengths.max()) if rows else 0], lengths]
         ids = [self.ids[row] for row in rows] if self.ids else []
-        return replace(self, utterances=[self.utterances[row] for row in rows], ids=ids, loaded=loaded)
+        return replace(self, utterances=[self.utterances[row] for row in rows], ids=ids, loaded=loaded, mix=None)
 
     def _load(self) -> list[torch.Tensor]:
         if not self.loaded:

@@ -5,7 +5,7 @@ for the same seed.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -65,6 +65,7 @@ class StudentSetup:
     hypotheses: HypothesisSource | None = None  # of the teachers, where the loss uses them
     lexicon: Lexicon | None = None  # where the loss uses it
     device: torch.device = torch.device("cpu")  # noqa: RUF009 (immutable)
+    difficulty: Mapping[str, float] = field(default_factory=dict)  # of utterances, for a curriculum
     measure: str = "wra"  # that checkpoints are chosen by
     judge: TargetSource | None = None  # on dev speech, where the best checkpoint is the one closest to it
 

@@ -38,7 +38,7 @@ from kdlib.tokens import BLANK, Tokens
 from kdlib.training.checkpoints import checkpoint_weights, last_weights
 from kdlib.training.curves import TENSORBOARD, read_curves
 from kdlib.training.loop import EpochData, Run, Task, Validations, fit
-from kdlib.training.sampling import BatchPlan
+from kdlib.training.sampling import BatchPlan, easiest
 from kdlib.training.schedules import Scale, cosine, noam
 from kdlib.training.validation import Recognised
 
@@ -126,18 +126,28 @@ class _Training:
         setup.model.freeze(phase.freeze_encoder)
         encoder = setup.model.encoder
         if settings.freeze_preprocessor:
-            frozen = phase.freeze_encoder and settings.augment != "mask_and_tempo" and learner.intermediate_head is None
+            changes = settings.augment == "mask_and_tempo" or settings.mixup or learner.layers
+            frozen = phase.freeze_encoder and not changes
             objective.cache = (EncoderCache if frozen else FeatureCache)(encoder)
         curves = self.partial / TENSORBOARD
 
         def step(batch: Batch) -> dict[str, torch.Tensor]:
             if settings.augment == "mask_and_tempo":
                 batch = batch.stretched(augment.draw_tempo())
+            if settings.mixup:
+                batch = batch.mixed(*augment.draw_mix(len(batch), settings.mixup))
             steps_done = earlier_steps + task.global_step
             now = Progress(steps_done / sum(plan.steps), steps_done / plan.epoch_steps)
             if encoder.spec_augment:
                 encoder.spec_augment.done = task.global_step / steps  # of the phase, as the learning rate's warm-up
             return objective(batch, now)
+
+        def batches(part: int) -> list:
+            pool, each = data.train, plan.epoch_steps / plan.parts
+            if settings.curriculum:
+                done = (earlier_steps + part * each) / sum(plan.steps)
+                pool = easiest(pool, setup.difficulty, settings.curriculum, done)
+            return plan.part(pool, part, seed)
 
         def validation() -> dict[str, float]:
             if self.watch:
@@ -149,7 +159,7 @@ class _Training:
         task = Task(learner, step, lr=phase.lr, scale=scale, earlier_steps=earlier_steps)
         return fit(
             task,
-            EpochData(lambda epoch: plan.part(data.train, epoch, seed), lambda utts: Batch.of(utts, tokens)),
+            EpochData(batches, lambda utts: Batch.of(utts, tokens)),
             Run(
                 folder=self.partial / f"phase{number + 1}",
                 what=setup.title + f", phase {number + 1}" * (len(plan.steps) > 1),
@@ -164,7 +174,13 @@ class _Training:
                 batch_size=settings.batch_size,
                 devices=settings.devices,
             ),
-            Validations(validation, patience=settings.patience, keep=settings.keep_checkpoints, initial=number == 0),
+            Validations(
+                validation,
+                settings.validate_every,
+                patience=settings.patience,
+                keep=settings.keep_checkpoints,
+                initial=number == 0,
+            ),
             [self.alarm],
         )
 

@@ -1,6 +1,6 @@
 """Models: every student and teacher returns `Outputs`, whatever its encoder."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -31,6 +31,10 @@ class Outputs:
     def lengths(self) -> "torch.Tensor":
         """[B], frames without padding."""
         return self.ctc.lengths
+
+    def cut(self, lengths: "torch.Tensor") -> "Outputs":
+        """The same outputs of fewer frames [B]: what follows counts as padding."""
+        return replace(self, ctc=Emissions(self.ctc.logits, lengths))
 
 
 def nearest_divisor(width: int, heads: int) -> int:

@@ -3,6 +3,7 @@
 Random numbers are torch's, which the training loop seeds before every batch.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -59,6 +60,22 @@ def _spans(sizes: torch.Tensor, share: float, number: int, longest: int) -> torc
 def draw_tempo() -> float:
     """A random factor by which a batch becomes longer or shorter."""
     return 1 + TEMPO * (2 * float(torch.rand(())) - 1)
+
+
+def draw_mix(count: int, strength: float) -> tuple[list[int], float]:
+    """For every row of a batch another one, and the share of the other: at most a half (mixup, Zhang et al. 2018)."""
+    share = float(torch.distributions.Beta(strength, strength).sample())
+    return torch.randperm(count).tolist(), min(share, 1 - share)
+
+
+def mixed(
+    features: torch.Tensor, lengths: torch.Tensor, mix: tuple[Sequence[int], float] | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features [B, T, F] mixed with those of other rows; a row is as long as the longer of both."""
+    if mix is None:
+        return features, lengths
+    rows, share = list(mix[0]), mix[1]
+    return (1 - share) * features + share * features[rows], torch.maximum(lengths, lengths[rows])
 
 
 def stretch(features: torch.Tensor, lengths: torch.Tensor, factor: float) -> tuple[torch.Tensor, torch.Tensor]:

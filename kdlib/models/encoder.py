@@ -10,7 +10,7 @@ from torch import nn
 from kdlib.corpus.inputs import Batch
 from kdlib.corpus.manifest import Utterance
 from kdlib.errors import UserError
-from kdlib.models.augment import SpecAugment, stretch
+from kdlib.models.augment import SpecAugment, mixed, stretch
 from kdlib.settings.encoder import EncoderSizes, InputShape
 from kdlib.tokens import Tokens
 
@@ -81,9 +81,14 @@ class Encoder(nn.Module):
         return self.encode(*self.extract_features(inputs, lengths), layers)
 
     def of_batch(self, batch: Batch, layers: tuple[int, ...] = ()) -> Encoded:
-        """The output on a batch, with its tempo, and the layers to return."""
-        features, lengths = self.extract_features(batch.inputs, batch.lengths)
-        return self.encode(*stretch(features, lengths, batch.tempo), layers)
+        """The output on a batch, with its augmentation, and the layers to return."""
+        return self.augmented(*self.extract_features(batch.inputs, batch.lengths), batch, layers)
+
+    def augmented(
+        self, features: torch.Tensor, lengths: torch.Tensor, batch: Batch, layers: tuple[int, ...] = ()
+    ) -> Encoded:
+        """The output on features [B, T, F] of a batch, mixed and stretched as it says."""
+        return self.encode(*stretch(*mixed(features, lengths, batch.mix), batch.tempo), layers)
 
     def masked(self, features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Features [B, T, F], in training with the masks of augmentation."""

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from kdlib.corpus.inputs import Batch
-from kdlib.models.augment import stretch
 from kdlib.models.encoder import Encoded, Encoder
 
 MAX_BYTES = 512 * 2**20  # of a cache; further utterances are computed again
@@ -57,7 +56,7 @@ class EncoderCache(UtteranceCache):
 
 
 class FeatureCache(UtteranceCache):
-    """The features of recordings; the encoder runs on them in every step, at the tempo of the batch."""
+    """The features of utterances; the encoder runs on them in every step, with the augmentation of the batch."""
 
     def __init__(self, encoder: Encoder, max_bytes: int = MAX_BYTES) -> None:
         super().__init__(encoder.extract_features, max_bytes)
@@ -65,5 +64,4 @@ class FeatureCache(UtteranceCache):
 
     def __call__(self, batch: Batch, layers: tuple[int, ...] = ()) -> Encoded:
         """The encoder's output on a batch."""
-        features, lengths = super().__call__(batch)
-        return self.encoder.encode(*stretch(features, lengths, batch.tempo), layers)
+        return self.encoder.augmented(*super().__call__(batch), batch, layers)

@@ -64,7 +64,22 @@ class Objective:
 
     def __call__(self, batch: Batch, now: Progress = START) -> dict[str, torch.Tensor]:
         """Named losses; "loss" is their weighted sum."""
-        return self.total(self.step(batch, now))
+        return self.of_both(batch, now) if batch.mix else self.total(self.step(batch, now))
+
+    def of_both(self, batch: Batch, now: Progress) -> dict[str, torch.Tensor]:
+        """The losses of a mixed batch: of every row's two utterances, each over its own frames, by their shares."""
+        outputs, (rows, share) = self.outputs(batch), batch.mix
+        plain, seconds = batch.select(range(len(batch))), [utt.duration_s for utt in batch.utterances]
+        longest = [max(mine, seconds[row]) for mine, row in zip(seconds, rows, strict=True)]
+        total: dict[str, torch.Tensor] = {}
+        for part, its_share in ((plain, 1 - share), (plain.select(rows), share)):
+            shares = [utt.duration_s / most for utt, most in zip(part.utterances, longest, strict=True)]
+            frames = torch.ceil(outputs.lengths * torch.tensor(shares, device=outputs.lengths.device) - 1e-4).long()
+            own = outputs.cut(frames.clamp_min(1))
+            step = Step(self.learner, self.settings, self.sources, part, now, own)
+            for name, value in self.total(step).items():
+                total[name] = total.get(name, 0.0) + its_share * value
+        return total
 
     def total(self, step: Step) -> dict[str, torch.Tensor]:
         """Named losses of a step; "loss" is their weighted sum."""

@@ -19,6 +19,14 @@ class Phase(Section):
     freeze_encoder: bool = False
 
 
+class Curriculum(Section):
+    """Easy utterances first: the pool grows from a share of the easiest to all of them."""
+
+    by: Literal["length", "teacher_loss", "entropy", "speaker"] = "length"  # speaker: whose teachers' loss is high
+    start: float = Field(0.3, gt=0, le=1)  # share of the utterances at first
+    until: float = Field(0.5, gt=0, le=1)  # share of the training after which all are used
+
+
 class Student(Section):
     """Architecture and training schedule of the student."""
 
@@ -33,12 +41,15 @@ class Student(Section):
     freeze_preprocessor: bool = True  # else NeMo dithers the waveform in training
     augment: Augmentation = "mask"  # tempo moves frames: only without frame-level targets
     masks: Masks = Masks()
+    mixup: float = Field(0.0, ge=0)  # of inputs and losses of two utterances; the parameter of a Beta distribution
+    curriculum: Curriculum | None = None
     phases: Annotated[tuple[Phase, ...], AsTuple] = Field((Phase(steps=300),), min_length=1)
     schedule: Literal["cosine", "noam"] = "cosine"
     batch_size: int = Field(16, ge=1)
     accumulate: int = Field(1, ge=1)  # batches per step
     clip: float = Field(1.0, gt=0)  # gradient norm
     validations_per_epoch: int = Field(1, ge=1)  # on the dev speaker
+    validate_every: int = Field(1, ge=1)  # epochs, or parts of one where there are several validations in each
     patience: int = Field(1000, ge=1)  # validations without improvement before a phase ends
     on_collapse: Literal["warn", "stop"] = "warn"  # when hypotheses for the dev speaker begin to collapse
     keep_checkpoints: int = Field(1, ge=1)  # number of best checkpoints that are saved, for checkpoint averaging

@@ -3,11 +3,12 @@
 import itertools
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kdlib.corpus import audio
 from kdlib.corpus.manifest import Utterance
+from kdlib.settings.student import Curriculum
 
 FRAME_S = 0.04  # of the outputs of encoders of audio
 
@@ -35,6 +36,16 @@ class BatchPlan:
             groups += audio.batches(utterances, self.batch_size, seed=shuffle)
         size = math.ceil(self.groups / self.parts)
         return groups[: self.groups][part * size : (part + 1) * size]
+
+
+def easiest(
+    utterances: Sequence[Utterance], difficulty: Mapping[str, float], curriculum: Curriculum, done: float
+) -> list[Utterance]:
+    """The pool of a curriculum at a share of the training: the easiest utterances, in the order of the training."""
+    share = min(1.0, curriculum.start + (1 - curriculum.start) * done / curriculum.until)
+    ranked = sorted(utterances, key=lambda utt: (difficulty[utt.utt_id], utt.utt_id))
+    kept = {utt.utt_id for utt in ranked[: math.ceil(share * len(ranked))]}
+    return [utt for utt in utterances if utt.utt_id in kept]
 
 
 @dataclass(frozen=True)
