@@ -22,6 +22,11 @@ WHY = (
 )
 
 
+def has_lexicon(folder: Path) -> bool:
+    """True if a system was scored in a closed lexicon: of sentences there is none."""
+    return CLOSED in read_json(folder / "scores.json")["decoders"]
+
+
 def side_by_side(systems: Mapping[str, Path]) -> pd.DataFrame:
     """WRA in per cent of the closed lexicon, plain and calibrated, by system and kind of speech."""
     rows = {}
@@ -40,6 +45,8 @@ def side_by_side(systems: Mapping[str, Path]) -> pd.DataFrame:
 
 def how_calibrated(folder: Path) -> str:
     """How a system was calibrated, in a sentence."""
+    if not has_lexicon(folder):
+        return "There is no closed lexicon, and nothing to calibrate: the texts are sentences."
     about = read_json(folder / "scores.json")["settings"].get(CLOSED)
     if not about:
         return (
