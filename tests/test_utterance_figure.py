@@ -68,7 +68,9 @@ def test_names_above_repetitions_do_not_overlap(corpus, monkeypatch):
     recordings = dict(zip(names, corpus, strict=False))
     seconds = dict(zip([utt.utt_id for utt in recordings.values()], [2.0, 0.3, 0.3], strict=True))
     monkeypatch.setattr(
-        utterance_figure, "_samples", lambda utt: (np.ones(int(16000 * seconds[utt.utt_id]), np.float32), "")
+        utterance_figure,
+        "_signal",
+        lambda utt: (Signal(np.ones(int(16000 * seconds[utt.utt_id]), np.float32), seconds[utt.utt_id]), ""),
     )
     figure, panels = utterance_figure._stacked({"repetitions": (0.6, 0.5)}, 6.3)
     axes = panels["repetitions"]

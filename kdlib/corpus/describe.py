@@ -6,7 +6,7 @@ from collections import defaultdict
 import numpy as np
 import pandas as pd
 
-from kdlib.corpus import audio
+from kdlib.corpus import audio, features
 from kdlib.corpus.embedded.synthetic import published_durations
 from kdlib.corpus.manifest import Corpus, Utterance
 from kdlib.corpus.speakers import Splits
@@ -64,7 +64,9 @@ def duration_ratios(corpus: Corpus, count: int = 60) -> dict[str, float]:
 
 
 def spoken_s(utt: Utterance) -> float:
-    """Seconds between the first and the last frame of 20 ms that is within 30 dB of the loudest."""
+    """Seconds between the first and the last frame of 20 ms that is within 30 dB of the loudest; of features all."""
+    if features.is_file(utt.wav):
+        return utt.duration_s
     start_s, end_s = audio.loud_part(audio.load(utt), audio.RATE_HZ, 30)
     return end_s - start_s
 

@@ -1,6 +1,7 @@
-"""What several figures draw: names of speakers that do not overlap, and spectrograms."""
+"""What several figures draw: names of speakers that do not overlap; recordings, and sequences of features."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib import mlab
@@ -8,9 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.textpath import TextPath
 
-from kdlib.corpus import audio
+from kdlib.corpus import audio, features
+from kdlib.corpus.manifest import Utterance
 
 TOP_HZ = 6000  # of spectrograms
+SILENT = "a sequence of features: there is nothing to hear"
 
 
 def speaker_ticks(axes: Axes, places: Sequence[float], names: Sequence[str]) -> None:
@@ -36,6 +39,50 @@ def text_width(text: str, size: float, weight: str = "normal") -> float:
 def short(name: str, length: int = 18) -> str:
     """A long name without its middle."""
     return name if len(name) <= length else f"{name[: length - length // 3 - 1]}…{name[-(length // 3) :]}"
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What an utterance can be shown by: samples, or frames of features where there is no sound."""
+
+    values: np.ndarray  # [N] samples, or [T, F] features
+    seconds: float
+
+    @classmethod
+    def of(cls, utt: Utterance) -> "Signal":
+        """The signal of an utterance; a UserError where it cannot be read."""
+        if features.is_file(utt.wav):
+            return cls(features.load(utt), utt.duration_s)
+        samples = audio.load(utt)
+        return cls(samples, len(samples) / audio.RATE_HZ)
+
+    @property
+    def has_sound(self) -> bool:
+        """True if it can be heard."""
+        return self.values.ndim == 1
+
+    def draw(self, axes: Axes, start: float = 0.0) -> float:
+        """Draw it from a start time: a spectrogram, or a heat map of the features; return its end time."""
+        if self.has_sound:
+            return spectrogram(axes, self.values, start)
+        return heat_map(axes, self.values, start, start + self.seconds)
+
+
+def heat_map(axes: Axes, frames: np.ndarray, start: float, end: float) -> float:
+    """Draw features [T, F] by time, each less its mean, over its deviation; drawn up to 6 as a spectrogram is."""
+    deviation = np.maximum(frames.std(0), 1e-9)
+    axes.imshow(
+        ((frames - frames.mean(0)) / deviation).T,
+        aspect="auto",
+        origin="lower",
+        cmap="magma",
+        vmin=-2.5,
+        vmax=2.5,
+        extent=(start, end, 0, TOP_HZ / 1000),
+        interpolation="nearest",
+    )
+    axes.set_yticks([0, TOP_HZ / 1000], ["1", f"{frames.shape[1]} features"])
+    return end
 
 
 def spectrogram(axes: Axes, samples: np.ndarray, start: float = 0.0) -> float:

@@ -25,6 +25,7 @@ from kdlib.evaluate.rounding import percent
 from kdlib.io import atomic_write, short_path
 from kdlib.pipeline import Fold
 from kdlib.show import explorer_data, figures, utterance_figure
+from kdlib.show.drawing import SILENT, Signal
 from kdlib.show.explorer_data import FILTERS, ExplorerData
 from kdlib.show.explorer_widgets import ExplorerWidgets
 
@@ -347,11 +348,13 @@ def _fit(text: str, width: int) -> str:
 def _wav(utt) -> tuple[bytes | None, str]:
     """A recording as WAV, or the reason why there is none."""
     try:
-        samples = audio.load(utt)
+        signal = Signal.of(utt)
     except UserError:
         return None, f"the recording is missing: {utt.wav}"
+    if not signal.has_sound:
+        return None, SILENT
     with io.BytesIO() as file:
-        soundfile.write(file, samples, audio.RATE_HZ, format="WAV", subtype="PCM_16")
+        soundfile.write(file, signal.values, audio.RATE_HZ, format="WAV", subtype="PCM_16")
         return file.getvalue(), ""
 
 

@@ -14,10 +14,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kdlib.corpus import audio
 from kdlib.corpus.manifest import LEVELS, Utterance
 from kdlib.io import atomic_write
-from kdlib.show.drawing import short, speaker_ticks, spectrogram, tick_space
+from kdlib.show.drawing import Signal, short, speaker_ticks, tick_space
 
 LEVEL_COLOURS = {  # ordered: the less intelligible, the darker; legible in grey, and for the colour-blind (plasma)
     "CONTROL": "#9c9c9c",
@@ -85,7 +84,7 @@ def durations(speakers: pd.DataFrame, order: str) -> Figure:
 
 
 def spectrograms(utterances: Sequence[Utterance], labels: Sequence[str]) -> Figure:
-    """The same word by several speakers, on one time axis."""
+    """The same word by several speakers, on one time axis: spectrograms, or heat maps of features."""
     with plt.rc_context(style()):
         if not utterances:
             figure = plt.figure(figsize=(WIDTH_IN, 1))
@@ -93,7 +92,7 @@ def spectrograms(utterances: Sequence[Utterance], labels: Sequence[str]) -> Figu
             return figure
         figure, grid = plt.subplots(2, -(-len(utterances) // 2), figsize=(WIDTH_IN, 3.8), sharex=True, sharey=True)
         for axes, utt, label in zip(grid.flat, utterances, labels, strict=False):
-            spectrogram(axes, audio.load(utt))
+            Signal.of(utt).draw(axes)
             axes.set_title(short(label, 32))
         for axes in grid.flat[len(utterances) :]:
             axes.set_axis_off()

@@ -12,7 +12,7 @@ from kdlib.corpus import audio
 from kdlib.corpus.manifest import Utterance
 from kdlib.errors import UserError
 from kdlib.evaluate.posteriors import Posteriors
-from kdlib.show.drawing import TOP_HZ, short, spectrogram, text_width
+from kdlib.show.drawing import SILENT, TOP_HZ, Signal, short, text_width
 from kdlib.show.explorer_data import ExplorerData
 from kdlib.show.figures import LEVEL_COLOURS, WIDTH_IN, style
 
@@ -49,14 +49,14 @@ def utterance_figure(
         name: (frames[name][0].stride_ms, *_tracks(*frames[name])) if name in frames else nothing for name in names
     }
     distance = {name: curve for name, curve in distance.items() if name in shown}
-    samples, missing = _samples(data.utterance(utt_id))
+    signal, missing = _signal(data.utterance(utt_id))
     repetitions = data.same_word(utt_id)
     ends = [stride_ms * tracks.shape[1] / 1000 for stride_ms, tracks, _ in shown.values()]
-    end = len(samples) / audio.RATE_HZ if samples is not None else max(ends, default=1.0)
+    end = signal.seconds if signal else max(ends, default=1.0)
     rows = sum(len(labels) + CAPTION for _, _, labels in shown.values())
     panels = {
         "wave": (0.32, 0.3),
-        "spectrogram": (0.85, 0.05) if samples is not None else None,
+        "spectrogram": (0.85, 0.05) if signal else None,
         "tracks": (0.125 * rows, 0.05) if shown else None,
         "distance": (0.5, 0.22) if distance else None,
         "repetitions": (0.6, 0.5) if repetitions else None,
@@ -69,12 +69,14 @@ def utterance_figure(
             axes[name].xaxis.set_visible(name == timed[-1])
         title = f"{utt_id}: {row['reference']}"
         wave.set_title(_short(title, int(13 * (width_in - KEY_IN * bool(shown)))), loc="left", fontweight="bold")
-        if samples is None:
-            wave.yaxis.set_visible(False)
-            wave.text(0.01, 0.5, missing, transform=wave.transAxes, va="center", fontsize=8, color=WRONG)
+        if signal and signal.has_sound:
+            _wave(wave, signal.values)
         else:
-            _wave(wave, samples)
-            spectrogram(axes["spectrogram"], samples)
+            wave.yaxis.set_visible(False)
+            told = (SILENT, "0.4") if signal else (missing, WRONG)
+            wave.text(0.01, 0.5, told[0], transform=wave.transAxes, va="center", fontsize=8, color=told[1])
+        if signal:
+            signal.draw(axes["spectrogram"])
         if shown:
             _strips(axes["tracks"], shown, row, data.marks(row), end)
             _colour_key(figure, "token probability")
@@ -102,12 +104,12 @@ def failures_figure(data: ExplorerData, table: pd.DataFrame | None = None, count
         figure = plt.figure(figsize=(WIDTH_IN, 0.35 + 1.6 * lines))
         for part, (utt_id, row) in zip(figure.subfigures(lines, 2, squeeze=False).flat, rows.iterrows(), strict=False):
             upper, lower = part.subplots(2, 1, sharex=True, gridspec_kw={"hspace": 0.02, "height_ratios": [1, 1.1]})
-            samples, _ = _samples(data.utterance(utt_id))
-            if samples is not None:
-                spectrogram(upper, samples)
+            signal, _ = _signal(data.utterance(utt_id))
+            if signal:
+                signal.draw(upper)
                 upper.set_yticks([])
                 upper.set_ylabel("")
-                upper.set_xlim(0, len(samples) / audio.RATE_HZ)
+                upper.set_xlim(0, signal.seconds)
             else:
                 upper.set_axis_off()
                 upper.text(0, 0.3, "no recording", transform=upper.transAxes, fontsize=7)
@@ -171,12 +173,12 @@ def top_tokens(kept: Posteriors, logprobs: np.ndarray, at_s: float, count: int =
     return [(_piece(kept, index), float(np.exp(frame[index]))) for index in np.argsort(-frame)[:count]]
 
 
-def _samples(utt: Utterance | None) -> tuple[np.ndarray | None, str]:
-    """The samples of a recording, or the reason why there are none."""
+def _signal(utt: Utterance | None) -> tuple[Signal | None, str]:
+    """A recording or its features, or the reason why there are none."""
     if utt is None:
         return None, "the corpus has no recording of this id"
     try:
-        return audio.load(utt), ""
+        return Signal.of(utt), ""
     except UserError:
         return None, f"the recording is missing: {utt.wav}"
 
@@ -288,20 +290,20 @@ def _distances(axes: Axes, distance: Mapping[str, tuple[float, np.ndarray]]) -> 
 
 def _repetitions(axes: Axes, repetitions: Mapping[str, Utterance]) -> None:
     """Draw the same word by other speakers, side by side on one time scale; no two labels overlap."""
-    shown = {short(label, 36): _samples(utt)[0] for label, utt in repetitions.items()}
-    shown = {label if samples is not None else f"{label}: no recording": samples for label, samples in shown.items()}
+    shown = {short(label, 36): _signal(utt)[0] for label, utt in repetitions.items()}
+    shown = {label if signal else f"{label}: no recording": signal for label, signal in shown.items()}
     width = 72 * axes.figure.get_figwidth() * axes.get_position().width
     width = max(width, sum(text_width(label, 7.5) for label in shown) / 0.9)  # longer labels cannot all have room
     shares = {label: text_width(label, 7.5) / width for label in shown}
-    lasts = {label: 0.0 if samples is None else len(samples) / audio.RATE_HZ for label, samples in shown.items()}
+    lasts = {label: signal.seconds if signal else 0.0 for label, signal in shown.items()}
     end = 1.5  # seconds that the axis shows
     for _ in range(20):  # a label takes the longer, in seconds, the more seconds there are
         end = max(end, sum(max(lasts[label], shares[label] * end) + GAP_S for label in shown) - GAP_S)
     start = 0.0
-    for label, samples in shown.items():
+    for label, signal in shown.items():
         axes.text(start, TOP_HZ / 1000 + 0.3, label, fontsize=7.5)
-        if samples is not None:
-            spectrogram(axes, samples, start)
+        if signal:
+            signal.draw(axes, start)
         start += max(lasts[label], shares[label] * end) + GAP_S
     axes.set_xlim(0, end)
     axes.xaxis.set_visible(False)

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from kdlib.corpus import audio
-from kdlib.corpus.manifest import Corpus
+from kdlib.corpus import audio, features
+from kdlib.corpus.manifest import Corpus, Utterance
 from kdlib.corpus.speakers import in_blocks
 from kdlib.runtime import set_threads
 
@@ -33,7 +33,7 @@ def build_features(partial: Path, corpus: Corpus, blocks: tuple[str, ...], seed:
         train = corpus.where(lambda utt, name=name: utt.speaker == name and in_blocks(utt, blocks))
         sample = random.Random(f"{seed} {name}").sample(train, min(SAMPLE, len(train)))
         if sample:
-            mels = np.concatenate([_log_mels(audio.load(utt)) for utt in sample], 1)
+            mels = np.concatenate([_bands(utt) for utt in sample], 1)
             rows[name] = np.concatenate([mels.mean(1), mels.std(1)])
     pd.DataFrame.from_dict(rows, orient="index").rename_axis("speaker").to_csv(partial / FILE)
 
@@ -55,6 +55,11 @@ def similarity_weights(table: pd.DataFrame, teachers: Sequence[str]) -> Mapping[
     """Speaker -> teacher -> weight."""
     cosines = speaker_similarity(table, teachers)
     return {who: {name: float(np.exp(SHARPNESS * cos)) for name, cos in row.items()} for who, row in cosines.iterrows()}
+
+
+def _bands(utt: Utterance) -> np.ndarray:
+    """Bands [F, T] of an utterance: log-mel bands of a recording, or its features where there is no sound."""
+    return features.load(utt).T if features.is_file(utt.wav) else _log_mels(audio.load(utt))
 
 
 def _log_mels(samples: np.ndarray) -> np.ndarray:
