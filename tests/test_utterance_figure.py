@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import AxesImage
 
 from kdlib.show import explorer_data, utterance_figure
+from kdlib.show.drawing import Signal
 
 
 @pytest.fixture(scope="module")
