@@ -3,7 +3,8 @@
 #               (HELD_OUT=M05 for another speaker)
 #   make test   the tests, in JOBS=2 processes
 #   make folds-for RECIPE=...          write the fold files of your own corpus
-#   make folds RECIPE=... FOLDS=A,B    run some of its folds (FOLDS=all for all; UNTIL=baseline stops after 01_baseline)
+#   make folds RECIPE=... FOLDS=A,B    run some of its folds (FOLDS=all for all; UNTIL=baseline stops after 01_baseline), and
+#                                      print one table of all systems, with verdicts
 #   make compare                       students for each of VARIANTS, SEEDS=1,2 and ENSEMBLES, in one fold or FOLDS=A,B;
 #                                      their table, and verdicts against their controls
 #   make ablations SET=temperature     one set of params/ablations/: what it costs (BUDGET_H=2 refuses more), its students,
@@ -62,7 +63,7 @@ demo: $(READY)
 
 folds: $(READY)
 	@$(FLOW) folds="$(FOLDS),"
-	@$(UP_TO_DATE)
+	@$(if $(UNTIL),$(UP_TO_DATE),$(KDLIB) compare "$(RECIPE)" "$(FOLDS)")
 
 folds-for: $(READY)
 	@$(KDLIB) folds-for "$(RECIPE)"

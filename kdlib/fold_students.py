@@ -11,7 +11,7 @@ from kdlib import runtime
 from kdlib.corpus import labels
 from kdlib.errors import UserError
 from kdlib.fold_objects import FoldObjects
-from kdlib.io import repository_root, resolve_path
+from kdlib.io import read_json, repository_root, resolve_path
 from kdlib.models import read_record
 from kdlib.models.encoders import ENCODERS
 from kdlib.objectives import terms
@@ -271,7 +271,22 @@ class StudentObjects(FoldObjects):
             folders={name: self.teacher(name) for name in names},
             setup=lambda: self.but(distill={"live_teachers": False}).student_setup(seed),  # it checks the stores
             gains=parent_scores.read_gains(self._teachers_and_parents()),
+            on_dev=(lambda: self.targets(purpose="analysis")) if self.splits.dev else None,
+            control_on_dev=self._control_on_dev(seed),
+            measure=self.params.scoring.measure,
         )
+
+    def _control_scores(self, seed: int) -> list[Path]:
+        """The scores of the control on dev speech, if it was trained."""
+        path = self.layout.student_scores(seed, self.params.distill.control) / "dev" / "scores.json"
+        return [path] if path.is_file() and self.params.distill.control != self.params.variant else []
+
+    def _control_on_dev(self, seed: int) -> float | None:
+        """WRA, or 1 - WER, of the control on dev speech, greedily."""
+        for path in self._control_scores(seed):
+            if result := read_json(path)["decoders"].get("greedy"):
+                return 1 - result["wer"] if self.params.scoring.measure == "wer" else result["wra"]
+        return None
 
     def _teachers_and_parents(self) -> dict[str, Path]:
         """The scores of the averaged teachers beside their parent's."""

@@ -15,7 +15,7 @@ from kdlib.io import check_writable, resolve_path
 from kdlib.layout import Layout
 from kdlib.models.nemo_files import SHIPPED_MODEL
 from kdlib.objectives import terms
-from kdlib.params import fold_names, load, load_recipe
+from kdlib.params import GIVEN, fold_names, load, load_recipe
 from kdlib.settings.corpus import CorpusSettings
 from kdlib.teachers.teacher_sets import student_teachers
 
@@ -42,7 +42,7 @@ class Graph:
         self.recipe = config.get("recipe", "params/demo.yaml")
         _check_stage(config.get("until", ""))
         named = _names(config.get("folds", "M08") or "")  # "07,": 07 stays a name
-        self.folds = _folds(self.recipe, named or list(load_recipe(self.recipe).ablation.folds))
+        self.folds = named_folds(self.recipe, named or list(load_recipe(self.recipe).ablation.folds))
         self.settings = {held_out: load(self.recipe, held_out) for held_out in self.folds}
         self.first = first = self.settings[self.folds[0]]
         self.variants = _names(config.get("variants", "")) or list(first.compare)
@@ -125,16 +125,16 @@ class Graph:
         return terms.uses_teachers(params.distill) and of_speakers
 
 
-def _folds(recipe: str, names: list[str]) -> list[str]:
+def named_folds(recipe: str, names: list[str]) -> list[str]:
     """The folds of a run: those that are named, or all; the default ones of the Makefile are of UA-Speech."""
     known = fold_names(load_recipe(recipe).fold_set)
-    if not known:
+    if not known and names != [GIVEN]:
         raise UserError(
             f"no folds: there are no fold files for {recipe}; write them with: make folds-for RECIPE={recipe}"
         )
     if names == ["all"]:
         return known
-    unknown = [name for name in names if name not in known]
+    unknown = [name for name in names if name not in (*known, GIVEN)]
     if unknown or not names:
         found = f"no fold of {unknown[0]!r}{nearest(unknown[0], known)}" if unknown else "none named"
         advice = f"FOLDS={','.join(known[:2])} or FOLDS=all (for make demo: HELD_OUT={known[0]})"

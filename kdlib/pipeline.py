@@ -601,7 +601,7 @@ class Fold(StudentResults):
             f"preflight of {self.params.variant or 'the student'}",
             build=lambda partial: preflight.run_checks(partial, self._preflight_plan(), used._preflight_teachers(seed)),
             settings=used._student_settings() | {"asked": self.params.distill.heads},
-            inputs=[*used._student_inputs(seed), *used._teachers_and_parents().values()],
+            inputs=[*used._student_inputs(seed), *used._teachers_and_parents().values(), *used._control_scores(seed)],
         )
 
     def preflight(self, seed: int = 1) -> list[Check]:

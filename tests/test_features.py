@@ -117,9 +117,10 @@ def test_a_torch_file_that_would_run_code_is_not_loaded(tmp_path):
 
 def test_features_of_recordings_are_stacked_log_mels():
     samples = np.random.default_rng(0).normal(0, 0.1, 16000).astype("float32")
-    values = features.stacked_mels(samples, 64, 8)
-    assert values.shape == (13, 512)  # 101 frames of 10 ms, eight by eight
+    values = features.stacked_mels(samples, 64, 8, 4)
+    assert values.shape == (26, 512)  # 101 frames of 10 ms, eight side by side, every four
     assert np.isfinite(values).all()
+    assert np.array_equal(values[1, :256], values[0, 256:])  # they overlap by four
 
 
 def test_a_manifest_of_features_is_a_corpus(tmp_path):

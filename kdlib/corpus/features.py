@@ -16,7 +16,7 @@ from kdlib.errors import UserError
 
 HDF5 = (".h5", ".hdf5")
 KINDS = (".npy", ".npz", ".pt", *HDF5)
-MELS = "mels"  # of a recording: mels64x8
+MELS = "mels"  # of a recording: mels64x8x4, bands, frames stacked, frames from one vector to the next
 
 
 def is_file(path: Path) -> bool:
@@ -27,8 +27,7 @@ def is_file(path: Path) -> bool:
 def load(utt: Utterance) -> np.ndarray:
     """An utterance's features [frames, width], float32: of its file, or of its recording."""
     if utt.features:
-        bands, stack = map(int, utt.features.removeprefix(MELS).split("x"))
-        return stacked_mels(audio.load(utt), bands, stack)
+        return stacked_mels(audio.load(utt), *map(int, utt.features.removeprefix(MELS).split("x")))
     try:
         return np.ascontiguousarray(read(utt), dtype=np.float32)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -37,14 +36,14 @@ def load(utt: Utterance) -> np.ndarray:
         ) from None
 
 
-def stacked_mels(samples: np.ndarray, bands: int, stack: int) -> np.ndarray:
-    """Log-mel bands of frames of 10 ms, `stack` of them side by side: [frames, bands x stack]."""
+def stacked_mels(samples: np.ndarray, bands: int, stack: int, hop: int) -> np.ndarray:
+    """Log-mel bands of frames of 10 ms, `stack` of them side by side, every `hop` frames: [frames, bands x stack]."""
     import torch
 
     mels = _mel_filters(bands)(torch.from_numpy(samples)).add(1e-6).log().T
-    frames = -(-len(mels) // stack)
-    mels = torch.nn.functional.pad(mels, (0, 0, 0, frames * stack - len(mels)), value=float(np.log(1e-6)))
-    return mels.reshape(frames, stack * bands).numpy()
+    frames = -(-len(mels) // hop)
+    mels = torch.nn.functional.pad(mels, (0, 0, 0, stack + frames * hop - len(mels)), value=float(np.log(1e-6)))
+    return mels.unfold(0, stack, hop)[:frames].transpose(1, 2).reshape(frames, stack * bands).numpy()
 
 
 def read(utt: Utterance) -> np.ndarray:

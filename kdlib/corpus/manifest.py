@@ -47,7 +47,7 @@ class Utterance:
     word_type: str = ""
     sha256: str = ""
     offset_s: float | None = None  # start of the speech, which lasts `duration_s`; None: the whole file
-    features: str = ""  # made of the recording: "mels64x8"; a file of features is `wav` itself
+    features: str = ""  # made of the recording: "mels64x8x4"; a file of features is `wav` itself
     copy_of: str = ""  # utterance id of which this is another microphone's recording: for training only
 
 

@@ -66,7 +66,7 @@ def read(folder: Path, settings: CorpusSettings) -> Corpus:
     """Read a corpus folder, with all transcripts."""
     corpus = manifest.read(folder / "manifest.csv", _data_folder(settings, folder))
     if settings.has_audio and settings.features.of_audio:
-        made = f"{features.MELS}{settings.features.mels}x{settings.features.stack}"
+        made = f"{features.MELS}{settings.features.mels}x{settings.features.stack}x{settings.features.hop}"
         corpus = replace(corpus, utterances=tuple(replace(utt, features=made) for utt in corpus))
     return replace(corpus, people=speaker_info(settings, corpus.speakers))
 

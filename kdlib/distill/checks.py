@@ -229,6 +229,19 @@ def check_best_teacher(target: float, teachers: Mapping[str, float], margin: flo
     return Check("best teacher", WARN if target < teachers[best] - margin else PASS, reason)
 
 
+def check_on_dev(teachers: float, control: float | None, measure: str) -> Check:
+    """A teacher that loses to the student that it is to teach, on dev speech, has little to teach it.
+
+    Both are greedy, WRA or 1 - WER; `control` is the student trained on the references alone, once there is one.
+    """
+    name, value = measure.upper(), lambda right: 100 * (1 - right if measure == "wer" else right)
+    reason = f"on dev speech the teachers have {value(teachers):.1f} % {name}"
+    if control is None:
+        return Check("teachers on dev", PASS, f"{reason}; the control is not trained yet")
+    reason += f", the same student without them {value(control):.1f} %"
+    return Check("teachers on dev", WARN if teachers < control else PASS, reason)
+
+
 def check_gains(gains: pd.DataFrame) -> Check:
     """A teacher that is worse than the model it was adapted from was harmed by its training."""
     reason = describe_gains(gains)
@@ -301,7 +314,8 @@ def check_training_speakers(headers: Mapping[str, Header], excluded: Sequence[st
     for name, header in headers.items():
         if leaked := sorted(set(header.train_speakers) & set(excluded)):
             return Check("held out", REFUSE, f"teacher {name} was trained on {', '.join(leaked)}")
-    return Check("held out", PASS, f"no teacher was trained on {' or '.join(excluded)}")
+    whom = " or ".join(excluded) or "an excluded speaker (a given split excludes none)"
+    return Check("held out", PASS, f"no teacher was trained on {whom}")
 
 
 def check_words(test: Sequence[str], train: Sequence[str], decoder: bool) -> Check:

@@ -35,6 +35,7 @@ from kdlib.settings.student import Faults
 from kdlib.targets.aggregation import TeacherEnsemble
 from kdlib.targets.target_report import sample_utterances
 from kdlib.tokens import BLANK, EOS, Tokens, normalise, pieces_per_word
+from kdlib.training.validation import Recognised
 
 SAMPLE, LIVE, GRADIENTS = 64, 2, 8  # utterances: of the sample, per teacher for live outputs, for gradients
 
@@ -61,6 +62,9 @@ class Teachers:
     folders: Mapping[str, Path]  # of their models
     setup: Callable[[], StudentSetup]  # called once the stores are known to fit together
     gains: pd.DataFrame  # over their parent, where they have one: see `parent_scores.read_gains`
+    on_dev: Callable[[], TeacherEnsemble] | None = None  # their outputs on dev speech, where there is any
+    control_on_dev: float | None = None  # WRA, or 1 - WER, of the student without teachers
+    measure: str = "wra"
 
 
 def require(results: Sequence[Check], allowed: Sequence[str], name: str) -> None:
@@ -90,7 +94,7 @@ def run_checks(partial: Path, plan: Plan, teachers: Teachers | None = None) -> N
     heads = list(term.heads(used))
     results = [
         checks.check_decoding(plan.tokens, [*train, *test], plan.text_of),
-        checks.check_pieces(pieces_per_word(plan.tokens, [*train, *test])),
+        _check_pieces(plan.tokens, [*train, *test]),
         checks.check_choice(plan.faults.choose_by),
         checks.check_heads(["ctc", *heads] if plan.faults.untrained_head else heads, heads),
         checks.check_lengths(data.too_short, data.too_short + len(labelled)),
@@ -103,6 +107,16 @@ def run_checks(partial: Path, plan: Plan, teachers: Teachers | None = None) -> N
     if teachers:
         results += _check_teachers(plan, teachers)
     write_json(partial / "checks.json", [asdict(check) for check in results])
+
+
+def _check_pieces(tokens: Tokens, texts: Sequence[str]) -> Check:
+    """The pieces of a word; of a vocabulary of words, the words of the test speech that it does not have."""
+    if tokens.unknown is None:
+        return checks.check_pieces(pieces_per_word(tokens, texts))
+    words = {word for text in texts for word in text.split()}
+    unknown = sum(tokens.unknown in tokens.encode(word) for word in words)
+    reason = f"the tokens are whole words; {unknown} of {len(words)} words are in no training text, and count as errors"
+    return Check("pieces", WARN if unknown > len(words) / 10 else PASS, reason)
 
 
 def _check_teachers(plan: Plan, teachers: Teachers) -> list[Check]:
@@ -150,9 +164,22 @@ def _check_teachers(plan: Plan, teachers: Teachers) -> list[Check]:
             results.append(checks.check_best_teacher(correct, by_teacher))
     if "ctc" in targets:
         results += _check_frames(setup, targets["ctc"], sample)
+    if teachers.on_dev and main == "ctc":
+        results.append(_check_on_dev(teachers, plan.splits.dev, tokens))
     results.append(_check_gradients(setup, sample))
     results.append(_check_live(setup, teachers.folders, sample, main))
     return results
+
+
+def _check_on_dev(teachers: Teachers, dev: Sequence[Utterance], tokens: Tokens) -> Check:
+    """The combined teachers on dev speech, beside the student's control."""
+    ensemble, recognised = teachers.on_dev(), Recognised(tokens, teachers.measure)
+    usable = set(ensemble.coverage([utt.utt_id for utt in dev]).usable)
+    known = [utt for utt in dev if utt.utt_id in usable]
+    for batch in audio.batches(known, 16):
+        given = Batch.of(batch, tokens)
+        recognised.add(given, greedy(ensemble.logits(given), BLANK), 0.0)
+    return checks.check_on_dev(recognised.metrics()["dev_score"], teachers.control_on_dev, teachers.measure)
 
 
 def _check_pseudo_labels(setup: StudentSetup, sample: Sequence[Utterance]) -> Check:

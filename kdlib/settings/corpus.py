@@ -113,6 +113,7 @@ class FeatureSequences(Section):
     of_audio: bool = False  # of recordings: log-mel bands of 10 ms, stacked; width and stride follow
     mels: int = Field(64, ge=8)
     stack: int = Field(8, ge=1)
+    hop: int = Field(4, ge=1)  # frames of 10 ms from one vector to the next
 
 
 class CorpusSettings(Section):
@@ -147,7 +148,7 @@ class CorpusSettings(Section):
         if not self.has_audio:
             return InputShape(self.features.width, self.features.stride_ms)
         if self.features.of_audio:
-            return InputShape(self.features.mels * self.features.stack, 10.0 * self.features.stack)
+            return InputShape(self.features.mels * self.features.stack, 10.0 * self.features.hop)
         return AUDIO
 
     @property

@@ -19,6 +19,7 @@ from kdlib.evaluate.hypotheses import read_hypotheses
 from kdlib.evaluate.rounding import percent
 from kdlib.evaluate.score import tidy
 from kdlib.evaluate.verdict import NO_DIFFERENCE, Verdict, verdict_frame
+from kdlib.graph import named_folds
 from kdlib.io import atomic_write, read_json
 from kdlib.models import read_record
 from kdlib.objectives import terms
@@ -244,6 +245,7 @@ def compare_folds(
     recipe: str, held_out: Sequence[str], variants: Sequence[str], seeds: Sequence[int], groups: Sequence[str]
 ) -> None:
     """Tables of the folds, verdicts over them, their figure; by default all that a recipe compares."""
+    held_out = named_folds(recipe, held_out)
     folds = [Fold.load(recipe, name) for name in held_out]
     first, params = folds[0], folds[0].params
     variants, seeds, out = variants or params.compare, seeds or params.seeds, first.layout.compare
@@ -265,6 +267,8 @@ def compare_folds(
             print(f"{fold.params.held_out}, {why}.")
     members = {name: list(params.ensembles[name].variants) for name in groups}
     control |= {name: of[0] if of[0] in variants else BASELINE for name, of in members.items()}
+    if params.pretrained == "none":
+        control = {name: of for name, of in control.items() if of != BASELINE}
     rows: list[tuple[str, Verdict]] = []
     sentences = params.scoring.measure == "wer"  # the closed lexicon then has the test sentences themselves
     few = {name for name in variants if first.of(name).params.labels}
