@@ -79,20 +79,21 @@ def test_an_unknown_encoder_is_refused_with_the_nearest_name():
         load("params/demo.yaml", "M08", overrides={"student": {"encoder": "nemoo"}})
 
 
-def test_a_new_encoder_is_one_file_and_one_entry(smoke, tmp_path, toy):
-    """Teachers and a distilled student with the toy encoder, from scratch, by the path of `make demo`."""
+@pytest.mark.parametrize("name", ["toy", "wav2vec2"])
+def test_a_new_encoder_is_one_file_and_one_entry(smoke, tmp_path, toy, name):
+    """Teachers and a distilled student with an encoder, from scratch, by the path of `make demo`."""
     overrides = {
         "outputs": str(tmp_path),
-        "teacher": {"encoder": "toy", "parent": "none", "d_model": 16, "adapt": {"steps": 10, "warmup_steps": 1}},
-        "student": {"encoder": "toy", "start": "scratch", "phases": [{"steps": 10, "warmup_steps": 1}]},
+        "teacher": {"encoder": name, "parent": "none", "d_model": 16, "adapt": {"steps": 10, "warmup_steps": 1}},
+        "student": {"encoder": name, "start": "scratch", "phases": [{"steps": 10, "warmup_steps": 1}]},
         "distill": {"allow": ["target", "pairs", "shift of ctc targets", "spikes"]},
     }
     fold = Fold.load("params/smoke.yaml", "M08", "ctc_kd", overrides=overrides)
     assert (fold.scores() / "scores.json").is_file()
     student = TrainedModel(fold.student())
-    assert (student.record["encoder"], student.record["steps"]) == ("toy", 10)
-    assert TrainedModel(fold.teacher("M10")).record["encoder"] == "toy"
-    assert fold.layout.family == "toy-scratch"
+    assert (student.record["encoder"], student.record["steps"]) == (name, 10)
+    assert TrainedModel(fold.teacher("M10")).record["encoder"] == name
+    assert fold.layout.family == f"{name}-scratch"
 
 
 def test_one_saved_model_teaches_all(with_teachers, tmp_path):

@@ -33,5 +33,7 @@ class EncoderSizes(Section):
     kernel: int = Field(15, ge=3)
     mels: int = Field(40, ge=8)
     dropout: float = Field(0.1, ge=0, lt=1)
+    checkpoint: str | None = None  # wav2vec2: pretrained weights, torchaudio's file or Hugging Face's folder
+    mix_layers: bool = False  # wav2vec2: a learned mean of all layers
     attention: bool = False  # bilstm: gated self-attention over its outputs
     recompute: bool = False  # bilstm: layers anew in the backward pass, which needs less memory
