@@ -179,7 +179,7 @@ class _Training:
                 settings.validate_every,
                 patience=settings.patience,
                 keep=settings.keep_checkpoints,
-                initial=number == 0,
+                initial=number == 0 and setup.start.head_is_trained,
             ),
             [self.alarm],
         )

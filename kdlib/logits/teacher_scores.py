@@ -50,7 +50,8 @@ def accuracy_matrix(corpus: Corpus, scores: Mapping[str, Path], decoder: str) ->
             rows[name] = {speaker: part["wra"] for speaker, part in result["by"]["speaker"].items()}
     order = [name for name in corpus.by_intelligibility if name in corpus.dysarthric]
     table = pd.DataFrame.from_dict(rows, orient="index")
-    return table.reindex(index=[name for name in order if name in rows], columns=[n for n in order if n in table])
+    names = [name for name in order if name in rows] + [name for name in rows if name not in order]  # of no speaker
+    return table.reindex(index=names, columns=[name for name in order if name in table])
 
 
 def own_and_others(table: pd.DataFrame) -> pd.DataFrame:

@@ -55,8 +55,9 @@ def training(curves: pd.DataFrame, expected: Sequence[Outcome] = (), measure: st
         if len(alarms):
             for axes in (left, right):
                 axes.axvline(alarms.step.iloc[0], color="C3", linestyle=":", linewidth=1.2)
-            near, style_ = (alarms.step.iloc[0], 104), {"color": "C3", "va": "top", "fontsize": 8}
-            right.annotate("collapse", near, (3, 0), textcoords="offset points", **style_)
+            low = measure == "wer"  # where a collapsed curve is not
+            near, how = (alarms.step.iloc[0], 2 if low else 104), {"color": "C3", "fontsize": 8}
+            right.annotate("collapse", near, (3, 0), textcoords="offset points", va="bottom" if low else "top", **how)
         _draw_milestones(right, [outcome for outcome in expected if outcome.milestone.measure == measure])
         return figure
 
@@ -83,7 +84,8 @@ def _draw_dev(axes: Axes, curves: pd.DataFrame, measure: str) -> None:
         best = dev.loc[dev.value.idxmin() if measure == "wer" else dev.value.idxmax()]
         axes.plot(best.step, 100 * best.value, "o", markersize=9, fillstyle="none", color="C3")
         place, above = (best.step, 100 * best.value), 8 if measure == "wer" else -14
-        axes.annotate(str(percent(best.value)), place, (0, above), textcoords="offset points", ha="center")
+        side = "left" if best.step < 0.08 * dev.step.max() else "center"
+        axes.annotate(str(percent(best.value)), place, (0, above), textcoords="offset points", ha=side)
     axes.set_ylim(0, max(105, 105 * dev.value.max()) if measure == "wer" and len(dev) else 105)
     axes.set_xlabel("step")
     axes.set_ylabel(f"dev {measure.upper()} (%)")
