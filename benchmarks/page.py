@@ -21,6 +21,7 @@ TITLES = {  # in the order of the page
     "kd_loss": "Distillation loss",
     "step": "Training step",
     "student_step": "Student's step",
+    "bilstm": "BiLSTM on feature sequences",
     "targets": "Kinds of targets",
     "lexicon": "Closed lexicon",
     "calibration": "Calibration of the closed lexicon",

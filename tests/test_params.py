@@ -15,7 +15,7 @@ FOLDS = sorted(path.stem for path in (repository_root() / "params" / "folds" / "
 def test_every_recipe_loads(recipe):
     params = load(f"params/{recipe}", "M08", fold={"exclude": []})
     assert params.name == recipe.removesuffix(".yaml")
-    assert params.blocks.train == ("B1", "B3")  # from base.yaml
+    assert params.blocks.train == (("train",) if recipe == "bilstm.yaml" else ("B1", "B3"))  # from base.yaml
 
 
 def test_a_fold_file_is_read_where_no_fold_is_given():
@@ -76,7 +76,7 @@ BAD_OVERRIDES = {
         {"synthetic": {"repetitions": 0}},
         "synthetic.repetitions: input should be greater than or equal",
     ),
-    "unknown choice": ({"pretrained": "shiped"}, "'shipped', 'controls', 'from_corpus' or 'nemo', found 'shiped'"),
+    "unknown choice": ({"pretrained": "shiped"}, "'shipped', 'controls', 'from_corpus', 'nemo' or 'none', found 'shiped'"),
     "heads do not divide": ({"pretraining": {"heads": 5}}, "d_model 96 cannot be divided among 5 heads"),
     "teacher heads": ({"teacher": {"heads": 5}}, "teacher.d_model 96 cannot be divided among 5 heads"),
     "even kernel": ({"teacher": {"kernel": 8}}, "teacher.kernel must be odd and teacher.d_model even, found 8 and 96"),

@@ -11,65 +11,68 @@ from kdlib.pipeline import Fold, code_of
 KDLIB = Path(source_code.__file__).parent
 STAGES = source_code.stage_methods("pipeline.py", "Fold")
 # Which edited files make a stage anew. The columns are:
-#   prepared_corpus pretraining tokens_folder language_model baseline zero_shot trained_base_model speaker_teacher
-#   parent_scores outputs teacher_scores speaker_features fusion word_calibration target_report
-#   combined_teacher_scores logit_student preflight_checks student scores start_scores ensemble
+#   prepared_corpus pretraining tokens_folder language_model pretrained_scores zero_shot trained_base_model
+#   speaker_teacher parent_scores outputs layer_outputs teacher_scores speaker_features fusion word_calibration
+#   target_report combined_teacher_scores logit_student preflight_checks student scores start_scores ensemble
 TABLE = """
-xxxxxxxxxxxxxxxxxxxxxx  corpus/audio.py corpus/audio_checks.py corpus/embedded/dysarthria.py corpus/embedded/espeak.py
-                        corpus/embedded/grammar.py corpus/embedded/synthetic.py corpus/importers/torgo.py
-                        corpus/importers/uaspeech.py corpus/labels.py corpus/manifest.py corpus/prepare.py
-                        corpus/speakers.py data/speakers.csv data/uaspeech_words.json data/word_duration_ratios.csv
-                        settings/corpus.py tokens.py
-.xx.xxxxxxxxxxxxxxxxxx  runtime.py
-.xx.xxxxxxx.xxxxxxxxxx  models/nemo_files.py settings/augment.py settings/pretrained.py
-.x..xxxxxxx.xxxxxxxxxx  corpus/inputs.py models/augment.py models/decoder.py models/encoder.py
-                        models/encoder_conformer.py models/encoder_nemo.py models/encoders.py models/fast_layers.py
-                        models/hybrid.py models/masks.py settings/encoder.py
-...xxxxxx.x..xxxxxxxxx  decode/lexicon.py decode/trie.py
-..x.xxxx..x.xxxxxxxxxx  pretrained/pieces.py
-.x..xxxxx.x..xxxxxxxxx  decode/greedy.py
-....xx..x.x.xxxxxxxxxx  evaluate/hypotheses.py
-...xxx..x.x..xxxxxxxxx  decode/beam.py decode/calibration.py decode/lm.py settings/evaluation.py
-.x....xxx.x.xxxxxxx.x.  objectives/reference_losses.py
-.........xx.xxxxxxxxxx  logits/store.py
-......xxx.x.xxxxxxx.x.  settings/reference_loss.py settings/schedule.py
-....xx..x.x..xxxxx.xxx  data/homophones.json decode/attention.py decode/calibration_fit.py decode/decoders.py
-                        evaluate/calibrate.py evaluate/decoder_setup.py evaluate/posteriors.py evaluate/report.py
-                        evaluate/score.py evaluate/transcribe.py
-......xxx.x.xxxxxxx...  settings/teacher.py
-............xxxxxxxxxx  targets/aggregation.py
-....xx.......xxxxx.xxx  evaluate/fold_scores.py
-.........xx.xxxxxxx...  logits/extract.py
-.x....xxx.x.x....xx.x.  training/sampling.py
-...........xxxxxxxx...  targets/similarity.py
-.x....xxx.x......xx.x.  models/encoder_cache.py
-............xxxxxxx...  settings/targets.py targets/choice.py targets/fusion.py teachers/teacher_sets.py
-......xxx.x......xx.x.  objectives/objective.py objectives/reference_terms.py objectives/step.py objectives/targets.py
-                        objectives/term.py objectives/word_losses.py
-.............x...xxxxx  settings/student.py
-.x....xxx.x.......x...  training/callbacks.py training/checkpoints.py training/curves.py training/loop.py
-                        training/schedules.py training/validation.py
-.................xxxxx  distill/faults.py
-.............x....xxxx  models/averaging.py
-......xx.........xx.x.  pretrained/start.py
-................xxx.x.  objectives/losses.py
-.............x.....xxx  distill/student_scores.py
-........x.....xx.x....  evaluate/rounding.py
-......xxx.x...........  teachers/training.py
-.................xx.x.  distill/setup.py objectives/terms.py settings/distill.py
-..............xx.x....  logits/spikes.py targets/target_report.py
-.......xx.x...........  teachers/adapt.py
-.x....xx..............  pretrained/model.py
-.................xx...  targets/live.py targets/pseudo_labels.py
-.............x.......x  distill/ensembles.py
-........x........x....  teachers/parent_scores.py
-......xx..............  teachers/base_model.py
-....xx................  evaluate/baseline.py
-..................x...  distill/collapse_alarm.py distill/students.py
-.................x....  distill/checks.py distill/preflight.py evaluate/measures.py
-................x.....  distill/logit_student.py
-.............x........  targets/word_calibration.py
-..........x...........  logits/teacher_scores.py
+xxxxxxxxxxxxxxxxxxxxxxx  corpus/audio.py corpus/audio_checks.py corpus/embedded/dysarthria.py
+                         corpus/embedded/espeak.py corpus/embedded/grammar.py corpus/embedded/skeleton.py
+                         corpus/embedded/synthetic.py corpus/feature_checks.py corpus/features.py
+                         corpus/importers/phoenix.py corpus/importers/torgo.py corpus/importers/uaspeech.py
+                         corpus/labels.py corpus/manifest.py corpus/prepare.py corpus/speakers.py data/speakers.csv
+                         data/uaspeech_words.json data/word_duration_ratios.csv settings/corpus.py settings/encoder.py
+                         tokens.py
+.xx.xxxxxxxxxxxxxxxxxxx  runtime.py
+.xx.xxxxxxxx.xxxxxxxxxx  models/nemo_files.py settings/augment.py settings/pretrained.py
+.x..xxxxxxxx.xxxxxxxxxx  corpus/inputs.py models/augment.py models/decoder.py models/encoder.py
+                         models/encoder_bilstm.py models/encoder_conformer.py models/encoder_nemo.py
+                         models/encoder_wav2vec2.py models/encoders.py models/fast_layers.py models/hybrid.py
+                         models/masks.py
+...xxxxxx.xx.xxxxxxxxxx  decode/lexicon.py decode/trie.py
+..x.xxxx...x.xxxxxxxxxx  pretrained/pieces.py
+.x..xxxxx..x..xxxxxxxxx  decode/greedy.py
+....xx..x..x.xxxxxxxxxx  evaluate/hypotheses.py
+...xxx..x..x..xxxxxxxxx  decode/beam.py decode/calibration.py decode/lm.py settings/evaluation.py
+.x....xxx.xx.xxxxxxx.x.  models/encoder_cache.py objectives/reference_losses.py
+.........xxx.xxxxxxxxxx  logits/store.py
+......xxx.xx.xxxxxxx.x.  objectives/objective.py objectives/reference_terms.py objectives/step.py
+                         objectives/targets.py objectives/term.py objectives/word_losses.py settings/reference_loss.py
+                         settings/schedule.py
+....xx..x..x..xxxxx.xxx  data/homophones.json decode/attention.py decode/calibration_fit.py decode/decoders.py
+                         evaluate/calibrate.py evaluate/decoder_setup.py evaluate/nist.py evaluate/normalisers.py
+                         evaluate/posteriors.py evaluate/report.py evaluate/score.py evaluate/transcribe.py
+.x....xxx..x.xx...xxxxx  settings/student.py
+......xxx..x.xxxxxxx...  settings/teacher.py
+.............xxxxxxxxxx  targets/aggregation.py
+.........xxx.xxxxxxx...  logits/extract.py
+....xx........xxxxx.xxx  evaluate/fold_scores.py
+..........x..xxxxxxx.x.  objectives/losses.py objectives/terms.py settings/distill.py
+.x....xxx..x.x....xx.x.  training/sampling.py
+............xxxxxxxx...  targets/similarity.py
+.............xxxxxxx...  settings/targets.py targets/choice.py targets/fusion.py teachers/teacher_sets.py
+.x....xxx..x......xx...  training/validation.py
+.x....xxx..x.......x...  training/callbacks.py training/checkpoints.py training/curves.py training/loop.py
+                         training/schedules.py
+..................xxxxx  distill/faults.py
+..............x....xxxx  models/averaging.py
+......xx..........xx.x.  pretrained/start.py
+..............x.....xxx  distill/student_scores.py
+........x......xx.x....  evaluate/rounding.py
+......xxx..x...........  teachers/training.py
+..................xx.x.  distill/setup.py
+...............xx.x....  logits/spikes.py targets/target_report.py
+.......xx..x...........  teachers/adapt.py
+.x....xx...............  pretrained/model.py
+..................xx...  targets/difficulty.py targets/live.py targets/pseudo_labels.py
+..............x.......x  distill/ensembles.py
+........x.........x....  teachers/parent_scores.py
+......xx...............  teachers/base_model.py
+....xx.................  evaluate/baseline.py
+...................x...  distill/collapse_alarm.py distill/students.py
+..................x....  distill/checks.py distill/preflight.py evaluate/measures.py
+.................x.....  distill/logit_student.py
+..............x........  targets/word_calibration.py
+...........x...........  logits/teacher_scores.py
 """
 NOTHING = ("show/", "diagnose/", "evaluate/compare.py", "evaluate/verdict.py", "evaluate/statistics.py", "__main__.py")
 
@@ -162,7 +165,7 @@ def test_few_functions_are_given_all_parameters():
 def test_faults_of_a_student_make_anew_nothing_that_it_shares_with_others(smoke):
     """The baseline and the teachers' scores are those of every variant; a student's own scores are not."""
     faulty = smoke.but(faults={"decode_offset": 1})
-    for stage, arguments in (("baseline", ()), ("zero_shot", ()), ("teacher_scores", ("M04",))):
+    for stage, arguments in (("pretrained_scores", ()), ("zero_shot", ()), ("teacher_scores", ("M04",))):
         plain, other = (getattr(Fold, stage).__wrapped__(fold, *arguments).settings for fold in (smoke, faulty))
         assert plain == other, stage
     assert smoke.params.student_scoring_identity != faulty.params.student_scoring_identity
