@@ -76,7 +76,10 @@ BAD_OVERRIDES = {
         {"synthetic": {"repetitions": 0}},
         "synthetic.repetitions: input should be greater than or equal",
     ),
-    "unknown choice": ({"pretrained": "shiped"}, "'shipped', 'controls', 'from_corpus', 'nemo' or 'none', found 'shiped'"),
+    "unknown choice": (
+        {"pretrained": "shiped"},
+        "'from_corpus', 'nemo' or 'none', found 'shiped'",
+    ),
     "heads do not divide": ({"pretraining": {"heads": 5}}, "d_model 96 cannot be divided among 5 heads"),
     "teacher heads": ({"teacher": {"heads": 5}}, "teacher.d_model 96 cannot be divided among 5 heads"),
     "even kernel": ({"teacher": {"kernel": 8}}, "teacher.kernel must be odd and teacher.d_model even, found 8 and 96"),

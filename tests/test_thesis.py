@@ -16,6 +16,7 @@ from kdlib.diagnose import causes
 from kdlib.errors import UserError
 from kdlib.io import repository_root
 from kdlib.show import latex, thesis, thesis_figures, thesis_tables
+from kdlib.show.drawing import fit_texts
 from kdlib.show.thesis_tables import Results
 
 SYSTEMS = ("pretrained", "hard", "ctc_kd")
@@ -127,6 +128,40 @@ def test_what_notebooks_left_is_drawn_too(tmp_path):
     assert said.endswith("gave 21.0 % WER, 30.0 % without a language model.")
     said = json.loads((tmp_path / "confusion.json").read_text())["sentence"]
     assert said == "From other seeds' fingerprints the cause was named in 3 of 4 students."
+
+
+def many_systems():
+    """A set of ablations: thirteen systems with long names."""
+    first, names = study(), [f"ctc_kd+temperature.t{place}_to_3+weight.quarter" for place in range(11)]
+    frames = {}
+    for field in ("scores", "curves", "confidence"):
+        table = getattr(first, field)
+        copies = [table[table.system == "ctc_kd"].assign(system=name) for name in names]
+        frames[field] = pd.concat([table, *copies], ignore_index=True)
+    rows = first.verdicts[first.verdicts.a == "ctc_kd"]
+    frames["verdicts"] = pd.concat([first.verdicts, *(rows.assign(a=name) for name in names)], ignore_index=True)
+    return replace(first, **frames)
+
+
+@pytest.mark.parametrize("document", thesis.WIDTHS_IN)
+def test_no_text_of_a_figure_is_cut_off_and_many_systems_keep_a_colour_each(document):
+    results = many_systems()
+    shown = thesis_figures.main_systems(results)
+    assert shown[:2] == ["pretrained", "hard"]
+    assert len(shown) == 8
+    found = thesis_figures.colours(results)
+    assert len({found[name] for name in shown}) == 8
+    for name in ("accuracy", "curves", "confidence"):
+        item = thesis.FIGURES[name]
+        figure = item.draw(item.table(results), results)
+        figure.set_size_inches(thesis.WIDTHS_IN[document], figure.get_figheight())
+        fit_texts(figure)
+        figure.canvas.draw()
+        box = figure.get_tightbbox()
+        assert box.x0 >= -0.05, name
+        assert box.x1 <= figure.get_figwidth() + 0.05, name
+        assert box.y1 <= figure.get_figheight() + 0.05, name
+        plt.close(figure)
 
 
 def test_a_second_export_changes_no_byte_and_a_changed_result_its_macro(tmp_path):

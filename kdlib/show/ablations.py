@@ -16,6 +16,7 @@ from kdlib.evaluate.verdict import NO_DIFFERENCE, Verdict
 from kdlib.graph import Graph
 from kdlib.show import figures, plan
 from kdlib.show.ablation_study import Study, folds_of
+from kdlib.show.drawing import outside_legend
 from kdlib.show.figures import WIDTH_IN, style
 
 DECODERS = ("lexicon", "greedy", "attention")  # the first, of the paragraph's first sentences
@@ -130,7 +131,7 @@ class Results:
                 f"difference in {self.study.measure.upper()} (points), 95 % for these speakers; {self.decoder}"
             )
             handles = [plt.Line2D([], [], color=colour, marker="o", markersize=4) for colour in COLOURS.values()]
-            figure.legend(handles, list(COLOURS), ncols=3, frameon=False, loc="outside upper center")
+            outside_legend(figure, handles, list(COLOURS))
         return figure
 
     def heat_map(self) -> Figure:

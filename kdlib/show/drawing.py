@@ -1,8 +1,10 @@
 """What several figures draw: names of speakers that do not overlap; recordings, and sequences of features."""
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib import mlab
 from matplotlib.axes import Axes
@@ -12,6 +14,7 @@ from matplotlib.textpath import TextPath
 from kdlib.corpus import audio, features
 from kdlib.corpus.manifest import Utterance
 
+SHORT_LABEL = 24  # characters that fit below any axes
 TOP_HZ = 6000  # of spectrograms
 SILENT = "a sequence of features: there is nothing to hear"
 
@@ -34,6 +37,41 @@ def tick_space(figure: Figure, count: int) -> float:
 def text_width(text: str, size: float, weight: str = "normal") -> float:
     """Width of a text in points."""
     return TextPath((0, 0), text, size=size, prop={"weight": weight}).get_extents().width
+
+
+def outside_legend(figure: Figure, handles: Sequence, labels: Sequence[str], *, below: bool = False) -> None:
+    """A legend above or below the axes, in as many columns as fit into the figure's width; its rows add height."""
+    for old in list(figure.legends):
+        old.remove()
+    known = getattr(figure, "outside", (None, None, None, plt.rcParams["legend.fontsize"], figure.get_figheight()))
+    size, height = known[3:]
+    width, all_labels = 72 * figure.get_figwidth(), labels
+    labels = [
+        label if text_width(label, size) < width - 5 * size else short(label, int(width / size)) for label in labels
+    ]
+    column = max((text_width(label, size) for label in labels), default=0.0) + 5 * size  # with its handle and gap
+    columns = max(1, min(len(labels), int(width // column)))
+    place = f"outside {'lower' if below else 'upper'} center"
+    figure.legend(handles, labels, ncols=columns, frameon=False, loc=place, fontsize=size)
+    figure.set_figheight(height + (-(-len(labels) // columns) - 1) * 1.5 * size / 72)
+    figure.outside = handles, all_labels, below, size, height
+
+
+def fit_texts(figure: Figure) -> None:
+    """Fit the legend outside of the axes to a figure's width, and break the lines of its axes' labels."""
+    if hasattr(figure, "outside"):
+        handles, labels, below, *_ = figure.outside
+        outside_legend(figure, handles, labels, below=below)
+    if any(len(axes.get_xlabel()) > SHORT_LABEL for axes in figure.axes):
+        figure.draw_without_rendering()  # where the axes are
+    for axes in figure.axes:
+        label, place = axes.xaxis.label, axes.get_position()
+        middle = (place.x0 + place.x1) / 2
+        share = 2 * min(middle, 1 - middle)  # of the figure's width, about the middle of the axes
+        if len(figure.axes) > 1:  # there are neighbours
+            share = min(share, 1.15 * place.width)
+        room = max(20, int(72 * figure.get_figwidth() * share / (0.55 * label.get_fontsize())))  # characters
+        label.set_text("\n".join(textwrap.fill(line, room) for line in label.get_text().splitlines()))
 
 
 def short(name: str, length: int = 18) -> str:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from kdlib.diagnose.causes import FITS, NO_FAULT, SIGNS, Diagnosis
 from kdlib.diagnose.examination import Examination
 from kdlib.evaluate.rounding import percent
+from kdlib.show.drawing import outside_legend
 from kdlib.show.figures import LEVEL_COLOURS, WIDTH_IN, style
 
 
@@ -139,11 +140,6 @@ def factorial(table: pd.DataFrame) -> Figure:
             axes.set_xlabel("WRA (%)")
         shown = {"collapses": "C3", "hurts": "C1", "no difference shown": "0.3", "helps": "C2"}
         handles = [plt.Line2D([], [], color=colour, marker="o", markersize=4) for colour in shown.values()]
-        figure.legend(
-            handles,
-            [f"{name} vs. labels alone" if name == "collapses" else name for name in shown],
-            ncols=4,
-            frameon=False,
-            loc="outside lower center",
-        )
+        labels = [f"{name} vs. labels alone" if name == "collapses" else name for name in shown]
+        outside_legend(figure, handles, labels, below=True)
         return figure

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from kdlib.corpus.manifest import LEVELS, Utterance
 from kdlib.io import atomic_write
-from kdlib.show.drawing import Signal, short, speaker_ticks, tick_space
+from kdlib.show.drawing import Signal, fit_texts, outside_legend, short, speaker_ticks, tick_space
 
 LEVEL_COLOURS = {  # ordered: the less intelligible, the darker; legible in grey, and for the colour-blind (plasma)
     "CONTROL": "#9c9c9c",
@@ -51,6 +51,7 @@ def style() -> dict:
 def save(figure: Figure, folder: Path, name: str) -> Path:
     """Write `name`.pdf and `name`.png into a folder; return the PNG's path."""
     folder.mkdir(parents=True, exist_ok=True)
+    fit_texts(figure)
     for kind in ("pdf", "png"):
         with atomic_write(folder / f"{name}.{kind}") as hidden:
             figure.savefig(hidden, format=kind)
@@ -197,7 +198,7 @@ def aggregates(table: pd.DataFrame) -> Figure:
             axes.set_title(f"{kind} speech ({part.n.iloc[0]} utterances)", loc="left")
             axes.set_xlabel("WRA (%)")
         handles, names = panels[0, 0].get_legend_handles_labels()
-        figure.legend(handles, names, ncols=2, frameon=False, loc="outside lower center")
+        outside_legend(figure, handles, names, below=True)
         return figure
 
 
@@ -218,12 +219,14 @@ def differences(table: pd.DataFrame) -> Figure:
             axes.plot(100 * row.difference, place, "o", color=colour, markersize=4)
         axes.axvline(0, color="black", linewidth=0.7)
         axes.set_ylim(-0.6, len(rows) - 0.4)
-        axes.set_yticks(range(len(rows)), [f"{row.a} - {row.b}, {row.decoder}" for row in rows.itertuples()])
-        axes.set_xlabel(
-            f"difference in {table.measure.iloc[0].upper()} (points)\n95 %: thick for these speakers, thin for new ones"
-        )
+        decoders = list(dict.fromkeys(table.decoder))
+        one = len(decoders) == 1  # named once
+        names = [f"{row.a} - {row.b}" + ("" if one else f", {row.decoder}") for row in rows.itertuples()]
+        axes.set_yticks(range(len(rows)), names)
+        what = f"{table.measure.iloc[0].upper()}{f', {decoders[0]}' if one else ''} (points)"
+        axes.set_xlabel(f"difference in {what}\n95 %: thick for these speakers, thin for new ones")
         handles = [plt.Line2D([], [], color=colour, marker="o", markersize=4) for colour in colours.values()]
-        figure.legend(handles, list(colours), ncols=3, frameon=False, loc="outside upper center")
+        outside_legend(figure, handles, list(colours))
         return figure
 
 

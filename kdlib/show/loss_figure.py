@@ -5,6 +5,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from kdlib.distill.loss_view import LossView
+from kdlib.show.drawing import outside_legend
 from kdlib.show.figures import WIDTH_IN, style
 from kdlib.tokens import BLANK
 
@@ -30,7 +31,7 @@ def posteriors(view: LossView) -> Figure:
         labels = ["student after training", "before"]
         if view.teachers:
             handles, labels = [plt.Rectangle((0, 0), 1, 1, color="0.3", alpha=0.3), *handles], ["teachers", *labels]
-        figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
+        outside_legend(figure, handles, labels)
     return figure
 
 

@@ -24,6 +24,7 @@ from kdlib.evaluate.verdict import NO_DIFFERENCE
 from kdlib.io import atomic_write
 from kdlib.show import latex, thesis_tables
 from kdlib.show import thesis_figures as draw
+from kdlib.show.drawing import fit_texts
 from kdlib.show.figures import style
 from kdlib.show.thesis_figures import main_decoder
 from kdlib.show.thesis_tables import Results
@@ -273,6 +274,7 @@ def export(results: Results, out: Path, document: str = "thesis") -> list[Path]:
             continue
         figure = item.draw(table, results)
         figure.set_size_inches(WIDTHS_IN[document], figure.get_figheight())
+        fit_texts(figure)
         provenance = _provenance(results, item, table, document)
         changed += _write_figure(figure, out / name) + _write_texts(out / name, table, provenance)
         plt.close(figure)

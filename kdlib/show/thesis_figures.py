@@ -7,12 +7,14 @@ from matplotlib.figure import Figure
 
 from kdlib.evaluate.rounding import percent
 from kdlib.show import ablations, failure_figures, figures
+from kdlib.show.drawing import outside_legend
 from kdlib.show.figures import style
 from kdlib.show.thesis_tables import PRETRAINED, Results
 
 COLOURS = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#56b4e9", "#949494")  # colour-blind-safe
 MARKERS = "osD^vP*X"  # and legible in grey
 GREY = "#4d4d4d"  # of the pretrained model
+MOST = len(COLOURS)  # systems in a figure, with the pretrained model
 MAIN = ("lexicon", "greedy")  # decoders of the main figures and numbers, the first that there is
 
 
@@ -22,15 +24,31 @@ def main_decoder(results: Results) -> str:
     return next((name for name in MAIN if name in known), known[0])
 
 
+def main_systems(results: Results) -> list[str]:
+    """The systems that figures of single systems show: of many, the pretrained model, the controls, and the first."""
+    controls = set() if results.verdicts.empty else set(results.verdicts.b)
+    return sorted(results.systems, key=lambda name: (name != PRETRAINED, name not in controls))[:MOST]
+
+
+def _of_main(table: pd.DataFrame, results: Results) -> tuple[pd.DataFrame, str]:
+    """The rows of the main systems, and how many others there are, in words."""
+    names = main_systems(results)
+    more = table.system.nunique() - len(set(names) & set(table.system))
+    return table[table.system.isin(names)], f"; {more} more systems are in the tables" if more else ""
+
+
 def colours(results: Results) -> dict[str, str]:
-    """One colour per system, the same in every figure."""
-    others = [name for name in results.systems if name != PRETRAINED]
+    """One colour per system, the same in every figure; more than there are colours share them."""
+    first = main_systems(results)
+    others = [name for name in [*first, *results.systems] if name != PRETRAINED]
+    others = list(dict.fromkeys(others))
     found = {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(others)}
     return {PRETRAINED: GREY} | found
 
 
 def accuracy(table: pd.DataFrame, results: Results) -> Figure:
-    """WRA of every system by held-out speaker, with intervals over utterances."""
+    """WRA of the main systems by held-out speaker, with intervals over utterances."""
+    table, more = _of_main(table, results)
     names, systems, colour = list(dict.fromkeys(table.held_out)), list(dict.fromkeys(table.system)), colours(results)
     with plt.rc_context(style()):
         figure, axes = plt.subplots(figsize=(figures.WIDTH_IN, 3.0))
@@ -44,13 +62,14 @@ def accuracy(table: pd.DataFrame, results: Results) -> Figure:
         axes.set_xticks(range(len(names)), names)
         axes.set_ylim(0, 105)
         axes.set_ylabel("word recognition accuracy (%)")
-        axes.set_xlabel(f"held-out speaker; bars: 95 % over utterances; {main_decoder(results)}")
-        figure.legend(frameon=False, ncols=min(4, len(systems)), loc="outside upper center")
+        axes.set_xlabel(f"held-out speaker; bars: 95 % over utterances; {main_decoder(results)}{more}")
+        outside_legend(figure, *axes.get_legend_handles_labels())
     return figure
 
 
 def curves(table: pd.DataFrame, results: Results) -> Figure:
-    """Dev WRA over the steps, the mean of the seeds; shaded: all of them."""
+    """Dev WRA of the main systems over the steps, the mean of the seeds; shaded: all of them."""
+    table, _ = _of_main(table, results)
     colour, names = colours(results), list(dict.fromkeys(table.held_out))
     with plt.rc_context(style()):
         figure, grid = plt.subplots(1, len(names), figsize=(figures.WIDTH_IN, 2.6), sharey=True, squeeze=False)
@@ -63,12 +82,13 @@ def curves(table: pd.DataFrame, results: Results) -> Figure:
             axes.set_xlabel("step")
         grid[0, 0].set_ylabel("dev WRA, greedy (%)")
         handles, labels = grid[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, frameon=False, ncols=min(4, len(labels)), loc="outside upper center")
+        outside_legend(figure, handles, labels)
     return figure
 
 
 def confidence(table: pd.DataFrame, results: Results) -> Figure:
-    """Share of right words by confidence, a line per system."""
+    """Share of right words by confidence, a line per main system."""
+    table, more = _of_main(table, results)
     colour = colours(results)
     with plt.rc_context(style()):
         figure, axes = plt.subplots(figsize=(figures.WIDTH_IN, 3.0))
@@ -87,9 +107,9 @@ def confidence(table: pd.DataFrame, results: Results) -> Figure:
                 markersize=3,
                 linewidth=1,
             )
-        axes.set_xlabel("confidence of the closed lexicon (%)")
+        axes.set_xlabel(f"confidence of the closed lexicon (%){more}")
         axes.set_ylabel("right words (%), 95 %")
-        axes.legend(frameon=False, loc="upper left")
+        outside_legend(figure, *axes.get_legend_handles_labels())
     return figure
 
 
