@@ -113,7 +113,7 @@ NOT_IMPROVING = (
         "distill.temperature",
         _temperature,
         "smoother targets",
-        "no difference shown: folds M08 and M05, 600 steps: T = 3 against 2 gave +0.3 points greedily, +0.4 in the lexicon",
+        "no difference shown: folds M08 and M05, 600 steps: T = 3 against 2: +0.3 points greedily, +0.4 in the lexicon",
     ),
 )
 BELOW_TEACHERS = (
