@@ -61,10 +61,10 @@ def test_stored_outputs_are_those_of_the_teacher(with_teachers, teacher):
     rows = rows_of(with_teachers, "training")
     for utt in with_teachers.splits.speech_of_all()[::5]:
         ids = teacher.tokens.encode(utt.text)
-        inputs, _, _ = teacher_forced([ids])
+        given, _, _ = teacher_forced([ids])
         samples, lengths = inputs.collate([utt])
         with torch.inference_mode():
-            outputs = teacher.model(samples, lengths, inputs)
+            outputs = teacher.model(samples, lengths, given)
         assert torch.allclose(stores["ctc"].logits(utt.utt_id), outputs.ctc.logits[0], atol=1e-2)  # fp16
         assert torch.allclose(stores["decoder"].logits(utt.utt_id), outputs.decoder_logits[0], atol=1e-2)
         assert stores["decoder"].frames(utt.utt_id) == len(ids) + 1  # the tokens and EOS

@@ -1,3 +1,4 @@
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 from pydantic import ValidationError
@@ -14,6 +15,12 @@ PLAN = [
     Milestone(after_epochs=50, wer=47.0),
     Milestone(after_epochs=80, wer=46.5),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _close():
+    yield
+    plt.close("all")
 
 
 def curves(*points):

@@ -74,7 +74,7 @@ def batch():
 def objective(student, target=None, features=0, **settings):
     target = target or FakeTargets()
     sources = Sources({"ctc": target, "decoder": target})
-    return Objective(Learner(student, features), Distill(**settings), TERMS, sources)
+    return Objective(Learner(student, {0: features} if features else None), Distill(**settings), TERMS, sources)
 
 
 def test_hard_labels_need_no_teacher(student, batch):
@@ -167,7 +167,7 @@ def test_features_and_pseudo_labels_are_separate_terms(student, batch):
     parts = separate.parts(batch)
     assert {name: weight for name, (weight, _) in parts.items()} == {"pseudo_ctc": 0.5, "features": 0.2}
     parts["features"][1].backward()
-    assert separate.learner.project.weight.grad.abs().max() > 0
+    assert separate.learner.project["0"].weight.grad.abs().max() > 0
 
 
 def test_shifted_targets_fit_the_student_better(student, batch):

@@ -101,7 +101,7 @@ def fake(monkeypatch):
             rows.append((step, "dev_score", score))
             time.sleep(0.02)
         folder = fold.layout.student(seed)
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "model.json", {"best_dev_score": score})
         return folder
 

@@ -13,7 +13,7 @@ from kdlib.params import Params, load
 from kdlib.settings.messages import model_in
 from kdlib.settings.schedule import Schedule
 
-FREE = {"variants", "speakers", "replace", "ensembles"}  # mappings whose names are the user's
+FREE = {"variants", "speakers", "replace", "ensembles", "settings"}  # mappings whose names are the user's
 NOT_IN_A_RECIPE = {"held_out", "variant"}
 
 
