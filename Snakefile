@@ -121,6 +121,7 @@ for name, (command, _) in COMMANDS.items():
 
 
 for name, (folder, figures, rank) in FOLD_STAGES.items():
+    figures = RUN.figures(name)
 
     rule:
         name: name[3:]

@@ -73,6 +73,10 @@ class Graph:
         """The settings that a job of a fold, or of all folds, depends on."""
         return [self.settings[name].model_dump_json() for name in (self.folds if fold == "all" else [fold])]
 
+    def figures(self, name: str) -> list[str]:
+        """The figures of a fold's notebook for the report; without a pretrained model there are no zero-shot scores."""
+        return [] if name == "01_baseline" and self.first.pretrained == "none" else FOLD_STAGES[name][1]
+
     def notebook(self, held_out: str, name: str) -> str:
         """The executed notebook of a fold."""
         return f"{self.out}/{held_out}/{FOLD_STAGES[name][0]}/{name}.ipynb"
