@@ -116,6 +116,12 @@ class FoldObjects:
         return Tokens.for_teachers(self.tokens_folder() / pieces.FILE, self.params.tokens.size)
 
     @property
+    def _chosen_by(self) -> dict:
+        """What chooses checkpoints, where it is not WRA, as stages record it."""
+        measure = self.params.scoring.measure
+        return {} if measure == "wra" else {"measure": measure}
+
+    @property
     def _token_split(self) -> dict:
         """The speech that whole words are taken from, as stages record it."""
         if self.params.tokens.source != pieces.WORDS:

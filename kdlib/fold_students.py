@@ -35,13 +35,10 @@ if TYPE_CHECKING:
 aggregation = lazy("kdlib.targets.aggregation")
 beam = lazy("kdlib.decode.beam")
 calibration = lazy("kdlib.decode.calibration")
-checks = lazy("kdlib.distill.checks")
-collapse_study = lazy("kdlib.diagnose.collapse_study")
 faults = lazy("kdlib.distill.faults")
 fold_scores = lazy("kdlib.evaluate.fold_scores")
 hybrid = lazy("kdlib.models.hybrid")
 lexicon = lazy("kdlib.decode.lexicon")
-loss_view = lazy("kdlib.distill.loss_view")
 live = lazy("kdlib.targets.live")
 lm = lazy("kdlib.decode.lm")
 nemo_files = lazy("kdlib.models.nemo_files")
@@ -372,8 +369,7 @@ class StudentObjects(FoldObjects):
             settings["labels"] = labels.record(self.split_settings)
         if self._asks_teachers:
             settings["aggregation"] = params.aggregation.model_dump(mode="json")
-        if params.scoring.measure != "wra":
-            settings["measure"] = params.scoring.measure
+        settings |= self._chosen_by
         if params.faults.named:
             settings["faults"] = params.faults.model_dump(exclude_defaults=True)
         if self._needs_beam:

@@ -305,7 +305,7 @@ class Fold(StudentResults):
             self.layout.base_model,
             f"base model of the teachers ({self.layout.family})",
             build=build,
-            settings=settings.model_dump(mode="json", exclude=unused) | speech,
+            settings=settings.model_dump(mode="json", exclude=unused) | speech | self._chosen_by,
             inputs=[self.corpus_folder, self.tokens_folder(), *self._checkpoint()],
             seed=fold.seed,
         )
@@ -327,7 +327,7 @@ class Fold(StudentResults):
             build=build,
             settings=settings.model_dump(mode="json", exclude=unused)
             | {"blocks": self.params.blocks.train, "of": speaker}
-            | self._labels(),
+            | (self._labels() | self._chosen_by),
             inputs=[
                 self.corpus_folder,
                 self.tokens_folder(),

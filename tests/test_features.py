@@ -15,6 +15,7 @@ from kdlib.io import repository_root
 from kdlib.params import load
 from kdlib.pipeline import Fold
 from kdlib.settings.corpus import FeatureSequences
+from kdlib.training.validation import Recognised
 
 SETTINGS = FeatureSequences(width=4, stride_ms=40)
 VALUES = np.random.default_rng(0).normal(size=(12, 4)).astype("float32")
@@ -162,3 +163,8 @@ def test_an_unknown_word_is_one_token_and_an_error(tmp_path):
     known = tokens.pieces[4].removeprefix("\u2581")
     assert tokens.encode(f"{known} NEVER {known} EVER") == [4, 3, 4, 3]
     assert tokens.decode([3]) not in ("NEVER", "")
+    utt = Utterance("u", "S", tmp_path / "u.npy", 1.0, f"{known} NEVER")
+    recognised = Recognised(tokens, "wer")
+    recognised.add(inputs.Batch.of([utt], tokens), [tokens.encode(utt.text)], 0.0)  # says "unknown" where it is
+    found = recognised.metrics()
+    assert (found["dev_wra"], found["dev_wer"]) == (0, 0.5)

@@ -96,7 +96,7 @@ class Signal:
 
     @property
     def has_sound(self) -> bool:
-        """True if it can be heard."""
+        """True if it is a recording."""
         return self.values.ndim == 1
 
     def draw(self, axes: Axes, start: float = 0.0) -> float:

@@ -73,8 +73,8 @@ def utterance_figure(
             _wave(wave, signal.values)
         else:
             wave.yaxis.set_visible(False)
-            told = (SILENT, "0.4") if signal else (missing, WRONG)
-            wave.text(0.01, 0.5, told[0], transform=wave.transAxes, va="center", fontsize=8, color=told[1])
+            why, colour = (SILENT, "0.4") if signal else (missing, WRONG)
+            wave.text(0.01, 0.5, why, transform=wave.transAxes, va="center", fontsize=8, color=colour)
         if signal:
             signal.draw(axes["spectrogram"])
         if shown:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from kdlib.corpus.inputs import Batch
 from kdlib.decode.greedy import greedy
 from kdlib.models import Emissions
-from kdlib.tokens import Tokens
+from kdlib.tokens import Tokens, normalise
 
 
 class Recognised:
@@ -14,13 +14,16 @@ class Recognised:
     def __init__(self, tokens: Tokens, measure: str = "wra") -> None:
         self.tokens, self.measure = tokens, measure
         self.hypotheses: list[Sequence[int]] = []
-        self._references: list[Sequence[int]] = []
+        self._references: list[str] = []
+        self._correct = 0
         self._loss = 0.0
 
     def add(self, batch: Batch, hypotheses: Sequence[Sequence[int]], loss: float) -> None:
         """Add a batch's hypotheses, and its mean loss."""
         self.hypotheses += hypotheses
-        self._references += batch.ids
+        self._references += [normalise(utt.text) for utt in batch.utterances]  # a word that is unknown is an error
+        pairs = zip(hypotheses, batch.ids, strict=True)
+        self._correct += sum(hyp == ref and self.tokens.unknown not in ref for hyp, ref in pairs)
         self._loss += loss * len(batch)
 
     def metrics(self) -> dict[str, float]:
@@ -28,9 +31,8 @@ class Recognised:
         import jiwer
 
         total = len(self._references)
-        correct = sum(hyp == ref for hyp, ref in zip(self.hypotheses, self._references, strict=True))
-        wra, loss = correct / total, self._loss / total
-        wer = jiwer.wer(self.tokens.decode_all(self._references), self.tokens.decode_all(self.hypotheses))
+        wra, loss = self._correct / total, self._loss / total
+        wer = jiwer.wer(self._references, self.tokens.decode_all(self.hypotheses))
         score = (1 - wer if self.measure == "wer" else wra) - 1e-3 * min(loss, 100.0)
         return {"dev_wra": wra, "dev_wer": wer, "dev_loss": loss, "dev_score": score}
 
