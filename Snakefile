@@ -66,7 +66,7 @@ rule ablation_notebook:
         f"{LOGS}/06_ablations.ipynb",
     params:
         label="06_ablations",
-        settings=RUN.settings_of("all"),
+        settings=lambda wildcards: RUN.settings_of("all"),
         code=RUN.code_of("06_ablations"),
         folds=f"folds: [{', '.join(RUN.folds)}]",
     shell:
