@@ -6,7 +6,7 @@ import torch
 
 from kdlib.corpus.manifest import Utterance
 from kdlib.errors import UserError
-from kdlib.models.encoder_bilstm import BiLSTM, BiLSTMShape
+from kdlib.models.encoder_bilstm import BiLSTM, BiLSTMShape, BothDirections, reversed_frames
 from kdlib.models.hybrid import Heads, Hybrid
 
 SMALL = BiLSTMShape(inputs=12, d_model=8, layers=3, dropout=0.0)
@@ -49,6 +49,25 @@ def test_padding_changes_nothing(attention):
         assert not together.frames[row, count:].any()
         for layer, values in alone.hidden.items():
             assert (together.hidden[layer][row, :count] - values[0]).abs().max() < 1e-6
+
+
+def test_a_layer_is_a_bidirectional_lstm_on_packed_sequences():
+    torch.manual_seed(0)
+    layer, torchs = BothDirections(12, 8), torch.nn.LSTM(12, 8, batch_first=True, bidirectional=True)
+    halves = {"": layer.ahead, "_reverse": layer.back}
+    torchs.load_state_dict(
+        {f"{name}{end}": weight for end, half in halves.items() for name, weight in half.state_dict().items()}
+    )
+    inputs, lengths = batch(21, 9, 1)
+    packed = torch.nn.utils.rnn.pack_padded_sequence(inputs, lengths, batch_first=True, enforce_sorted=False)
+    expected, _ = torch.nn.utils.rnn.pad_packed_sequence(torchs(packed)[0], batch_first=True)
+    found = layer(inputs, reversed_frames(lengths, 21)) * (torch.arange(21)[None] < lengths[:, None])[..., None]
+    assert (found - expected).abs().max() < 1e-6
+    for values in (found, expected):
+        values.square().sum().backward()
+    for end, half in halves.items():
+        for name, weight in half.named_parameters():
+            assert torch.allclose(weight.grad, getattr(torchs, name + end).grad, atol=1e-5)
 
 
 def test_attention_begins_almost_as_the_plain_encoder_and_learns():

@@ -27,7 +27,8 @@ def is_file(path: Path) -> bool:
 def load(utt: Utterance) -> np.ndarray:
     """An utterance's features [frames, width], float32: of its file, or of its recording."""
     if utt.features:
-        return stacked_mels(audio.load(utt), *map(int, utt.features.removeprefix(MELS).split("x")))
+        bands, stack, hop = map(int, utt.features.removeprefix(MELS).split("x"))
+        return stacked(_mels_of(utt, bands), stack, hop)
     try:
         return np.ascontiguousarray(read(utt), dtype=np.float32)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -38,12 +39,22 @@ def load(utt: Utterance) -> np.ndarray:
 
 def stacked_mels(samples: np.ndarray, bands: int, stack: int, hop: int) -> np.ndarray:
     """Log-mel bands of frames of 10 ms, `stack` of them side by side, every `hop` frames: [frames, bands x stack]."""
+    return stacked(log_mels(samples, bands), stack, hop)
+
+
+def log_mels(samples: np.ndarray, bands: int) -> np.ndarray:
+    """Log-mel bands of frames of 10 ms: [frames, bands]."""
     import torch
 
-    mels = _mel_filters(bands)(torch.from_numpy(samples)).add(1e-6).log().T
+    return _mel_filters(bands)(torch.from_numpy(samples)).add(1e-6).log().T.numpy()
+
+
+def stacked(mels: np.ndarray, stack: int, hop: int) -> np.ndarray:
+    """`stack` frames side by side, every `hop` frames: [frames, stack x bands]."""
     frames = -(-len(mels) // hop)
-    mels = torch.nn.functional.pad(mels, (0, 0, 0, stack + frames * hop - len(mels)), value=float(np.log(1e-6)))
-    return mels.unfold(0, stack, hop)[:frames].transpose(1, 2).reshape(frames, stack * bands).numpy()
+    padded = np.pad(mels, ((0, stack + frames * hop - len(mels)), (0, 0)), constant_values=np.float32(np.log(1e-6)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, stack, axis=0)[::hop][:frames]
+    return windows.transpose(0, 2, 1).reshape(frames, -1)
 
 
 def read(utt: Utterance) -> np.ndarray:
@@ -88,6 +99,11 @@ def _of_hdf5(utt: Utterance) -> np.ndarray:
         if utt.utt_id not in file:
             raise KeyError("no array of this id in the file")
         return file[utt.utt_id][()]
+
+
+@functools.lru_cache(maxsize=4096)  # 0.4 GB of sentences of four seconds; the analysis takes longer than a small BiLSTM
+def _mels_of(utt: Utterance, bands: int) -> np.ndarray:
+    return log_mels(audio.load(utt), bands)
 
 
 @functools.cache
