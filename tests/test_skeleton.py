@@ -1,6 +1,9 @@
 """The embedded corpus without sound, PHOENIX's layout, and a corpus's own split."""
 
+import json
+
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
@@ -9,6 +12,7 @@ from kdlib.errors import UserError
 from kdlib.io import repository_root
 from kdlib.pipeline import Fold
 from kdlib.settings.corpus import Skeleton
+from kdlib.show import comparison
 
 SMALL = Skeleton(signers=3, glosses=8, sentences=4)
 
@@ -117,6 +121,18 @@ def test_a_given_split_trains_on_all_signers(recipe):
     }
     assert {utt.speaker for utt in parts["train"]} == {"S01", "S02", "S03"}
     assert (fold.scores(1) / "scores.json").is_file()
+
+
+def test_a_comparison_says_what_beam_search_alone_gives(recipe, capsys):
+    fold = Fold.load(recipe, "given", "hard")
+    scores = json.loads((fold.scores(1) / "scores.json").read_text())["decoders"]
+    comparison.compare_folds(str(recipe), ["given"], ["hard"], [1], [])
+    table = pd.read_csv(fold.layout.compare / "beam_against_greedy.csv")
+    assert list(table.a) == ["hard (beam)"]
+    by_signer = [scores[name]["by"]["speaker"].values() for name in ("beam", "greedy")]
+    beam, greedy = (np.mean([part["wer"] for part in parts]) for parts in by_signer)
+    assert table.difference[0] == pytest.approx(beam - greedy)
+    assert "hard (beam)" in capsys.readouterr().out
 
 
 def phoenix(folder, rows=10, signers=3):

@@ -54,7 +54,7 @@ def stacked(mels: np.ndarray, stack: int, hop: int) -> np.ndarray:
     frames = -(-len(mels) // hop)
     padded = np.pad(mels, ((0, stack + frames * hop - len(mels)), (0, 0)), constant_values=np.float32(np.log(1e-6)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, stack, axis=0)[::hop][:frames]
-    return windows.transpose(0, 2, 1).reshape(frames, -1)
+    return windows.transpose(0, 2, 1).reshape(frames, -1).copy()
 
 
 def read(utt: Utterance) -> np.ndarray:

@@ -159,6 +159,22 @@ def verdicts(
     return compare.compare(systems, against=pairs, measure=scoring.measure)
 
 
+def of_beam_search(folds: Sequence[Mapping[tuple[str, object], Path]], scoring: Scoring) -> list[Verdict]:
+    """Test the beam search of each system against its greedy decoding: what the language model alone gives."""
+    folders: dict[str, list[Path]] = {}
+    for fold in folds:
+        for (name, _), folder in fold.items():
+            if {"greedy", "beam"} <= set(read_json(folder / "scores.json")["decoders"]):
+                folders.setdefault(name, []).append(folder)
+    systems = {
+        f"{name} ({decoder})": compare.collect(paths, decoder, normaliser=scoring.normaliser)
+        for name, paths in folders.items()
+        for decoder in ("greedy", "beam")
+    }
+    pairs = {f"{name} (beam)": f"{name} (greedy)" for name in folders}
+    return compare.compare(systems, against=pairs, measure=scoring.measure) if pairs else []
+
+
 def changed_utterances(before: Path, after: Path, decoder: str = "greedy") -> pd.DataFrame:
     """Utterances that exactly one of two scored systems recognises correctly."""
     old, new = (
@@ -271,6 +287,11 @@ def compare_folds(
         control = {name: of for name, of in control.items() if of != BASELINE}
     rows: list[tuple[str, Verdict]] = []
     sentences = params.scoring.measure == "wer"  # the closed lexicon then has the test sentences themselves
+    if sentences and (of_beam := of_beam_search(folders, params.scoring)):
+        print("Beam search, its settings chosen on dev speech, against greedy decoding of the same outputs:")
+        print("\n".join(result.text for result in of_beam))
+        with atomic_write(out / "beam_against_greedy.csv") as hidden:
+            verdict_frame(of_beam).to_csv(hidden, index=False)
     few = {name for name in variants if first.of(name).params.labels}
     for decoder in (name for name in DECODERS if not (sentences and "lexicon" in name)):
         pairs = control
