@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from kdlib.evaluate.decoder_setup import DecoderSetup
     from kdlib.logits.extract import Purpose
     from kdlib.logits.store import LogitStore
+    from kdlib.settings.encoder import EncoderSizes
     from kdlib.settings.teacher import Training
     from kdlib.targets.aggregation import TeacherEnsemble, Weighting
     from kdlib.teachers.parent_scores import SetAside
@@ -224,6 +225,10 @@ class FoldObjects:
         """The pretrained model, where the teachers have its encoder."""
         return [self.pretrained_model()] if ENCODERS[self.params.teacher.encoder].checkpoint else []
 
+    def _teacher_start(self) -> list[Path]:
+        """The files of weights that a teacher without a base model starts from."""
+        return [*self._checkpoint(), *weight_files(self.params.teacher)]
+
     def store(self, name: str, purpose: Purpose, output: str = "ctc") -> LogitStore:
         """A teacher's stored outputs."""
         if output == "decoder" and not read_record(self.teacher(name))["heads"]["layers"]:
@@ -290,3 +295,11 @@ class FoldObjects:
             part = {utt_id for utt_id, its_half in choice.halves(self.splits.dev).items() if half in (None, its_half)}
             return choice.dev_accuracies({name: self.teacher_scores(name) for name in names}, part)
         return choice.own_accuracies({name: read_record(self.teacher(name)) for name in names})
+
+
+def weight_files(sizes: EncoderSizes) -> list[Path]:
+    """The files of the pretrained weights that the sizes of an encoder name: one, or those of a folder."""
+    path = resolve_path(sizes.checkpoint) if sizes.checkpoint else None
+    if path is None or not path.is_dir():
+        return [path] if path else []
+    return [path / name for name in ("config.json", "model.safetensors", "pytorch_model.bin")]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from kdlib import runtime
 from kdlib.corpus import labels
 from kdlib.errors import UserError
-from kdlib.fold_objects import FoldObjects
+from kdlib.fold_objects import FoldObjects, weight_files
 from kdlib.io import read_json, repository_root, resolve_path
 from kdlib.models import read_record
 from kdlib.models.encoders import ENCODERS
@@ -337,6 +337,8 @@ class StudentObjects(FoldObjects):
         elif settings.start == "pretrained":
             source = self._pretrained_student()
             inputs += [source if source.is_file() else source / "model.safetensors"]
+        else:
+            inputs += weight_files(settings.sizes or params.teacher)
         if not self._asks_teachers:
             return inputs
         method = params.aggregation.method

@@ -310,6 +310,11 @@ def _check_fold(params: Params, fold_source: str, recipe: str) -> None:
         raise UserError(
             f"{recipe}: a given split needs the blocks of its dev speech; write blocks: {{dev: [dev], ...}}"
         )
+    if fold.given and (both := sorted({*params.blocks.test} & {*params.blocks.train, *params.blocks.dev})):
+        raise UserError(
+            f"{recipe}: the block {both[0]} of a given split is test speech, and named in blocks.train or blocks.dev "
+            "too: what is chosen there would be chosen on the speech that is scored; remove it from one"
+        )
     speakers = [] if fold.given else fold_names(params.fold_set)
     for role in ("dev", "exclude", "train", "teachers"):
         named = getattr(fold, role)

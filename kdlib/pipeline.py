@@ -306,7 +306,7 @@ class Fold(StudentResults):
             f"base model of the teachers ({self.layout.family})",
             build=build,
             settings=settings.model_dump(mode="json", exclude=unused) | speech | self._chosen_by,
-            inputs=[self.corpus_folder, self.tokens_folder(), *self._checkpoint()],
+            inputs=[self.corpus_folder, self.tokens_folder(), *self._teacher_start()],
             seed=fold.seed,
         )
 
@@ -332,7 +332,7 @@ class Fold(StudentResults):
                 self.corpus_folder,
                 self.tokens_folder(),
                 *([base / "model.json", base / "model.safetensors"] if base else []),
-                *self._checkpoint(),
+                *self._teacher_start(),
             ],
             seed=self.params.seed,
         )

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from kdlib.errors import UserError
+from kdlib.fold_objects import weight_files
 from kdlib.models.encoder_wav2vec2 import Wav2Vec2, Wav2Vec2Shape, from_checkpoint
 from kdlib.params import load
+from kdlib.pipeline import Fold
 from kdlib.settings.encoder import AUDIO, EncoderSizes
 
 TINY = {"d_model": 32, "layers": 2, "heads": 2, "ffn": 64, "dropout": 0.0, "mix_layers": False}
@@ -88,3 +90,12 @@ def test_what_is_no_checkpoint_is_refused_in_a_sentence(tmp_path):
         from_checkpoint(tmp_path / "y.pt", TINY)
     params = load("params/demo.yaml", "M08", overrides={"student": {"encoder": "wav2vec2", "start": "scratch"}})
     assert params.student.encoder == "wav2vec2"
+
+
+def test_the_files_of_a_checkpoint_make_models_that_start_from_them_anew(tmp_path):
+    settings = {"teacher": {"encoder": "wav2vec2", "parent": "none", "checkpoint": str(tmp_path / "x.pt")}}
+    fold = Fold.load("params/smoke.yaml", "M08", overrides=settings)
+    assert fold._teacher_start() == [tmp_path / "x.pt"]
+    named = {path.name for path in weight_files(EncoderSizes(checkpoint=str(tmp_path)))}
+    assert named == {"config.json", "model.safetensors", "pytorch_model.bin"}  # those that are missing count as such
+    assert weight_files(EncoderSizes()) == []

@@ -154,6 +154,9 @@ def test_encoders_and_inputs_must_fit():
         load("params/skeleton.yaml", "S01", overrides={"pretrained": "shipped"})
     with pytest.raises(UserError, match=r"a given split needs the blocks of its dev speech"):
         load("params/skeleton.yaml", "given", overrides={"blocks": {"dev": []}})
+    for blocks in ({"dev": ["B2"]}, {"train": ["B1", "B2"]}):
+        with pytest.raises(UserError, match=r"the block B2 of a given split is test speech, and named in"):
+            load("params/skeleton.yaml", "given", overrides={"blocks": blocks})
 
 
 def test_an_unknown_word_is_one_token_and_an_error(tmp_path):
