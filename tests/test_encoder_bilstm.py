@@ -31,8 +31,8 @@ def test_the_seeds_models_have_their_shapes_and_sizes():
     assert torch.allclose(log_probs.exp().sum(-1), torch.ones(75, 8), atol=1e-4)
     assert frames.tolist() == [75] * 8
     assert {layer: tuple(values.shape) for layer, values in hidden.items()} == {2: (8, 75, 512), 3: (8, 75, 512)}
-    assert weights(student) == 6_742_221
-    assert weights(Hybrid(BiLSTM(BiLSTMShape(d_model=384, layers=5)), Heads(1229, 0))) == 18_130_637
+    assert weights(student) == 7_469_005
+    assert weights(Hybrid(BiLSTM(BiLSTMShape(d_model=384, layers=5)), Heads(1229, 0))) == 19_763_021
 
 
 @pytest.mark.parametrize("attention", [False, True])
