@@ -132,8 +132,9 @@ class FoldObjects:
 
     def decoding_model(self, tokens: Tokens | None = None, *, all_speakers: bool = False) -> Path:
         """The folder of the language model that decoders use, with these tokens or the teachers'."""
-        units = (tokens or self.tokens) if self.params.search.units == "pieces" else None
-        return self.language_model(units, all_speakers=all_speakers)
+        tokens = tokens or self.tokens
+        of_pieces = self.params.search.units == "pieces" or tokens.unknown is not None  # where these are whole words
+        return self.language_model(tokens if of_pieces else None, all_speakers=all_speakers)
 
     def decoder_setup(self, tokens: Tokens | None = None, *, all_speakers: bool = False) -> DecoderSetup:
         """What decoders need, for these tokens or the teachers'."""

@@ -14,7 +14,7 @@ from kdlib.decode.beam import BeamSearch, BeamSettings
 from kdlib.errors import UserError
 from kdlib.models import Emissions
 from kdlib.settings.evaluation import BeamSearchSettings
-from kdlib.tokens import Tokens, train_tokenizer
+from kdlib.tokens import Tokens, train_tokenizer, train_words
 
 LN10 = math.log(10)
 
@@ -46,16 +46,14 @@ def spiking(tokens, texts, loud=6.0, noise=0.0, twice=False):
 
 @pytest.mark.parametrize("twice", [False, True])
 def test_it_decodes_the_text_of_the_outputs(tokens, model, twice):
-    """Also where the last token of a word lasts two frames, for which flashlight has no alignment."""
+    """Also where the last token of a word lasts two frames."""
     texts = ["DELETE THE LINE", "GO UP", "THE LINE", "UP UP"]
     beam = BeamSearch(tokens, ["DELETE", "THE", "LINE", "GO", "UP"], model)
     assert beam(spiking(tokens, texts, twice=twice)) == texts
 
 
-def by_frames(logprobs, words, blank):
-    """CTC's forward sum over a text, except for alignments in which a word's last token lasts: flashlight has none."""
-    ids = [token for word in words for token in word]
-    ends = {sum(map(len, words[: index + 1])) - 1 for index in range(len(words))}
+def ctc(logprobs, ids, blank):
+    """CTC's forward sum over all alignments of a text."""
     in_token, in_blank = np.full(len(ids) + 1, -np.inf), np.full(len(ids) + 1, -np.inf)
     in_blank[0] = 0.0
     for frame in logprobs:
@@ -63,9 +61,8 @@ def by_frames(logprobs, words, blank):
             entered = in_blank[place - 1]
             if place > 1 and ids[place - 2] != ids[place - 1]:
                 entered = np.logaddexp(entered, in_token[place - 1])
-            stays = -np.inf if place - 1 in ends else in_token[place]
             in_blank[place] = frame[blank] + np.logaddexp(in_blank[place], in_token[place])
-            in_token[place] = frame[ids[place - 1]] + np.logaddexp(entered, stays)
+            in_token[place] = frame[ids[place - 1]] + np.logaddexp(entered, in_token[place])
         in_blank[0] += frame[blank]
     return np.logaddexp(in_token[-1], in_blank[-1])
 
@@ -77,12 +74,39 @@ def test_the_score_is_that_of_ctc_and_of_the_language_model(tokens, model):
     ngrams, logprobs = lm.read(model), outputs.logits[0].double().log_softmax(-1).numpy()
     expected = {}
     for text in (text for size in (1, 2, 3) for text in itertools.product(words, repeat=size)):
-        ctc = by_frames(logprobs, [tokens.encode(word) for word in text], tokens.blank)
-        expected[" ".join(text)] = ctc + 0.7 * LN10 * text_logprob(ngrams, " ".join(text)) + 0.4 * len(text)
+        score = ctc(logprobs, [token for word in text for token in tokens.encode(word)], tokens.blank)
+        expected[text] = score + 0.7 * LN10 * text_logprob(ngrams, " ".join(text)) + 0.4 * len(text)
     beam = BeamSearch(tokens, words, model, setting, tokens_at_once=100, threshold=1e9)
-    found = beam._search(beam.search_input(outputs)[0][None])[0][0]
-    assert " ".join(found.words) == max(expected, key=expected.get)
-    assert found.score == pytest.approx(max(expected.values()), abs=0.01)
+    found = beam._exact(beam.search_input(outputs)[0])
+    best = max(expected, key=expected.get)
+    assert max(found, key=found.get) == best
+    for text in sorted(expected, key=expected.get)[-5:]:
+        assert found[text] == pytest.approx(expected[text], abs=1e-3)
+    assert beam(outputs) == [" ".join(best)]
+
+
+def test_a_token_that_lasts_is_one_token(tokens, model):
+    """Flashlight alone finds UP GO UP, or worse, where the last token of UP lasts three frames."""
+    ids = tokens.encode("UP")
+    frames = [tokens.blank, *ids, ids[-1], ids[-1], tokens.blank, tokens.blank]
+    logits = torch.nn.functional.one_hot(torch.tensor([frames]), tokens.size).float() * 8
+    emissions = Emissions(logits, torch.tensor([len(frames)]))
+    search = BeamSearch(tokens, ["DELETE", "THE", "LINE", "GO", "UP"], None, BeamSettings(0.0, 0.0, 20))
+    assert search(emissions) == ["UP"]
+    (((best, share), *_),) = search.nbest(emissions, 3)
+    assert best == ids
+    assert share > 0.9
+
+
+def test_whole_words_are_searched_as_pieces(tmp_path):
+    words = Tokens.for_teachers(train_words(["GO UP", "UP THE LINE"], tmp_path))
+    path = tmp_path / "words.arpa"
+    lm.write(lm.estimate(search.in_pieces(["GO UP", "UP THE LINE"] * 3, words), 2), path)
+    up, line, blank = *words.encode("UP LINE"), words.blank
+    logits = torch.nn.functional.one_hot(torch.tensor([[blank, up, up, up, blank, up, line, line]]), words.size) * 8.0
+    found = BeamSearch(words, ["GO", "UP", "THE", "LINE"], path, BeamSettings(0.1, 0.0, 20))
+    assert found.words is None
+    assert found(Emissions(logits, torch.tensor([8]))) == ["UP UP LINE"]
 
 
 def test_the_language_model_decides_between_words_of_equal_probability(tokens, model):

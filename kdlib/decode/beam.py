@@ -1,8 +1,11 @@
 """CTC prefix beam search with an n-gram language model: torchaudio's decoder, which is flashlight's with KenLM.
 
 It finds the words (or, without a lexicon, the pieces) that maximise
-log P_ctc + weight x log P_lm + bonus x (number of words), P_lm with the natural logarithm. `tune` chooses weight, bonus
-and beam size on the dev speaker's speech, never on the speech that is reported.
+log P_ctc + weight x log P_lm + bonus x (number of words), P_lm with the natural logarithm. Flashlight ends a word at
+the first frame of its last token, and has no alignment in which that token lasts. So every spelling is listed a second
+time, with a symbol of the same probability after it; as that allows too much (A for A, blank, A), the texts that the
+search finds are ranked by their exact CTC probability. Where the pieces are whole words, the search is over pieces.
+`tune` chooses weight, bonus and beam size on the dev speaker's speech, never on the speech that is reported.
 """
 
 import copy
@@ -60,7 +63,8 @@ class BeamSearch:
         self.tokens, self.lm, self.setting = tokens, lm, setting or BeamSettings()
         self.tokens_at_once, self.threshold = tokens_at_once, threshold
         special = {tokens.blank, tokens.bos, tokens.eos}
-        if words is None:
+        self.lasting: list[int] = []
+        if words is None or tokens.unknown is not None:
             self.words = None
             marks = {BEGIN, END, UNKNOWN}
             ids = [index for index, piece in enumerate(tokens.pieces) if index not in special and piece not in marks]
@@ -69,9 +73,11 @@ class BeamSearch:
             if not self.words:
                 raise UserError("beam search: expected at least one word, found none")
             ids = sorted({index for spellings in self.words.values() for row in spellings for index in row})
-        self.columns = [tokens.blank, *ids]
+            self.lasting = sorted({row[-1] for spellings in self.words.values() for row in spellings})
+        self.columns = [tokens.blank, *ids]  # of a search's input; after them those of tokens that last
         self._decoder = self._kenlm = self._nbest = None
         self._biases: dict[str, float] = {}
+        self._word_index = {word: index for index, word in enumerate(self.words or ())}
 
     def at(self, setting: BeamSettings) -> "BeamSearch":
         """Return the same search with another setting."""
@@ -100,7 +106,7 @@ class BeamSearch:
     def search_input(self, emissions: Emissions) -> list[torch.Tensor]:
         """Return the input of a search: [T, C] log-probabilities of the tokens in `columns`, one per utterance."""
         logits = emissions.logits.detach()
-        chosen = (logits[..., self.columns] - logits.logsumexp(-1, keepdim=True)).float().cpu()
+        chosen = (logits[..., [*self.columns, *self.lasting]] - logits.logsumexp(-1, keepdim=True)).float().cpu()
         chosen = torch.cat([chosen, chosen.new_full((*chosen.shape[:2], 1), IMPOSSIBLE)], -1)
         return [row[:length].contiguous() for row, length in zip(chosen, emissions.lengths.tolist(), strict=True)]
 
@@ -110,58 +116,79 @@ class BeamSearch:
 
     def nbest(self, emissions: Emissions, count: int) -> list[list[tuple[list[int], float]]]:
         """Return every utterance's best texts as token ids, with their shares among the n-best, n being at least 5."""
-        least = self.setting.size if self._biases else 5  # all of a beam are ranked anew
-        if self._nbest is None or self._nbest[0] < count:
-            self._nbest = max(count, least), self._build(max(count, least))
+        if self.words is None and (self._nbest is None or self._nbest[0] < count):
+            self._nbest = max(count, 5), self._build(max(count, 5))
         return [self._rank(emission)[:count] for emission in self.search_input(emissions)]
 
     def _rank(self, emission: torch.Tensor) -> list[tuple[list[int], float]]:
         scores: dict[tuple[int, ...], float] = {}
-        for hypothesis in self._nbest[1](emission[None])[0] if len(emission) else ():
-            words = self.words is not None
-            ids = self.tokens.encode(" ".join(hypothesis.words)) if words else self._ids(hypothesis)
-            if ids:
-                score = hypothesis.score + self._bias(hypothesis)
-                scores[tuple(ids)] = np.logaddexp(scores.get(tuple(ids), -np.inf), score)
+        if self.words is not None:
+            found = self._exact(emission)
+            scores = {tuple(self.tokens.encode(" ".join(words))): score for words, score in found.items() if words}
+        else:
+            for hypothesis in self._nbest[1](emission[None])[0] if len(emission) else ():
+                if ids := tuple(self._ids(hypothesis)):
+                    scores[ids] = np.logaddexp(scores.get(ids, -np.inf), hypothesis.score)
         total = np.logaddexp.reduce(list(scores.values())) if scores else 0.0
         ranked = sorted(scores.items(), key=lambda item: (-item[1], item[0]))
         return [(list(ids), float(np.exp(score - total))) for ids, score in ranked]
 
     def _ids(self, hypothesis) -> list[int]:
-        return [self.columns[index] for index in hypothesis.tokens.tolist() if index < len(self.columns)]
+        return [self.columns[index] for index in self._places(hypothesis)]
+
+    def _places(self, hypothesis) -> tuple[int, ...]:
+        """The tokens of a hypothesis by their columns, without those that only last."""
+        return tuple(index for index in hypothesis.tokens.tolist() if index < len(self.columns))
 
     def _text(self, emission: torch.Tensor) -> str:
+        if self.words is None:
+            hypotheses = self._search(emission[None])[0] if len(emission) else []
+            return self.tokens.decode(self._ids(hypotheses[0])) if hypotheses else ""
+        found = self._exact(emission)
+        calibrated = bool(self._biases)  # calibrated are words: an empty hypothesis is the last
+        best = max(found, key=lambda words: (bool(words) or not calibrated, found[words]), default=())
+        return " ".join(best)
+
+    def _exact(self, emission: torch.Tensor) -> dict[tuple[str, ...], float]:
+        """The texts that the search finds, with their exact scores: over all alignments, and the spellings found."""
         hypotheses = self._search(emission[None])[0] if len(emission) else []
         if not hypotheses:
-            return ""
-        if self._biases:
-            return " ".join(max(hypotheses, key=self._calibrated_score).words)
-        if self.words is not None:
-            return " ".join(hypotheses[0].words)
-        return self.tokens.decode(self._ids(hypotheses[0]))
+            return {}
+        found = list(dict.fromkeys((tuple(one.words), self._places(one)) for one in hypotheses))
+        ctc = _ctc_scores(emission, [places for _, places in found])
+        scores: dict[tuple[str, ...], float] = {}
+        for (words, _), score in zip(found, ctc, strict=True):
+            scores[words] = np.logaddexp(scores.get(words, -np.inf), score)
+        return {words: score + self._prior(words) for words, score in scores.items()}
 
-    def _bias(self, hypothesis) -> float:
-        return sum(self._biases.get(word, 0.0) for word in hypothesis.words)
-
-    def _calibrated_score(self, hypothesis) -> tuple[bool, float]:
-        """Calibrated are words: an empty hypothesis is the last."""
-        return bool(hypothesis.words), hypothesis.score + self._bias(hypothesis)
+    def _prior(self, words: tuple[str, ...]) -> float:
+        """The language model's share of a score, the bonus of words, and their calibration."""
+        total = sum(self.setting.word_bonus + self._biases.get(word, 0.0) for word in words)
+        if self._kenlm is None:
+            return total
+        state, logprob = self._kenlm.start(False), 0.0
+        for word in words:
+            state, score = self._kenlm.score(state, self._word_index[word])
+            logprob += score
+        return total + self.setting.lm_weight * LN10 * (logprob + self._kenlm.finish(state)[1])
 
     @property
     def _search(self):
         if self._decoder is None:
-            self._decoder = self._build(self.setting.size if self._biases else 1)
+            self._decoder = self._build(1 if self.words is None else self.setting.size)
         return self._decoder
 
     def _build(self, nbest: int = 1):
         from torchaudio.models.decoder import ctc_decoder
 
-        names = [*(str(index) for index in self.columns), UNUSED]  # ids: pieces may hold marks that files cannot
+        names = list(map(str, self.columns))  # ids: pieces may hold marks that files cannot
+        names += [*(f"{index}+" for index in self.lasting), UNUSED]
         with tempfile.TemporaryDirectory() as folder:
             lexicon, lm_names = Path(folder) / "lexicon.txt", Path(folder) / NAMES
             if self.words is not None:
-                lines = (f"{word}\t{' '.join(map(str, ids))}\n" for word, ids in self.spellings())
-                lexicon.write_text("".join(lines), encoding="utf-8")
+                lines = ((word, " ".join(map(str, ids))) for word, ids in self.spellings())
+                both = (f"{word}\t{ids}\n{word}\t{ids} {ids.split()[-1]}+\n" for word, ids in lines)
+                lexicon.write_text("".join(both), encoding="utf-8")
             self._write_names(lm_names)
             self._kenlm = self._load_kenlm()
             return ctc_decoder(
@@ -214,6 +241,16 @@ class BeamSearch:
         path.write_text("\n".join([*names, UNKNOWN]) + "\n", encoding="utf-8")
 
 
+def _ctc_scores(emission: torch.Tensor, texts: Sequence[tuple[int, ...]]) -> list[float]:
+    """The log-probability of each text, over all alignments; texts are places of columns, of which 0 is the blank."""
+    used = sorted({0}.union(*texts))
+    place = {column: index for index, column in enumerate(used)}
+    targets = torch.tensor([place[column] for text in texts for column in text], dtype=torch.long)
+    lengths = torch.full((len(texts),), len(emission)), torch.tensor(list(map(len, texts)))
+    logprobs = emission[:, used].double()[:, None].expand(-1, len(texts), -1)
+    return (-torch.nn.functional.ctc_loss(logprobs, targets, *lengths, reduction="none")).tolist()
+
+
 def _encode_words(words: Words, tokens: Tokens) -> dict[str, list[list[int]]]:
     """Map single words to the ids of their spellings; an entry of several words is split."""
     entries = words if isinstance(words, Mapping) else {word: [word] for word in words}
@@ -248,7 +285,8 @@ def tune(
 ) -> pd.DataFrame:
     """Score every setting on dev speech: one row each, with lm_weight, word_bonus, size, wer and wra."""
     references = [normalise(text) for text in references]
-    grid = list(itertools.product(settings.beam_sizes, settings.lm_weights, settings.word_bonuses))
+    bonuses = settings.word_bonuses if beam.words is not None else (0.0,)  # of words, not of pieces
+    grid = list(itertools.product(settings.beam_sizes, settings.lm_weights, bonuses))
     rows = []
     with progress(len(grid), "beam search on dev speech", "setting") as bar:
         for size, weight, bonus in grid:
