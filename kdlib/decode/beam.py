@@ -146,7 +146,7 @@ class BeamSearch:
             return self.tokens.decode(self._ids(hypotheses[0])) if hypotheses else ""
         found = self._exact(emission)
         calibrated = bool(self._biases)  # calibrated are words: an empty hypothesis is the last
-        best = max(found, key=lambda words: (bool(words) or not calibrated, found[words]), default=())
+        best = max(found, key=lambda words: (bool(words) or not calibrated, found[words], words), default=())
         return " ".join(best)
 
     def _exact(self, emission: torch.Tensor) -> dict[tuple[str, ...], float]:
