@@ -1,5 +1,6 @@
 """The training objective: weights, heads, schedules, utterances without a target, and every term of the loss."""
 
+import copy
 import itertools
 from dataclasses import replace
 
@@ -335,6 +336,63 @@ def test_an_intermediate_head_is_trained_on_references_and_on_the_last_head(batc
     assert learner.intermediate_head.weight.grad.abs().max() > 0
     with pytest.raises(UserError, match=r"intermediate\.layer is 2: the encoder has 2 layers"):
         Learner(student, 0, 2)
+
+
+def test_an_intermediate_head_may_be_the_last_one(batch):
+    encoder = Conformer(ConformerShape(d_model=16, layers=2, heads=2, ffn=16, kernel=7, mels=20, dropout=0.0))
+    student = Hybrid(encoder, Heads(SIZE, layers=0)).eval()
+    learner = Learner(student, 0, 1, shares_head=True)
+    assert {name for name, _ in learner.named_parameters()} == {
+        f"student.{name}" for name, _ in student.named_parameters()
+    }
+    settings = Distill(alpha=0.0, beta=1.0, intermediate={"weight": 0.3, "layer": 1, "shared": True})
+    step = Objective(learner, settings, TERMS).step(batch)
+    assert torch.equal(step.inner_logits, student.ctc_head(step.outputs.hidden[1]))
+
+
+def test_two_views_of_an_utterance_are_to_be_alike(student, batch):
+    twice = batch.select([0, 1, 0, 1])
+    settings = {"alpha": 0.0, "beta": 0.0, "consistency": {"weight": 1.0}}
+    assert objective(student, **settings)(twice)["consistency"].abs() < 1e-6  # without masks and dropout they are
+    found = objective(student, **settings)
+    step = found.step(twice)
+    moved = torch.randn(step.outputs.ctc.logits.shape, generator=torch.Generator().manual_seed(1))
+    logits = (step.outputs.ctc.logits + moved).detach().requires_grad_()
+    step.outputs = replace(step.outputs, ctc=Emissions(logits, step.outputs.lengths))
+    loss = found.total(step)["consistency"]
+    total, frames = 0.0, 0
+    for row, other in ((0, 2), (1, 3), (2, 0), (3, 1)):
+        count = int(step.outputs.lengths[row])
+        p, q = (logits[place, :count].log_softmax(-1) for place in (other, row))
+        total, frames = total + (p.exp() * (p - q)).sum().item(), frames + count
+    assert loss.item() == pytest.approx(total / frames, rel=1e-5)
+    loss.backward()
+    assert logits.grad[0].abs().sum() > 0  # both views are moved
+    assert logits.grad[2].abs().sum() > 0
+
+
+def test_the_average_of_the_weights_follows_them_and_is_a_target(student, batch):
+    learner = Learner(copy.deepcopy(student), averages=True).train()
+    assert not learner.average.training
+    first = learner.student.ctc_head.weight.detach().clone()
+    with torch.no_grad():
+        learner.student.ctc_head.weight.add_(1.0)
+    learner.update_average(0.5)  # 1 of 10 at first: nine tenths are new
+    assert torch.allclose(learner.average.ctc_head.weight, first + 0.9, atol=1e-5)
+    with torch.no_grad():
+        learner.student.ctc_head.weight.add_(1.0)
+    for _ in range(20):
+        learner.update_average(0.5)
+    assert torch.allclose(learner.average.ctc_head.weight, first + 2, atol=1e-4)
+    settings = Distill(alpha=0.0, beta=0.0, average={"weight": 1.0})
+    with torch.no_grad():
+        learner.average.ctc_head.weight.mul_(2.0)
+    loss = Objective(learner.eval(), settings, TERMS)(batch)["average"]
+    outputs, target = (model(batch.inputs, batch.lengths).ctc for model in (learner.student, learner.average))
+    inside = length_mask(outputs.lengths, outputs.logits.shape[1]).float()
+    assert loss.item() == pytest.approx(losses.soft_kl(outputs.logits, target.logits, inside).item(), rel=1e-5)
+    loss.backward()
+    assert all(weight.grad is None for weight in learner.average.parameters())
 
 
 # the reference among the words of the closed lexicon

@@ -232,6 +232,10 @@ def test_a_student_killed_at_a_random_step_and_resumed_has_the_same_weights(vari
             "distill": {"intermediate": {"weight": 0.3, "layer": 1}, "ctc_smoothing": 0.1},
         },
         {
+            "student": {"augment": "mask"},
+            "distill": {"alpha": 0, "consistency": {"weight": 0.2}, "average": {"weight": 0.2, "decay": 0.9}},
+        },
+        {
             "student": {"decoder_layers": 1, "precision": "bf16"},
             "aggregation": {"method": "weighted_similarity"},
             "distill": {
@@ -246,7 +250,7 @@ def test_a_student_killed_at_a_random_step_and_resumed_has_the_same_weights(vari
     ],
     ids=[
         *("sb", "sb from scratch", "bf16", "decoder and noam", "features and shifts", "pseudo-labels"),
-        *("intermediate", "words, texts and occupancies"),
+        *("intermediate", "views and average", "words, texts and occupancies"),
     ],
 )
 def test_every_kind_of_student_trains_and_is_scored(variant, settings):

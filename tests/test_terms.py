@@ -18,6 +18,8 @@ WEIGHTS = {  # one setting for every weight of the table
     "occupancy": {"weight": 0.1},
     "intermediate": {"weight": 0.1},
     "hard_words": {"weight": 0.1},
+    "consistency": {"weight": 0.1},
+    "average": {"weight": 0.1},
 }
 OF_REFERENCES = {"ctc", "decoder", "hard_words", "intermediate_ctc"}
 NONE = {"alpha": 0.0, "beta": 0.0}
@@ -102,7 +104,7 @@ def test_a_control_knows_the_references_alone(settings, references_only):
 def test_use_teachers_turns_off_every_term_of_teachers_and_no_other():
     taught, untaught = (Distill(heads="both", use_teachers=use, **WEIGHTS) for use in (True, False))
     own = {name for name, term in terms.TERMS.items() if term.side != "teachers"}
-    assert own == OF_REFERENCES | {"intermediate_self"}
+    assert own == OF_REFERENCES | {"intermediate_self", "consistency", "average"}
     assert set(terms.active(untaught)) == own
     assert set(terms.active(taught)) == set(terms.TERMS)
     assert (terms.uses_teachers(untaught), terms.outputs(untaught)) == (False, ())
@@ -123,7 +125,7 @@ def test_without_teachers_their_settings_are_not_recorded():
     assert taught[1]["temperature"] == {"from": 4.0, "to": 2.0}
 
 
-@pytest.mark.parametrize("section", ["words", "occupancy", "intermediate", "hard_words"])
+@pytest.mark.parametrize("section", ["words", "occupancy", "intermediate", "hard_words", "consistency", "average"])
 def test_a_student_with_a_decoder_alone_is_refused_terms_of_a_ctc_head(section):
     settings = {"student": {"decoder_layers": 1}, "distill": {"heads": "decoder", section: {"weight": 0.5}}}
     message = rf"distill\.{section} is a loss of a CTC head, but distill\.heads is 'decoder'; write heads: both, or ctc"

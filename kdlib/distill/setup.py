@@ -74,14 +74,22 @@ class StudentSetup:
         """Variant and seed, for messages."""
         return f"{self.name or 'student'}, seed {self.seed}"
 
+    @property
+    def views(self) -> int:
+        """How often a batch has every utterance: with other masks, for their consistency."""
+        return 2 if terms.needs(self.distill, "views") else 1
+
     def objective(self) -> Objective:
         """Build the training objective; layers that only training needs get random weights."""
         active = terms.active(self.distill)
+        if "consistency" in active and self.settings.mixup:
+            raise UserError("distill.consistency compares two views of each utterance, which mixup mixes; set one to 0")
         pairs = terms.matched(self.distill).items() if "features" in active else ()
         widths = {layer: self.targets[output].width for layer, output in pairs}
         tap = self.distill.intermediate.layer if terms.needs(self.distill, "layer") else 0
         sources = Sources(self.targets, self.hypotheses, self.lexicon)
-        return Objective(Learner(self.model, widths, tap), self.distill, terms.TERMS, sources)
+        more = {"shares_head": self.distill.intermediate.shared, "averages": terms.needs(self.distill, "average")}
+        return Objective(Learner(self.model, widths, tap, **more), self.distill, terms.TERMS, sources)
 
     def outputs(self, utterances: Sequence[Utterance]) -> Outputs:
         """The model's CTC outputs on some speech, as it is now."""

@@ -50,7 +50,7 @@ def train_student(partial: Path, setup: StudentSetup, watch: Watch | None = None
     """Train a student phase by phase, and write the weights of the best checkpoints and of the last step."""
     data, objective = setup.data, setup.objective()
     setup.model.encoder.learn_statistics(data.train)
-    plan = batch_plan(setup.settings, data)
+    plan = batch_plan(setup.settings, data, setup.views)
     alarm = CollapseAlarm(
         setup.title,
         sum(plan.steps),
@@ -132,6 +132,8 @@ class _Training:
         curves = self.partial / TENSORBOARD
 
         def step(batch: Batch) -> dict[str, torch.Tensor]:
+            learner.update_average(setup.distill.average.decay)
+            batch = batch.select(list(range(len(batch))) * setup.views)
             if settings.augment == "mask_and_tempo":
                 batch = batch.stretched(augment.draw_tempo())
             if settings.mixup:
@@ -230,14 +232,15 @@ def _distance(head: str, outputs: Outputs, batch: Batch, target: TargetSource) -
     return float(losses.soft_kl(logits, teachers, length_mask(lengths, logits.shape[1]).float()))
 
 
-def batch_plan(settings: Student, data: StudentData) -> BatchPlan:
-    """The parts of an epoch and the number of steps of each phase."""
-    groups = math.ceil((len(data.train) + data.unused) / settings.batch_size)
+def batch_plan(settings: Student, data: StudentData, views: int = 1) -> BatchPlan:
+    """The parts of an epoch and the number of steps of each phase; a batch has every utterance `views` times."""
+    batch_size = max(1, settings.batch_size // views)
+    groups = math.ceil((len(data.train) + data.unused) / batch_size)
     size = math.ceil(groups / settings.validations_per_epoch)
     sizes = [min(size, groups - begin) for begin in range(0, groups, size)]
     epoch = sum(math.ceil(batches / (settings.accumulate * settings.devices)) for batches in sizes)
     steps = [phase.steps or phase.epochs * epoch for phase in settings.phases]
-    return BatchPlan(settings.batch_size, groups, len(sizes), epoch, steps)
+    return BatchPlan(batch_size, groups, len(sizes), epoch, steps)
 
 
 def _scale(settings: Student, phase: Phase, steps: int, model: hybrid.Hybrid) -> Scale:

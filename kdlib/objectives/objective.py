@@ -5,6 +5,7 @@ A head's terms share its weight: with both heads, the CTC head's share is `ctc_w
 Without terms of teachers no target is computed: the hard-label run of the same steps and seed is this same code.
 """
 
+import copy
 from collections.abc import Mapping
 
 import torch
@@ -12,9 +13,9 @@ from torch import nn
 
 from kdlib.corpus.inputs import Batch
 from kdlib.errors import UserError
-from kdlib.models import Outputs
+from kdlib.models import Emissions, Outputs
 from kdlib.models.decoder import teacher_forced
-from kdlib.models.encoder_cache import EncoderCache, FeatureCache
+from kdlib.models.encoder_cache import EncoderCache, FeatureCache, UtteranceCache
 from kdlib.models.hybrid import Hybrid
 from kdlib.objectives.step import Sources, Step
 from kdlib.objectives.term import Term, active_among, heads
@@ -27,7 +28,15 @@ START = Progress()
 class Learner(nn.Module):
     """A model with the layers that only training needs: a projection of its encodings, an intermediate CTC head."""
 
-    def __init__(self, student: Hybrid, features: Mapping[int, int] | None = None, tap: int = 0) -> None:
+    def __init__(
+        self,
+        student: Hybrid,
+        features: Mapping[int, int] | None = None,
+        tap: int = 0,
+        *,
+        shares_head: bool = False,
+        averages: bool = False,
+    ) -> None:
         """`features`: widths that layers (0: the encodings) are projected to; `tap`: the intermediate head's layer."""
         super().__init__()
         self.student, width = student, student.encoder.width
@@ -45,7 +54,30 @@ class Learner(nn.Module):
                     f"distill.intermediate.layer is {tap}: the encoder has {student.encoder.layers} layers, and the "
                     "head must be below the last; set a smaller one"
                 )
-            self.intermediate_head = nn.Linear(student.encoder.width, student.heads.size)
+            self.intermediate_head = None if shares_head else nn.Linear(student.encoder.width, student.heads.size)
+        self.average = copy.deepcopy(student).requires_grad_(False) if averages else None
+        self.register_buffer("averaged", torch.zeros(()))  # steps
+
+    def train(self, mode: bool = True) -> "Learner":
+        """Set training mode; the average stays in evaluation mode."""
+        super().train(mode)
+        if self.average is not None:
+            self.average.eval()
+        return self
+
+    @torch.no_grad()
+    def update_average(self, decay: float) -> None:
+        """Move the average towards the weights as they are; at first it follows them fast."""
+        if self.average is None:
+            return
+        self.averaged += 1
+        share = 1 - min(decay, float(self.averaged / (self.averaged + 9)))
+        new = self.student.state_dict()
+        for name, value in self.average.state_dict().items():
+            if value.is_floating_point():
+                value.lerp_(new[name].to(value), share)
+            else:
+                value.copy_(new[name])
 
 
 class Objective:
@@ -76,7 +108,7 @@ class Objective:
             shares = [utt.duration_s / most for utt, most in zip(part.utterances, longest, strict=True)]
             frames = torch.ceil(outputs.lengths * torch.tensor(shares, device=outputs.lengths.device) - 1e-4).long()
             own = outputs.cut(frames.clamp_min(1))
-            step = Step(self.learner, self.settings, self.sources, part, now, own)
+            step = Step(self.learner, self.settings, self.sources, part, now, own, lambda: self._of_average(batch))
             for name, value in self.total(step).items():
                 total[name] = total.get(name, 0.0) + its_share * value
         return total
@@ -107,7 +139,8 @@ class Objective:
 
     def step(self, batch: Batch, now: Progress = START) -> Step:
         """The model's outputs on a batch, and what its terms share."""
-        return Step(self.learner, self.settings, self.sources, batch, now, self.outputs(batch))
+        about = self.learner, self.settings, self.sources, batch, now, self.outputs(batch)
+        return Step(*about, lambda: self._of_average(batch))
 
     def outputs(self, batch: Batch) -> Outputs:
         """The model's outputs on a batch."""
@@ -115,3 +148,13 @@ class Objective:
         tokens = teacher_forced(batch.ids)[0].to(batch.device) if "decoder" in self.heads else None
         encoded = (self.cache or student.encoder.of_batch)(batch, layers)
         return student.apply_heads(encoded, tokens)
+
+    def _of_average(self, batch: Batch) -> Emissions:
+        """The CTC outputs of the average of the model's weights, without masks and dropout."""
+        model, cache = self.learner.average, self.cache
+        with torch.no_grad():
+            if isinstance(cache, FeatureCache):
+                features = UtteranceCache.__call__(cache, batch)
+            else:
+                features = model.encoder.extract_features(batch.inputs, batch.lengths)
+            return model.apply_heads(model.encoder.augmented(*features, batch)).ctc

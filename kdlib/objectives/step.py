@@ -41,10 +41,11 @@ class Step:
         batch: Batch,
         now: Progress,
         outputs: Outputs,
+        of_average: Callable[[], Emissions] | None = None,
     ) -> None:
         self.learner, self.settings, self.batch = learner, settings, batch
         self.targets, self.hypotheses, self.lexicon = sources.targets, sources.hypotheses, sources.lexicon
-        self.now, self.outputs = now, outputs
+        self.now, self.outputs, self.of_average = now, outputs, of_average
         self._taught: dict[str, list[int]] = {}
         self._made: dict[str, Any] = {}
 
@@ -96,7 +97,8 @@ class Step:
     @cached_property
     def inner_logits(self) -> torch.Tensor:
         """The CTC head on an inner layer, [B, T, V]."""
-        return self.learner.intermediate_head(self.outputs.hidden[self.settings.intermediate.layer])
+        head = self.learner.intermediate_head or self.learner.student.ctc_head
+        return head(self.outputs.hidden[self.settings.intermediate.layer])
 
     @cached_property
     def word_places(self) -> dict[str, int]:

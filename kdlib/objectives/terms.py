@@ -44,7 +44,7 @@ def uses_teachers(settings: Distill) -> bool:
 
 
 def needs(settings: Distill, what: str) -> bool:
-    """True if a term of the loss needs the teachers' "frames", "steps" or "texts", an inner "layer", the "lexicon"."""
+    """True if a term of the loss needs something (`Term.needs`)."""
     return any(what in term.needs for term in active(settings).values())
 
 
@@ -200,6 +200,20 @@ def intermediate_self(step: Step, _: str) -> Tensor:
     return losses.soft_kl(logits, step.outputs.ctc.logits.detach(), inside)
 
 
+def consistency(step: Step, _: str) -> Tensor:
+    """KL per frame between the two views of each utterance, both ways; the second half of a batch are the others."""
+    logits, half = step.outputs.ctc.logits, len(step.batch) // 2
+    inside = masks.length_mask(step.outputs.lengths, logits.shape[1]).float()
+    return losses.soft_kl(logits, torch.cat([logits[half:], logits[:half]]).detach(), inside)
+
+
+def average(step: Step, _: str) -> Tensor:
+    """KL per frame from the moving average of the student's weights."""
+    logits = step.outputs.ctc.logits
+    inside = masks.length_mask(step.outputs.lengths, logits.shape[1]).float()
+    return losses.soft_kl(logits, step.of_average().logits[:, : logits.shape[1]], inside)
+
+
 def encodings(step: Step, _: str) -> Tensor | None:
     """Squared distance of projected layers, or encodings, from the teachers' mean (FitNets, Romero et al. 2015)."""
     found = []
@@ -224,5 +238,7 @@ TERMS: dict[str, Term] = REFERENCE_TERMS | {
     "sequence_decoder": Term("sequence.weight", "teachers", "decoder", frozenset({"texts"}), sequence),
     "occupancy_ctc": Term("occupancy.weight", "teachers", "ctc", frozenset({"frames", "texts"}), occupancy),
     "intermediate_self": Term("intermediate.weight", "self", "", frozenset({"layer"}), intermediate_self),
+    "consistency": Term("consistency.weight", "self", "ctc", frozenset({"views"}), consistency),
+    "average": Term("average.weight", "self", "ctc", frozenset({"average"}), average),
     "features": Term("gamma", "teachers", "", frozenset({"frames"}), encodings),
 }

@@ -46,6 +46,22 @@ class OccupancyTerm(Section):
     confidence: float = Field(0.5, ge=0, le=1)  # minimum share of a word that replaces a missing reference
 
 
+class ConsistencyTerm(Section):
+    """KL between the student's outputs on two views of an utterance, with other masks and dropout; no teacher.
+
+    A batch has half as many utterances, each twice, so that a step costs the same (CR-CTC, Yao et al. 2024).
+    """
+
+    weight: Weight = constant(0.0)
+
+
+class AverageTerm(Section):
+    """KL from the moving average of the student's own weights, on speech without masks (Tarvainen & Valpola 2017)."""
+
+    weight: Weight = constant(0.0)
+    decay: float = Field(0.995, ge=0, lt=1)  # of a step's weights
+
+
 class Distill(ReferenceLoss):
     """The terms of the student's loss (`objectives/terms.py`): alpha x teachers + beta x references + ...
 
@@ -67,6 +83,8 @@ class Distill(ReferenceLoss):
     words: WordTerm = WordTerm()
     sequence: SequenceTerm = SequenceTerm()
     occupancy: OccupancyTerm = OccupancyTerm()
+    consistency: ConsistencyTerm = ConsistencyTerm()
+    average: AverageTerm = AverageTerm()
     live_teachers: bool = False  # run the teachers in every step, instead of reading their stored outputs by frame
     control: str = "hard"  # the variant of the same student and steps without teachers
     allow: Names = ()  # preflight checks that may refuse without stopping the run

@@ -21,6 +21,7 @@ class IntermediateTerm(Section):
 
     weight: Weight = constant(0.0)
     layer: int = Field(2, ge=1)
+    shared: bool = False  # the last head's own weights, in place of a head that only training needs
 
 
 class ReferenceLoss(Section):
