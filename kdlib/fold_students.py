@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from kdlib import runtime
 from kdlib.corpus import labels
 from kdlib.errors import UserError
-from kdlib.fold_objects import FoldObjects, weight_files
+from kdlib.fold_adaptation import AdaptationObjects
+from kdlib.fold_objects import weight_files
 from kdlib.io import read_json, repository_root, resolve_path
 from kdlib.models import read_record
 from kdlib.models.encoders import ENCODERS
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from kdlib.targets.pseudo_labels import TeacherHypotheses
 
 # Imported when they are used: torch and its companions take seconds.
+adaptation = lazy("kdlib.distill.adaptation")
 aggregation = lazy("kdlib.targets.aggregation")
 beam = lazy("kdlib.decode.beam")
 calibration = lazy("kdlib.decode.calibration")
@@ -53,7 +55,7 @@ difficulty = lazy("kdlib.targets.difficulty")
 target_report = lazy("kdlib.targets.target_report")
 
 
-class StudentObjects(FoldObjects):
+class StudentObjects(AdaptationObjects):
     """One fold of a recipe, under one of its variants: with its students."""
 
     # students
@@ -88,6 +90,8 @@ class StudentObjects(FoldObjects):
 
     def train_student(self, partial: Path, seed: int, watch: Watch | None = None, *, alone: bool = False) -> None:
         """Train a student; on several devices in a process of its own (`alone`), which Lightning starts for each."""
+        if self.params.adapt:
+            return adaptation.adapt_student(partial, self.adaptation_setup(seed), watch)
         if self.params.student.devices == 1 or alone:
             return students.train_student(partial, self.student_setup(seed), watch)
         (partial / "params.json").write_text(self.params.model_dump_json(), encoding="utf-8")
@@ -191,6 +195,8 @@ class StudentObjects(FoldObjects):
     def _start(self, seed: int) -> Start:
         """What the student's weights are before training."""
         settings = self.params.student
+        if self.params.adapt:
+            return self._adaptation_start(seed)
         if folder := self.resumed_from(seed):
             record = read_record(folder)
             setup.check_resumed(folder, record, settings, self.tokens, self.split_settings)
@@ -207,6 +213,8 @@ class StudentObjects(FoldObjects):
 
     def start(self, seed: int = 1) -> Path | None:
         """The scores of what a student starts from; None where its head is random."""
+        if self.params.adapt:
+            return self.of(self.params.adapt.start).scores(seed)
         first = self._start(seed)
         if not first.head_is_trained:
             return None
@@ -300,9 +308,11 @@ class StudentObjects(FoldObjects):
     def _scoring(self) -> FoldScoring:
         return fold_scores.FoldScoring(self.splits, self.decoder_setup(), self.params.scoring)
 
-    def _student_scoring(self) -> StudentScoring:
+    def _student_scoring(self, seed: int = 0) -> StudentScoring:
+        """What a student is scored with; one that was adapted has another model for dev speech."""
         decoding, params = self.decoder_setup(), self.params
-        return student_scores.StudentScoring(self.splits, decoding, params.scoring, params.faults, self._text_of())
+        about = self.splits, decoding, params.scoring, params.faults, self._text_of(), self._dev_model(seed)
+        return student_scores.StudentScoring(*about)
 
     # what `auto` selects
 
@@ -332,7 +342,9 @@ class StudentObjects(FoldObjects):
         """The files and folders that a student depends on."""
         params, settings = self.params, self.params.student
         inputs = [self.corpus_folder, self.tokens_folder()]
-        if folder := self.resumed_from(seed):
+        if params.adapt:
+            inputs += self._adaptation_inputs(seed)
+        elif folder := self.resumed_from(seed):
             inputs += [folder / setup.LATEST]
         elif settings.start == "pretrained":
             source = self._pretrained_student()
@@ -372,6 +384,8 @@ class StudentObjects(FoldObjects):
         if self._asks_teachers:
             settings["aggregation"] = params.aggregation.model_dump(mode="json")
         settings |= self._chosen_by
+        if params.adapt:
+            settings["adapt"] = params.adapt.model_dump(mode="json")
         if params.faults.named:
             settings["faults"] = params.faults.model_dump(exclude_defaults=True)
         if self._needs_beam:

@@ -118,6 +118,9 @@ class Graph:
         elif variant in self.of_variant and self._taught(variant):
             selects = params.aggregation.method == "auto"  # by the report of 03, which is made once
             before += [self.notebook(held_out, "03_logits")] if selects else self.marks("outputs", held_out)
+        if params.adapt:
+            members = [(name, one) for name in params.adapt.teachers for one in params.adapt.teacher_seeds]
+            before += [self.student(held_out, *pair) for pair in dict.fromkeys([(params.adapt.start, seed), *members])]
         if params.distill.control != variant:
             before += [self.student(held_out, params.distill.control, seed)]
         return before

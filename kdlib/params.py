@@ -17,6 +17,7 @@ from kdlib.models.encoders import ENCODERS
 from kdlib.objectives import terms
 from kdlib.settings import AsTuple, Names, Section, Seeds
 from kdlib.settings.ablation import Ablation
+from kdlib.settings.adaptation import Adaptation
 from kdlib.settings.corpus import CorpusSettings, SplitSettings
 from kdlib.settings.distill import Distill
 from kdlib.settings.evaluation import BeamSearchSettings, Calibration, Scoring
@@ -43,6 +44,7 @@ class Params(CorpusSettings, SplitSettings, PretrainedSettings):
     logit_student: LogitStudentSettings = LogitStudentSettings()
     student: Student = Student()
     distill: Distill = Distill()
+    adapt: Adaptation | None = None
     faults: Faults = Faults()
     variant: str = Field("", pattern=r"^[\w.+-]*$")  # name of the chosen variant: set by `load`
     variants: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], dict[str, Any]] = Field({})  # settings that differ
@@ -263,10 +265,8 @@ def _check_recipe(params: Params, recipe: str) -> None:
                 f"{recipe}: ensembles.{name} averages {group.checkpoints} checkpoints of a student, but of each only "
                 f"{params.student.keep_checkpoints} are kept; write student: {{keep_checkpoints: {group.checkpoints}}}"
             )
-    if params.corpus == "manifest" and not params.manifest:
-        raise UserError(f"{recipe}: corpus is 'manifest', but no manifest is named; write manifest: path/to/corpus.csv")
-    if params.corpus == "features" and not params.manifest:
-        raise UserError(f"{recipe}: corpus is 'features', but no manifest is named; write manifest: path/to/corpus.csv")
+    if params.corpus in ("manifest", "features") and not params.manifest:
+        raise UserError(f"{recipe}: corpus {params.corpus!r}, no manifest is named; write manifest: path/to/corpus.csv")
     if params.corpus in ("uaspeech", "torgo", "phoenix") and not params.data_folder:
         raise UserError(f"{recipe}: corpus is {params.corpus!r}, but has no folder; write data_folder: path/to/it")
 

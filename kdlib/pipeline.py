@@ -69,8 +69,8 @@ transcribe = lazy("kdlib.evaluate.transcribe")
 word_calibration = lazy("kdlib.targets.word_calibration")
 
 
-CLASSES = {"pipeline.py": "Fold", "fold_results.py": "StudentResults"}
-CLASSES |= {"fold_students.py": "StudentObjects", "fold_objects.py": "FoldObjects"}
+CLASSES = {"pipeline.py": "Fold", "fold_results.py": "StudentResults", "fold_students.py": "StudentObjects"}
+CLASSES |= {"fold_adaptation.py": "AdaptationObjects", "fold_objects.py": "FoldObjects"}
 
 
 def stage(method: Callable[..., Stage]) -> Callable[..., Path]:
@@ -636,7 +636,7 @@ class Fold(StudentResults):
         folder, name = self.student(seed), self.params.variant
 
         def build(partial: Path) -> None:
-            how, system = self._student_scoring(), hybrid.TrainedModel(folder, self.params.device)
+            how, system = self._student_scoring(seed), hybrid.TrainedModel(folder, self.params.device)
             title, checkpoint = f"{name or 'student'}, seed {seed}", f"students/{name}/seed{seed}"
             student_scores.score_student(partial, system, title, checkpoint, how)
 

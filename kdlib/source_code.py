@@ -22,7 +22,7 @@ SOURCES = {
 CARRIERS = {"__init__.py", "errors.py", "failures.py", "io.py", "console.py", "layout.py", "stage.py", "source_code.py"}
 CARRIERS |= {"params.py"}
 # The pipeline itself: what it gives to builders is followed, method by method.
-CARRIERS |= {"pipeline.py", "fold_objects.py", "fold_students.py", "fold_results.py"}
+CARRIERS |= {"pipeline.py", "fold_objects.py", "fold_adaptation.py", "fold_students.py", "fold_results.py"}
 
 
 class lazy:  # noqa: N801

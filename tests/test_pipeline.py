@@ -56,6 +56,7 @@ xxxxxxxxxxxxxxxxxxxxxxx  corpus/audio.py corpus/audio_checks.py corpus/embedded/
 ..................xxxxx  distill/faults.py
 ..............x....xxxx  models/averaging.py
 ......xx..........xx.x.  pretrained/start.py
+...................xxxx  settings/adaptation.py
 ..............x.....xxx  distill/student_scores.py
 ........x......xx.x....  evaluate/rounding.py
 ......xxx..x...........  teachers/training.py
@@ -68,7 +69,8 @@ xxxxxxxxxxxxxxxxxxxxxxx  corpus/audio.py corpus/audio_checks.py corpus/embedded/
 ........x.........x....  teachers/parent_scores.py
 ......xx...............  teachers/base_model.py
 ....xx.................  evaluate/baseline.py
-...................x...  distill/collapse_alarm.py distill/students.py
+...................x...  distill/adaptation.py distill/collapse_alarm.py distill/students.py
+                         targets/word_posteriors.py
 ..................x....  distill/checks.py distill/preflight.py evaluate/measures.py
 .................x.....  distill/logit_student.py
 ..............x........  targets/word_calibration.py

@@ -18,6 +18,7 @@ LAYERS = (
         "params",
         "layout",
         "fold_objects",
+        "fold_adaptation",
         "fold_students",
         "fold_results",
         "pipeline",

@@ -132,7 +132,7 @@ def initial_student(settings: Student, tokens: Tokens, start: Start, seed: int, 
     """Build the student before training."""
     if start.resumed:
         seed_everything(seed)
-        model, _, _ = hybrid.load(start.resumed, LATEST)
+        model, _, _ = hybrid.load(start.resumed, start.file)
     else:
         model, _ = initial_model(settings, tokens, start, seed, new_head=faults.untrained_head)
     model.encoder.preprocessor_frozen = settings.freeze_preprocessor

@@ -19,6 +19,7 @@ class StudentScoring(FoldScoring):
 
     faults: Faults
     text_of: Callable[[Iterable[int]], str] | None = None  # decodes token ids to text, where that is a fault
+    dev_system: TrainedModel | None = None  # for dev speech, where another model was adapted to its speaker
 
 
 def score_student(
@@ -30,9 +31,11 @@ def score_student(
     heads = ["ctc", *heads] if faults.untrained_head and "ctc" not in heads else heads
     unlabelled = ", ".join(record.get("labels", {}).get("unlabelled_speakers", []))
     remarks = [f"trained on {unlabelled} without transcripts: no leave-one-speaker-out result"] if unlabelled else []
+    remarks = [record["remark"]] if record.get("remark") else remarks
     if faults.named:
         remarks.append(f"with faults on purpose: {faults.named}")
     about = About(name, "", checkpoint, record.get("variant", ""), record.get("seed"), remark="; ".join(remarks))
     change = (lambda row: hypotheses.decode_again(row, how.text_of)) if how.text_of else None
     decoders, ms = how.setup.decoders(system.model, heads), system.stride_ms
-    score_fold(partial, recordings(system), decoders, how, about, posteriors_ms=ms, change=change)
+    dev = recordings(how.dev_system) if how.dev_system else None
+    score_fold(partial, recordings(system), decoders, how, about, posteriors_ms=ms, change=change, dev_forward=dev)

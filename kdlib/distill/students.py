@@ -157,7 +157,7 @@ class _Training:
                 self.watch(read_curves(curves))
             return validate(objective, dev, tokens, setup.judge, setup.measure)
 
-        scale = _scale(settings, phase, steps, setup.model)
+        scale = scale_of(settings, phase, steps, setup.model)
         task = Task(learner, step, lr=phase.lr, scale=scale, earlier_steps=earlier_steps)
         return fit(
             task,
@@ -243,7 +243,7 @@ def batch_plan(settings: Student, data: StudentData, views: int = 1) -> BatchPla
     return BatchPlan(batch_size, groups, len(sizes), epoch, steps)
 
 
-def _scale(settings: Student, phase: Phase, steps: int, model: hybrid.Hybrid) -> Scale:
+def scale_of(settings: Student, phase: Phase, steps: int, model: hybrid.Hybrid) -> Scale:
     """The learning-rate schedule of a phase."""
     if settings.schedule == "noam":
         return noam(phase.warmup_steps, model.encoder.width)

@@ -70,13 +70,13 @@ class DecoderSetup:
         return replace(self, language_model=None)
 
     def fitted(
-        self, decoders: DecoderSet, forward: Forward, speech: Speech, folder: Path, batch_size: int
+        self, decoders: DecoderSet, forward: Forward, speech: Speech, folder: Path, batch_size: int, on_dev: Forward
     ) -> DecoderSet:
         """Calibrate the closed lexicon on training speech, and tune beam search on dev speech."""
-        found = calibrate(decoders, forward, speech, self.calibration)
+        found = calibrate(decoders, forward, speech, self.calibration, on_dev)
         with atomic_write(folder / calibration.FILE) as partial:
             calibration.save(partial, found)
-        return self.tuned(decoders.calibrated(found), forward, speech.dev, folder, batch_size)
+        return self.tuned(decoders.calibrated(found), on_dev, speech.dev, folder, batch_size)
 
     def tuned(
         self, decoders: DecoderSet, forward: Forward, dev: Sequence[Utterance], folder: Path, batch_size: int

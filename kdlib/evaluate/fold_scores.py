@@ -39,17 +39,27 @@ def score_fold(
     posteriors_ms: float = 0.0,
     change: Callable[[Hypothesis], Hypothesis] | None = None,
     usable: Collection[str] | None = None,
+    dev_forward: Forward | None = None,
 ) -> None:
     """Write the reports of a system; with `posteriors_ms`, frame posteriors of the held-out speech are stored.
 
-    `usable` are the training utterances that `forward` has outputs for, if not all.
+    `usable` are the training utterances that `forward` has outputs for, if not all; `dev_forward` gives the outputs on
+    dev speech, where these come from another model.
     """
     splits, setup, scoring = how.splits, how.setup, how.scoring
-    decoders = setup.fitted(decoders, forward, Speech.of(splits, usable), folder, scoring.batch_size)
+    on_dev = dev_forward or forward
+    decoders = setup.fitted(decoders, forward, Speech.of(splits, usable), folder, scoring.batch_size, on_dev)
     about = replace(about, settings=setup.record(decoders, (splits.settings.fold.dev or "") if splits.dev else ""))
     for part, utterances in (("", splits.test), ("dev", splits.dev)):
         if utterances:
             what = f"{about.system}, {part or 'held-out'} speech"
             evaluation = Evaluation(decoders, what, scoring, splits.corpus.level, seen or splits.seen, change=change)
             its_about = replace(about, held_out="" if part else splits.settings.held_out)
-            score_system(forward, utterances, folder / part, evaluation, its_about, 0.0 if part else posteriors_ms)
+            score_system(
+                on_dev if part else forward,
+                utterances,
+                folder / part,
+                evaluation,
+                its_about,
+                0.0 if part else posteriors_ms,
+            )

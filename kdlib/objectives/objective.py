@@ -108,7 +108,7 @@ class Objective:
             shares = [utt.duration_s / most for utt, most in zip(part.utterances, longest, strict=True)]
             frames = torch.ceil(outputs.lengths * torch.tensor(shares, device=outputs.lengths.device) - 1e-4).long()
             own = outputs.cut(frames.clamp_min(1))
-            step = Step(self.learner, self.settings, self.sources, part, now, own, lambda: self._of_average(batch))
+            step = Step(self.learner, self.settings, self.sources, part, now, own, lambda: self.of_average(batch))
             for name, value in self.total(step).items():
                 total[name] = total.get(name, 0.0) + its_share * value
         return total
@@ -140,7 +140,7 @@ class Objective:
     def step(self, batch: Batch, now: Progress = START) -> Step:
         """The model's outputs on a batch, and what its terms share."""
         about = self.learner, self.settings, self.sources, batch, now, self.outputs(batch)
-        return Step(*about, lambda: self._of_average(batch))
+        return Step(*about, lambda: self.of_average(batch))
 
     def outputs(self, batch: Batch) -> Outputs:
         """The model's outputs on a batch."""
@@ -149,7 +149,7 @@ class Objective:
         encoded = (self.cache or student.encoder.of_batch)(batch, layers)
         return student.apply_heads(encoded, tokens)
 
-    def _of_average(self, batch: Batch) -> Emissions:
+    def of_average(self, batch: Batch) -> Emissions:
         """The CTC outputs of the average of the model's weights, without masks and dropout."""
         model, cache = self.learner.average, self.cache
         with torch.no_grad():

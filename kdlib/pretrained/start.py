@@ -23,6 +23,7 @@ class Start:
     """A model's weights before training: of one of these files, or random of these sizes."""
 
     resumed: Path | None = None  # the folder of the student whose training is continued
+    file: str = "latest.safetensors"  # of its weights
     pretrained: Path | None = None  # of the encoder: see `Encoder.pretrained`
     sizes: EncoderSizes | None = None
     inputs: InputShape = AUDIO

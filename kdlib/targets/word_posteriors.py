@@ -1,0 +1,109 @@
+"""Posteriors over the words of the closed lexicon as targets, of a set of utterances: for adaptation."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from kdlib.corpus import audio
+from kdlib.corpus.inputs import Batch
+from kdlib.corpus.manifest import Utterance
+from kdlib.decode.lexicon import Lexicon
+from kdlib.models import Emissions, hybrid
+from kdlib.objectives.objective import Objective
+from kdlib.objectives.targets import Text
+from kdlib.runtime import seed_everything
+from kdlib.tokens import Tokens
+
+PASSES = 5  # with dropout, for `agreement`
+Recogniser = tuple[hybrid.Hybrid, Lexicon]  # with its calibrated lexicon
+
+
+def word_posteriors(recognisers: Sequence[Recogniser], speech: Sequence[Utterance]) -> dict[str, torch.Tensor]:
+    """The mean posterior [W] of some recognisers over their lexicon, by utterance."""
+    found: dict[str, torch.Tensor] = {}
+    with torch.inference_mode():
+        for part in audio.batches(speech, 32):
+            batch, rows = Batch(part), []
+            for model, lexicon in recognisers:
+                moved = batch.to(next(model.parameters()).device)
+                rows.append(posterior_of(model(moved.inputs, moved.lengths).ctc, lexicon))
+            found |= dict(zip(batch.utt_ids, torch.stack(rows).mean(0).clone(), strict=True))
+    return found
+
+
+def agreement(recogniser: Recogniser, speech: Sequence[Utterance], best: dict[str, int]) -> dict[str, float]:
+    """The share of passes with dropout that recognise the same word as `best`, by utterance."""
+    model, _ = recogniser
+    same: Counter[str] = Counter()
+    masks, model.encoder.spec_augment = model.encoder.spec_augment, None
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    for number in range(PASSES):
+        seed_everything(number)
+        for name, row in word_posteriors([recogniser], speech).items():
+            same[name] += int(row.argmax()) == best[name]
+    model.eval()
+    model.encoder.spec_augment = masks
+    return {utt.utt_id: same[utt.utt_id] / PASSES for utt in speech}
+
+
+def towards_prior(posteriors: np.ndarray, prior: np.ndarray, strength: float, rounds: int = 50) -> np.ndarray:
+    """Posteriors [N, W] whose mean is moved towards a prior [W]: all the way with a strength of 1.
+
+    >>> rows = np.array([[0.8, 0.2], [0.7, 0.3]])
+    >>> towards_prior(rows, np.array([0.5, 0.5]), 1.0).mean(0).round(3).tolist()
+    [0.5, 0.5]
+    """
+    goal = (1 - strength) * posteriors.mean(0) + strength * prior
+    moved = posteriors.copy()
+    for _ in range(rounds):
+        moved *= goal / np.maximum(moved.mean(0), 1e-12)
+        moved /= np.maximum(moved.sum(1, keepdims=True), 1e-12)
+    return moved
+
+
+class WordTargets:
+    """Posteriors over the words as targets: a `TargetSource` of rows, and a `HypothesisSource`."""
+
+    width = 0
+
+    def __init__(self, lexicon: Lexicon, tokens: Tokens, posteriors: dict[str, torch.Tensor]) -> None:
+        self.lexicon, self.posteriors = lexicon, posteriors
+        self._ids = [tokens.encode(word) for word in lexicon.words]
+
+    def rows(self, batch: Batch) -> list[int]:
+        """The rows of a batch that are adaptation speech with a target."""
+        return [row for row, name in enumerate(batch.utt_ids) if name in self.posteriors]
+
+    def posterior(self, batch: Batch, temperature: float = 1.0) -> torch.Tensor:
+        """[B, W]: the posterior over the words."""
+        rows = [self.posteriors[name] for name in batch.utt_ids]
+        powers = (torch.stack(rows) if rows else torch.zeros(0, len(self.lexicon.words))) ** (1 / temperature)
+        return powers / powers.sum(1, keepdim=True).clamp_min(1e-12)
+
+    def texts(self, batch: Batch, count: int = 1, over: str = "lexicon") -> list[list[Text]]:
+        """The most probable words of every utterance, best first."""
+        best = self.posterior(batch).topk(min(count, len(self._ids)), 1)
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return [[(self._ids[place], share) for place, share in zip(*row, strict=True)] for row in pairs]
+
+
+class AverageTargets(WordTargets):
+    """Posteriors by the moving average of the weights as it is now; `posteriors` only names the utterances."""
+
+    objective: Objective | None = None
+    calibrated: Lexicon
+
+    def posterior(self, batch: Batch, temperature: float = 1.0) -> torch.Tensor:
+        """[B, W]: the posterior over the words, on speech without masks."""
+        return posterior_of(self.objective.of_average(batch), self.calibrated, temperature)
+
+
+def posterior_of(emissions: Emissions, lexicon: Lexicon, temperature: float = 1.0) -> torch.Tensor:
+    """[B, W]: the posterior over a lexicon's words; zeros where no word fits into the frames."""
+    scores = lexicon.scores(emissions) / (lexicon.temperature * temperature)
+    return scores.softmax(1).nan_to_num(0.0).float()
