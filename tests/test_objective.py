@@ -10,6 +10,7 @@ import torch
 from corpora import utterances
 
 from kdlib.corpus.inputs import Batch
+from kdlib.decode.beam import BeamSearch, BeamSettings
 from kdlib.decode.lexicon import Lexicon
 from kdlib.decode.trie import Trie
 from kdlib.errors import UserError
@@ -18,13 +19,14 @@ from kdlib.models.encoder_conformer import Conformer, ConformerShape
 from kdlib.models.hybrid import Heads, Hybrid
 from kdlib.models.masks import length_mask
 from kdlib.objectives import losses, terms, word_losses
-from kdlib.objectives.objective import Learner, Objective
+from kdlib.objectives.objective import START, Learner, Objective
 from kdlib.objectives.reference_losses import cross_entropy, ctc_loss, uniform_kl
 from kdlib.objectives.reference_terms import reference_word
 from kdlib.objectives.step import Sources, Step
 from kdlib.objectives.terms import TERMS, target_of
 from kdlib.settings.distill import Distill
 from kdlib.settings.schedule import Progress
+from kdlib.tokens import Tokens, train_words
 
 SIZE, WIDTH = 12, 6
 
@@ -348,6 +350,43 @@ def test_an_intermediate_head_may_be_the_last_one(batch):
     settings = Distill(alpha=0.0, beta=1.0, intermediate={"weight": 0.3, "layer": 1, "shared": True})
     step = Objective(learner, settings, TERMS).step(batch)
     assert torch.equal(step.inner_logits, student.ctc_head(step.outputs.hidden[1]))
+
+
+def test_expected_errors_are_those_of_the_texts_by_their_probability():
+    torch.manual_seed(0)
+    logits = (2 * torch.randn(2, 5, 6)).requires_grad_()
+    lengths, texts, errors = torch.tensor([5, 4]), [[3], [4], [3, 4], [5], [3]], [0.0, 1.0, 2.0, 0.0, 1.0]
+    rows = [0, 0, 0, 1, 1]
+    loss = losses.expected_errors(Emissions(logits, lengths), rows, texts, errors)
+    logprob = [
+        -ctc_loss(Emissions(logits[row : row + 1], lengths[row : row + 1]), [text]) * len(text)
+        for row, text in zip(rows, texts, strict=True)
+    ]
+    expected = []
+    for own in ([0, 1, 2], [3, 4]):
+        shares = torch.stack([logprob[place] for place in own]).softmax(0)
+        expected.append((shares * torch.tensor([errors[place] for place in own])).sum())
+    assert loss.item() == pytest.approx(float(sum(expected) / 2), rel=1e-5)
+    loss.backward()
+    more = Emissions(logits.detach() - 0.5 * logits.grad, lengths)
+    assert losses.expected_errors(more, rows, texts, errors) < loss
+
+
+def test_word_errors_are_those_of_the_students_own_texts(tmp_path):
+    tokens = Tokens.for_teachers(train_words(["GO UP", "NO UP"], tmp_path))
+    go, up, no, blank = *tokens.encode("GO UP NO"), tokens.blank
+    logits = torch.nn.functional.one_hot(torch.tensor([[go, blank, up, blank]]), tokens.size).float() * 4
+    logits[0, 0, no] = 4.0  # GO or NO
+    logits.requires_grad_()
+    batch = Batch(utterances("a", texts=["GO UP"]), [[go, up]])
+    emissions = Emissions(logits, torch.tensor([4]))
+    settings = Distill(alpha=0.0, beta=0.0, word_errors={"weight": 1.0, "nbest": 2})
+    search = BeamSearch(tokens, None, None, BeamSettings(0.0, 0.0, 10))
+    step = Step(None, settings, Sources({}, search=search), batch, START, Outputs(emissions, logits))
+    loss = terms.word_errors(step, "ctc")
+    assert loss.item() == pytest.approx(0.25, abs=0.05)  # half of the probability has one error in two words
+    loss.backward()
+    assert logits.grad[0, 0, go] < 0 < logits.grad[0, 0, no]
 
 
 def test_two_views_of_an_utterance_are_to_be_alike(student, batch):

@@ -28,11 +28,11 @@ xxxxxxxxxxxxxxxxxxxxxxx  corpus/audio.py corpus/audio_checks.py corpus/embedded/
                          models/encoder_bilstm.py models/encoder_conformer.py models/encoder_nemo.py
                          models/encoder_wav2vec2.py models/encoders.py models/fast_layers.py models/hybrid.py
                          models/masks.py
-...xxxxxx.xx.xxxxxxxxxx  decode/lexicon.py decode/trie.py
+...xxxxxx.xx.xxxxxxxxxx  decode/beam.py decode/calibration.py decode/lexicon.py decode/lm.py decode/trie.py
+                         settings/evaluation.py
 ..x.xxxx...x.xxxxxxxxxx  pretrained/pieces.py
 .x..xxxxx..x..xxxxxxxxx  decode/greedy.py
 ....xx..x..x.xxxxxxxxxx  evaluate/hypotheses.py
-...xxx..x..x..xxxxxxxxx  decode/beam.py decode/calibration.py decode/lm.py settings/evaluation.py
 .x....xxx.xx.xxxxxxx.x.  models/encoder_cache.py objectives/reference_losses.py
 .........xxx.xxxxxxxxxx  logits/store.py
 ......xxx.xx.xxxxxxx.x.  objectives/objective.py objectives/reference_terms.py objectives/step.py

@@ -233,7 +233,12 @@ def test_a_student_killed_at_a_random_step_and_resumed_has_the_same_weights(vari
         },
         {
             "student": {"augment": "mask"},
-            "distill": {"alpha": 0, "consistency": {"weight": 0.2}, "average": {"weight": 0.2, "decay": 0.9}},
+            "distill": {
+                "alpha": 0,
+                "consistency": {"weight": 0.2},
+                "average": {"weight": 0.2, "decay": 0.9},
+                "word_errors": {"weight": 0.1},
+            },
         },
         {
             "student": {"decoder_layers": 1, "precision": "bf16"},

@@ -19,9 +19,10 @@ WEIGHTS = {  # one setting for every weight of the table
     "intermediate": {"weight": 0.1},
     "hard_words": {"weight": 0.1},
     "consistency": {"weight": 0.1},
+    "word_errors": {"weight": 0.1},
     "average": {"weight": 0.1},
 }
-OF_REFERENCES = {"ctc", "decoder", "hard_words", "intermediate_ctc"}
+OF_REFERENCES = {"ctc", "decoder", "hard_words", "intermediate_ctc", "word_errors"}
 NONE = {"alpha": 0.0, "beta": 0.0}
 
 
@@ -125,7 +126,9 @@ def test_without_teachers_their_settings_are_not_recorded():
     assert taught[1]["temperature"] == {"from": 4.0, "to": 2.0}
 
 
-@pytest.mark.parametrize("section", ["words", "occupancy", "intermediate", "hard_words", "consistency", "average"])
+@pytest.mark.parametrize(
+    "section", ["words", "occupancy", "intermediate", "hard_words", "consistency", "average", "word_errors"]
+)
 def test_a_student_with_a_decoder_alone_is_refused_terms_of_a_ctc_head(section):
     settings = {"student": {"decoder_layers": 1}, "distill": {"heads": "decoder", section: {"weight": 0.5}}}
     message = rf"distill\.{section} is a loss of a CTC head, but distill\.heads is 'decoder'; write heads: both, or ctc"

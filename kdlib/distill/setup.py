@@ -15,6 +15,7 @@ from kdlib.corpus import labels
 from kdlib.corpus.inputs import Batch
 from kdlib.corpus.manifest import Utterance
 from kdlib.corpus.speakers import Splits
+from kdlib.decode.beam import BeamSearch, BeamSettings
 from kdlib.decode.lexicon import Lexicon, Words
 from kdlib.distill.faults import limit_words
 from kdlib.errors import UserError
@@ -33,6 +34,7 @@ from kdlib.tokens import Tokens
 from kdlib.training.sampling import TrainingData, fits_frames, set_aside
 
 LATEST = "latest.safetensors"
+PLAIN = BeamSettings(lm_weight=0.0, word_bonus=0.0, size=10)  # of the student's own texts in training
 
 
 def write_weights(model: hybrid.Hybrid, path: Path) -> None:
@@ -87,7 +89,8 @@ class StudentSetup:
         pairs = terms.matched(self.distill).items() if "features" in active else ()
         widths = {layer: self.targets[output].width for layer, output in pairs}
         tap = self.distill.intermediate.layer if terms.needs(self.distill, "layer") else 0
-        sources = Sources(self.targets, self.hypotheses, self.lexicon)
+        search = BeamSearch(self.tokens, None, None, PLAIN) if terms.needs(self.distill, "search") else None
+        sources = Sources(self.targets, self.hypotheses, self.lexicon, search)
         more = {"shares_head": self.distill.intermediate.shared, "averages": terms.needs(self.distill, "average")}
         return Objective(Learner(self.model, widths, tap, **more), self.distill, terms.TERMS, sources)
 

@@ -5,12 +5,14 @@ are the teachers' logits or log-probabilities (the normaliser cancels) at the lo
 references are in `objectives/reference_losses.py`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
 
+from kdlib.models import Emissions
 from kdlib.models.masks import length_mask
+from kdlib.objectives.reference_losses import ctc_losses
 from kdlib.tokens import BLANK
 
 MASKED_LOGIT = -1e4  # its softmax is 0; with infinity the KL would be 0 x infinity
@@ -85,6 +87,23 @@ def soft_kl(
     """
     shares = weights.float() * ((temperature**2 if squared else 1.0) / weights.sum().clamp_min(1e-9))
     return _SoftKL.apply(logits, target, shares, temperature)
+
+
+def expected_errors(
+    emissions: Emissions, rows: Sequence[int], ids: Sequence[Sequence[int]], errors: Sequence[float]
+) -> torch.Tensor:
+    """Mean over utterances of the errors of their texts, each by its CTC probability among the utterance's texts.
+
+    Text i, of `ids`, is one of utterance `rows[i]`, and has `errors[i]`.
+    """
+    which = torch.tensor(rows, device=emissions.logits.device)
+    sizes = torch.tensor([max(1, len(text)) for text in ids], device=which.device)
+    scores = -ctc_losses(Emissions(emissions.logits[which], emissions.lengths[which]), ids) * sizes
+    scores = scores.masked_fill(scores == 0, -1e4)  # it does not fit into the frames
+    padded = scores.new_full((int(which.max()) + 1, len(rows)), -torch.inf)
+    padded[which, torch.arange(len(rows), device=which.device)] = scores
+    present = padded[which.unique()]
+    return (present.softmax(1) * torch.tensor(errors, device=which.device)).sum(1).mean()
 
 
 def frame_weights(

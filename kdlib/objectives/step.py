@@ -15,6 +15,7 @@ from kdlib.settings.reference_loss import ReferenceLoss
 from kdlib.settings.schedule import Progress
 
 if TYPE_CHECKING:
+    from kdlib.decode.beam import BeamSearch
     from kdlib.objectives.objective import Learner
 
 
@@ -28,6 +29,7 @@ class Sources:
     targets: Mapping[str, TargetSource]  # by output: "ctc", "decoder"
     hypotheses: HypothesisSource | None = None
     lexicon: Lexicon | None = None
+    search: "BeamSearch | None" = None  # over pieces, without a language model
 
 
 class Step:
@@ -45,6 +47,7 @@ class Step:
     ) -> None:
         self.learner, self.settings, self.batch = learner, settings, batch
         self.targets, self.hypotheses, self.lexicon = sources.targets, sources.hypotheses, sources.lexicon
+        self.search = sources.search
         self.now, self.outputs, self.of_average = now, outputs, of_average
         self._taught: dict[str, list[int]] = {}
         self._made: dict[str, Any] = {}

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # Imported when they are used: recipes are checked without torch.
 torch = lazy("torch")
+levenshtein = lazy("rapidfuzz.distance.Levenshtein")
 losses = lazy("kdlib.objectives.losses")
 masks = lazy("kdlib.models.masks")
 reference_losses = lazy("kdlib.objectives.reference_losses")
@@ -200,6 +201,22 @@ def intermediate_self(step: Step, _: str) -> Tensor:
     return losses.soft_kl(logits, step.outputs.ctc.logits.detach(), inside)
 
 
+def word_errors(step: Step, _: str) -> Tensor | None:
+    """Expected word errors, per word of the reference, among the n-best texts and the reference itself."""
+    if not (rows := step.labelled):
+        return None
+    emissions, tokens = step.emissions(rows), step.search.tokens
+    which, ids, errors = [], [], []
+    for place, texts in enumerate(step.search.nbest(emissions, step.settings.word_errors.nbest)):
+        reference = step.batch.ids[rows[place]]
+        words = tokens.decode(reference).split()
+        for text in dict.fromkeys([tuple(reference), *(tuple(text) for text, _ in texts)]):
+            which.append(place)
+            ids.append(list(text))
+            errors.append(levenshtein.distance(words, tokens.decode(text).split()) / max(1, len(words)))
+    return losses.expected_errors(emissions, which, ids, errors)
+
+
 def consistency(step: Step, _: str) -> Tensor:
     """KL per frame between the two views of each utterance, both ways; the second half of a batch are the others."""
     logits, half = step.outputs.ctc.logits, len(step.batch) // 2
@@ -237,6 +254,7 @@ TERMS: dict[str, Term] = REFERENCE_TERMS | {
     "sequence_ctc": Term("sequence.weight", "teachers", "ctc", frozenset({"texts"}), sequence),
     "sequence_decoder": Term("sequence.weight", "teachers", "decoder", frozenset({"texts"}), sequence),
     "occupancy_ctc": Term("occupancy.weight", "teachers", "ctc", frozenset({"frames", "texts"}), occupancy),
+    "word_errors": Term("word_errors.weight", "reference", "ctc", frozenset({"search"}), word_errors),
     "intermediate_self": Term("intermediate.weight", "self", "", frozenset({"layer"}), intermediate_self),
     "consistency": Term("consistency.weight", "self", "ctc", frozenset({"views"}), consistency),
     "average": Term("average.weight", "self", "ctc", frozenset({"average"}), average),

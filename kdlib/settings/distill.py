@@ -46,6 +46,13 @@ class OccupancyTerm(Section):
     confidence: float = Field(0.5, ge=0, le=1)  # minimum share of a word that replaces a missing reference
 
 
+class ErrorTerm(Section):
+    """Expected word errors among the n-best texts of the student's own beam search (MWER, Prabhavalkar et al. 2018)."""
+
+    weight: Weight = constant(0.0)
+    nbest: int = Field(4, ge=2)
+
+
 class ConsistencyTerm(Section):
     """KL between the student's outputs on two views of an utterance, with other masks and dropout; no teacher.
 
@@ -83,6 +90,7 @@ class Distill(ReferenceLoss):
     words: WordTerm = WordTerm()
     sequence: SequenceTerm = SequenceTerm()
     occupancy: OccupancyTerm = OccupancyTerm()
+    word_errors: ErrorTerm = ErrorTerm()
     consistency: ConsistencyTerm = ConsistencyTerm()
     average: AverageTerm = AverageTerm()
     live_teachers: bool = False  # run the teachers in every step, instead of reading their stored outputs by frame
