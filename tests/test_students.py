@@ -348,6 +348,14 @@ def test_a_control_of_other_steps_is_refused(variant):
         comparison.check_control(variant("ctc_kd"), variant("hard", student={"batch_size": 8}))
     with pytest.raises(UserError, match="is no control"):
         comparison.check_control(variant("ctc_kd"), variant("ctc_kd"))
+    mixed = {"mixup": 0.2, "curriculum": {"by": "length"}}
+    comparison.check_control(
+        variant("label_smoothing", student=mixed), variant("hard")
+    )  # another student, the same steps
+    with pytest.raises(UserError, match="is no control"):
+        comparison.check_control(variant("label_smoothing", student=mixed), variant("hard", student={"batch_size": 8}))
+    with pytest.raises(UserError, match="is no control"):
+        comparison.check_control(variant("ctc_kd", student=mixed), variant("hard"))
 
 
 def test_resuming_from_a_student_trained_on_the_held_out_speaker_is_refused(variant):

@@ -32,6 +32,7 @@ from kdlib.tokens import normalise
 DECODERS = ("greedy", "lexicon", "lexicon_plain", "beam")
 DECODERS += ("attention", "attention_beam", "attention_lexicon", "joint", "joint_lexicon")
 BASELINE, START = "baseline", "start"
+STEPS = {"encoder", "decoder_layers", "phases", "batch_size", "accumulate"}
 SPEECH = ("held out", "dev")
 
 
@@ -224,10 +225,15 @@ def pseudo_label_table(fold: Fold, sample: int = 400) -> pd.DataFrame | None:
 
 
 def check_control(fold: Fold, control: Fold | None = None) -> None:
-    """Check that a control is the same student with the same steps, trained on the references alone."""
+    """Check that a control is the same student with the same steps, trained on the references alone.
+
+    A variant without teachers may be another student (mixup, attention, a curriculum): its steps are the same.
+    """
     baseline = control or fold.control
     params, control = fold.params, baseline.params
-    if _steps(fold.resolved.params) != _steps(control) or not terms.references_only(control.distill):
+    taught = terms.uses_teachers(params.distill)
+    same = _steps(fold.resolved.params, whole=taught) == _steps(control, whole=taught)
+    if not same or not terms.references_only(control.distill):
         raise UserError(
             f"variants: {control.variant!r} is no control of {params.variant!r}: it must have the same student, steps, "
             "heads, speech and label_fraction, and neither teachers nor smoothing (distill: every weight but beta 0); "
@@ -248,11 +254,11 @@ def check_control(fold: Fold, control: Fold | None = None) -> None:
         )
 
 
-def _steps(params: Params) -> dict:
-    """The settings that a student and its control must share."""
+def _steps(params: Params, *, whole: bool) -> dict:
+    """The settings that a student and its control must share: those of the whole student, or of its steps."""
     shared = {"fold", "held_out", "blocks", "tokens", "pretrained", "nemo_model", "seed", "corpus"}
     shared |= {"label_fraction", "label_by"}
-    student = params.student.model_dump(exclude={"resume"})
+    student = params.student.model_dump(exclude={"resume"}, include=None if whole else STEPS)
     heads = params.distill.model_dump(include={"heads", "ctc_weight", "label_smoothing"})
     return params.model_dump(include=shared) | student | heads | {"resumes": bool(params.student.resume)}
 
