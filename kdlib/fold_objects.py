@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdlib.corpus import labels, prepare
+from kdlib.corpus import labels, prepare, views
 from kdlib.corpus.manifest import Corpus
 from kdlib.corpus.speakers import Splits
 from kdlib.errors import UserError
@@ -30,6 +30,7 @@ from kdlib.teachers.teacher_sets import requested_teachers, shared_teachers
 from kdlib.tokens import Tokens
 
 if TYPE_CHECKING:
+    from kdlib.corpus.views import View
     from kdlib.evaluate.decoder_setup import DecoderSetup
     from kdlib.logits.extract import Purpose
     from kdlib.logits.store import LogitStore
@@ -173,7 +174,7 @@ class FoldObjects:
         trained_on = "speaker" if base and speaker in read_record(base)["train_speakers"] else ""
         if self._checkpoint() and speaker in (self.pretrained_record() or {"speakers": ()})["speakers"]:
             trained_on = "speech"  # pretraining sets nothing of its speakers aside
-        dev = adapt.speaker_data(self.splits, params.teacher, speaker).dev
+        dev = self.teacher_view(adapt.speaker_data(self.splits, params.teacher, speaker).dev)
         return parent_scores.SetAside(speaker, dev, trained_on, self.lexicon, params.search, params.scoring)
 
     def teacher(self, name: str) -> Path:
@@ -220,7 +221,18 @@ class FoldObjects:
         words = lexicon.Lexicon(self.lexicon, self.tokens) if settings.hard_words.weight else None
         frame_s, measure = self.frame_s(settings.encoder), self.params.scoring.measure
         about = what, settings, schedule, self.split_settings, words
-        return teacher_training.TeacherTraining(*about, frame_s, measure, self.params.device)
+        return teacher_training.TeacherTraining(*about, frame_s, measure, self.params.device, self.teacher_view)
+
+    @cached_property
+    def teacher_view(self) -> View:
+        """What gives utterances the recordings that teachers get."""
+        return views.view_of(self.all_labels.corpus, self.params.teacher.input)
+
+    @property
+    def _teacher_input(self) -> dict:
+        """The recordings that teachers get, as stages record them, where they are others than the students'."""
+        name = self.params.teacher.input
+        return {} if name == views.SAME else {"input": name}
 
     def _checkpoint(self) -> list[Path]:
         """The pretrained model, where the teachers have its encoder."""

@@ -139,8 +139,8 @@ class StudentObjects(AdaptationObjects):
         hypotheses = self._hypotheses(stored)
         if not (stored and self.params.distill.live_teachers):
             return stored, hypotheses
-        if self.params.faults.named:
-            raise UserError("distill.live_teachers: faults are those of stored outputs; write live_teachers: false")
+        if self.params.faults.named or self._teacher_input:
+            raise UserError("distill.live_teachers: faults, and teacher.input, need stored outputs; write false")
         names = next(iter(stored.values())).stores
         layers = tuple(sorted(set(self.params.distill.layers.values())))
         models = {name: live.LiveModel(hybrid.load(self.teacher(name))[0], layers) for name in names}
@@ -279,6 +279,7 @@ class StudentObjects(AdaptationObjects):
             on_dev=(lambda: self.targets(purpose="analysis")) if self.splits.dev else None,
             control_on_dev=self._control_on_dev(seed),
             measure=self.params.scoring.measure,
+            view=self.teacher_view,
         )
 
     def _control_scores(self, seed: int) -> list[Path]:

@@ -6,6 +6,7 @@ folder of the held-out speaker and, with few labels, in a folder of that label c
 
 from pathlib import Path
 
+from kdlib.corpus.views import SAME
 from kdlib.io import repository_root
 from kdlib.models.encoders import ENCODERS
 from kdlib.params import Params
@@ -104,16 +105,17 @@ class Layout:
 
 def _family(teacher: Teacher) -> str:
     """Folder name of teachers that can be averaged with each other."""
+    other = "" if teacher.input == SAME else f"-{teacher.input}"
     if teacher.source == "model":
-        return f"model-{Path(teacher.model).name}" if teacher.model else f"model-{teacher.encoder}"
+        return f"model-{Path(teacher.model).name if teacher.model else teacher.encoder}{other}"
     if teacher.source != "speakers":
-        return teacher.source
+        return teacher.source + other
     scratch = teacher.parent == "none" and not ENCODERS[teacher.encoder].checkpoint
-    return f"{teacher.encoder}-scratch" if scratch else teacher.encoder
+    return teacher.encoder + "-scratch" * scratch + other
 
 
 def _teacher_set(teacher: Teacher) -> str:
     """Folder name of what depends on the whole set: students are of one family, but form several sets."""
     if teacher.source != "students":
         return _family(teacher)
-    return "-".join(["students", *teacher.students, *map(str, teacher.student_seeds)])
+    return "-".join([_family(teacher), *teacher.students, *map(str, teacher.student_seeds)])

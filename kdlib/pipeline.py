@@ -371,10 +371,10 @@ class Fold(StudentResults):
             utterances = [*self.splits.train, *self.splits.unlabelled]
             if shared or purpose == "analysis":
                 utterances = self.splits.speech_of_all(test=purpose == "analysis")
-            job = extract.Extraction(name, purpose, encoding)
-            extract.extract(partial, hybrid.TrainedModel(teacher, self.params.device), utterances, self.lexicon, job)
+            job, model = extract.Extraction(name, purpose, encoding), hybrid.TrainedModel(teacher, self.params.device)
+            extract.extract(partial, model, self.teacher_view(utterances), self.lexicon, job)
 
-        settings = {"encoding": encoding, "purpose": purpose}
+        settings = {"encoding": encoding, "purpose": purpose} | self._teacher_input
         settings |= {"blocks": blocks.train if purpose == "training" else blocks.test}
         return Stage(
             self.layout.outputs(name, purpose),
@@ -390,10 +390,10 @@ class Fold(StudentResults):
         teacher, shared, blocks = self.teacher(name), not self.params.teachers_per_fold, self.params.blocks.train
 
         def build(partial: Path) -> None:
-            own = [*self.splits.train, *self.splits.unlabelled]
+            speech = self.splits.speech_of_all() if shared else [*self.splits.train, *self.splits.unlabelled]
             job = extract.Extraction(name, "training", "dense16")
             model, layer = hybrid.TrainedModel(teacher, self.params.device), int(output.removeprefix(terms.LAYER))
-            extract.extract_layer(partial, model, self.splits.speech_of_all() if shared else own, layer, job)
+            extract.extract_layer(partial, model, self.teacher_view(speech), layer, job)
 
         return Stage(
             self.layout.layer_outputs(name, output),

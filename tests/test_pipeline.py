@@ -19,9 +19,9 @@ xxxxxxxxxxxxxxxxxxxxxxx  corpus/audio.py corpus/audio_checks.py corpus/embedded/
                          corpus/embedded/espeak.py corpus/embedded/grammar.py corpus/embedded/skeleton.py
                          corpus/embedded/synthetic.py corpus/feature_checks.py corpus/features.py
                          corpus/importers/phoenix.py corpus/importers/torgo.py corpus/importers/uaspeech.py
-                         corpus/labels.py corpus/manifest.py corpus/prepare.py corpus/speakers.py data/speakers.csv
-                         data/uaspeech_words.json data/word_duration_ratios.csv settings/corpus.py settings/encoder.py
-                         tokens.py
+                         corpus/labels.py corpus/manifest.py corpus/prepare.py corpus/speakers.py corpus/views.py
+                         data/speakers.csv data/uaspeech_words.json data/word_duration_ratios.csv settings/corpus.py
+                         settings/encoder.py tokens.py
 .xx.xxxxxxxxxxxxxxxxxxx  runtime.py
 .xx.xxxxxxxx.xxxxxxxxxx  models/nemo_files.py settings/augment.py settings/pretrained.py
 .x..xxxxxxxx.xxxxxxxxxx  corpus/inputs.py models/augment.py models/decoder.py models/encoder.py

@@ -18,6 +18,7 @@ from kdlib.corpus import audio
 from kdlib.corpus.inputs import Batch
 from kdlib.corpus.manifest import Utterance
 from kdlib.corpus.speakers import Splits
+from kdlib.corpus.views import View
 from kdlib.decode.greedy import greedy
 from kdlib.distill import checks
 from kdlib.distill.checks import PASS, REFUSE, WARN, Check
@@ -65,6 +66,7 @@ class Teachers:
     on_dev: Callable[[], TeacherEnsemble] | None = None  # their outputs on dev speech, where there is any
     control_on_dev: float | None = None  # WRA, or 1 - WER, of the student without teachers
     measure: str = "wra"
+    view: View = list  # the recordings that teachers get
 
 
 def require(results: Sequence[Check], allowed: Sequence[str], name: str) -> None:
@@ -167,7 +169,7 @@ def _check_teachers(plan: Plan, teachers: Teachers) -> list[Check]:
     if teachers.on_dev and main == "ctc":
         results.append(_check_on_dev(teachers, plan.splits.dev, tokens))
     results.append(_check_gradients(setup, sample))
-    results.append(_check_live(setup, teachers.folders, sample, main))
+    results.append(_check_live(setup, teachers, sample, main))
     return results
 
 
@@ -269,12 +271,12 @@ def _check_gradients(setup: StudentSetup, sample: Sequence[Utterance]) -> Check:
     return checks.check_gradients(*norms)
 
 
-def _check_live(setup: StudentSetup, folders: Mapping[str, Path], sample: Sequence[Utterance], output: str) -> Check:
+def _check_live(setup: StudentSetup, teachers: Teachers, sample: Sequence[Utterance], output: str) -> Check:
     """Every teacher's outputs computed again; reported is the one that differs most from its store."""
     worst = -1.0, ""
     for name, store in setup.targets[output].stores.items():
-        teacher = TrainedModel(folders[name], setup.device.type)
-        utts = [utt for utt in sample if utt.utt_id in store][:LIVE]
+        teacher = TrainedModel(teachers.folders[name], setup.device.type)
+        utts = teachers.view([utt for utt in sample if utt.utt_id in store][:LIVE])
         batch = Batch.of(utts, teacher.tokens).to(setup.device)
         given = teacher_forced(batch.ids)[0].to(setup.device) if output == "decoder" else None
         with torch.inference_mode():

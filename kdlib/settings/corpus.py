@@ -53,6 +53,7 @@ class Synthetic(Section):
     controls: Annotated[int, Field(ge=2, le=13)] | Names = 13  # number or names
     control_words: Annotated[int, Field(ge=0)] | Literal["all"] = "all"  # of the whole list, in addition to `words`
     seed: int = Field(1, ge=0)  # of the voices; training has a separate seed
+    clean: bool = False  # also every recording before noise and the effects of the voice: `teacher: {input: clean}`
     severity_gain: float = Field(0.9, ge=0, le=3)  # calibrated on the baseline's error only
     sample_rate: int = Field(16_000, ge=8_000, le=48_000)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from kdlib.corpus import audio, labels
 from kdlib.corpus.inputs import Batch
 from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.views import View
 from kdlib.errors import UserError
 from kdlib.settings.corpus import SplitSettings
 from kdlib.settings.reference_loss import ReferenceLoss
@@ -47,6 +48,7 @@ class TeacherTraining:
     frame_s: float = FRAME_S  # of the encoder's outputs
     measure: str = "wra"  # that stops the training
     device: str = "auto"
+    view: View = list  # the recordings of utterances that teachers get
 
 
 def train_teacher(partial: Path, start: InitialModel, data: TrainingData, how: TeacherTraining) -> None:
@@ -66,7 +68,7 @@ def train_teacher(partial: Path, start: InitialModel, data: TrainingData, how: T
     model, tokens = start.model, start.tokens
     encoder = model.encoder
     encoder.spec_augment = augment.SpecAugment.of(settings)
-    train = [utt for utt in data.train if fits_frames(tokens.encode(utt.text), utt.duration_s, how.frame_s)]
+    train = [utt for utt in how.view(data.train) if fits_frames(tokens.encode(utt.text), utt.duration_s, how.frame_s)]
     if not train:
         raise UserError(
             f"{how.what}: every utterance has fewer frames of {1000 * how.frame_s:.0f} ms than tokens; is it cut off?"
@@ -88,7 +90,7 @@ def train_teacher(partial: Path, start: InitialModel, data: TrainingData, how: T
             batch = batch.stretched(augment.draw_tempo())
         return objective(batch)
 
-    dev = [Batch.of(batch, tokens) for batch in audio.batches(data.dev, 32)]
+    dev = [Batch.of(batch, tokens) for batch in audio.batches(how.view(data.dev), 32)]
     judged = Objective(learner, loss_of(settings, label_smoothing=0.0), REFERENCE_TERMS, sources)
     judged.cache = objective.cache
     validations = Validations(

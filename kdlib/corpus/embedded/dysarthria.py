@@ -13,7 +13,7 @@ from scipy import signal
 
 from kdlib.corpus.embedded.espeak import RATE_HZ, Phone
 
-PAUSE = "_:"
+PAUSE, SILENCE_S = "_:", 0.15
 VOWEL_STARTS = "aAeEiIoOuUV03@"
 VOICED_TO_VOICELESS = {"b": "p", "d": "t", "g": "k", "v": "f", "z": "s", "Z": "S", "dZ": "tS", "D": "T"}
 PLACE = dict(["pt", "tk", "kt", "bd", "dg", "gd", "sS", "Ss", "Tf", "Dv", "fT", "zZ", "nm", "mn", "Nn"])  # p -> t
@@ -88,14 +88,8 @@ def misarticulate(phonemes: list[str], traits: Traits, rng: np.random.Generator)
 def distort(
     samples: np.ndarray, phones: list[Phone], healthy: list[Phone], traits: Traits, rng: np.random.Generator
 ) -> np.ndarray:
-    """Slow down one utterance, and add tremor, nasality, breathiness and decay. Same rate in and out.
-
-    `healthy` are the phones of the intended word: durations are relative to them, even if phones were deleted.
-    """
-    s = traits.severity
-    ratio = np.clip(traits.ratio * np.exp(rng.normal(0, traits.ratio_sd)), 0.5, 6.0)
-    ratio = ratio * _speech_length(healthy) / _speech_length(phones)
-    voice = _stretch(samples, *_time_map(phones, float(ratio)))
+    """Slow down one utterance, and add tremor, nasality, breathiness and decay. Same rate in and out."""
+    s, voice = traits.severity, slow_down(samples, phones, healthy, traits, rng)
     time_s = np.arange(len(voice)) / RATE_HZ
     phase = rng.uniform(0, 2 * np.pi)
     voice = voice * (1 + 0.4 * s * traits.tremor * np.sin(2 * np.pi * traits.tremor_hz * time_s + phase))
@@ -106,9 +100,27 @@ def distort(
     return voice * np.exp(-1.2 * s * rng.uniform() * np.linspace(0, 1, len(voice)))
 
 
+def slow_down(
+    samples: np.ndarray, phones: list[Phone], healthy: list[Phone], traits: Traits, rng: np.random.Generator
+) -> np.ndarray:
+    """The utterance at the speaker's pace.
+
+    `healthy` are the phones of the intended word: durations are relative to them, even if phones were deleted.
+    """
+    ratio = np.clip(traits.ratio * np.exp(rng.normal(0, traits.ratio_sd)), 0.5, 6.0)
+    ratio = ratio * _speech_length(healthy) / _speech_length(phones)
+    return _stretch(samples, *_time_map(phones, float(ratio)))
+
+
+def record_clean(voice: np.ndarray) -> np.ndarray:
+    """The recording without noise, at the mean level, with the same silence around the voice."""
+    voice = np.pad(voice, int(SILENCE_S * RATE_HZ))
+    return np.clip(voice * 10 ** (-26 / 20) / np.sqrt(np.mean(voice**2) + 1e-12), -0.99, 0.99).astype(np.float32)
+
+
 def record(voice: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Simulate the recording, with the same conditions for all speakers: silence around the voice, noise, a level."""
-    voice = np.pad(voice, int(0.15 * RATE_HZ))
+    voice = np.pad(voice, int(SILENCE_S * RATE_HZ))
     rms = np.sqrt(np.mean(voice**2) + 1e-12)
     noise = signal.lfilter([1], [1, -0.85], rng.normal(size=len(voice)))
     noise *= rms * 10 ** (-rng.uniform(18, 32) / 20) / np.sqrt(np.mean(noise**2))

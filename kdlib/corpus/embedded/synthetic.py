@@ -5,6 +5,7 @@
 processes. The corpus tests the machinery, not clinical benefit.
 """
 
+import copy
 import csv
 import dataclasses
 import hashlib
@@ -31,6 +32,7 @@ from kdlib.corpus.embedded import grammar
 from kdlib.corpus.importers.uaspeech import BLOCKS, KINDS, kind, word_list
 from kdlib.corpus.manifest import Corpus, Utterance
 from kdlib.corpus.speakers import published_speakers
+from kdlib.corpus.views import CLEAN
 from kdlib.errors import UserError, nearest
 from kdlib.io import atomic_write
 from kdlib.settings.corpus import Synthetic
@@ -111,6 +113,7 @@ def _synthesise(prompts: dict[str, list[Prompt]], settings: Synthetic, folder: P
             "seed": settings.seed,
             "folder": str(folder),
             "sample_rate": settings.sample_rate,
+            "clean": settings.clean,
             "prompts": [dataclasses.asdict(prompt) for prompt in speaker_prompts],
         }
         for name, speaker_prompts in prompts.items()
@@ -195,6 +198,8 @@ def _run_job(job: dict) -> None:
     traits = dysarthria.draw_traits(intelligibility_pct, job["gain"], rng, duration)
     pitch_range = round(50 * (1 - 0.7 * traits.monotony * traits.severity))
     (folder / "audio" / name).mkdir(exist_ok=True)
+    if job["clean"]:
+        (folder / CLEAN / name).mkdir(parents=True, exist_ok=True)
     up, down = rate // math.gcd(rate, RATE_HZ), RATE_HZ // math.gcd(rate, RATE_HZ)
     lowpass = signal.firwin(20 * max(up, down) + 1, 1 / max(up, down), window=("kaiser", 5.0))
     table = io.StringIO()
@@ -206,9 +211,12 @@ def _run_job(job: dict) -> None:
             rng = np.random.default_rng([job["seed"], zlib.crc32(prompt.utt_id.encode())])
             phonemes = engine.phonemes(prompt.word.lower())
             _, healthy = engine.synthesise(phonemes)
-            voice = dysarthria.distort(
-                *engine.synthesise(dysarthria.misarticulate(phonemes, traits, rng)), healthy, traits, rng
-            )
+            spoken = engine.synthesise(dysarthria.misarticulate(phonemes, traits, rng))
+            same, voice = copy.deepcopy(rng), dysarthria.distort(*spoken, healthy, traits, rng)
+            if job["clean"]:
+                slowed = dysarthria.record_clean(dysarthria.slow_down(*spoken, healthy, traits, same))
+                slowed = signal.resample_poly(slowed, up, down, window=lowpass)
+                soundfile.write(folder / CLEAN / name / f"{prompt.utt_id}.wav", slowed, rate, subtype="PCM_16")
             audio = signal.resample_poly(dysarthria.record(voice, rng), up, down, window=lowpass)
             wav, content = Path("audio") / name / f"{prompt.utt_id}.wav", io.BytesIO()
             soundfile.write(content, audio, rate, format="WAV", subtype="PCM_16")
