@@ -75,6 +75,11 @@ def page(result: Examination, diagnosis: Diagnosis, source: str) -> str:
     repetition = percent(max(values["repetition"], values.get("token_repetition", 0)))
     kinds = ("substitutions", "deletions", "insertions")
     errors = ", ".join(f"{kind[0].upper()} {int(values[kind])}" for kind in kinds)
+    pairs = (
+        f"same hypothesis for two utterances of one word: {per_cent['consistency']} of the pairs (any two: "
+        f"{per_cent['consistency_by_chance']}); "
+    )
+    pairs = "" if math.isnan(values["consistency"]) else pairs  # no text was said twice
     lines = [
         f"{source}: {int(values['n'])} hypotheses",
         "",
@@ -89,9 +94,8 @@ def page(result: Examination, diagnosis: Diagnosis, source: str) -> str:
         f"{values['effective_answers']:.0f}",
         f"empty {per_cent['empty']}, repetitive {repetition} %; "
         f"{per_cent['vocabulary_words']} of the words are in the vocabulary",
-        f"same hypothesis for two utterances of one word: {per_cent['consistency']} of the pairs (any two: "
-        f"{per_cent['consistency_by_chance']}); mutual information {values['bits']:.2f} of {values['bits_of']:.2f} "
-        f"bits ({values['bits_by_chance']:.2f} by chance)",
+        pairs + f"mutual information {values['bits']:.2f} of {values['bits_of']:.2f} bits "
+        f"({values['bits_by_chance']:.2f} by chance)",
     ]
     if "tokens_right" in values:
         lines.append(
