@@ -176,9 +176,10 @@ class StudentObjects(AdaptationObjects):
         return bool(used) and self.params.calibration.form != "none"
 
     def _words_of_loss(self) -> Lexicon | None:
-        """The closed lexicon, where the loss chooses among its words."""
-        setup.check_lexicon(self.params.distill, self.lexicon, bool(self.params.labels))
-        needed = terms.needs(self.params.distill, "lexicon")
+        """The closed lexicon, where the loss, or the choice of checkpoints, is among its words."""
+        chooses = self.params.student.choose_by == "words"
+        setup.check_lexicon(self.params.distill, self.lexicon, bool(self.params.labels), chooses=chooses)
+        needed = terms.needs(self.params.distill, "lexicon") or chooses
         return lexicon.Lexicon(self.lexicon, self.tokens) if needed else None
 
     def _judge(self) -> TeacherEnsemble | None:

@@ -343,6 +343,26 @@ def test_the_comparison_has_student_baseline_and_control(variant):
         comparison.score_folders(variant("ctc_kd"), ["two_stage"], [9])
 
 
+def test_checkpoints_may_be_chosen_by_the_closed_lexicon(variant):
+    fold = variant("hard", student={"choose_by": "words"})
+    record, curves = read_json(fold.student(8) / "model.json"), read_curves(fold.layout.student(8) / "tensorboard")
+    found = {name: part.set_index("step").value for name, part in curves.groupby("name")}
+    scores = found["dev_words"] - 1e-3 * found["dev_loss"].clip(upper=100)
+    assert record["best_dev_score"] == pytest.approx(scores.max(), abs=1e-5)
+    assert record["best_step"] == scores.idxmax()
+    assert "balanced closed lexicon" in comparison.start_line(fold, 8) or record["best_step"] == 0
+    sentences = variant("hard", student={"choose_by": "words"}, synthetic={"sentences": 20, "words": {"digits": 0}})
+    with pytest.raises(UserError, match=r"student\.choose_by: words choose among the entries of the lexicon"):
+        sentences.student_setup(8)
+
+
+def test_a_balanced_lexicon_does_not_prefer_a_word():
+    lexicon = SimpleNamespace(words=["GO", "NO"])
+    posteriors = torch.tensor([[0.9, 0.1], [0.6, 0.4]])  # GO is preferred throughout
+    assert students.balanced_wra(posteriors, lexicon, ["GO", "NO"]) == 1.0
+    assert students.balanced_wra(posteriors, lexicon, ["NO", "GO"]) == 0.0
+
+
 def test_a_control_of_other_steps_is_refused(variant):
     with pytest.raises(UserError, match="'hard' is no control of 'ctc_kd': it must have the same student, steps"):
         comparison.check_control(variant("ctc_kd"), variant("hard", student={"batch_size": 8}))

@@ -248,7 +248,8 @@ class _Round:
             if self.watch:
                 task.logger.experiment.flush()
                 self.watch(read_curves(curves))
-            return validate(objective, dev, tokens, measure=setup.measure) | found
+            words = setup.lexicon if settings.choose_by == "words" else None
+            return validate(objective, dev, tokens, measure=setup.measure, words=words) | found
 
         earlier = self.number * total
         task = Task(learner, step, lr=phase.lr, scale=scale_of(settings, phase, total, model), earlier_steps=earlier)

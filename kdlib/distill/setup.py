@@ -143,17 +143,20 @@ def initial_student(settings: Student, tokens: Tokens, start: Start, seed: int, 
     return model
 
 
-def check_lexicon(distill: Distill, lexicon: Words, few_labels: bool) -> None:
+def check_lexicon(distill: Distill, lexicon: Words, few_labels: bool, *, chooses: bool = False) -> None:
     """Refuse to choose among the entries of a lexicon that are whole sentences."""
     active = terms.active(distill)
     by_word = any("lexicon" in term.needs for term in active.values())
     by_text = any("texts" in term.needs for term in active.values())
-    listed = by_word or (by_text and distill.sequence.weight and distill.sequence.hypotheses_from == "lexicon")
+    listed = (
+        by_word or chooses or (by_text and distill.sequence.weight and distill.sequence.hypotheses_from == "lexicon")
+    )
     if sum(" " in word for word in lexicon) > len(lexicon) / 2 and (
         listed or ("occupancy_ctc" in active and few_labels)
     ):
         raise UserError(
-            "distill: words, hard_words, sequence over the lexicon, and occupancy of unlabelled speech choose among "
+            "distill: words, hard_words, sequence over the lexicon, occupancy of unlabelled speech, and "
+            "student.choose_by: words choose among "
             f"the entries of the lexicon, but most of these {len(lexicon):,} are whole sentences, including those of "
             "unlabelled and test speech; write distill: {sequence: {weight: 0.5, hypotheses_from: beam}} (or "
             "hypotheses_from: greedy), or name a lexicon of words"

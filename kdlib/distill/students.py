@@ -14,12 +14,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
 from kdlib.corpus import audio, labels
 from kdlib.corpus.inputs import Batch
 from kdlib.decode.greedy import greedy
+from kdlib.decode.lexicon import Lexicon
 from kdlib.distill.collapse_alarm import CollapseAlarm
 from kdlib.distill.setup import LATEST, StudentData, StudentSetup, write_weights
 from kdlib.models import Outputs, augment, hybrid
@@ -34,7 +36,8 @@ from kdlib.objectives.targets import TargetSource
 from kdlib.runtime import is_main_process
 from kdlib.settings.schedule import Progress
 from kdlib.settings.student import Phase, Student
-from kdlib.tokens import BLANK, Tokens
+from kdlib.targets.word_posteriors import posterior_of, towards_prior
+from kdlib.tokens import BLANK, Tokens, normalise
 from kdlib.training.checkpoints import checkpoint_weights, last_weights
 from kdlib.training.curves import TENSORBOARD, read_curves
 from kdlib.training.loop import EpochData, Run, Task, Validations, fit
@@ -155,7 +158,8 @@ class _Training:
             if self.watch:
                 task.logger.experiment.flush()
                 self.watch(read_curves(curves))
-            return validate(objective, dev, tokens, setup.judge, setup.measure)
+            words = setup.lexicon if settings.choose_by == "words" else None
+            return validate(objective, dev, tokens, setup.judge, setup.measure, words)
 
         scale = scale_of(settings, phase, steps, setup.model)
         task = Task(learner, step, lr=phase.lr, scale=scale, earlier_steps=earlier_steps)
@@ -193,13 +197,16 @@ def validate(
     tokens: Tokens,
     judge: TargetSource | None = None,
     measure: str = "wra",
+    words: Lexicon | None = None,
 ) -> dict[str, float]:
     """Validate on the dev speaker: WRA, or WER, of the trained head; between equal ones the loss decides.
+
+    With `words` the score is the WRA among these, balanced: the mean posterior on dev speech is that of its words.
 
     For the alarm also the number of distinct hypotheses, and the shares of the most frequent one and of empty ones.
     With a `judge` the score is the similarity to the teachers instead (a fault).
     """
-    recognised, distance = Recognised(tokens, measure), 0.0
+    recognised, distance, posteriors = Recognised(tokens, measure), 0.0, []
     model, head = objective.learner.student, objective.heads[0]
     device = next(model.parameters()).device
     with torch.inference_mode():
@@ -213,16 +220,32 @@ def validate(
                 hypotheses = model.decode_greedy(outputs.encoded, longest, outputs.lengths)
                 batch_loss = cross_entropy(outputs.decoder_logits, batch.ids)
             recognised.add(batch, hypotheses, float(batch_loss))
+            if words:
+                posteriors.append(posterior_of(outputs.ctc, words))
             if judge:
                 distance += _distance(head, outputs, moved, judge) * len(batch.ids)
     metrics, total = recognised.metrics(), len(recognised.hypotheses)
     counts = Counter(map(tuple, recognised.hypotheses))
     if judge:
         metrics["dev_score"] = -distance / total
+    if words:
+        metrics["dev_words"] = balanced_wra(
+            torch.cat(posteriors), words, [utt.text for one in dev for utt in one.utterances]
+        )
+        metrics["dev_score"] = metrics["dev_words"] - 1e-3 * min(metrics["dev_loss"], 100.0)
     metrics["dev_distinct"] = float(len(counts))
     metrics["dev_most_frequent"] = max(counts.values()) / total
     metrics["dev_empty"] = counts[()] / total
     return metrics
+
+
+def balanced_wra(posteriors: torch.Tensor, words: Lexicon, texts: Sequence[str]) -> float:
+    """WRA of the best word, where the mean posterior [N, W] is moved to the frequencies of the texts."""
+    counts = Counter(normalise(text) for text in texts)
+    prior = np.array([counts[word] + 0.5 for word in words.words])
+    moved = towards_prior(posteriors.double().numpy(), prior / prior.sum(), 1.0)
+    best = [words.words[place] for place in moved.argmax(1)]
+    return float(np.mean([word == normalise(text) for word, text in zip(best, texts, strict=True)]))
 
 
 def _distance(head: str, outputs: Outputs, batch: Batch, target: TargetSource) -> float:

@@ -52,6 +52,7 @@ class Student(Section):
     validate_every: int = Field(1, ge=1)  # epochs, or parts of one where there are several validations in each
     patience: int = Field(1000, ge=1)  # validations without improvement before a phase ends
     on_collapse: Literal["warn", "stop"] = "warn"  # when hypotheses for the dev speaker begin to collapse
+    choose_by: Literal["greedy", "words"] = "greedy"  # of checkpoints on dev speech; words: WRA in the balanced lexicon
     keep_checkpoints: int = Field(1, ge=1)  # number of best checkpoints that are saved, for checkpoint averaging
     precision: Literal["fp32", "bf16"] = "fp32"
     devices: int = Field(1, ge=1)  # several: DDP

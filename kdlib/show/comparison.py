@@ -104,8 +104,9 @@ def start_line(fold: Fold, seed: int) -> str:
     if not kept:
         return f"No validation in {steps} steps was better than the start, which is the checkpoint that is kept."
     begin = format.percent(record["start_dev_score"])
+    what = "WRA in the balanced closed lexicon" if fold.params.student.choose_by == "words" else "greedy WRA"
     return (
-        f"Dev score (greedy WRA less a thousandth of the loss): {begin:.1f} % at the start, "
+        f"Dev score ({what} less a thousandth of the loss): {begin:.1f} % at the start, "
         f"{format.percent(best):.1f} % at step {kept} of {steps}, which is kept."
     )
 
