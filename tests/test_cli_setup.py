@@ -76,7 +76,7 @@ def test_the_lock_holds_for_every_supported_python():
 
 
 def test_the_extras_are_named():
-    assert set(PROJECT["optional-dependencies"]) == {"embedded", "hdf5", "tune", "dev", "cluster"}
+    assert set(PROJECT["optional-dependencies"]) == {"embedded", "hdf5", "tune", "recognisers", "dev", "cluster"}
 
 
 def test_every_make_command_in_the_readme_and_the_docs_exists():

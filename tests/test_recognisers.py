@@ -1,5 +1,7 @@
 """Recognisers from packages: pronunciations, the exact scores of words, and the table by level."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -54,6 +56,9 @@ def test_the_table_has_every_level_or_says_why_not(fold, capsys, monkeypatch):
     assert found.utterances.max() == 3
     assert recognisers.table(corpus, words, "features") is None
     assert "0 entries of the lexicon" in capsys.readouterr().out
+    unknown = SimpleNamespace(speakers=["A"], is_control=lambda _: False, level=lambda _: "")
+    assert recognisers.table(unknown, words) is None
+    assert "no speaker's level of intelligibility is known" in capsys.readouterr().out
     monkeypatch.setattr(recognisers, "PACKAGES", ("hama", "nothing_of_this_name"))
     assert recognisers.table(corpus, words) is None
     assert "nothing_of_this_name is not installed" in capsys.readouterr().out

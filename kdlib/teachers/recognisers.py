@@ -145,6 +145,8 @@ def table(corpus: Corpus, words: Sequence[str], kind: str = "audio") -> pd.DataF
         return print(
             f"Not measured: {len(spoken)} entries of the lexicon are English words of this corpus's recordings."
         )
+    if not any(corpus.is_control(name) or corpus.level(name) for name in corpus.speakers):
+        return print("Not measured: no speaker's level of intelligibility is known; write `speakers:` in the recipe.")
     if left_out := sorted(set(words) - set(spoken)):
         named = ", ".join(left_out[:8]) + (", ..." if len(left_out) > 8 else "")
         print(f"{len(left_out)} of {len(words)} words are not in the CMU dictionary, and are left out: {named}")
