@@ -1,8 +1,9 @@
 """A bidirectional LSTM on feature sequences: projection, frames halved, residual layers of 2 H dimensions.
 
 What enters a layer is normalised, and its outputs are added to what entered: plain stacked LSTMs learned the embedded
-sentences several times more slowly. Every direction is an LSTM of its own, which sees padding last, where it changes
-nothing: on a CPU that is two to three times faster than packed sequences. Features are normalised by the mean and
+sentences several times more slowly. The hidden states of a layer are its own outputs. Every direction is an LSTM of its
+own, which sees padding last, where it changes nothing: on a CPU that is two to three times faster than packed
+sequences. Features are normalised by the mean and
 deviation of the training speech, which are part of the weights. With `attention`, every frame may add what other frames
 are about: one head of queries and keys of 64 dimensions looks for frames that are alike, whose outputs themselves are
 averaged, and a gate per frame, nearly closed at first, decides how much of that is added. So the layer has few weights,
@@ -105,9 +106,10 @@ class BiLSTM(Encoder):
         again = self.shape.recompute and self.training and torch.is_grad_enabled()
         for number, (layer, norm) in enumerate(zip(self.lstm, self.norms, strict=True), start=1):
             given = self.dropout(norm(values))
-            values = values + (checkpoint(layer, given, order, use_reentrant=False) if again else layer(given, order))
+            own = checkpoint(layer, given, order, use_reentrant=False) if again else layer(given, order)
+            values = values + own
             if number in layers:
-                hidden[number] = values * inside
+                hidden[number] = own * inside  # between -1 and 1, which half precision stores well
         values = self.dropout(values) * inside
         return Encoded(values if self.attention is None else self.attention(values, frames), frames, hidden)
 
