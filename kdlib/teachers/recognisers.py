@@ -153,7 +153,7 @@ def table(corpus: Corpus, words: Sequence[str], kind: str = "audio") -> pd.DataF
     return by_level(corpus, spoken)
 
 
-def by_level(corpus: Corpus, spoken: dict[str, list[list[str]]], count: int = 40, seed: int = 1) -> pd.DataFrame:
+def by_level(corpus: Corpus, spoken: dict[str, list[list[str]]], count: int = 30, seed: int = 1) -> pd.DataFrame:
     """WRA in per cent by level: so many utterances of each, of words with pronunciations."""
     systems = [Grammar(spoken), Phonemes(spoken)]
     usable = corpus.where(lambda utt: normalise(utt.text) in spoken)
