@@ -9,6 +9,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from graph import output, snakemake
 
 from kdlib.errors import UserError
 from kdlib.evaluate import ablations
@@ -115,6 +116,14 @@ def test_every_shipped_set_has_valid_cells_with_controls(name):
         assert control.distill.heads == params.distill.heads
         assert not control.distill.use_teachers
         assert control.fold == params.fold
+
+
+def test_snakemake_draws_the_graph_of_a_set():
+    """Settings with braces, as PHOENIX's file names have them, are no wildcards of its rules."""
+    recipe = repository_root() / "params/ablations/temperature.yaml"
+    run = snakemake(recipe, "folds=", "--dry-run", "--quiet", "host", "--", "ablations")
+    assert run.returncode == 0, output(run)
+    assert "ablation_notebook" in output(run)
 
 
 # effects, of systems whose words are right by chance
