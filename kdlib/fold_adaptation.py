@@ -33,7 +33,7 @@ class AdaptationObjects(FoldObjects):
         folder = self.of(how.start).student(seed)
         setup.check_resumed(folder, read_record(folder), params.student, self.tokens, self.split_settings)
         adaptation.check(params.distill, params.student)
-        members = [(name, one) for name in how.teachers for one in how.teacher_seeds] or [(how.start, seed)]
+        members = how.members(seed)
         dev = params.fold.dev
         return adaptation.AdaptationSetup(
             name=params.variant,
@@ -70,5 +70,5 @@ class AdaptationObjects(FoldObjects):
     def _adaptation_inputs(self, seed: int) -> list[Path]:
         """The scores of the student that is adapted, and of those that give targets."""
         how = self.params.adapt
-        members = [(name, one) for name in how.teachers for one in how.teacher_seeds]
-        return [self.of(how.start).scores(seed), *(self.of(name).scores(one) for name, one in members)]
+        pairs = dict.fromkeys([(how.start, seed), *how.members(seed)])
+        return [self.of(name).scores(one) for name, one in pairs]

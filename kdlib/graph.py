@@ -119,8 +119,8 @@ class Graph:
             selects = params.aggregation.method == "auto"  # by the report of 03, which is made once
             before += [self.notebook(held_out, "03_logits")] if selects else self.marks("outputs", held_out)
         if params.adapt:
-            members = [(name, one) for name in params.adapt.teachers for one in params.adapt.teacher_seeds]
-            before += [self.student(held_out, *pair) for pair in dict.fromkeys([(params.adapt.start, seed), *members])]
+            pairs = dict.fromkeys([(params.adapt.start, int(seed)), *params.adapt.members(int(seed))])
+            before += [self.student(held_out, *pair) for pair in pairs]
         if params.distill.control != variant:
             before += [self.student(held_out, params.distill.control, seed)]
         return before

@@ -36,6 +36,8 @@ def variant(with_teachers, outputs, tmp_path_factory):
     variants = {name: {"adapt": how | kind, "distill": LOSS} for name, kind in kinds.items()}
     variants["wrong"] = {"adapt": how, "distill": {"use_teachers": True, "alpha": 0.5}}
     variants["epochs"] = {"adapt": how, "distill": LOSS, "student": {"phases": [{"epochs": 1}]}}
+    variants["views"] = {"adapt": how, "distill": LOSS | {"consistency": {"weight": 0.2}}}
+    variants["mixed"] = {"adapt": how, "distill": LOSS, "student": {"mixup": 0.2}}
     recipe = tmp_path_factory.mktemp("adaptation") / "smoke.yaml"
     settings = {"extends": str(repository_root() / "params/smoke.yaml"), "outputs": str(outputs), "variants": variants}
     recipe.write_text(yaml.safe_dump(settings))
@@ -81,8 +83,12 @@ def test_transcripts_of_the_adaptation_speech_are_not_there(variant):
 def test_what_cannot_be_adapted_is_refused(variant):
     with pytest.raises(UserError, match=r"of CTC and without teachers"):
         variant("wrong").adaptation_setup(1)
-    with pytest.raises(UserError, match=r"write steps, not epochs"):
+    with pytest.raises(UserError, match=r"one phase of steps in student\.phases"):
         variant("epochs").adaptation_setup(1)
+    with pytest.raises(UserError, match=r"is CTC and hard_words; remove consistency"):
+        variant("views").adaptation_setup(1)
+    with pytest.raises(UserError, match=r"remove mixup, curriculum"):
+        variant("mixed").adaptation_setup(1)
 
 
 def test_batches_have_their_share_of_adaptation_speech():
@@ -126,7 +132,7 @@ def test_targets_are_posteriors_and_their_best_words():
     assert [(ids, round(share, 5)) for ((ids, share),) in targets.texts(kept)] == [([ord("G")], 0.9), ([ord("N")], 0.8)]
 
 
-def test_the_alarm_needs_no_transcripts(capsys):
+def test_the_alarm_needs_no_transcripts(capsys, tmp_path):
     class Model(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -137,9 +143,10 @@ def test_the_alarm_needs_no_transcripts(capsys):
             return SimpleNamespace(ctc=Emissions(logits, torch.full((len(self.ids),), 3)))
 
     speech = [Batch(utterances(*"abcdefgh"), loaded=[torch.zeros(8, 4), torch.full((8,), 4)])]
-    alarm, model = adaptation.SpeechAlarm("x"), Model()
+    file, model = tmp_path / "alarm.json", Model()
     for ids, raised in ((range(5, 13), False), ([5, 5, 6, 7, 8, 9, 10, 11], True), ([5] * 8, True)):
         model.ids = list(ids)
+        alarm = adaptation.SpeechAlarm("x", file)  # as after a kill: it knows what it saw
         found = alarm(model, speech)
         assert bool(alarm.raised) == raised
     assert found == {"speech_distinct": 1.0, "speech_most_frequent": 1.0}

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from kdlib.console import report
@@ -21,12 +20,13 @@ from kdlib.corpus.inputs import Batch
 from kdlib.corpus.manifest import Corpus, Utterance
 from kdlib.corpus.speakers import in_blocks, is_test
 from kdlib.decode import calibration
-from kdlib.decode.calibration import CalibratedLexicon
+from kdlib.decode.calibration import CalibratedLexicon, word_prior
 from kdlib.decode.greedy import greedy
 from kdlib.decode.lexicon import Lexicon
 from kdlib.distill.setup import check_lexicon
 from kdlib.distill.students import Watch, scale_of, validate
 from kdlib.errors import UserError
+from kdlib.io import read_json, write_json
 from kdlib.models import hybrid
 from kdlib.models.augment import SpecAugment
 from kdlib.models.encoder_cache import FeatureCache
@@ -51,7 +51,7 @@ from kdlib.training.curves import TENSORBOARD, read_curves
 from kdlib.training.loop import EpochData, Run, Task, Validations, fit
 from kdlib.training.sampling import BatchPlan
 
-HELD_OUT = "tensorboard_held_out"  # curves without transcripts
+HELD_OUT, ALARM = "tensorboard_held_out", "alarm.json"  # curves without transcripts; in the folder of a round
 FEW, MANY = 0.5, 0.25  # of the words at first; of all hypotheses: the alarm
 
 
@@ -93,8 +93,16 @@ def check(distill: Distill, settings: Student) -> None:
             "adapt: `distill` is the loss of the labelled speech, of CTC and without teachers (adapt.teachers names "
             "the students that give targets); write distill: {use_teachers: false, alpha: 0, beta: 0.5}"
         )
-    if any(phase.steps is None for phase in settings.phases):
-        raise UserError("adapt: write steps, not epochs, in student.phases: the dev speaker's speech has other epochs")
+    if len(settings.phases) != 1 or settings.phases[0].steps is None or settings.phases[0].freeze_encoder:
+        raise UserError(
+            "adapt: write one phase of steps in student.phases, and a free encoder (every speaker has other epochs)"
+        )
+    if others := sorted(set(terms.active(distill)) - {"ctc", "hard_words"}):
+        raise UserError(f"adapt: the loss of the labelled speech is CTC and hard_words; remove {', '.join(others)}")
+    if settings.mixup or settings.curriculum:
+        raise UserError(
+            "adapt: batches have adaptation speech and labelled speech as they are; remove mixup, curriculum"
+        )
 
 
 def speech_of(corpus: Corpus, speaker: str, how: Adaptation, settings: SplitSettings) -> Speech:
@@ -120,7 +128,7 @@ def recogniser(scores: Path, lexicon: Lexicon) -> Recogniser:
 
 def adapt_student(partial: Path, setup: AdaptationSetup, watch: Watch | None = None) -> None:
     """Adapt to the dev speaker, which chooses the number of steps, and then to the held-out speaker."""
-    steps = [sum(phase.steps or 0 for phase in setup.settings.phases)] * setup.how.rounds
+    steps = [setup.settings.phases[0].steps] * setup.how.rounds
     if setup.dev_speech:
         model, record = _adapt(partial / "phase_dev", setup, setup.dev_speech, steps, watch, on_dev=True)
         steps = record["best_steps"]
@@ -181,7 +189,8 @@ def _targets(setup: AdaptationSetup, model: hybrid.Hybrid, speech: Speech, *, ag
     posteriors = word_posteriors(recognisers, utterances)
     if how.prior and posteriors:
         names, rows = list(posteriors), torch.stack(list(posteriors.values())).double().numpy()
-        moved = towards_prior(rows, _prior(setup), how.prior)
+        prior = word_prior(setup.lexicon.words, Counter(normalise(utt.text) for utt in setup.labelled))
+        moved = towards_prior(rows, prior, how.prior)
         posteriors = dict(zip(names, torch.from_numpy(moved).float(), strict=True))
     best = {name: int(row.argmax()) for name, row in posteriors.items()}
     kept = {name for name, row in posteriors.items() if float(row.max()) >= how.confidence}
@@ -199,13 +208,6 @@ def _targets(setup: AdaptationSetup, model: hybrid.Hybrid, speech: Speech, *, ag
     return targets
 
 
-def _prior(setup: AdaptationSetup) -> np.ndarray:
-    """The words' frequencies in the labelled training speech, with half a count for every word."""
-    counts = Counter(normalise(utt.text) for utt in setup.labelled)
-    shares = np.array([counts[word] + 0.5 for word in setup.lexicon.words])
-    return shares / shares.sum()
-
-
 @dataclass(frozen=True)
 class _Round:
     """A round of training on a speaker's speech."""
@@ -221,7 +223,7 @@ class _Round:
         """Train so many steps of the schedule; returned is the record."""
         setup, speech, targets = self.setup, self.speech, self.targets
         how, settings, tokens = setup.how, setup.settings, setup.tokens
-        phase, total = settings.phases[0], sum(one.steps or 0 for one in settings.phases)
+        phase, total = settings.phases[0], settings.phases[0].steps
         model.encoder.preprocessor_frozen = settings.freeze_preprocessor
         model.encoder.spec_augment = SpecAugment.of(settings)
         learner = Learner(model.train(), averages=how.targets == "average")
@@ -233,7 +235,7 @@ class _Round:
         plan, curves = _plan(setup, speech), folder.parent.parent / (TENSORBOARD if self.on_dev else HELD_OUT)
         dev = [Batch.of(batch, tokens) for batch in audio.batches(setup.dev, 32)] if self.on_dev else []
         own = [Batch(batch) for batch in audio.batches(speech.utterances, 32)]
-        alarm = SpeechAlarm(f"{setup.name}, seed {setup.seed}, adapted to {speech.speaker},")
+        alarm = SpeechAlarm(f"{setup.name}, seed {setup.seed}, adapted to {speech.speaker},", folder / ALARM)
 
         def step(batch: Batch) -> dict[str, torch.Tensor]:
             learner.update_average(how.decay)
@@ -262,6 +264,7 @@ class _Round:
                 steps=steps,
                 seed=setup.seed,
                 clip=settings.clip,
+                accumulate=settings.accumulate,
                 tensorboard=curves,
                 device=setup.device.type,
                 batch_size=settings.batch_size,
@@ -292,8 +295,11 @@ def _plan(setup: AdaptationSetup, speech: Speech) -> MixedPlan:
 class SpeechAlarm:
     """Watches what is recognised in the adaptation speech, without transcripts: fewer words, or one word everywhere."""
 
-    def __init__(self, what: str) -> None:
-        self.what, self.raised, self.first = what, "", 0
+    def __init__(self, what: str, file: Path) -> None:
+        """`file` keeps what it saw, for a run that is killed and resumes."""
+        self.what, self.file, self.raised, self.first = what, file, "", 0
+        if file.is_file():
+            vars(self).update(read_json(file))
 
     def __call__(self, model: hybrid.Hybrid, speech: Sequence[Batch]) -> dict[str, float]:
         """The number of different hypotheses, and the share of the most frequent one."""
@@ -309,6 +315,7 @@ class SpeechAlarm:
         if (few or same) and not self.raised:
             self.raised = f"{found} different hypotheses, {self.first} at first; {100 * most:.0f} % are the same"
             print(f"ALARM: {self.what} collapses: {self.raised}", flush=True)
+        write_json(self.file, {"first": self.first, "raised": self.raised})
         return {"speech_distinct": float(found), "speech_most_frequent": most}
 
 
@@ -333,6 +340,6 @@ def _save(folder: Path, setup: AdaptationSetup, model: hybrid.Hybrid, speech: Sp
         adapted_to=speech.speaker,
         adaptation_utterances=len(speech.utterances),
         remark=remark,
-        steps=sum(phase.steps or 0 for phase in setup.settings.phases) * how.rounds,
+        steps=setup.settings.phases[0].steps * how.rounds,
         **record,
     )

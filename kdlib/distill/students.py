@@ -20,6 +20,7 @@ import torch
 
 from kdlib.corpus import audio, labels
 from kdlib.corpus.inputs import Batch
+from kdlib.decode.calibration import word_prior
 from kdlib.decode.greedy import greedy
 from kdlib.decode.lexicon import Lexicon
 from kdlib.distill.collapse_alarm import CollapseAlarm
@@ -36,7 +37,7 @@ from kdlib.objectives.targets import TargetSource
 from kdlib.runtime import is_main_process
 from kdlib.settings.schedule import Progress
 from kdlib.settings.student import Phase, Student
-from kdlib.targets.word_posteriors import posterior_of, towards_prior
+from kdlib.targets.word_posteriors import towards_prior
 from kdlib.tokens import BLANK, Tokens, normalise
 from kdlib.training.checkpoints import checkpoint_weights, last_weights
 from kdlib.training.curves import TENSORBOARD, read_curves
@@ -221,7 +222,7 @@ def validate(
                 batch_loss = cross_entropy(outputs.decoder_logits, batch.ids)
             recognised.add(batch, hypotheses, float(batch_loss))
             if words:
-                posteriors.append(posterior_of(outputs.ctc, words))
+                posteriors.append(words.posterior(outputs.ctc))
             if judge:
                 distance += _distance(head, outputs, moved, judge) * len(batch.ids)
     metrics, total = recognised.metrics(), len(recognised.hypotheses)
@@ -241,9 +242,8 @@ def validate(
 
 def balanced_wra(posteriors: torch.Tensor, words: Lexicon, texts: Sequence[str]) -> float:
     """WRA of the best word, where the mean posterior [N, W] is moved to the frequencies of the texts."""
-    counts = Counter(normalise(text) for text in texts)
-    prior = np.array([counts[word] + 0.5 for word in words.words])
-    moved = towards_prior(posteriors.double().numpy(), prior / prior.sum(), 1.0)
+    prior = word_prior(words.words, Counter(map(normalise, texts)))
+    moved = towards_prior(posteriors.double().numpy(), prior, 1.0)
     best = [words.words[place] for place in moved.argmax(1)]
     return float(np.mean([word == normalise(text) for word, text in zip(best, texts, strict=True)]))
 

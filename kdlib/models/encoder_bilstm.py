@@ -3,11 +3,10 @@
 What enters a layer is normalised, and its outputs are added to what entered: plain stacked LSTMs learned the embedded
 sentences several times more slowly. The hidden states of a layer are its own outputs. Every direction is an LSTM of its
 own, which sees padding last, where it changes nothing: on a CPU that is two to three times faster than packed
-sequences. Features are normalised by the mean and
-deviation of the training speech, which are part of the weights. With `attention`, every frame may add what other frames
-are about: one head of queries and keys of 64 dimensions looks for frames that are alike, whose outputs themselves are
-averaged, and a gate per frame, nearly closed at first, decides how much of that is added. So the layer has few weights,
-begins as the plain BiLSTM, and is inspected by its gate.
+sequences. Features are normalised by the mean and deviation of the training speech, which are part of the weights.
+With `attention`, every frame may add what other frames are about: one head of queries and keys of 64 dimensions looks
+for frames that are alike, whose outputs themselves are averaged, and a gate per frame, nearly closed at first, decides
+how much of that is added. So the layer has few weights, begins as the plain BiLSTM, and is inspected by its gate.
 """
 
 from collections.abc import Sequence

@@ -64,4 +64,8 @@ class FeatureCache(UtteranceCache):
 
     def __call__(self, batch: Batch, layers: tuple[int, ...] = ()) -> Encoded:
         """The encoder's output on a batch."""
-        return self.encoder.augmented(*super().__call__(batch), batch, layers)
+        return self.encoder.augmented(*self.features(batch), batch, layers)
+
+    def features(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The features of a batch, which another model with the same analysis may use, and their lengths."""
+        return super().__call__(batch)

@@ -15,7 +15,7 @@ from kdlib.corpus.inputs import Batch
 from kdlib.errors import UserError
 from kdlib.models import Emissions, Outputs
 from kdlib.models.decoder import teacher_forced
-from kdlib.models.encoder_cache import EncoderCache, FeatureCache, UtteranceCache
+from kdlib.models.encoder_cache import EncoderCache, FeatureCache
 from kdlib.models.hybrid import Hybrid
 from kdlib.objectives.step import Sources, Step
 from kdlib.objectives.term import Term, active_among, heads
@@ -56,7 +56,8 @@ class Learner(nn.Module):
                 )
             self.intermediate_head = None if shares_head else nn.Linear(student.encoder.width, student.heads.size)
         self.average = copy.deepcopy(student).requires_grad_(False) if averages else None
-        self.register_buffer("averaged", torch.zeros(()))  # steps
+        if averages:
+            self.register_buffer("averaged", torch.zeros(()))  # steps
 
     def train(self, mode: bool = True) -> "Learner":
         """Set training mode; the average stays in evaluation mode."""
@@ -154,7 +155,7 @@ class Objective:
         model, cache = self.learner.average, self.cache
         with torch.no_grad():
             if isinstance(cache, FeatureCache):
-                features = UtteranceCache.__call__(cache, batch)
+                features = cache.features(batch)
             else:
                 features = model.encoder.extract_features(batch.inputs, batch.lengths)
             return model.apply_heads(model.encoder.augmented(*features, batch)).ctc

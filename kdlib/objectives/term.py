@@ -23,9 +23,7 @@ class Term:
     setting: str  # place of its weight in `distill:`
     side: Literal["reference", "teachers", "self"]
     head: Literal["ctc", "decoder", ""]  # takes the head's share of the weight, where the head is trained
-    needs: frozenset[
-        str
-    ]  # teachers' "frames", "steps", "texts"; a "layer", the "lexicon", "views", an "average", a "search"
+    needs: frozenset[str]  # "frames", "steps", "texts" of teachers; "layer", "lexicon", "views", "average", "search"
     loss: Callable[[Step, str], Tensor | None]  # of a step and the head; None if no utterance has what it needs
 
     def weight(self, settings: ReferenceLoss) -> Schedule:

@@ -29,3 +29,7 @@ class Adaptation(Section):
     agreement: Share = 0.0  # least share of passes with dropout whose best word is the same (DUST, Khurana et al. 2021)
     prior: Share = 0.0  # how far the mean posterior is moved towards the words' frequencies in the training speech
     decay: float = Field(0.995, ge=0, lt=1)  # of the average
+
+    def members(self, seed: int) -> list[tuple[str, int]]:
+        """The students that give posteriors, by variant and seed."""
+        return [(name, one) for name in self.teachers for one in self.teacher_seeds] or [(self.start, seed)]

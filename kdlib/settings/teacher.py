@@ -26,9 +26,7 @@ class Teacher(EncoderSizes):
 
     source: Literal["speakers", "students", "model"] = "speakers"  # one per speaker, the fold's students, or one model
     model: str | None = None  # for source: model, the folder of a saved model; by default the base model
-    input: str = (
-        "same"  # recordings that teachers get: the students', "clean" (of the embedded corpus), or a microphone's
-    )
+    input: str = "same"  # recordings for teachers: the students' own, "clean" (embedded corpus), or a microphone's
     encoder: str = "sb"  # of teachers of speakers: a name of kdlib/models/encoders.py
     students: Names = ("hard",)  # born again: the fold's students of these variants are the next teachers,
     student_seeds: Seeds = (1, 2, 3)  # with these seeds

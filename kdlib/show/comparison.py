@@ -147,11 +147,7 @@ def verdicts(
     scoring: Scoring,
 ) -> list[Verdict]:
     """Test each system against its control over folds and seeds, where both were decoded with this decoder."""
-    folders: dict[str, list[Path]] = {}
-    for fold in folds:
-        for (name, _), folder in fold.items():
-            if decoder in read_json(folder / "scores.json")["decoders"]:
-                folders.setdefault(name, []).append(folder)
+    folders = _decoded(folds, {decoder})
     pairs = {a: b for a, b in control.items() if a in folders and b in folders}
     if not pairs:
         return []
@@ -161,13 +157,19 @@ def verdicts(
     return compare.compare(systems, against=pairs, measure=scoring.measure)
 
 
-def of_beam_search(folds: Sequence[Mapping[tuple[str, object], Path]], scoring: Scoring) -> list[Verdict]:
-    """Test the beam search of each system against its greedy decoding: what the language model alone gives."""
+def _decoded(folds: Sequence[Mapping[tuple[str, object], Path]], decoders: set[str]) -> dict[str, list[Path]]:
+    """The folders of scores of each system, where it was decoded with all of these."""
     folders: dict[str, list[Path]] = {}
     for fold in folds:
         for (name, _), folder in fold.items():
-            if {"greedy", "beam"} <= set(read_json(folder / "scores.json")["decoders"]):
+            if decoders <= set(read_json(folder / "scores.json")["decoders"]):
                 folders.setdefault(name, []).append(folder)
+    return folders
+
+
+def of_beam_search(folds: Sequence[Mapping[tuple[str, object], Path]], scoring: Scoring) -> list[Verdict]:
+    """Test the beam search of each system against its greedy decoding: what the language model alone gives."""
+    folders = _decoded(folds, {"greedy", "beam"})
     systems = {
         f"{name} ({decoder})": compare.collect(paths, decoder, normaliser=scoring.normaliser)
         for name, paths in folders.items()

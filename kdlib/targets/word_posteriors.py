@@ -10,7 +10,7 @@ from kdlib.corpus import audio
 from kdlib.corpus.inputs import Batch
 from kdlib.corpus.manifest import Utterance
 from kdlib.decode.lexicon import Lexicon
-from kdlib.models import Emissions, hybrid
+from kdlib.models import hybrid
 from kdlib.objectives.objective import Objective
 from kdlib.objectives.targets import Text
 from kdlib.runtime import seed_everything
@@ -28,7 +28,7 @@ def word_posteriors(recognisers: Sequence[Recogniser], speech: Sequence[Utteranc
             batch, rows = Batch(part), []
             for model, lexicon in recognisers:
                 moved = batch.to(next(model.parameters()).device)
-                rows.append(posterior_of(model(moved.inputs, moved.lengths).ctc, lexicon))
+                rows.append(lexicon.posterior(model(moved.inputs, moved.lengths).ctc).float())
             found |= dict(zip(batch.utt_ids, torch.stack(rows).mean(0).clone(), strict=True))
     return found
 
@@ -82,8 +82,7 @@ class WordTargets:
     def posterior(self, batch: Batch, temperature: float = 1.0) -> torch.Tensor:
         """[B, W]: the posterior over the words."""
         rows = [self.posteriors[name] for name in batch.utt_ids]
-        powers = (torch.stack(rows) if rows else torch.zeros(0, len(self.lexicon.words))) ** (1 / temperature)
-        return powers / powers.sum(1, keepdim=True).clamp_min(1e-12)
+        return _at(torch.stack(rows) if rows else torch.zeros(0, len(self.lexicon.words)), temperature)
 
     def texts(self, batch: Batch, count: int = 1, over: str = "lexicon") -> list[list[Text]]:
         """The most probable words of every utterance, best first."""
@@ -100,10 +99,10 @@ class AverageTargets(WordTargets):
 
     def posterior(self, batch: Batch, temperature: float = 1.0) -> torch.Tensor:
         """[B, W]: the posterior over the words, on speech without masks."""
-        return posterior_of(self.objective.of_average(batch), self.calibrated, temperature)
+        return _at(self.calibrated.posterior(self.objective.of_average(batch)).float(), temperature)
 
 
-def posterior_of(emissions: Emissions, lexicon: Lexicon, temperature: float = 1.0) -> torch.Tensor:
-    """[B, W]: the posterior over a lexicon's words; zeros where no word fits into the frames."""
-    scores = lexicon.scores(emissions) / (lexicon.temperature * temperature)
-    return scores.softmax(1).nan_to_num(0.0).float()
+def _at(posteriors: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Posteriors [B, W] at a temperature."""
+    powers = posteriors ** (1 / temperature)
+    return powers / powers.sum(1, keepdim=True).clamp_min(1e-12)
