@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,8 +11,10 @@ from kdlib.fold_objects import FoldObjects
 from kdlib.models import read_record
 from kdlib.settings.adaptation import DEV_MODEL
 from kdlib.source_code import lazy
+from kdlib.tokens import normalise
 
 if TYPE_CHECKING:
+    from kdlib.corpus.manifest import Utterance
     from kdlib.distill.adaptation import AdaptationSetup
     from kdlib.models.hybrid import TrainedModel
     from kdlib.pretrained.start import Start
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 adaptation = lazy("kdlib.distill.adaptation")
 hybrid = lazy("kdlib.models.hybrid")
 lexicon = lazy("kdlib.decode.lexicon")
+packages = lazy("kdlib.teachers.recognisers")
 setup = lazy("kdlib.distill.setup")
 start = lazy("kdlib.pretrained.start")
 
@@ -32,8 +36,8 @@ class AdaptationObjects(FoldObjects):
         params, how, closed = self.params, self.params.adapt, lexicon.Lexicon(self.lexicon, self.tokens)
         folder = self.of(how.start).student(seed)
         setup.check_resumed(folder, read_record(folder), params.student, self.tokens, self.split_settings)
-        adaptation.check(params.distill, params.student)
-        members = how.members(seed)
+        adaptation.check(how, params.distill, params.student)
+        members, labelled = how.members(seed), self.student_data().train
         dev = params.fold.dev
         return adaptation.AdaptationSetup(
             name=params.variant,
@@ -45,8 +49,11 @@ class AdaptationObjects(FoldObjects):
             tokens=self.tokens,
             lexicon=closed,
             start=folder,
-            recognisers=lambda: [adaptation.recogniser(self.of(name).scores(one), closed) for name, one in members],
-            labelled=self.student_data().train,
+            recognisers=lambda: [
+                *(adaptation.recogniser(self.of(name).scores(one), closed) for name, one in members),
+                *(packages.PhonemeTeacher(closed.words, labelled) for _ in how.packaged),
+            ],
+            labelled=labelled,
             dev=self.splits.dev,
             speech=adaptation.speech_of(self.all_labels.corpus, params.held_out, how, self.split_settings),
             dev_speech=adaptation.speech_of(self.all_labels.corpus, dev, how, self.split_settings) if dev else None,
@@ -60,6 +67,22 @@ class AdaptationObjects(FoldObjects):
         folder = self.of(self.params.adapt.start).student(seed)
         known, trained = read_record(folder)["train_speakers"], "model.safetensors"
         return start.Start(resumed=folder, file=trained, train_speakers=known, head_is_trained=True)
+
+    def _adapted_words(self) -> Callable[[Utterance], bool] | None:
+        """Whether the adaptation speech of an utterance's speaker holds its text; None for a student without."""
+        params = self.params
+        if not params.adapt:
+            return None
+        corpus, known = self.all_labels.corpus, params.adapt.model_copy(update={"targets": "references"})
+        speakers = [name for name in (params.held_out, params.fold.dev) if name]
+        if params.adapt.speech == "test":
+            return lambda utt: True
+        words = {
+            (name, normalise(utt.text))
+            for name in speakers
+            for utt in adaptation.speech_of(corpus, name, known, self.split_settings).utterances
+        }
+        return lambda utt: (utt.speaker, normalise(utt.text)) in words
 
     def _dev_model(self, seed: int) -> TrainedModel | None:
         """The model for dev speech of a student that was adapted."""

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdlib.corpus import labels, prepare, views
+from kdlib.corpus import labels, prepare, speaking_rate, views
 from kdlib.corpus.manifest import Corpus
 from kdlib.corpus.speakers import Splits
 from kdlib.errors import UserError
@@ -94,6 +94,13 @@ class FoldObjects:
     def splits(self) -> Splits:
         """Whom the fold is trained on and tested on."""
         return Splits(self.corpus, self.split_settings)
+
+    def _tempo(self) -> dict[str, list[float]]:
+        """The factors to the tempo of the held-out speaker's level, by speaker of the training speech."""
+        if self.params.student.augment != "mask_and_matched_tempo":
+            return {}
+        level = self.corpus.level(self.params.held_out)
+        return speaking_rate.matching_factors(self.corpus, self.splits.train, level)
 
     def frame_s(self, encoder: str) -> float:
         """Seconds of a frame of an encoder's output."""

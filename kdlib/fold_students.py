@@ -58,8 +58,6 @@ target_report = lazy("kdlib.targets.target_report")
 class StudentObjects(AdaptationObjects):
     """One fold of a recipe, under one of its variants: with its students."""
 
-    # students
-
     def student_setup(self, seed: int) -> StudentSetup:
         """All that a student is trained with."""
         params, first, model = self.params, self._start(seed), self.initial_student(seed)
@@ -79,6 +77,7 @@ class StudentObjects(AdaptationObjects):
             lexicon=self._words_of_loss(),
             device=runtime.torch_device(params.device),
             difficulty=self._difficulty(),
+            tempo=self._tempo(),
             measure=params.scoring.measure,
             judge=self._judge(),
         )
@@ -88,7 +87,7 @@ class StudentObjects(AdaptationObjects):
         params = self.params
         return setup.initial_student(params.student, self.tokens, self._start(seed), seed, params.faults)
 
-    def train_student(self, partial: Path, seed: int, watch: Watch | None = None, *, alone: bool = False) -> None:
+    def train_student(self, partial: Path, seed: int, watch: Watch | None = None, *, alone: bool = False) -> dict:
         """Train a student; on several devices in a process of its own (`alone`), which Lightning starts for each."""
         if self.params.adapt:
             return adaptation.adapt_student(partial, self.adaptation_setup(seed), watch)
@@ -101,12 +100,13 @@ class StudentObjects(AdaptationObjects):
                 f"student {self.params.variant}, seed {seed}: training on several devices ended with {status}"
             )
         (partial / "params.json").unlink()
-        return None
+        return {"passes": read_record(partial)["passes"]}
 
     def student_data(self) -> StudentData:
         """The student's training speech, and the dev speech that chooses its checkpoint."""
-        taught, share = terms.uses_teachers(self.params.distill), self.params.teacher.dev_share
-        how = {"uses_teachers": taught, "dev_share": share, "frame_s": self.frame_s(self.params.student.encoder)}
+        distill, share = self.params.distill, self.params.teacher.dev_share
+        unlabelled = terms.uses_teachers(distill) or terms.needs(distill, "unlabelled")
+        how = {"unlabelled": unlabelled, "dev_share": share, "frame_s": self.frame_s(self.params.student.encoder)}
         return setup.select_data(self.splits, self.tokens, self.params.faults, **how)
 
     def _difficulty(self) -> dict[str, float]:
@@ -224,8 +224,7 @@ class StudentObjects(AdaptationObjects):
 
     def _start_record(self, seed: int) -> dict:
         """Which heads of a student are trained before its training."""
-        folder = self.resumed_from(seed)
-        heads = read_record(folder)["heads_trained"] if folder else ["ctc"]
+        heads = read_record(folder)["heads_trained"] if (folder := self.resumed_from(seed)) else ["ctc"]
         return {"heads_trained": heads, "variant": f"start of {self.params.variant}", "seed": seed}
 
     def resumed_from(self, seed: int) -> Path | None:
@@ -313,8 +312,8 @@ class StudentObjects(AdaptationObjects):
     def _student_scoring(self, seed: int = 0) -> StudentScoring:
         """What a student is scored with; one that was adapted has another model for dev speech."""
         decoding, params = self.decoder_setup(), self.params
-        about = self.splits, decoding, params.scoring, params.faults, self._text_of(), self._dev_model(seed)
-        return student_scores.StudentScoring(*about)
+        about = self.splits, decoding, params.scoring, params.faults, self._text_of()
+        return student_scores.StudentScoring(*about, self._adapted_words(), self._dev_model(seed))
 
     # what `auto` selects
 

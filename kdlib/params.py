@@ -292,10 +292,10 @@ def _check_losses(params: Params, recipe: str) -> None:
     used = settings
     if params.crosses_encoders and not settings.allow_decoder_kd:
         used = settings.model_copy(update={"heads": "ctc"})
-    if params.student.augment == "mask_and_tempo" and terms.needs(used, "frames") and not settings.live_teachers:
+    if "tempo" in params.student.augment and terms.needs(used, "frames") and not settings.live_teachers:
         raise UserError(
-            f"{recipe}: student.augment is 'mask_and_tempo', but the teachers' stored outputs are those of the "
-            "unchanged recording; write augment: mask, which does not move frames, or distill: {live_teachers: true}"
+            f"{recipe}: student.augment is {params.student.augment!r}, but the teachers' stored outputs are those of "
+            "the unchanged recording; write augment: mask, which moves no frames, or distill: {live_teachers: true}"
         )
 
 

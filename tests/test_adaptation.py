@@ -1,7 +1,9 @@
 """A trained student goes on with speech without transcripts: its targets, its batches, its record, and its alarm."""
 
+import signal
 from types import SimpleNamespace
 
+import forks
 import numpy as np
 import pytest
 import torch
@@ -10,20 +12,41 @@ from corpora import utterances
 from safetensors.torch import load_file
 
 from kdlib.corpus.inputs import Batch
+from kdlib.decode.calibration import towards_prior
 from kdlib.distill import adaptation
 from kdlib.errors import UserError
+from kdlib.evaluate.hypotheses import read_hypotheses
 from kdlib.io import read_json, repository_root
 from kdlib.models import Emissions
 from kdlib.pipeline import Fold
 from kdlib.settings.adaptation import Adaptation
-from kdlib.targets.word_posteriors import WordTargets, agreement, towards_prior
+from kdlib.show import comparison
+from kdlib.targets.word_posteriors import WordTargets, agreement
 from kdlib.training.curves import read_curves
 
 LOSS = {"use_teachers": False, "alpha": 0, "beta": 0.5, "hard_words": {"weight": 0.5}, "control": "adapted_control"}
 
 
+PROGRAM = """
+import itertools, os, pathlib, sys
+from kdlib.distill import adaptation
+from kdlib.pipeline import Fold
+
+recipe, folder, kill = sys.argv[1:]
+calls, alarm = itertools.count(1), adaptation.SpeechAlarm.__call__
+
+def killing(self, *args):
+    if next(calls) == int(kill):
+        os.kill(os.getpid(), 9)
+    return alarm(self, *args)
+
+adaptation.SpeechAlarm.__call__ = killing
+adaptation.adapt_student(pathlib.Path(folder), Fold.load(recipe, "M08", "adapted_one_best").adaptation_setup(1))
+"""
+
+
 @pytest.fixture(scope="module")
-def variant(with_teachers, outputs, tmp_path_factory):
+def recipe(with_teachers, outputs, tmp_path_factory):
     """Variants of the smoke recipe that adapt the student `hard`."""
     how = {"start": "hard", "share": 0.5}
     kinds = {
@@ -32,8 +55,12 @@ def variant(with_teachers, outputs, tmp_path_factory):
         "adapted_one_best": {"targets": "one_best", "rounds": 2, "agreement": 0.2},
         "adapted_references": {"targets": "references"},
         "adapted_control": {"targets": "none"},
+        "adapted_entropy": {"targets": "entropy", "speech": "test", "share": 1.0, "trains": "norms"},
     }
     variants = {name: {"adapt": how | kind, "distill": LOSS} for name, kind in kinds.items()}
+    variants["tested"] = {"adapt": how | {"speech": "test", "targets": "references"}, "distill": LOSS}
+    variants["alone"] = {"adapt": how | {"share": 1.0, "targets": "none"}, "distill": LOSS}
+    variants["unused"] = {"adapt": how | {"targets": "entropy", "prior": 0.5}, "distill": LOSS}
     variants["wrong"] = {"adapt": how, "distill": {"use_teachers": True, "alpha": 0.5}}
     variants["epochs"] = {"adapt": how, "distill": LOSS, "student": {"phases": [{"epochs": 1}]}}
     variants["views"] = {"adapt": how, "distill": LOSS | {"consistency": {"weight": 0.2}}}
@@ -41,6 +68,12 @@ def variant(with_teachers, outputs, tmp_path_factory):
     recipe = tmp_path_factory.mktemp("adaptation") / "smoke.yaml"
     settings = {"extends": str(repository_root() / "params/smoke.yaml"), "outputs": str(outputs), "variants": variants}
     recipe.write_text(yaml.safe_dump(settings))
+    return recipe
+
+
+@pytest.fixture(scope="module")
+def variant(recipe):
+    """A variant of that recipe, of the fold M08."""
     return lambda name: Fold.load(recipe, "M08", name)
 
 
@@ -89,6 +122,65 @@ def test_what_cannot_be_adapted_is_refused(variant):
         variant("views").adaptation_setup(1)
     with pytest.raises(UserError, match=r"remove mixup, curriculum"):
         variant("mixed").adaptation_setup(1)
+    with pytest.raises(UserError, match=r"speech is test, whose transcripts nothing may be trained on"):
+        variant("tested").adaptation_setup(1)
+    with pytest.raises(UserError, match=r"a share of 1 leaves no labelled speech"):
+        variant("alone").adaptation_setup(1)
+    with pytest.raises(UserError, match=r"'entropy' have no use for prior"):
+        variant("unused").adaptation_setup(1)
+
+
+def test_test_time_adaptation_changes_scales_and_shifts_alone(variant):
+    fold = variant("adapted_entropy")
+    scores = read_json(fold.scores(1) / "scores.json")
+    assert scores["remark"] == "adapted on the scored speech itself, without transcripts: transductive"
+    before, after = (load_file(fold.of(name).student(1) / "model.safetensors") for name in ("hard", "adapted_entropy"))
+    model = fold.adaptation_setup(1).recognisers()[0][0]
+    kinds = (torch.nn.LayerNorm, torch.nn.BatchNorm1d)
+    norms = {name for name, layer in model.named_modules() if isinstance(layer, kinds)}
+    changed = {name for name, weight in before.items() if not torch.equal(weight, after[name])}
+    record = read_json(fold.student(1) / "model.json")
+    assert {name.rpartition(".")[0] for name in changed} <= norms
+    assert bool(changed) == (record["best_step"] > 0)
+    comparison.check_control(variant("test_time"))  # of base.yaml: its control is what it starts from
+    with pytest.raises(UserError, match=r"no control of 'test_time\+wrong'"):
+        comparison.check_control(variant("test_time+wrong"))
+    setup = fold.adaptation_setup(1)
+    assert {(utt.block, utt.text) for utt in setup.speech.utterances} == {("B2", "")}
+    counted = read_json(fold.student(1) / "run.json")["passes"]
+    assert counted["forward"] == counted["backward"] > 0
+
+
+def test_words_that_the_adaptation_speech_does_not_hold_are_scored_apart(variant):
+    fold = variant("adapted_words")
+    spoken = {utt.text for utt in fold.corpus.where(lambda utt: utt.speaker == "M08" and utt.block in ("B1", "B3"))}
+    rows = read_hypotheses(fold.scores(1) / "hypotheses.csv")
+    assert {row.utt_id: row.seen for row in rows} == {
+        row.utt_id: "yes" if row.reference in spoken else "no" for row in rows
+    }
+    folders = {("hard", 1): fold.of("hard").scores(1), ("adapted_words", 1): fold.scores(1)}
+    table = comparison.by_adaptation_words(folders, "M08")
+    for system in ("hard", "adapted_words"):
+        part = table[(table.system == system) & (table.decoder == "greedy")]
+        assert part.n.sum() == len(rows)
+    assert comparison.by_adaptation_words({("hard", 1): fold.of("hard").scores(1)}, "M08").empty
+
+
+def test_a_killed_adaptation_ends_with_the_same_weights(variant, recipe, tmp_path):
+    fold, whole, killed = variant("adapted_one_best"), tmp_path / "whole", tmp_path / "killed"
+    fold.student(1)  # with all that it needs
+    for folder in (whole, killed):
+        folder.mkdir()
+    assert forks.run(PROGRAM, recipe, whole, 0).returncode == 0
+    for validation in (4, 2):  # counted anew in each run: on the dev speaker's speech, then on the held-out speaker's
+        found = forks.run(PROGRAM, recipe, killed, validation)
+        assert found.returncode == -signal.SIGKILL, found.stdout
+    resumed = forks.run(PROGRAM, recipe, killed, 0)
+    assert resumed.returncode == 0, resumed.stdout
+    for name in ("model.safetensors", "dev/model.safetensors"):
+        one, other = load_file(whole / name), load_file(killed / name)
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    assert read_json(whole / "model.json")["passes"] == read_json(killed / "model.json")["passes"]
 
 
 def test_batches_have_their_share_of_adaptation_speech():
@@ -158,12 +250,12 @@ def test_the_alarm_needs_no_transcripts(capsys, tmp_path):
 def test_agreement_is_that_of_passes_with_dropout(variant):
     fold = variant("adapted_one_best")
     setup = fold.adaptation_setup(1)
-    model, lexicon = setup.recognisers()[0]
+    one = setup.recognisers()[0]
     speech = setup.speech.utterances[:3]
-    for module in model.modules():
+    for module in one.model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     best = {utt.utt_id: 0 for utt in speech}
-    same = agreement((model, lexicon), speech, best)
+    same = agreement(one, speech, best)
     assert set(same.values()) <= {0.0, 1.0}  # without dropout all passes are the same
-    assert not model.training
+    assert not one.model.training

@@ -1,7 +1,9 @@
 import pytest
 import torch
+from corpora import utterances
 from torchaudio.transforms import FrequencyMasking, TimeMasking
 
+from kdlib.corpus.inputs import Batch
 from kdlib.models import augment
 from kdlib.settings.augment import Masks
 
@@ -80,3 +82,27 @@ def test_the_tempo_changes_lengths_and_features_equally():
         seen.add(int(frames[0]))
     assert len(seen) > 10
     assert augment.stretch(rising, lengths, 1.0)[0] is rising
+
+
+def test_each_row_may_have_its_own_tempo():
+    rising = torch.linspace(0, 1, 100)[None, :, None].repeat(2, 1, 3)
+    lengths = torch.tensor([100, 50])
+    changed, frames = augment.stretch(rising, lengths, (1.5, 0.8))
+    assert (changed.shape, frames.tolist()) == ((2, 150, 3), [150, 40])
+    assert not changed[1, 40:].any()
+    for row, factor in ((0, 1.5), (1, 0.8)):
+        alone, length = augment.stretch(rising[row : row + 1, : lengths[row]], lengths[row : row + 1], factor)
+        assert torch.equal(changed[row, : int(length)], alone[0])
+
+
+def test_factors_are_drawn_from_those_of_the_speaker():
+    torch.manual_seed(0)
+    drawn = [augment.draw_matched(["A", "B"], {"A": [2.0], "B": [0.5, 1.0]}) for _ in range(50)]
+    assert all(2 * (1 - augment.TEMPO) <= a <= 2 * (1 + augment.TEMPO) for a, _ in drawn)
+    assert {round(b / 0.5) for _, b in drawn} == {1, 2}
+
+
+def test_a_batch_keeps_the_tempo_of_its_rows():
+    batch = Batch(utterances("a", "b", "c")).stretched((1.1, 1.2, 1.3))
+    assert batch.select([2, 0]).tempo == (1.3, 1.1)
+    assert batch.stretched(1.4).select([1]).tempo == 1.4

@@ -28,7 +28,7 @@ EVERY_TERM = {
     "max_shift": 1,
     "ctc_smoothing": 0.1,
     **{name: {"weight": 0.1} for name in ("pseudo_labels", "words", "hard_words", "sequence", "occupancy")},
-    **{name: {"weight": 0.1} for name in ("average", "word_errors", "consistency")},
+    **{name: {"weight": 0.1} for name in ("average", "word_errors", "consistency", "word_entropy")},
     "intermediate": {"weight": 0.1, "layer": 1},
 }
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")

@@ -236,6 +236,34 @@ def test_words_are_a_separate_term(student, batch):
     assert student.ctc_head.weight.grad.abs().max() > 0
 
 
+def test_the_entropy_over_words_has_its_exact_gradient(student, batch):
+    torch.manual_seed(0)
+    logits = torch.randn(3, 6, student.heads.size, dtype=torch.float64, requires_grad=True)
+    lengths = torch.tensor([6, 5, 4])
+    for diversity in (0.0, 1.0, 2.5):
+        loss = word_losses.word_entropy(logits, lengths, TWO_WORDS, diversity)
+        (found,) = torch.autograd.grad(loss, logits)
+
+        def value(changed, diversity=diversity):
+            q = TWO_WORDS.posterior(Emissions(changed, lengths)).double()
+            each = -(q * q.log()).sum(1).mean()
+            return float(each + diversity * (q.mean(0) * q.mean(0).log()).sum())
+
+        assert loss.item() == pytest.approx(value(logits.detach()), abs=1e-5)
+        direction = torch.randn_like(logits)
+        with torch.no_grad():
+            expected = (value(logits + 1e-2 * direction) - value(logits - 1e-2 * direction)) / 2e-2
+        assert float((found * direction).sum()) == pytest.approx(expected, rel=0.02, abs=2e-4)
+
+
+def test_the_entropy_over_words_is_that_of_speech_without_transcripts(student, batch):
+    settings = {"use_teachers": False, "alpha": 0, "beta": 1, "word_entropy": {"weight": 0.3}}
+    learner = Objective(Learner(student), Distill(**settings), TERMS, Sources({}, None, TWO_WORDS))
+    assert "word_entropy" not in learner.parts(batch)
+    half = replace(batch, ids=[batch.ids[0], []])
+    assert {name: weight for name, (weight, _) in learner.parts(half).items()} == {"ctc": 1.0, "word_entropy": 0.3}
+
+
 def test_a_shortlist_has_the_most_probable_words_of_the_teachers():
     same, differing = torch.tensor([[0.9, 0.1], [0.8, 0.2]]), torch.tensor([[0.9, 0.1], [0.4, 0.6]])
     lexicon, target = word_losses.shortlist(TWO_WORDS, same, same, 1, 0)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from kdlib.corpus.inputs import Batch
 from kdlib.pipeline import Fold
 from kdlib.teachers import recognisers
 
@@ -62,3 +63,18 @@ def test_the_table_has_every_level_or_says_why_not(fold, capsys, monkeypatch):
     monkeypatch.setattr(recognisers, "PACKAGES", ("hama", "nothing_of_this_name"))
     assert recognisers.table(corpus, words) is None
     assert "nothing_of_this_name is not installed" in capsys.readouterr().out
+
+
+def test_hama_gives_posteriors_over_the_words_of_the_lexicon(fold):
+    words = sorted([*fold.lexicon, "MULTIFLORA"])  # not in the dictionary
+    labelled = [utt for utt in fold.student_data().train if utt.text]
+    teacher = recognisers.PhonemeTeacher(words, labelled)
+    corpus = fold.all_labels.corpus
+    speech = [utt for utt in corpus if corpus.is_control(utt.speaker) and utt.text in words][:12]
+    rows = teacher.posterior(Batch(speech))
+    assert rows.shape == (12, len(words))
+    assert rows.sum(1).tolist() == pytest.approx([1.0] * 12, abs=1e-5)
+    assert not rows[:, words.index("MULTIFLORA")].any()
+    of_reference = rows[range(12), [words.index(utt.text) for utt in speech]]
+    assert of_reference.mean() > 2 / len(words)
+    assert 0.05 < teacher.temperature < 200

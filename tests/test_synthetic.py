@@ -49,6 +49,14 @@ def test_prompts_follow_the_recipe(recipe, control_count):
     assert all(len(words["B2"] - words[block]) == 6 for block in ("B1", "B3"))  # so unseen test words exist
 
 
+def test_a_block_may_have_more_repetitions():
+    plain = Fold.load("params/demo.yaml", "M08").params.synthetic
+    prompts = synthetic.make_prompts(plain.model_copy(update={"repetitions_in": {"B2": 5}}))["M08"]
+    assert [prompt for prompt in prompts if prompt.repetition <= 2] == synthetic.make_prompts(plain)["M08"]
+    assert {prompt.block for prompt in prompts if prompt.repetition > 2} == {"B2"}
+    assert len(prompts) == 288 + 3 * 48
+
+
 def test_ids_are_unique():
     prompts = synthetic.make_prompts(Fold.load("params/demo.yaml", "M08").params.synthetic)
     ids = [prompt.utt_id for speaker_prompts in prompts.values() for prompt in speaker_prompts]

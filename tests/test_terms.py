@@ -21,6 +21,7 @@ WEIGHTS = {  # one setting for every weight of the table
     "consistency": {"weight": 0.1},
     "word_errors": {"weight": 0.1},
     "average": {"weight": 0.1},
+    "word_entropy": {"weight": 0.1},
 }
 OF_REFERENCES = {"ctc", "decoder", "hard_words", "intermediate_ctc", "word_errors"}
 NONE = {"alpha": 0.0, "beta": 0.0}
@@ -105,7 +106,7 @@ def test_a_control_knows_the_references_alone(settings, references_only):
 def test_use_teachers_turns_off_every_term_of_teachers_and_no_other():
     taught, untaught = (Distill(heads="both", use_teachers=use, **WEIGHTS) for use in (True, False))
     own = {name for name, term in terms.TERMS.items() if term.side != "teachers"}
-    assert own == OF_REFERENCES | {"intermediate_self", "consistency", "average"}
+    assert own == OF_REFERENCES | {"intermediate_self", "consistency", "average", "word_entropy"}
     assert set(terms.active(untaught)) == own
     assert set(terms.active(taught)) == set(terms.TERMS)
     assert (terms.uses_teachers(untaught), terms.outputs(untaught)) == (False, ())

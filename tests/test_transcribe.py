@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
+import torch
 
 from kdlib.corpus.manifest import Utterance
-from kdlib.decode.decoders import DecoderSet
+from kdlib.decode.calibration import Calibrator, Weight, towards_prior
+from kdlib.decode.decoders import TRANSDUCTIVE, DecoderSet
 from kdlib.decode.greedy import collapse_repeats
 from kdlib.decode.lexicon import Lexicon
 from kdlib.errors import UserError
@@ -74,3 +76,21 @@ def test_stored_posteriors_decode_to_the_same_tokens(model, corpus, decoders, tm
         assert len(logprobs) == pytest.approx(1000 * durations[row.utt_id] / stored.stride_ms, abs=2)
         ids = collapse_repeats(logprobs.argmax(-1).tolist(), model.tokens.blank)
         assert " ".join(map(str, ids)) == row.token_ids
+
+
+def test_the_mean_posterior_of_all_speech_is_moved_to_the_prior_of_the_words(model, corpus, decoders):
+    speech = corpus.where(lambda utt: utt.speaker == "M08")
+    words = decoders.plain
+    places = range(len(words.words))
+    log_prior = (0.0,) * model.tokens.size
+    favours = {word: 20.0 * (word == words.words[0]) for word in words.words}  # a calibration that is wrong here
+    weights = {"tokens": Weight(0.0, 0.0, 1.0)}
+    about = {"form": "per_word", "tokens": model.tokens.fingerprint, "speakers": (), "utterances": 0}
+    known = Calibrator(**about, log_prior=log_prior, words=tuple(words.words), own=favours, weights=weights)
+    calibrated = decoders.calibrated({"lexicon": known}).with_more(TRANSDUCTIVE)
+    rows = transcribe(recordings(model), speech, Evaluation(calibrated))
+    table = torch.stack([calibrated.lexicon.posterior(recordings(model)([utt]).ctc)[0] for utt in speech])
+    moved = towards_prior(table.double().numpy(), np.full(len(places), 1 / len(places)), 1.0)
+    assert [row.lexicon_transductive for row in rows] == [words.words[place] for place in moved.argmax(1)]
+    counts = [sum(getattr(row, name) == words.words[0] for row in rows) for name in ("lexicon", TRANSDUCTIVE)]
+    assert counts[0] > counts[1]

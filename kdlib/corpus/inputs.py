@@ -24,7 +24,7 @@ class Batch:
     ids: list[list[int]] = field(default_factory=list)  # one per utterance; empty without a transcript
     device: torch.device | str = "cpu"
     loaded: list[torch.Tensor] = field(default_factory=list)  # inputs and their lengths [B], once they are read
-    tempo: float = 1.0  # augmentation: the encoder's features are stretched by this factor
+    tempo: float | tuple[float, ...] = 1.0  # augmentation: the encoder's features are stretched by it, or each row's
     mix: tuple[tuple[int, ...], float] | None = None  # and mixed with those of other rows, which have this share
 
     @classmethod
@@ -58,8 +58,13 @@ class Batch:
             return self
         return replace(self, device=device, loaded=[part.to(device) for part in self.loaded])
 
-    def stretched(self, tempo: float) -> Batch:
-        """The batch with the features of every encoder stretched by a factor."""
+    @property
+    def speakers(self) -> list[str]:
+        """The utterances' speakers."""
+        return [utt.speaker for utt in self.utterances]
+
+    def stretched(self, tempo: float | tuple[float, ...]) -> Batch:
+        """The batch with the features of every encoder stretched by a factor, or by each row's."""
         return replace(self, tempo=tempo)
 
     def mixed(self, rows: Sequence[int], share: float) -> Batch:
@@ -76,7 +81,9 @@ class Batch:
             lengths = self.lengths[rows]
             loaded = [self.inputs[rows][:, : int(lengths.max()) if rows else 0], lengths]
         ids = [self.ids[row] for row in rows] if self.ids else []
-        return replace(self, utterances=[self.utterances[row] for row in rows], ids=ids, loaded=loaded, mix=None)
+        tempo = tuple(self.tempo[row] for row in rows) if isinstance(self.tempo, tuple) else self.tempo
+        utterances = [self.utterances[row] for row in rows]
+        return replace(self, utterances=utterances, ids=ids, loaded=loaded, mix=None, tempo=tempo)
 
     def _load(self) -> list[torch.Tensor]:
         if not self.loaded:

@@ -153,7 +153,7 @@ def _calibrator(content: dict) -> Calibrator:
 class CalibratedLexicon(Lexicon):
     """A lexicon whose scores, posteriors and n-best words are calibrated, wherever a lexicon decodes.
 
-    `with_gradient`, for losses, stays that of the plain scores.
+    `with_gradient`, for losses, is that of scores without biases.
     """
 
     def __init__(self, lexicon: Lexicon, calibrator: Calibrator) -> None:
@@ -163,7 +163,11 @@ class CalibratedLexicon(Lexicon):
 
     def scores(self, emissions: Emissions) -> torch.Tensor:
         """[B, W]: the calibrated score of every word."""
-        return self.add_bias(super().scores(self.calibrator.emissions(emissions)))
+        return self.add_bias(super().scores(self.prepared(emissions)))
+
+    def prepared(self, emissions: Emissions) -> Emissions:
+        """The CTC outputs without the prior of the tokens, where that is the calibration."""
+        return self.calibrator.emissions(emissions)
 
     def calibrate(self, plain: torch.Tensor, emissions: Emissions) -> torch.Tensor:
         """[B, W]: the calibrated scores, from the plain ones where these suffice."""
@@ -211,6 +215,21 @@ def word_prior(words: Sequence[str], counts: Mapping[str, int], new_words: float
     once = sum(count == 1 for count in counts.values()) / sum(counts.values())
     share = min(max(new_words, once), new.mean())
     return np.where(new, share / new.sum(), (1 - share) * prior / prior[~new].sum())
+
+
+def towards_prior(posteriors: np.ndarray, prior: np.ndarray, strength: float, rounds: int = 50) -> np.ndarray:
+    """Posteriors [N, W] whose mean is moved towards a prior [W]: all the way with a strength of 1.
+
+    >>> rows = np.array([[0.8, 0.2], [0.7, 0.3]])
+    >>> towards_prior(rows, np.array([0.5, 0.5]), 1.0).mean(0).round(3).tolist()
+    [0.5, 0.5]
+    """
+    goal = (1 - strength) * posteriors.mean(0) + strength * prior
+    moved = posteriors.copy()
+    for _ in range(rounds):
+        moved *= goal / np.maximum(moved.mean(0), 1e-12)
+        moved /= np.maximum(moved.sum(1, keepdims=True), 1e-12)
+    return moved
 
 
 def posterior(scores: np.ndarray, temperature: float = 1.0) -> np.ndarray:

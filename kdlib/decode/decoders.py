@@ -14,6 +14,7 @@ from kdlib.models import Outputs
 from kdlib.tokens import Tokens
 
 GREEDY, CLOSED, PLAIN, BEAM = "greedy", "lexicon", "lexicon_plain", "beam"
+TRANSDUCTIVE = "lexicon_transductive"  # a caller's, who knows all utterances
 
 
 class DecoderSet:
@@ -55,6 +56,12 @@ class DecoderSet:
         """Return the same decoders with another beam search."""
         changed = copy.copy(self)
         changed.beam = beam
+        return changed
+
+    def with_more(self, *names: str) -> "DecoderSet":
+        """Return the same decoders with further columns, which the caller fills."""
+        changed = copy.copy(self)
+        changed.more = (*self.more, *names)
         return changed
 
     def calibrated(self, calibrators: Mapping[str, Calibrator]) -> "DecoderSet":

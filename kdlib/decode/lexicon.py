@@ -77,6 +77,10 @@ class Lexicon:
         scores = self._trie.scores(chosen, emissions.lengths.cpu().numpy(), torch.get_num_threads())
         return self.by_word(torch.from_numpy(scores))
 
+    def prepared(self, emissions: Emissions) -> Emissions:
+        """The CTC outputs that words are scored with; a calibration may change them."""
+        return emissions
+
     def calibrate(self, plain: torch.Tensor, emissions: Emissions) -> torch.Tensor:
         """[B, W]: plain scores, calibrated where there is a calibration (`calibration.CalibratedLexicon`)."""
         return plain
@@ -96,7 +100,7 @@ class Lexicon:
         returns the function's derivatives by the scores. The constant is the sum of the frames' log-normalisers: a
         function independent of it, such as one of the posterior, has no gradient by other tokens' logits.
         """
-        logits = emissions.logits.detach()[..., self._trie.columns].double().cpu().numpy()
+        logits = self.prepared(emissions).logits.detach()[..., self._trie.columns].double().cpu().numpy()
 
         def by_sequence(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
             if len(self.sequences) == len(self.words):

@@ -20,7 +20,7 @@ from kdlib.corpus.inputs import Batch
 from kdlib.corpus.manifest import Corpus, Utterance
 from kdlib.corpus.speakers import in_blocks, is_test
 from kdlib.decode import calibration
-from kdlib.decode.calibration import CalibratedLexicon, word_prior
+from kdlib.decode.calibration import CalibratedLexicon, towards_prior, word_prior
 from kdlib.decode.greedy import greedy
 from kdlib.decode.lexicon import Lexicon
 from kdlib.distill.setup import check_lexicon
@@ -33,20 +33,21 @@ from kdlib.models.encoder_cache import FeatureCache
 from kdlib.objectives import terms
 from kdlib.objectives.objective import Learner, Objective
 from kdlib.objectives.step import Sources
-from kdlib.settings.adaptation import DEV_MODEL, Adaptation
+from kdlib.settings.adaptation import DEV_MODEL, UNLABELLED, Adaptation
 from kdlib.settings.corpus import SplitSettings
-from kdlib.settings.distill import Distill, SequenceTerm, WordTerm
+from kdlib.settings.distill import Distill, EntropyTerm, SequenceTerm, WordTerm
 from kdlib.settings.schedule import Progress, constant
 from kdlib.settings.student import Student
 from kdlib.targets.word_posteriors import (
     AverageTargets,
     Recogniser,
+    StudentRecogniser,
     WordTargets,
     agreement,
-    towards_prior,
     word_posteriors,
 )
 from kdlib.tokens import BLANK, Tokens, normalise
+from kdlib.training.checkpoints import last_weights
 from kdlib.training.curves import TENSORBOARD, read_curves
 from kdlib.training.loop import EpochData, Run, Task, Validations, fit
 from kdlib.training.sampling import BatchPlan
@@ -86,8 +87,22 @@ class AdaptationSetup:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
-def check(distill: Distill, settings: Student) -> None:
+def check(how: Adaptation, distill: Distill, settings: Student) -> None:
     """Refuse recipes that cannot be adapted."""
+    if how.speech == "test" and how.targets not in UNLABELLED:
+        raise UserError(
+            f"adapt: speech is test, whose transcripts nothing may be trained on, and targets is {how.targets!r}; "
+            f"write one of {', '.join(UNLABELLED)}"
+        )
+    if how.share == 1 and how.targets == "none":
+        raise UserError("adapt: a share of 1 leaves no labelled speech to go on with; write a smaller one")
+    if how.agreement and not how.members(1):
+        raise UserError("adapt: agreement is that of a student under dropout; name one in teachers, or remove it")
+    ignored = ("prior", "confidence", "agreement")
+    if how.targets in ("entropy", "references", "none") and (
+        unused := [name for name in ignored if getattr(how, name)]
+    ):
+        raise UserError(f"adapt: targets {how.targets!r} have no use for {', '.join(unused)}; remove it")
     if terms.uses_teachers(distill) or distill.heads != "ctc":
         raise UserError(
             "adapt: `distill` is the loss of the labelled speech, of CTC and without teachers (adapt.teachers names "
@@ -106,39 +121,47 @@ def check(distill: Distill, settings: Student) -> None:
 
 
 def speech_of(corpus: Corpus, speaker: str, how: Adaptation, settings: SplitSettings) -> Speech:
-    """A speaker's training blocks, less test speech; without transcripts, unless these are the targets."""
-    blocks = settings.blocks
+    """A speaker's training blocks less test speech, or test speech; transcripts are there only if they are targets."""
+    blocks, tests = settings.blocks, how.speech == "test"
     own = corpus.where(
-        lambda utt: utt.speaker == speaker and in_blocks(utt, blocks.train) and not is_test(utt, blocks.test)
+        lambda utt: (
+            utt.speaker == speaker and is_test(utt, blocks.test) == tests and (tests or in_blocks(utt, blocks.train))
+        )
     )
     if not own:
-        raise UserError(
-            f"{corpus.source}: adapt: {speaker} has no utterance in the training blocks {', '.join(blocks.train)} that "
-            "is not test speech; adaptation needs some"
-        )
+        where = "test blocks" if tests else f"training blocks {', '.join(blocks.train)} that is not test speech"
+        raise UserError(f"{corpus.source}: adapt: {speaker} has no utterance in the {where}; adaptation needs some")
     known = how.targets == "references"
     return Speech(speaker, [utt if known else replace(utt, text="") for utt in own if not utt.copy_of])
 
 
-def recogniser(scores: Path, lexicon: Lexicon) -> Recogniser:
+def recogniser(scores: Path, lexicon: Lexicon) -> StudentRecogniser:
     """A scored student with its calibrated lexicon."""
     found = calibration.of_scores(scores).get("lexicon")
-    return hybrid.load(scores.parent)[0].eval(), CalibratedLexicon(lexicon, found) if found else lexicon
+    words = CalibratedLexicon(lexicon, found) if found else lexicon
+    return StudentRecogniser(hybrid.load(scores.parent)[0].eval(), words)
 
 
-def adapt_student(partial: Path, setup: AdaptationSetup, watch: Watch | None = None) -> None:
-    """Adapt to the dev speaker, which chooses the number of steps, and then to the held-out speaker."""
+def adapt_student(partial: Path, setup: AdaptationSetup, watch: Watch | None = None) -> dict:
+    """Adapt to the dev speaker, which chooses the number of steps, and then to the held-out speaker.
+
+    Returned are the encoder's passes, of both.
+    """
+    passes: Counter[str] = Counter()
     steps = [setup.settings.phases[0].steps] * setup.how.rounds
     if setup.dev_speech:
         model, record = _adapt(partial / "phase_dev", setup, setup.dev_speech, steps, watch, on_dev=True)
         steps = record["best_steps"]
+        passes.update(record["passes"])
         (partial / DEV_MODEL).mkdir(exist_ok=True)
         _save(partial / DEV_MODEL, setup, model, setup.dev_speech, record)
     model, own = _adapt(partial / "phase_held_out", setup, setup.speech, steps, watch, on_dev=False)
+    passes.update(own["passes"])
     of_dev = {name: record[name] for name in ("best_step", "best_dev_score")} if setup.dev_speech else {}
     _save(partial, setup, model, setup.speech, own | of_dev)
     for folder in partial.glob("phase_*"):
         shutil.rmtree(folder)
+    return {"passes": dict(passes)}
 
 
 @dataclass(frozen=True)
@@ -153,9 +176,10 @@ class MixedPlan(BatchPlan):
         shuffle = seed * 1009 + number
         mine = list(audio.batches(self.speech, self.each, seed=shuffle)) if self.each else [[]] * self.groups
         others: list[list[Utterance]] = []
+        rest = self.batch_size - self.each
         while len(others) < len(mine):
             again = shuffle + 1_000_003 * (1 + len(others))
-            others += audio.batches(utterances, self.batch_size - self.each, seed=again)
+            others += audio.batches(utterances, rest, seed=again) if rest else [[]] * len(mine)
         return [[*own, *other] for own, other in zip(mine, others, strict=False)]
 
 
@@ -164,7 +188,7 @@ def _adapt(
 ) -> tuple[hybrid.Hybrid, dict]:
     """Adapt to a speaker in rounds of so many steps each; returned are the model and its record."""
     model, _, start = hybrid.load(setup.start)
-    best, alarm, score = [], "", start.get("best_dev_score", 0.0)
+    best, alarm, score, passes = [], "", start.get("best_dev_score", 0.0), Counter()
     for number, count in enumerate(steps):
         of_round = folder / f"round{number + 1}"
         of_round.mkdir(parents=True, exist_ok=True)
@@ -172,20 +196,22 @@ def _adapt(
         kept = len(targets.posteriors) if targets else len(speech.utterances)
         done = _Round(setup, speech, targets, number, on_dev, watch).train(of_round, model, count) if count else {}
         best.append(int(done.get("best_step", 0)))
+        passes.update(done.get("passes", {}))
         alarm, score = alarm or done.get("alarm", ""), done.get("best_dev_score", score)
     record = {"best_steps": best, "best_step": sum(best), "best_dev_score": round(score, 6), "alarm": alarm}
+    record["passes"] = dict(passes)
     return model.eval(), record | {"utterances_kept": kept}
 
 
 def _targets(setup: AdaptationSetup, model: hybrid.Hybrid, speech: Speech, *, again: bool) -> WordTargets | None:
     """The posteriors of a round, of the utterances that are kept."""
     how, utterances = setup.how, list(speech.utterances)
-    if how.targets in ("references", "none"):
+    if how.targets in ("entropy", "references", "none"):
         return None
     check_lexicon(Distill(words=WordTerm(weight=how.weight)), setup.lexicon.words, few_labels=False)
     recognisers = setup.recognisers()
     if again:
-        recognisers = [(model.eval(), recognisers[0][1])]
+        recognisers = [StudentRecogniser(model.eval(), _calibrated(recognisers, setup.lexicon))]
     posteriors = word_posteriors(recognisers, utterances)
     if how.prior and posteriors:
         names, rows = list(posteriors), torch.stack(list(posteriors.values())).double().numpy()
@@ -204,8 +230,13 @@ def _targets(setup: AdaptationSetup, model: hybrid.Hybrid, speech: Speech, *, ag
     kind = AverageTargets if how.targets == "average" else WordTargets
     targets = kind(setup.lexicon, setup.tokens, rows)
     if isinstance(targets, AverageTargets):
-        targets.calibrated = recognisers[0][1]
+        targets.calibrated = _calibrated(recognisers, setup.lexicon)
     return targets
+
+
+def _calibrated(recognisers: Sequence[Recogniser], plain: Lexicon) -> Lexicon:
+    """The lexicon of the first student among the recognisers, which is calibrated; the plain one without students."""
+    return next((one.lexicon for one in recognisers if isinstance(one, StudentRecogniser)), plain)
 
 
 @dataclass(frozen=True)
@@ -226,8 +257,13 @@ class _Round:
         phase, total = settings.phases[0], settings.phases[0].steps
         model.encoder.preprocessor_frozen = settings.freeze_preprocessor
         model.encoder.spec_augment = SpecAugment.of(settings)
+        if how.trains == "norms":
+            only_norms(model)
         learner = Learner(model.train(), averages=how.targets == "average")
-        sources = Sources({"ctc": targets} if targets else {}, targets, setup.lexicon)
+        words = setup.lexicon
+        if how.targets == "entropy":
+            words = _calibrated(setup.recognisers(), words)
+        sources = Sources({"ctc": targets} if targets else {}, targets, words)
         objective = Objective(learner, _loss(setup, targets), terms.TERMS, sources)
         objective.cache = FeatureCache(model.encoder) if settings.freeze_preprocessor else None
         if isinstance(targets, AverageTargets):
@@ -271,7 +307,8 @@ class _Round:
             ),
             Validations(validation, patience=10_000),
         )
-        known = {"best_step": record["best_step"], "alarm": alarm.raised}
+        passes = dict(zip(("forward", "backward"), last_weights(folder)["passes"].tolist(), strict=True))
+        known = {"best_step": record["best_step"], "alarm": alarm.raised, "passes": passes}
         return known | ({"best_dev_score": record["best_dev_score"]} if self.on_dev else {})
 
 
@@ -282,14 +319,25 @@ def _loss(setup: AdaptationSetup, targets: WordTargets | None) -> Distill:
         change["sequence"] = SequenceTerm(weight=setup.how.weight, weight_by_confidence=False)
     elif targets is not None:
         change["words"] = WordTerm(weight=setup.how.weight)
+    elif setup.how.targets == "entropy":
+        change["word_entropy"] = EntropyTerm(weight=setup.how.weight, diversity=setup.how.diversity)
     return setup.distill.model_copy(update=change)
 
 
 def _plan(setup: AdaptationSetup, speech: Speech) -> MixedPlan:
     size, how = setup.settings.batch_size, setup.how
-    each = 0 if how.targets == "none" else min(size - 1, max(1, round(size * how.share)))
+    most = size if how.share == 1 else size - 1
+    each = 0 if how.targets == "none" else min(most, max(1, round(size * how.share)))
     groups = -(-len(speech.utterances) // max(1, each or round(size * how.share)))
     return MixedPlan(size, groups, 1, groups, [groups], tuple(speech.utterances), each)
+
+
+def only_norms(model: hybrid.Hybrid) -> None:
+    """Train nothing but the scales and shifts of normalisation layers (as TENT does, Wang et al. 2021)."""
+    model.requires_grad_(False)
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.LayerNorm | torch.nn.modules.batchnorm._BatchNorm):
+            layer.requires_grad_(True)
 
 
 class SpeechAlarm:
@@ -326,6 +374,8 @@ def _save(folder: Path, setup: AdaptationSetup, model: hybrid.Hybrid, speech: Sp
         "none": "",
         "references": "adapted on the held-out speaker's transcribed speech: an upper bound",
     }.get(how.targets, "adapted on the held-out speaker's untranscribed speech")
+    if how.speech == "test":
+        remark = "adapted on the scored speech itself, without transcripts: transductive"
     hybrid.save(
         model,
         setup.tokens,
@@ -334,7 +384,7 @@ def _save(folder: Path, setup: AdaptationSetup, model: hybrid.Hybrid, speech: Sp
         labels=labels.record(own, unlabelled_held_out=how.targets != "none"),
         variant=setup.name,
         seed=setup.seed,
-        uses_teachers=how.targets not in ("references", "none"),
+        uses_teachers=how.targets in UNLABELLED,
         references_only=how.targets in ("references", "none"),
         heads_trained=["ctc"],
         adapted_to=speech.speaker,

@@ -68,6 +68,7 @@ class StudentSetup:
     lexicon: Lexicon | None = None  # where the loss uses it
     device: torch.device = torch.device("cpu")  # noqa: RUF009 (immutable)
     difficulty: Mapping[str, float] = field(default_factory=dict)  # of utterances, for a curriculum
+    tempo: Mapping[str, Sequence[float]] = field(default_factory=dict)  # factors by speaker, for mask_and_matched_tempo
     measure: str = "wra"  # that checkpoints are chosen by
     judge: TargetSource | None = None  # on dev speech, where the best checkpoint is the one closest to it
 
@@ -86,6 +87,8 @@ class StudentSetup:
         active = terms.active(self.distill)
         if "consistency" in active and self.settings.mixup:
             raise UserError("distill.consistency compares two views of each utterance, which mixup mixes; set one to 0")
+        if self.settings.mixup and self.tempo:
+            raise UserError("student: mixup mixes utterances of one tempo; write augment: mask, or mixup: 0")
         pairs = terms.matched(self.distill).items() if "features" in active else ()
         widths = {layer: self.targets[output].width for layer, output in pairs}
         tap = self.distill.intermediate.layer if terms.needs(self.distill, "layer") else 0
@@ -106,7 +109,7 @@ class StudentSetup:
 
 
 def select_data(
-    splits: Splits, tokens: Tokens, faults: Faults, *, uses_teachers: bool, dev_share: float, frame_s: float
+    splits: Splits, tokens: Tokens, faults: Faults, *, unlabelled: bool, dev_share: float, frame_s: float
 ) -> StudentData:
     """The fold's training speech and the dev speaker's speech; without one, a share of the training speech.
 
@@ -119,16 +122,16 @@ def select_data(
     train = limit_words(faults, train, seed)
     labelled = [utt for utt in train if fits_frames(tokens.encode(utt.text), utt.duration_s, frame_s)]
     too_short = len(train) - len(labelled)
-    unlabelled = [utt for utt in splits.unlabelled if fits_frames([0], utt.duration_s, frame_s)]
+    others = [utt for utt in splits.unlabelled if fits_frames([0], utt.duration_s, frame_s)]
     train = labelled
-    if uses_teachers:  # otherwise unlabelled speech has no target
-        train, unlabelled = labelled + unlabelled, []
+    if unlabelled:  # otherwise the loss has nothing for unlabelled speech
+        train, others = labelled + others, []
     if not train or not dev:
         raise UserError(
             f"student: {len(train)} training utterances and {len(dev)} dev utterances; check fold.dev, fold.train and "
             "blocks"
         )
-    return StudentData(train, dev, too_short, len(unlabelled))
+    return StudentData(train, dev, too_short, len(others))
 
 
 def initial_student(settings: Student, tokens: Tokens, start: Start, seed: int, faults: Faults) -> hybrid.Hybrid:

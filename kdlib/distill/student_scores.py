@@ -1,9 +1,10 @@
 """Score trained students on the held-out speaker, and on the dev speaker that chose the checkpoint."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from kdlib.corpus.manifest import Utterance
 from kdlib.evaluate import hypotheses
 from kdlib.evaluate.fold_scores import FoldScoring, score_fold
 from kdlib.evaluate.score import About
@@ -19,6 +20,9 @@ class StudentScoring(FoldScoring):
 
     faults: Faults
     text_of: Callable[[Iterable[int]], str] | None = None  # decodes token ids to text, where that is a fault
+    seen: Callable[[Utterance], bool] | None = (
+        None  # whether adaptation speech holds the word; by default the training's
+    )
     dev_system: TrainedModel | None = None  # for dev speech, where another model was adapted to its speaker
 
 
@@ -35,7 +39,9 @@ def score_student(
     if faults.named:
         remarks.append(f"with faults on purpose: {faults.named}")
     about = About(name, "", checkpoint, record.get("variant", ""), record.get("seed"), remark="; ".join(remarks))
+    about = replace(about, seen_in="the adaptation speech") if how.seen else about
     change = (lambda row: hypotheses.decode_again(row, how.text_of)) if how.text_of else None
     decoders, ms = how.setup.decoders(system.model, heads), system.stride_ms
     dev = recordings(how.dev_system) if how.dev_system else None
-    score_fold(partial, recordings(system), decoders, how, about, posteriors_ms=ms, change=change, dev_forward=dev)
+    more = {"posteriors_ms": ms, "change": change, "dev_forward": dev, "seen": how.seen}
+    score_fold(partial, recordings(system), decoders, how, about, **more)

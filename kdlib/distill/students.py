@@ -20,7 +20,7 @@ import torch
 
 from kdlib.corpus import audio, labels
 from kdlib.corpus.inputs import Batch
-from kdlib.decode.calibration import word_prior
+from kdlib.decode.calibration import towards_prior, word_prior
 from kdlib.decode.greedy import greedy
 from kdlib.decode.lexicon import Lexicon
 from kdlib.distill.collapse_alarm import CollapseAlarm
@@ -37,7 +37,6 @@ from kdlib.objectives.targets import TargetSource
 from kdlib.runtime import is_main_process
 from kdlib.settings.schedule import Progress
 from kdlib.settings.student import Phase, Student
-from kdlib.targets.word_posteriors import towards_prior
 from kdlib.tokens import BLANK, Tokens, normalise
 from kdlib.training.checkpoints import checkpoint_weights, last_weights
 from kdlib.training.curves import TENSORBOARD, read_curves
@@ -50,8 +49,11 @@ COLLAPSED = "collapsed.json"  # in the folder of a student whose training was st
 Watch = Callable[[pd.DataFrame], None]  # called with the training curves at every validation
 
 
-def train_student(partial: Path, setup: StudentSetup, watch: Watch | None = None) -> None:
-    """Train a student phase by phase, and write the weights of the best checkpoints and of the last step."""
+def train_student(partial: Path, setup: StudentSetup, watch: Watch | None = None) -> dict:
+    """Train a student phase by phase, and write the weights of the best checkpoints and of the last step.
+
+    Returned are the encoder's passes.
+    """
     data, objective = setup.data, setup.objective()
     setup.model.encoder.learn_statistics(data.train)
     plan = batch_plan(setup.settings, data, setup.views)
@@ -79,6 +81,7 @@ def train_student(partial: Path, setup: StudentSetup, watch: Watch | None = None
     if not is_main_process():
         sys.exit(0)
     write_weights(setup.model, partial / LATEST)
+    passes = objective.passes
     best = sorted(checkpoints, key=lambda row: (-row[0], row[1]))[: setup.settings.keep_checkpoints]
     for rank, (_, _, folder, step) in reversed(list(enumerate(best, start=1))):  # the best one last: model.safetensors
         objective.learner.load_state_dict(checkpoint_weights(folder, step))
@@ -97,6 +100,7 @@ def train_student(partial: Path, setup: StudentSetup, watch: Watch | None = None
         references_only=terms.references_only(setup.distill),
         heads_trained=list(objective.heads),
         steps=earlier_steps,
+        passes=passes,
         best_step=best[0][1],
         best_dev_score=round(best[0][0], 6),
         **{name: value for name, value in records[0].items() if name.startswith("start_")},
@@ -108,6 +112,7 @@ def train_student(partial: Path, setup: StudentSetup, watch: Watch | None = None
     )
     for number in range(len(records)):  # with the files that a killed run left there
         shutil.rmtree(partial / f"phase{number + 1}")
+    return {"passes": passes}
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,7 @@ class _Training:
         setup.model.freeze(phase.freeze_encoder)
         encoder = setup.model.encoder
         if settings.freeze_preprocessor:
-            changes = settings.augment == "mask_and_tempo" or settings.mixup or learner.layers
+            changes = "tempo" in settings.augment or settings.mixup or learner.layers
             frozen = phase.freeze_encoder and not changes
             objective.cache = (EncoderCache if frozen else FeatureCache)(encoder)
         curves = self.partial / TENSORBOARD
@@ -140,6 +145,8 @@ class _Training:
             batch = batch.select(list(range(len(batch))) * setup.views)
             if settings.augment == "mask_and_tempo":
                 batch = batch.stretched(augment.draw_tempo())
+            elif settings.augment == "mask_and_matched_tempo":
+                batch = batch.stretched(augment.draw_matched(batch.speakers, setup.tempo))
             if settings.mixup:
                 batch = batch.mixed(*augment.draw_mix(len(batch), settings.mixup))
             steps_done = earlier_steps + task.global_step

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kdlib.corpus.manifest import Utterance
 from kdlib.corpus.speakers import Splits
-from kdlib.decode.decoders import DecoderSet
+from kdlib.decode.decoders import CLOSED, TRANSDUCTIVE, DecoderSet
 from kdlib.evaluate.calibrate import Speech
 from kdlib.evaluate.decoder_setup import DecoderSetup
 from kdlib.evaluate.hypotheses import Hypothesis
@@ -49,6 +49,8 @@ def score_fold(
     splits, setup, scoring = how.splits, how.setup, how.scoring
     on_dev = dev_forward or forward
     decoders = setup.fitted(decoders, forward, Speech.of(splits, usable), folder, scoring.batch_size, on_dev)
+    if scoring.transductive and CLOSED in decoders.calibrators:
+        decoders = decoders.with_more(TRANSDUCTIVE)
     about = replace(about, settings=setup.record(decoders, (splits.settings.fold.dev or "") if splits.dev else ""))
     for part, utterances in (("", splits.test), ("dev", splits.dev)):
         if utterances:

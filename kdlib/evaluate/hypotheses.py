@@ -24,6 +24,7 @@ class Hypothesis:
     lexicon: str = ""
     lexicon_posterior: float = 0.0  # of the word that `lexicon` chose
     lexicon_plain: str = ""  # without calibration
+    lexicon_transductive: str = ""  # with the mean posterior of all scored utterances moved to the prior of the words
     beam: str = ""
     attention: str = ""
     attention_beam: str = ""

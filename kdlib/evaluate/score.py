@@ -51,6 +51,7 @@ class About:
     seed: int | None = None
     settings: Mapping = field(default_factory=dict)  # of its decoders, and the speaker that they were chosen on
     remark: str = ""  # a limit to what the scores show
+    seen_in: str = "training"  # where the words of the group "seen" are
 
 
 def score(
@@ -135,6 +136,7 @@ def summary(rows: Sequence[Hypothesis], decoders: Sequence[str], about: About, s
         "decoders": scores,
         "settings": dict(about.settings),
     }
+    content |= {"seen_in": about.seen_in} if about.seen_in != About.seen_in else {}
     return content | ({"remark": about.remark} if about.remark else {})
 
 

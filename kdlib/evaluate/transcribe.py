@@ -4,15 +4,18 @@ Before anything is decoded, every reference makes the round trip through the sys
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
+
+import torch
 
 from kdlib.console import progress
 from kdlib.corpus import audio
 from kdlib.corpus.inputs import Batch
 from kdlib.corpus.manifest import Utterance
-from kdlib.decode.decoders import DecoderSet
+from kdlib.decode.calibration import CalibratedLexicon, towards_prior, word_prior
+from kdlib.decode.decoders import TRANSDUCTIVE, DecoderSet
 from kdlib.evaluate.hypotheses import Hypothesis
 from kdlib.evaluate.posteriors import PosteriorWriter
 from kdlib.evaluate.score import DEFAULT
@@ -59,6 +62,13 @@ def recordings(system: System) -> Forward:
     return forward
 
 
+def transductive(lexicon: CalibratedLexicon, posteriors: torch.Tensor) -> list[str]:
+    """The best words of utterances whose mean posterior [N, W] is moved to the prior of the words."""
+    known = lexicon.calibrator
+    moved = towards_prior(posteriors.double().numpy(), word_prior(lexicon.words, known.counts, known.new_words), 1.0)
+    return [lexicon.words[place] if row[place] > 0 else "" for row, place in zip(moved, moved.argmax(1), strict=True)]
+
+
 def transcribe(
     forward: Forward, utterances: Sequence[Utterance], evaluation: Evaluation, writer: PosteriorWriter | None = None
 ) -> list[Hypothesis]:
@@ -70,6 +80,7 @@ def transcribe(
     decoders, seen = evaluation.decoders, evaluation.seen
     check_round_trip(decoders.tokens, [utt.text for utt in utterances])
     rows: dict[str, Hypothesis] = {}
+    posteriors: dict[str, torch.Tensor] = {}
     with progress(len(utterances), evaluation.what, "utt") as bar:
         for batch in audio.batches(utterances, evaluation.scoring.batch_size):
             outputs = forward(batch)
@@ -86,10 +97,16 @@ def transcribe(
                     normalise(utt.text),
                     **{column: values[row] for column, values in columns.items()},
                 )
+            if TRANSDUCTIVE in decoders.columns:
+                posteriors |= zip((utt.utt_id for utt in batch), decoders.lexicon.posterior(outputs.ctc), strict=True)
             if writer:
                 logprobs = outputs.ctc.logits.log_softmax(-1).cpu().numpy()
                 for utt, row, length in zip(batch, logprobs, outputs.lengths.tolist(), strict=True):
                     writer.add(utt.utt_id, row[:length])
             bar.update(len(batch))
     ordered = [rows[utt.utt_id] for utt in utterances]
+    if posteriors:
+        table = torch.stack([posteriors[utt.utt_id] for utt in utterances])
+        words = transductive(decoders.lexicon, table)
+        ordered = [replace(row, **{TRANSDUCTIVE: word}) for row, word in zip(ordered, words, strict=True)]
     return [evaluation.change(row) for row in ordered] if evaluation.change else ordered

@@ -3,12 +3,12 @@
 Random numbers are torch's, which the training loop seeds before every batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
 
-from kdlib.settings.augment import Augmentation, Masks
+from kdlib.settings.augment import Masks, StudentAugmentation
 
 TEMPO = 0.12  # changes by up to this share
 
@@ -16,7 +16,7 @@ TEMPO = 0.12  # changes by up to this share
 class Augmented(Protocol):
     """The settings of a training's augmentation."""
 
-    augment: Augmentation
+    augment: StudentAugmentation
     masks: Masks
 
 
@@ -62,6 +62,12 @@ def draw_tempo() -> float:
     return 1 + TEMPO * (2 * float(torch.rand(())) - 1)
 
 
+def draw_matched(speakers: Sequence[str], factors: Mapping[str, Sequence[float]]) -> tuple[float, ...]:
+    """For every utterance one of its speaker's factors at random, and a small change of it."""
+    drawn = [factors[name][int(torch.randint(len(factors[name]), ()))] for name in speakers]
+    return tuple(factor * draw_tempo() for factor in drawn)
+
+
 def draw_mix(count: int, strength: float) -> tuple[list[int], float]:
     """For every row of a batch another one, and the share of the other: at most a half (mixup, Zhang et al. 2018)."""
     share = float(torch.distributions.Beta(strength, strength).sample())
@@ -78,9 +84,18 @@ def mixed(
     return (1 - share) * features + share * features[rows], torch.maximum(lengths, lengths[rows])
 
 
-def stretch(features: torch.Tensor, lengths: torch.Tensor, factor: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stretch features [B, T, F] in time, the pitch stays; return them with their new lengths."""
+def stretch(
+    features: torch.Tensor, lengths: torch.Tensor, factor: float | Sequence[float]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stretch features [B, T, F] in time by a factor, or by each row's, the pitch stays; with their new lengths."""
     if factor == 1:
         return features, lengths
+    if not isinstance(factor, float):
+        rows = [
+            stretch(row[None, :length], lengths[place : place + 1], float(one))
+            for place, (row, length, one) in enumerate(zip(features, lengths.tolist(), factor, strict=True))
+        ]
+        changed = torch.nn.utils.rnn.pad_sequence([row[0] for row, _ in rows], batch_first=True)
+        return changed, torch.cat([length for _, length in rows])
     changed = torch.nn.functional.interpolate(features.transpose(1, 2), scale_factor=factor, mode="linear")
     return changed.transpose(1, 2), (lengths * factor).long().clamp(1, changed.shape[2])

@@ -55,6 +55,7 @@ class Learner(nn.Module):
                     "head must be below the last; set a smaller one"
                 )
             self.intermediate_head = None if shares_head else nn.Linear(student.encoder.width, student.heads.size)
+        self.register_buffer("passes", torch.zeros(2, dtype=torch.long))  # forward, backward: utterances by the encoder
         self.average = copy.deepcopy(student).requires_grad_(False) if averages else None
         if averages:
             self.register_buffer("averaged", torch.zeros(()))  # steps
@@ -147,12 +148,20 @@ class Objective:
         """The model's outputs on a batch."""
         student, layers = self.learner.student, self.learner.layers
         tokens = teacher_forced(batch.ids)[0].to(batch.device) if "decoder" in self.heads else None
+        if torch.is_grad_enabled() and not isinstance(self.cache, EncoderCache):
+            self.learner.passes += len(batch)
         encoded = (self.cache or student.encoder.of_batch)(batch, layers)
         return student.apply_heads(encoded, tokens)
+
+    @property
+    def passes(self) -> dict[str, int]:
+        """How many utterances have passed forward and backward through the encoder and, forward, its average."""
+        return dict(zip(("forward", "backward"), self.learner.passes.tolist(), strict=True))
 
     def of_average(self, batch: Batch) -> Emissions:
         """The CTC outputs of the average of the model's weights, without masks and dropout."""
         model, cache = self.learner.average, self.cache
+        self.learner.passes[0] += len(batch)
         with torch.no_grad():
             if isinstance(cache, FeatureCache):
                 features = cache.features(batch)

@@ -224,6 +224,13 @@ def consistency(step: Step, _: str) -> Tensor:
     return losses.soft_kl(logits, torch.cat([logits[half:], logits[:half]]).detach(), inside)
 
 
+def word_entropy(step: Step, _: str) -> Tensor | None:
+    """Entropy over the words of each utterance without a transcript, less that of their mean posterior."""
+    if not (rows := [row for row, ids in enumerate(step.batch.ids) if not ids]):
+        return None
+    return word_losses.word_entropy(*step.emissions(rows), step.lexicon, step.settings.word_entropy.diversity)
+
+
 def average(step: Step, _: str) -> Tensor:
     """KL per frame from the moving average of the student's weights."""
     logits = step.outputs.ctc.logits
@@ -257,6 +264,7 @@ TERMS: dict[str, Term] = REFERENCE_TERMS | {
     "word_errors": Term("word_errors.weight", "reference", "ctc", frozenset({"search"}), word_errors),
     "intermediate_self": Term("intermediate.weight", "self", "", frozenset({"layer"}), intermediate_self),
     "consistency": Term("consistency.weight", "self", "ctc", frozenset({"views"}), consistency),
+    "word_entropy": Term("word_entropy.weight", "self", "ctc", frozenset({"lexicon", "unlabelled"}), word_entropy),
     "average": Term("average.weight", "self", "ctc", frozenset({"average"}), average),
     "features": Term("gamma", "teachers", "", frozenset({"frames"}), encodings),
 }

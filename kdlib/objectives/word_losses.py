@@ -57,10 +57,36 @@ class _WordKL(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream: torch.Tensor) -> tuple:
-        (part,) = ctx.saved_tensors
-        grad = part.new_zeros(ctx.shape)
-        grad[..., ctx.columns] = part * upstream.to(part.dtype)
-        return grad, None, None, None, None, None
+        return _scattered(ctx, upstream), None, None, None, None, None
+
+
+class _WordEntropy(torch.autograd.Function):
+    """Mean entropy of utterances' posteriors over a lexicon's words, less a share of that of their mean."""
+
+    @staticmethod
+    def forward(ctx, logits: torch.Tensor, lengths: torch.Tensor, lexicon: Lexicon, diversity: float) -> torch.Tensor:
+        q = _softmax(lexicon.scores(Emissions(logits, lengths)).double().numpy() / lexicon.temperature)
+        mean = q.mean(0)
+        log_q, log_mean = np.log(np.maximum(q, 1e-300)), np.log(np.maximum(mean, 1e-300))
+        own, of_mean = (q * log_q).sum(1, keepdims=True), (q * log_mean).sum(1, keepdims=True)
+        slopes = q * (diversity * (log_mean - of_mean) - (log_q - own)) / (len(q) * lexicon.temperature)
+        columns, grad = lexicon.with_gradient(Emissions(logits, lengths), lambda scores, rows: slopes[rows])
+        ctx.columns, ctx.shape = columns, logits.shape
+        ctx.save_for_backward(grad.to(logits))
+        return logits.new_tensor(-own.mean() + diversity * (mean * log_mean).sum(), dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx, upstream: torch.Tensor) -> tuple:
+        return _scattered(ctx, upstream), None, None, None
+
+
+def word_entropy(logits: torch.Tensor, lengths: torch.Tensor, lexicon: Lexicon, diversity: float = 1.0) -> torch.Tensor:
+    """Mean entropy of the posteriors over a lexicon's words, in nats, less `diversity` times that of their mean.
+
+    Each utterance is to be sure of a word, and all together not of the same one. A calibrated lexicon's posteriors are
+    calibrated.
+    """
+    return _WordEntropy.apply(logits, lengths, lexicon, diversity)
 
 
 def word_kl(
@@ -79,6 +105,14 @@ def word_kl(
     """
     shares = weights.float() * (temperature**2 / weights.sum().clamp_min(1e-9))
     return _WordKL.apply(logits, lengths, lexicon, target, shares, temperature)
+
+
+def _scattered(ctx, upstream: torch.Tensor) -> torch.Tensor:
+    """[B, T, V]: the gradient, which a forward pass kept for the tokens in use."""
+    (part,) = ctx.saved_tensors
+    grad = part.new_zeros(ctx.shape)
+    grad[..., ctx.columns] = part * upstream.to(part.dtype)
+    return grad
 
 
 def _softmax(scores: np.ndarray) -> np.ndarray:

@@ -6,6 +6,8 @@ from pydantic import Field
 
 from kdlib.settings import Names, Section, Seeds
 
+PACKAGED = ("hama",)  # recognisers of packages that may be teachers (`teachers/recognisers.py`)
+UNLABELLED = ("words", "one_best", "average", "entropy")  # targets that need no transcripts
 DEV_MODEL = "dev"  # folder in a student's: the model that is adapted to the dev speaker
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -17,13 +19,18 @@ class Adaptation(Section):
     """
 
     start: str  # the variant whose trained student of the same seed is adapted
-    targets: Literal["words", "one_best", "average", "references", "none"] = "words"
+    targets: Literal["words", "one_best", "average", "entropy", "references", "none"] = "words"
     # words: posteriors over the closed lexicon; one_best: their best word, as a reference; average: posteriors by the
-    # moving average of the weights, in every step; references: the true transcripts, an upper bound; none: only replay
-    teachers: Names = ()  # variants whose calibrated students give posteriors; by default the start alone
+    # moving average of the weights, in every step; entropy: of the student's own posteriors, without targets;
+    # references: the true transcripts, an upper bound; none: only replay
+    # variants whose calibrated students give posteriors, or the package hama; by default the start alone
+    teachers: Names = ()
     teacher_seeds: Seeds = (1, 2, 3)
     weight: float = Field(0.5, ge=0)  # of the targets, beside the weights of `distill:` for the labelled speech
-    share: float = Field(0.5, gt=0, lt=1)  # of a batch; the rest is the fold's labelled training speech
+    share: float = Field(0.5, gt=0, le=1)  # of a batch; the rest is the fold's labelled training speech
+    speech: Literal["train", "test"] = "train"  # blocks; test: the very speech that is scored (test-time adaptation)
+    trains: Literal["all", "norms"] = "all"  # norms: the scales and shifts of normalisation layers alone
+    diversity: float = Field(1.0, ge=0)  # of entropy: the weight of that of the mean posterior
     rounds: int = Field(1, ge=1)  # from the second on, posteriors are those of the model that was adapted before
     confidence: Share = 0.0  # least probability of the best word
     agreement: Share = 0.0  # least share of passes with dropout whose best word is the same (DUST, Khurana et al. 2021)
@@ -32,4 +39,10 @@ class Adaptation(Section):
 
     def members(self, seed: int) -> list[tuple[str, int]]:
         """The students that give posteriors, by variant and seed."""
-        return [(name, one) for name in self.teachers for one in self.teacher_seeds] or [(self.start, seed)]
+        named = [(name, one) for name in self.teachers if name not in PACKAGED for one in self.teacher_seeds]
+        return named if self.teachers else [(self.start, seed)]
+
+    @property
+    def packaged(self) -> list[str]:
+        """The recognisers of packages that give posteriors."""
+        return [name for name in self.teachers if name in PACKAGED]

@@ -50,6 +50,7 @@ class Synthetic(Section):
     words: WordCounts = WordCounts()
     sentences: int = Field(0, ge=0, le=400)  # short ones per block, different for each speaker
     repetitions: int = Field(2, ge=1, le=7)  # of each word in each block
+    repetitions_in: dict[Literal["B1", "B2", "B3"], Annotated[int, Field(ge=1, le=40)]] = Field({})  # in some, instead
     controls: Annotated[int, Field(ge=2, le=13)] | Names = 13  # number or names
     control_words: Annotated[int, Field(ge=0)] | Literal["all"] = "all"  # of the whole list, in addition to `words`
     seed: int = Field(1, ge=0)  # of the voices; training has a separate seed

@@ -62,6 +62,17 @@ class ConsistencyTerm(Section):
     weight: Weight = constant(0.0)
 
 
+class EntropyTerm(Section):
+    """Entropy of the student's own posterior over words, of utterances without transcripts; no teacher.
+
+    Less the entropy of the mean posterior of a batch, which keeps a student from one word for all (as in SHOT, Liang et
+    al. 2020).
+    """
+
+    weight: Weight = constant(0.0)
+    diversity: float = Field(1.0, ge=0)  # of the mean posterior
+
+
 class AverageTerm(Section):
     """KL from the moving average of the student's own weights, on speech without masks (Tarvainen & Valpola 2017)."""
 
@@ -93,6 +104,7 @@ class Distill(ReferenceLoss):
     word_errors: ErrorTerm = ErrorTerm()
     consistency: ConsistencyTerm = ConsistencyTerm()
     average: AverageTerm = AverageTerm()
+    word_entropy: EntropyTerm = EntropyTerm()
     live_teachers: bool = False  # run the teachers in every step, instead of reading their stored outputs by frame
     control: str = "hard"  # the variant of the same student and steps without teachers
     allow: Names = ()  # preflight checks that may refuse without stopping the run

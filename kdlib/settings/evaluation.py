@@ -29,6 +29,8 @@ class Scoring(Section):
     measure: Literal["wra", "wer"] = "wra"  # of tables and verdicts: word recognition accuracy, or WER for sentences
     # what counts as the same: homophones TO and TWO, RIGHT and WRITE, ...; PHOENIX's glosses
     normaliser: Literal["none", "homophones", "phoenix2014", "phoenix2014t"] = "none"
+    # decode the closed lexicon once more: the mean posterior of all scored speech is moved to the words' prior
+    transductive: bool = False
     bootstrap: int = Field(1000, ge=100)
     batch_size: int = Field(32, ge=1)
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from kdlib.settings import AsTuple, Names, Section, Seeds
-from kdlib.settings.augment import Augmentation, Masks
+from kdlib.settings.augment import Masks, StudentAugmentation
 from kdlib.settings.encoder import EncoderSizes
 
 
@@ -39,7 +39,7 @@ class Student(Section):
     ffn: int = Field(1024, ge=8)  # of the decoder
     dropout: float = Field(0.1, ge=0, lt=1)  # of the decoder
     freeze_preprocessor: bool = True  # else NeMo dithers the waveform in training
-    augment: Augmentation = "mask"  # tempo moves frames: only without frame-level targets
+    augment: StudentAugmentation = "mask"  # tempo moves frames: only without frame-level targets
     masks: Masks = Masks()
     mixup: float = Field(0.0, ge=0)  # of inputs and losses of two utterances; the parameter of a Beta distribution
     curriculum: Curriculum | None = None

@@ -29,7 +29,7 @@ from kdlib.settings.evaluation import Scoring
 from kdlib.show import figures, format
 from kdlib.tokens import normalise
 
-DECODERS = ("greedy", "lexicon", "lexicon_plain", "beam")
+DECODERS = ("greedy", "lexicon", "lexicon_plain", "lexicon_transductive", "beam")
 DECODERS += ("attention", "attention_beam", "attention_lexicon", "joint", "joint_lexicon")
 BASELINE, START = "baseline", "start"
 STEPS = {"encoder", "decoder_layers", "phases", "batch_size", "accumulate"}
@@ -179,6 +179,24 @@ def of_beam_search(folds: Sequence[Mapping[tuple[str, object], Path]], scoring: 
     return compare.compare(systems, against=pairs, measure=scoring.measure) if pairs else []
 
 
+def by_adaptation_words(folders: Mapping[tuple[str, object], Path], fold: str) -> pd.DataFrame:
+    """Shares of right words of every system, apart for words that the adaptation speech of a fold holds or does not."""
+    contents = {key: read_json(folder / "scores.json") for key, folder in folders.items()}
+    adapted = next((folders[key] for key, scores in contents.items() if scores.get("seen_in")), None)
+    if adapted is None:
+        return pd.DataFrame()
+    held = {row.utt_id: row.seen for row in read_hypotheses(adapted / "hypotheses.csv")}
+    rows = []
+    for (system, seed), folder in folders.items():
+        hypotheses = read_hypotheses(folder / "hypotheses.csv")
+        for decoder in (name for name in DECODERS if name in contents[system, seed]["decoders"]):
+            for kind in ("yes", "no"):
+                right = [getattr(row, decoder) == row.reference for row in hypotheses if held[row.utt_id] == kind]
+                about = {"fold": fold, "system": system, "seed": seed, "decoder": decoder, "held": kind}
+                rows.append(about | {"value": np.mean(right) if right else np.nan, "n": len(right)})
+    return pd.DataFrame(rows)
+
+
 def changed_utterances(before: Path, after: Path, decoder: str = "greedy") -> pd.DataFrame:
     """Utterances that exactly one of two scored systems recognises correctly."""
     old, new = (
@@ -230,10 +248,13 @@ def pseudo_label_table(fold: Fold, sample: int = 400) -> pd.DataFrame | None:
 def check_control(fold: Fold, control: Fold | None = None) -> None:
     """Check that a control is the same student with the same steps, trained on the references alone.
 
-    A variant without teachers may be another student (mixup, attention, a curriculum): its steps are the same.
+    A variant without teachers may be another student (mixup, attention, a curriculum): its steps are the same. The
+    control of an adaptation at test time is the student that it starts from.
     """
     baseline = control or fold.control
     params, control = fold.params, baseline.params
+    if params.adapt and params.adapt.speech == "test" and control.variant == params.adapt.start:
+        return
     taught = terms.uses_teachers(params.distill)
     same = _steps(fold.resolved.params, whole=taught) == _steps(control, whole=taught)
     if not same or not terms.references_only(control.distill):
@@ -287,6 +308,13 @@ def compare_folds(
     if "remark" in table:
         for (speaker, name, seed), remark in table.remark.dropna().items():
             print(f"{speaker}, {name} {seed}: {remark}")
+    apart = pd.concat([by_adaptation_words(found, name) for name, found in zip(held_out, folders, strict=True)])
+    if len(apart):
+        print("Words that the adaptation speech holds (yes) and does not hold (no), WRA:")
+        shown = apart.pivot_table(index=["system", "held"], columns="decoder", values="value", sort=False)
+        print(percent(shown).to_string(na_rep="-"))
+        with atomic_write(out / "adaptation_words.csv") as hidden:
+            apart.to_csv(hidden, index=False)
     for fold, name, seed in itertools.product(folds, variants, seeds):
         if why := below_start(fold.of(name), seed):
             print(f"{fold.params.held_out}, {why}.")

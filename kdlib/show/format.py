@@ -38,7 +38,7 @@ def breakdown(scores: dict) -> pd.DataFrame:
     for name, decoder in scores["decoders"].items():
         for group in ("word_type", "seen"):
             for part, result in decoder["by"][group].items():
-                label = f"seen in training: {part}" if group == "seen" else part
+                label = f"seen in {scores.get('seen_in', 'training')}: {part}" if group == "seen" else part
                 rows.setdefault(label, {"n": result["n"]})[f"{name} WRA"] = percent(result["wra"])
     return pd.DataFrame.from_dict(rows, orient="index")
 

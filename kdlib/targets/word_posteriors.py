@@ -2,8 +2,8 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
-import numpy as np
 import torch
 
 from kdlib.corpus import audio
@@ -17,7 +17,26 @@ from kdlib.runtime import seed_everything
 from kdlib.tokens import Tokens
 
 PASSES = 5  # with dropout, for `agreement`
-Recogniser = tuple[hybrid.Hybrid, Lexicon]  # with its calibrated lexicon
+
+
+class Recogniser(Protocol):
+    """What gives a posterior over the words of the lexicon."""
+
+    def posterior(self, batch: Batch) -> torch.Tensor:
+        """[B, W]: of every utterance of a batch."""
+        ...
+
+
+class StudentRecogniser(NamedTuple):
+    """A trained student with its calibrated lexicon."""
+
+    model: hybrid.Hybrid
+    lexicon: Lexicon
+
+    def posterior(self, batch: Batch) -> torch.Tensor:
+        """[B, W]: of every utterance of a batch."""
+        moved = batch.to(next(self.model.parameters()).device)
+        return self.lexicon.posterior(self.model(moved.inputs, moved.lengths).ctc).float()
 
 
 def word_posteriors(recognisers: Sequence[Recogniser], speech: Sequence[Utterance]) -> dict[str, torch.Tensor]:
@@ -25,17 +44,15 @@ def word_posteriors(recognisers: Sequence[Recogniser], speech: Sequence[Utteranc
     found: dict[str, torch.Tensor] = {}
     with torch.inference_mode():
         for part in audio.batches(speech, 32):
-            batch, rows = Batch(part), []
-            for model, lexicon in recognisers:
-                moved = batch.to(next(model.parameters()).device)
-                rows.append(lexicon.posterior(model(moved.inputs, moved.lengths).ctc).float())
+            batch = Batch(part)
+            rows = [one.posterior(batch) for one in recognisers]
             found |= dict(zip(batch.utt_ids, torch.stack(rows).mean(0).clone(), strict=True))
     return found
 
 
-def agreement(recogniser: Recogniser, speech: Sequence[Utterance], best: dict[str, int]) -> dict[str, float]:
+def agreement(recogniser: StudentRecogniser, speech: Sequence[Utterance], best: dict[str, int]) -> dict[str, float]:
     """The share of passes with dropout that recognise the same word as `best`, by utterance."""
-    model, _ = recogniser
+    model = recogniser.model
     same: Counter[str] = Counter()
     masks, model.encoder.spec_augment = model.encoder.spec_augment, None
     model.train()
@@ -49,21 +66,6 @@ def agreement(recogniser: Recogniser, speech: Sequence[Utterance], best: dict[st
     model.eval()
     model.encoder.spec_augment = masks
     return {utt.utt_id: same[utt.utt_id] / PASSES for utt in speech}
-
-
-def towards_prior(posteriors: np.ndarray, prior: np.ndarray, strength: float, rounds: int = 50) -> np.ndarray:
-    """Posteriors [N, W] whose mean is moved towards a prior [W]: all the way with a strength of 1.
-
-    >>> rows = np.array([[0.8, 0.2], [0.7, 0.3]])
-    >>> towards_prior(rows, np.array([0.5, 0.5]), 1.0).mean(0).round(3).tolist()
-    [0.5, 0.5]
-    """
-    goal = (1 - strength) * posteriors.mean(0) + strength * prior
-    moved = posteriors.copy()
-    for _ in range(rounds):
-        moved *= goal / np.maximum(moved.mean(0), 1e-12)
-        moved /= np.maximum(moved.sum(1, keepdims=True), 1e-12)
-    return moved
 
 
 class WordTargets:

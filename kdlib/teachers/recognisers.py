@@ -19,6 +19,7 @@ import torch
 from kdlib.console import progress
 from kdlib.corpus import audio, inputs
 from kdlib.corpus.manifest import CONTROL, LEVELS, Corpus, Utterance
+from kdlib.decode.calibration import best_temperature, posterior
 from kdlib.decode.trie import Trie
 from kdlib.errors import UserError
 from kdlib.tokens import normalise
@@ -134,6 +135,35 @@ class Phonemes:
     def best(self, utt: Utterance) -> str:
         """The word that is recognised."""
         return self.words[int(self.scores(utt).argmax())]
+
+
+class PhonemeTeacher:
+    """hama's posterior over words, for students; its temperature is chosen on labelled training speech.
+
+    Words that are not in the CMU dictionary have none.
+    """
+
+    def __init__(self, words: Sequence[str], labelled: Sequence[Utterance], count: int = 200, seed: int = 1) -> None:
+        """`words` are those of the closed lexicon, in its order; `count`: utterances that the temperature is of."""
+        spoken = pronunciations(words)
+        if not spoken:
+            raise UserError(
+                "adapt: teachers: no word of the lexicon is in the CMU dictionary; hama cannot be a teacher"
+            )
+        self._model, self._size = Phonemes(spoken), len(words)
+        self._places = [list(words).index(word) for word in self._model.words]
+        usable = [utt for utt in labelled if normalise(utt.text) in spoken]
+        drawn = random.Random(seed).sample(usable, min(count, len(usable)))
+        index = {word: place for place, word in enumerate(self._model.words)}
+        rows = [self._model.scores(utt) for utt in drawn]
+        self.temperature = best_temperature(np.stack(rows), [index[normalise(utt.text)] for utt in drawn])[0]
+
+    def posterior(self, batch: inputs.Batch) -> torch.Tensor:
+        """[B, W]: of every utterance of a batch."""
+        found = torch.zeros(len(batch), self._size)
+        scores = np.stack([self._model.scores(utt) for utt in batch.utterances])
+        found[:, self._places] = torch.from_numpy(posterior(scores, self.temperature)).float()
+        return found
 
 
 def table(corpus: Corpus, words: Sequence[str], kind: str = "audio") -> pd.DataFrame | None:

@@ -69,11 +69,14 @@ def make_prompts(settings: Synthetic) -> dict[str, list[Prompt]]:
     for name in speakers:
         if name not in dysarthric:
             raise UserError(f"synthetic.speakers: unknown speaker {name!r}{nearest(name, dysarthric)}")
-    repetitions = range(1, settings.repetitions + 1)
-    prompts = {
-        name: [Prompt(name, block, code, word, number) for number in repetitions for block, code, word in chosen]
-        for name in speakers
-    }
+    times = dict.fromkeys(BLOCKS, settings.repetitions) | settings.repetitions_in
+    said = [
+        (block, code, word, number)
+        for number in range(1, max(times.values()) + 1)
+        for block, code, word in chosen
+        if number <= times[block]
+    ]
+    prompts = {name: [Prompt(name, *one) for one in said] for name in speakers}
     for name, block in itertools.product(speakers, BLOCKS if settings.sentences else ()):
         drawn = random.Random(f"{settings.seed} {name} {block}").sample(grammar.sentences()[block], settings.sentences)
         prompts[name] += [Prompt(name, block, f"S{index}", text, 1) for index, text in enumerate(drawn, start=1)]
