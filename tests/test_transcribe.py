@@ -83,7 +83,7 @@ def test_the_mean_posterior_of_all_speech_is_moved_to_the_prior_of_the_words(mod
     words = decoders.plain
     places = range(len(words.words))
     log_prior = (0.0,) * model.tokens.size
-    favours = {word: 20.0 * (word == words.words[0]) for word in words.words}  # a calibration that is wrong here
+    favours = {word: 200.0 * (word == words.words[0]) for word in words.words}  # a calibration that is wrong here
     weights = {"tokens": Weight(0.0, 0.0, 1.0)}
     about = {"form": "per_word", "tokens": model.tokens.fingerprint, "speakers": (), "utterances": 0}
     known = Calibrator(**about, log_prior=log_prior, words=tuple(words.words), own=favours, weights=weights)
