@@ -22,14 +22,14 @@ from kdlib.show.thesis_tables import Results
 SYSTEMS = ("pretrained", "hard", "ctc_kd")
 
 
-def study(wra=(0.5, 0.7, 0.65), seeds=(1, 2)):
+def study(wra=(0.5, 0.7, 0.65), seeds=(1, 2), measure="wra"):
     """Results of three systems on two folds."""
     rows, curves, confidence = [], [], []
     for held_out, system in [(a, b) for a in ("M08", "M05") for b in SYSTEMS]:
         value = wra[SYSTEMS.index(system)]
         for seed in [""] if system == "pretrained" else seeds:
             for decoder in ("greedy", "lexicon"):
-                row = {"held_out": held_out, "system": system, "seed": seed, "decoder": decoder, "measure": "wra"}
+                row = {"held_out": held_out, "system": system, "seed": seed, "decoder": decoder, "measure": measure}
                 shift = 0.01 * (seed or 0) - 0.2 * (decoder == "greedy")
                 rows.append(row | {"value": value + shift, "low": value - 0.1, "high": value + 0.1, "n": 96})
             for step in range(0, 300, 100) if seed else ():
@@ -53,6 +53,7 @@ def study(wra=(0.5, 0.7, 0.65), seeds=(1, 2)):
         confidence=pd.DataFrame(confidence),
         hours={"hard": 0.05},
         runs=runs,
+        measure=measure,
     )
 
 
@@ -70,6 +71,19 @@ def verdict(a, b, difference, low, high, p, word, decoder):
         "verdict": word,
         "decoder": decoder,
     }
+
+
+def test_a_study_of_sentences_is_of_word_error_rates(tmp_path):
+    results = study(measure="wer")
+    teachers = [("M08", "M05", 0.4, "greedy"), ("M05", "M05", 0.3, "greedy")]
+    teachers = pd.DataFrame(teachers, columns=["teacher", "speaker", "value", "decoder"])
+    thesis.export(replace(results, teachers=teachers), tmp_path)
+    about = json.loads((tmp_path / "accuracy.json").read_text())
+    assert about["caption"] == "Word error rate by held-out speaker"
+    assert "mean word error rate (lexicon) was: pretrained 50.0 %" in about["sentence"]
+    assert "WER" in (tmp_path / "main.tex").read_text()
+    assert "had word error rates of 30.0 % on their own speakers" in (tmp_path / "teachers.json").read_text()
+    assert "\\newcommand{\\kdWerHard}" in (tmp_path / "numbers.tex").read_text()
 
 
 def test_every_figure_is_written_with_its_numbers_and_where_they_come_from(tmp_path):

@@ -39,15 +39,15 @@ def stored_outputs(store: LogitStore, batch: Sequence[Utterance]) -> Outputs:
     return Outputs(Emissions(hidden @ weight.T + bias, lengths))
 
 
-def accuracy_matrix(corpus: Corpus, scores: Mapping[str, Path], decoder: str) -> pd.DataFrame:
-    """WRA of each teacher (row) on each speaker (column), from the least to the most intelligible.
+def accuracy_matrix(corpus: Corpus, scores: Mapping[str, Path], decoder: str, measure: str = "wra") -> pd.DataFrame:
+    """WRA, or WER, of each teacher (row) on each speaker (column), from the least to the most intelligible.
 
     `scores` are the teachers' folders of scores; empty if none has this decoder's.
     """
     rows = {}
     for name, folder in scores.items():
         if result := read_json(folder / "scores.json")["decoders"].get(decoder):
-            rows[name] = {speaker: part["wra"] for speaker, part in result["by"]["speaker"].items()}
+            rows[name] = {speaker: part[measure] for speaker, part in result["by"]["speaker"].items()}
     order = [name for name in corpus.by_intelligibility if name in corpus.dysarthric]
     table = pd.DataFrame.from_dict(rows, orient="index")
     names = [name for name in order if name in rows] + [name for name in rows if name not in order]  # of no speaker

@@ -136,8 +136,8 @@ def wra_by_speaker(scores: pd.DataFrame, held_out: str, order: str) -> Figure:
         return figure
 
 
-def teacher_matrix(tables: Mapping[str, pd.DataFrame], order: str) -> Figure:
-    """WRA of each teacher (row) on each speaker (column), one panel per decoder; its own speaker is framed."""
+def teacher_matrix(tables: Mapping[str, pd.DataFrame], order: str, measure: str = "wra") -> Figure:
+    """WRA, or WER, of each teacher (row) on each speaker (column), one panel per decoder; its own speaker is framed."""
     import seaborn as sns
 
     with plt.rc_context(style()):
@@ -152,7 +152,7 @@ def teacher_matrix(tables: Mapping[str, pd.DataFrame], order: str) -> Figure:
                 ax=axes,
                 vmin=0,
                 vmax=100,
-                cmap="viridis",
+                cmap="viridis_r" if measure == "wer" else "viridis",
                 annot=True,
                 fmt=".0f",
                 annot_kws={"size": size},
@@ -165,7 +165,7 @@ def teacher_matrix(tables: Mapping[str, pd.DataFrame], order: str) -> Figure:
                     column = list(table.columns).index(name)
                     frame = {"fill": False, "edgecolor": "white", "linewidth": 0.28 * size}
                     axes.add_patch(plt.Rectangle((column, row), 1, 1, **frame))
-            axes.set_title(f"{decoder}: WRA (%)", loc="left")
+            axes.set_title(f"{decoder}: {measure.upper()} (%)", loc="left")
             axes.set_xlabel("")
             axes.set_ylabel("teacher")
             axes.tick_params(left=False, bottom=False)
@@ -176,27 +176,27 @@ def teacher_matrix(tables: Mapping[str, pd.DataFrame], order: str) -> Figure:
         return figure
 
 
-def aggregates(table: pd.DataFrame) -> Figure:
-    """Greedy and closed-lexicon WRA of every aggregate, one panel per kind of speech."""
+def aggregates(table: pd.DataFrame, measure: str = "wra") -> Figure:
+    """Greedy and closed-lexicon WRA, or WER, of every aggregate, one panel per kind of speech."""
     with plt.rc_context(style()):
         kinds = list(dict.fromkeys(table.speech))
         figure, panels = plt.subplots(1, len(kinds), figsize=(WIDTH_IN, 2.9), squeeze=False, sharey=True)
         for axes, kind in zip(panels[0], kinds, strict=True):
             part = table[table.speech == kind].iloc[::-1]
             place = np.arange(len(part))
-            axes.barh(place + 0.2, 100 * part.greedy_wra, 0.38, color=LEVEL_COLOURS["LOW"], label="greedy")
+            axes.barh(place + 0.2, 100 * part[f"greedy_{measure}"], 0.38, color=LEVEL_COLOURS["LOW"], label="greedy")
             axes.barh(
                 place - 0.2,
-                100 * part.lexicon_wra,
+                100 * part[f"lexicon_{measure}"],
                 0.38,
                 color=LEVEL_COLOURS["LOW"],
                 alpha=0.45,
                 label="closed lexicon",
             )
             axes.set_yticks(place, part.method)
-            axes.set_xlim(0, 100)
+            axes.set_xlim(0, max(100, 100 * table[f"greedy_{measure}"].max()))
             axes.set_title(f"{kind} speech ({part.n.iloc[0]} utterances)", loc="left")
-            axes.set_xlabel("WRA (%)")
+            axes.set_xlabel(f"{measure.upper()} (%)")
         handles, names = panels[0, 0].get_legend_handles_labels()
         outside_legend(figure, handles, names, below=True)
         return figure

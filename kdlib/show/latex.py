@@ -60,7 +60,7 @@ def main_table(table: pd.DataFrame, results) -> str:
             {
                 "System": escape(str(row["system"])),
                 "$n$": f"{row['folds']} $\\times$ {row['seeds']}",
-                "WRA (\\%)": f"{percent(row['wra']):.1f}",
+                f"{results.measure.upper()} (\\%)": f"{percent(row[results.measure]):.1f}",
                 "s.d.": "" if np.isnan(row["sd"]) else f"{percent(row['sd']):.1f}",
                 "$\\Delta$": difference,
                 "95\\,\\%": interval,

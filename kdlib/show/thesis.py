@@ -43,16 +43,23 @@ class Item:
 
     table: Callable[[Results], pd.DataFrame]  # tidy; without rows there is nothing to show
     draw: Callable[[pd.DataFrame, Results], object]  # a figure, or a LaTeX table
-    caption: str
+    caption: str  # {measure}: the study's, in words
     sentence: Callable[[pd.DataFrame, Results], str]
+
+    def title(self, results: Results) -> str:
+        """The caption for a study."""
+        text = self.caption.format(measure=results.measured)
+        return text[0].upper() + text[1:]
 
 
 # tables of figures
 
 
 def _accuracy(results: Results) -> pd.DataFrame:
-    """WRA of every system by held-out speaker: the mean over seeds, and their spread."""
-    part = results.scores[(results.scores.measure == "wra") & (results.scores.decoder == main_decoder(results))]
+    """The measure of every system by held-out speaker: the mean over seeds, and their spread."""
+    part = results.scores[
+        (results.scores.measure == results.measure) & (results.scores.decoder == main_decoder(results))
+    ]
     grouped = part.groupby(["held_out", "system"], sort=False)
     table = grouped.value.agg(["mean", "std", "count"]).reset_index()
     single = grouped[["low", "high"]].mean().reset_index()
@@ -70,13 +77,20 @@ def _differences(results: Results) -> pd.DataFrame:
 
 def _main_table(results: Results) -> pd.DataFrame:
     """One row per system: mean over folds and seeds, spread of seeds, difference from the control, cost."""
-    part = results.scores[(results.scores.measure == "wra") & (results.scores.decoder == main_decoder(results))]
+    part = results.scores[
+        (results.scores.measure == results.measure) & (results.scores.decoder == main_decoder(results))
+    ]
     found = _differences(results)
     verdicts = {} if found.empty else {row.a: row for row in found.itertuples()}
     rows = []
     for system, own in part.groupby("system", sort=False):
         by_seed = own.groupby("seed").value.mean()
-        row = {"system": system, "folds": own.held_out.nunique(), "seeds": own.seed.nunique(), "wra": own.value.mean()}
+        row = {
+            "system": system,
+            "folds": own.held_out.nunique(),
+            "seeds": own.seed.nunique(),
+            results.measure: own.value.mean(),
+        }
         row |= {"sd": by_seed.std(ddof=1) if len(by_seed) > 1 else np.nan}
         if verdict := verdicts.get(system):
             row |= {"control": verdict.b, "difference": verdict.difference, "low": verdict.these_low}
@@ -86,8 +100,8 @@ def _main_table(results: Results) -> pd.DataFrame:
 
 
 def _decoder_table(results: Results) -> pd.DataFrame:
-    """WRA of every system by every decoder, the mean over folds and seeds."""
-    part = results.scores[results.scores.measure == "wra"]
+    """The measure of every system by every decoder, the mean over folds and seeds."""
+    part = results.scores[results.scores.measure == results.measure]
     wide = part.pivot_table(index="system", columns="decoder", values="value", sort=False)
     return wide[list(dict.fromkeys(part.decoder))].reset_index()
 
@@ -102,7 +116,7 @@ def _effects(results: Results) -> pd.DataFrame:
 
 
 def _of(results: Results) -> str:
-    part = results.scores[results.scores.measure == "wra"]
+    part = results.scores[results.scores.measure == results.measure]
     folds, seeds = list(dict.fromkeys(part.held_out)), sorted({seed for seed in part.seed if isinstance(seed, int)})
     where = f"fold {folds[0]}" if len(folds) == 1 else f"{len(folds)} folds"
     count = f", {len(seeds)} seed{'s' * (len(seeds) > 1)}" if seeds else ""
@@ -112,7 +126,7 @@ def _of(results: Results) -> str:
 def _accuracy_sentence(table: pd.DataFrame, results: Results) -> str:
     means = table.groupby("system", sort=False)["mean"].mean()
     parts = ", ".join(f"{system} {percent(value):.1f} %" for system, value in means.items())
-    return f"{_of(results)}, mean word recognition accuracy ({main_decoder(results)}) was: {parts}."
+    return f"{_of(results)}, mean {results.measured} ({main_decoder(results)}) was: {parts}."
 
 
 def _difference_sentence(table: pd.DataFrame, results: Results) -> str:
@@ -149,16 +163,22 @@ def _speaker_sentence(table: pd.DataFrame, results: Results) -> str:
 
 def _teacher_sentence(table: pd.DataFrame, results: Results) -> str:
     part = table[table.decoder == table.decoder.iloc[0]]
-    own, others = part[part.teacher == part.speaker].wra.mean(), part[part.teacher != part.speaker].wra.mean()
-    count = part.teacher.nunique()
+    own, others = part[part.teacher == part.speaker].value.mean(), part[part.teacher != part.speaker].value.mean()
+    count, decoder = part.teacher.nunique(), part.decoder.iloc[0]
+    if results.measure == "wer":
+        rates = f"{percent(own):.1f} % on their own speakers and {percent(others):.1f} % on others"
+        return f"The {count} teachers had word error rates of {rates} ({decoder})."
     rates = f"{percent(own):.1f} % of their own speakers' words and {percent(others):.1f} % of other speakers'"
-    return f"The {count} teachers recognised {rates} ({part.decoder.iloc[0]})."
+    return f"The {count} teachers recognised {rates} ({decoder})."
 
 
 def _target_sentence(table: pd.DataFrame, results: Results) -> str:
     part = table[(table.speech == "training") & (table.remark == "")]  # others know references, or the speech
     if part.empty:
         return ""
+    if results.measure == "wer":
+        best = part.loc[part.greedy_wer.idxmin()]
+        return f"On training speech the best combination was {best.method}, with {percent(best.greedy_wer):.1f} % WER."
     best = part.loc[part.lexicon_wra.idxmax()]
     rates = f"{percent(best.lexicon_wra):.1f} % ({percent(best.greedy_wra):.1f} % greedily)"
     return f"On training speech the best combination in the closed lexicon was {best.method}, with {rates}."
@@ -199,7 +219,7 @@ def _no_sentence(table: pd.DataFrame, results: Results) -> str:
 
 
 FIGURES = {
-    "accuracy": Item(_accuracy, draw.accuracy, "Word recognition accuracy by held-out speaker", _accuracy_sentence),
+    "accuracy": Item(_accuracy, draw.accuracy, "{measure} by held-out speaker", _accuracy_sentence),
     "differences": Item(
         _differences,
         draw.differences,
@@ -246,11 +266,14 @@ FIGURES = {
 }
 TABLES = {
     "main": Item(_main_table, latex.main_table, "Systems and their controls", _no_sentence),
-    "decoders": Item(_decoder_table, latex.decoder_table, "Word recognition accuracy by decoder", _no_sentence),
+    "decoders": Item(_decoder_table, latex.decoder_table, "{measure} by decoder", _no_sentence),
     "effects": Item(_effects, latex.effect_table, "Effects of the levels of an ablation", _effect_sentence),
 }
 NUMBERS: Mapping[str, Callable[[Results], dict[str, str]]] = {
-    "wra": lambda results: {f"wra {row.system}": latex.per_cent(row.wra) for row in _main_table(results).itertuples()},
+    "accuracy": lambda results: {
+        f"{results.measure} {row['system']}": latex.per_cent(row[results.measure])
+        for row in _main_table(results).to_dict("records")
+    },
     "difference": lambda results: {
         f"difference {row.a}": latex.points(row.difference, row.these_low, row.these_high)
         for row in _differences(results).itertuples()
@@ -312,10 +335,10 @@ def run(
 
 
 def _provenance(results: Results, item: Item, table: pd.DataFrame, document: str) -> dict:
-    part = results.scores[results.scores.measure == "wra"]
+    part = results.scores[results.scores.measure == results.measure]
     return {
         "study": results.name,
-        "caption": item.caption,
+        "caption": item.title(results),
         "sentence": item.sentence(table, results),
         "document": document,
         "width_pt": round(WIDTHS_IN[document] * 72.27, 2),
@@ -357,12 +380,12 @@ def _index(results: Results, shown: Sequence[tuple]) -> str:
     """A page of all figures, tables and numbers."""
     parts = [f"<h1>{html.escape(results.name)}</h1>"]
     for name, item, table, is_figure in shown:
-        sentence = item.sentence(table, results)
-        body = f'<img src="{name}.png" alt="{html.escape(item.caption)}">' if is_figure else table.to_html(index=False)
+        sentence, title = item.sentence(table, results), html.escape(item.title(results))
+        body = f'<img src="{name}.png" alt="{title}">' if is_figure else table.to_html(index=False)
         files = (".pdf", ".png", ".csv", ".json") if is_figure else (".tex", ".csv", ".json")
         links = " ".join(f'<a href="{name}{kind}">{name}{kind}</a>' for kind in files)
         words = f"<p><b>One may write:</b> {html.escape(sentence)}</p>" if sentence else ""
-        parts.append(f"<h2>{html.escape(item.caption)}</h2>{body}{words}<p>{links}</p>")
+        parts.append(f"<h2>{title}</h2>{body}{words}<p>{links}</p>")
     rows = "".join(
         f"<tr><td><code>\\{latex.macro(name)}</code></td><td>{html.escape(value)}</td></tr>"
         for name, value in numbers(results).items()

@@ -60,8 +60,8 @@ def accuracy(table: pd.DataFrame, results: Results) -> Figure:
             look = {"fmt": form, "color": colour[system], "markersize": 4, "linewidth": 1}
             axes.errorbar(place, 100 * part["mean"], spread, label=system, **look)
         axes.set_xticks(range(len(names)), names)
-        axes.set_ylim(0, 105)
-        axes.set_ylabel("word recognition accuracy (%)")
+        axes.set_ylim(0, max(105, 105 * table["mean"].max()))
+        axes.set_ylabel(f"{results.measured} (%)")
         axes.set_xlabel(f"held-out speaker; bars: 95 % over utterances; {main_decoder(results)}{more}")
         outside_legend(figure, *axes.get_legend_handles_labels())
     return figure
@@ -80,7 +80,7 @@ def curves(table: pd.DataFrame, results: Results) -> Figure:
                 axes.fill_between(mean.index, 100 * mean["min"], 100 * mean["max"], color=colour[system], alpha=0.15)
             axes.set_title(f"{name} held out")
             axes.set_xlabel("step")
-        grid[0, 0].set_ylabel("dev WRA, greedy (%)")
+        grid[0, 0].set_ylabel(f"dev {'1 - WER' if results.measure == 'wer' else 'WRA'}, greedy (%)")
         handles, labels = grid[0, 0].get_legend_handles_labels()
         outside_legend(figure, handles, labels)
     return figure
@@ -127,14 +127,14 @@ def teachers(table: pd.DataFrame, results: Results) -> Figure:
     """WRA of every teacher on every speaker."""
     matrices = {}
     for decoder, part in table.groupby("decoder", sort=False):
-        wide = part.pivot(index="teacher", columns="speaker", values="wra")
+        wide = part.pivot(index="teacher", columns="speaker", values="value")
         matrices[decoder] = wide.loc[list(dict.fromkeys(part.teacher)), list(dict.fromkeys(part.speaker))]
-    return figures.teacher_matrix(matrices, results.order)
+    return figures.teacher_matrix(matrices, results.order, results.measure)
 
 
 def targets(table: pd.DataFrame, results: Results) -> Figure:
     """WRA of every combination of the teachers."""
-    return figures.aggregates(table)
+    return figures.aggregates(table, results.measure)
 
 
 def durations(table: pd.DataFrame, results: Results) -> Figure:

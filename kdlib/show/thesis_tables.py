@@ -40,7 +40,7 @@ class Results:
     scores: pd.DataFrame  # SCORES
     verdicts: pd.DataFrame  # of systems against their controls: `verdict_frame`, and decoder
     speakers: pd.DataFrame = field(default_factory=pd.DataFrame)  # of the pretrained model: `by_speaker`
-    teachers: pd.DataFrame = field(default_factory=pd.DataFrame)  # teacher, speaker, decoder, wra
+    teachers: pd.DataFrame = field(default_factory=pd.DataFrame)  # teacher, speaker, decoder, value
     targets: pd.DataFrame = field(default_factory=pd.DataFrame)  # of the first fold: `target_report.report_frame`
     curves: pd.DataFrame = field(default_factory=pd.DataFrame)  # held_out, system, seed, step, value: dev WRA
     confidence: pd.DataFrame = field(default_factory=pd.DataFrame)  # of `reliability`, with system and ece
@@ -51,6 +51,12 @@ class Results:
     runs: Sequence[dict] = ()  # folder, system, seed, held_out, revision, key
 
     left_out: Sequence[str] = ()  # systems that were not scored in every fold
+    measure: str = "wra"  # of the figures and tables; WER for sentences
+
+    @property
+    def measured(self) -> str:
+        """The measure in words."""
+        return {"wra": "word recognition accuracy", "wer": "word error rate"}[self.measure]
 
     @property
     def systems(self) -> list[str]:
@@ -86,6 +92,7 @@ def of_recipe(recipe: str | Path, held_out: Sequence[str] = ()) -> Results:
         _hours(folders),
         _runs(folders),
         left_out,
+        params.scoring.measure,
     )
 
 
@@ -141,7 +148,7 @@ def _scores(held_out: str, folders: Mapping[tuple, Path]) -> pd.DataFrame:
 def _verdicts(first: Fold, folders: Sequence[Mapping[tuple, Path]]) -> pd.DataFrame:
     """Every student against its control, on the seeds that both have in every fold; Holm's correction by decoder."""
     names, params = {system for system, _ in folders[0]} - {PRETRAINED}, first.params
-    pairs = {}
+    pairs, folded = {}, {"normaliser": params.scoring.normaliser}
     for name in sorted(names):
         if all(part in params.variants for part in name.split("+")):
             control = first.of(name).params.distill.control
@@ -153,9 +160,9 @@ def _verdicts(first: Fold, folders: Sequence[Mapping[tuple, Path]]) -> pd.DataFr
             for_a = f"{b}, for {a}"
             both = [_shared(found, a, b, decoder) for found in folders]
             if all(both):
-                tables[a] = compare.collect([path for found in both for path, _ in found], decoder)
+                tables[a] = compare.collect([path for found in both for path, _ in found], decoder, **folded)
                 controls = dict.fromkeys(path for found in both for _, path in found)  # pretrained: one for all seeds
-                tables[for_a], against[a] = compare.collect(list(controls), decoder), for_a
+                tables[for_a], against[a] = compare.collect(list(controls), decoder, **folded), for_a
         if against:
             found = compare.compare(tables, against=against, measure=params.scoring.measure)
             frames.append(verdict_frame([replace(one, b=pairs[one.a]) for one in found]).assign(decoder=decoder))
@@ -203,12 +210,13 @@ def _of_notebooks(folds: Sequence[Fold]) -> dict[str, pd.DataFrame]:
 
 def _teachers(fold: Fold) -> pd.DataFrame:
     """Accuracy of the fold's kind of teachers on all speakers, by decoder."""
+    measure = fold.params.scoring.measure
     folders = sorted((fold.layout.teachers / "teachers" / fold.layout.family).glob("*/scores/scores.json"))
     found = {path.parents[1].name: path.parent for path in folders}
     frames = []
     for decoder in TEACHER_DECODERS if found else ():
-        table = teacher_scores.accuracy_matrix(fold.corpus, found, decoder).rename_axis("teacher")
-        long = table.reset_index().melt("teacher", var_name="speaker", value_name="wra")
+        table = teacher_scores.accuracy_matrix(fold.corpus, found, decoder, measure).rename_axis("teacher")
+        long = table.reset_index().melt("teacher", var_name="speaker", value_name="value")
         frames.append(long.assign(decoder=decoder))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 

@@ -159,6 +159,8 @@ def report_frame(folder: Path) -> pd.DataFrame:
                     "n": scores["n"],
                     "greedy_wra": scores["decoders"]["greedy"]["wra"],
                     "lexicon_wra": scores["decoders"].get(CLOSED, {}).get("wra", np.nan),
+                    "greedy_wer": scores["decoders"]["greedy"]["wer"],
+                    "lexicon_wer": scores["decoders"].get(CLOSED, {}).get("wer", np.nan),
                     "blank_share": decoded.blank_share.mean(),
                     "empty_share": float((decoded.greedy == "").mean()),
                     "distinct_hypotheses": decoded.greedy[decoded.greedy != ""].nunique(),
