@@ -243,4 +243,4 @@ def test_the_command_prints_and_writes_the_verdict(tmp_path, capsys):
     assert "a is better than b (WRA +50.0 points" in capsys.readouterr().out
     assert pd.read_csv(tmp_path / "out" / "verdicts.csv").verdict.tolist() == ["better"]
     assert main(["verdict", "a", "b"]) == 1
-    assert "expected NAME=PATH, found 'a'" in capsys.readouterr().err
+    assert "expected NAME=PATH, or a folder with a folder for each system, found 'a'" in capsys.readouterr().err

@@ -78,7 +78,9 @@ def test_nemos_json_lines_and_plain_text_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x.jsonl", '{"text": "a"}\n', "line 1: no pred_text"),
+        ("x.jsonl", '{"text": "a"}\n', "it is a JSON object without predictions"),
+        ("x.jsonl", '{"text": "a"}\n' * 2, "row 1: no hypothesis in it .found text.; name the columns: COLUMNS="),
+        ("x.jsonl", '{"text": "a", "pred_text": "a"}\nb\n', "line 2: no JSON object"),
         ("x.json", '{"predictions": []}', "it has no predictions"),
         (
             "x.json",
@@ -100,8 +102,8 @@ def test_nemos_json_lines_and_plain_text_are_read(tmp_path):
         ),
         ("x.txt", "one\n", "needs its references"),
         ("x.csv", "utt_id\n", "it has no predictions"),
-        ("x.csv", "id,text\na,b\n", "not a hypotheses.csv of kdlib"),
-        ("x.json", "5", "no pred_text"),
+        ("x.csv", "id,text\na,b\n", "it has no predictions; expected a result file"),
+        ("x.json", "5", "it has no predictions"),
         ("x.json", '{"predictions": null}', "it has no predictions"),
         ("x.json", '{"predictions": ["a"]}', "it has no predictions"),
     ],

@@ -56,12 +56,15 @@ def collect(
     references: Path | None = None,
     *,
     normaliser: str = "none",
+    columns: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
-    """Read a system's hypotheses from one or more files: further speakers, or further seeds of the same speakers.
+    """Read a system's hypotheses from files or folders of files: of further speakers, or further seeds of the same.
 
     Columns: those of `predictions.read`, and seed: how many earlier rows have the same utterance.
     """
-    table = pd.concat([predictions.read(path, decoder, references) for path in paths], ignore_index=True)
+    files = [file for path in paths for file in predictions.result_files(path, decoder)]
+    read = [predictions.read(file, decoder, references, columns=columns) for file in files]
+    table = pd.concat(read, ignore_index=True)
     table["seed"] = table.groupby("utt_id", sort=False).cumcount()
     for column in ("reference", "speaker"):
         counts = table.groupby("utt_id")[column].nunique()
@@ -275,6 +278,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--measure", choices=MEASURES, default="wra")
     parser.add_argument("--against", help="compare with this system only; by default each with every other")
     parser.add_argument("--references", type=Path, help="references of plain text files, one per line")
+    parser.add_argument("--columns", default="", help="of a table: id=...,reference=...,hypothesis=...,speaker=...")
     parser.add_argument("--normaliser", choices=NORMALISERS, default="none", help="what counts as the same text")
     parser.add_argument("--out", type=Path, help="a folder for verdicts.csv")
 
@@ -284,11 +288,16 @@ def compare_files(options: argparse.Namespace) -> list[Verdict]:
     paths: dict[str, list[Path]] = {}
     for system in options.systems:
         name, mark, path = system.partition("=")
-        if not mark or not name or not path:
-            raise UserError(f"expected NAME=PATH, found {system!r}")
-        paths.setdefault(name, []).append(Path(path))
+        if not mark and Path(system).is_dir() and not predictions.is_single(Path(system), options.decoder):
+            for folder in sorted(one for one in Path(system).iterdir() if one.is_dir()):
+                paths[folder.name] = [folder]  # a system each
+        elif not mark or not name or not path:
+            raise UserError(f"expected NAME=PATH, or a folder with a folder for each system, found {system!r}")
+        else:
+            paths.setdefault(name, []).append(Path(path))
+    columns = predictions.named_columns(options.columns)
     systems = {
-        name: collect(files, options.decoder, options.references, normaliser=options.normaliser)
+        name: collect(files, options.decoder, options.references, normaliser=options.normaliser, columns=columns)
         for name, files in paths.items()
     }
     verdicts = compare(systems, against=options.against, measure=options.measure)

@@ -1,37 +1,47 @@
-"""Read a system's hypotheses from kdlib's files, the original study's, NeMo's, or plain text.
+"""Read a system's hypotheses: kdlib's own files, other toolkits' (`result_formats.py`), or plain text.
 
 Every reader returns the same table, one row per utterance: utt_id, speaker, reference, hypothesis; with `ids` also the
-decoded token ids, where there are any. Where a file has no speakers, they are taken from ids such as M08_B2_C1_M5;
-otherwise all rows count as one speaker.
+decoded token ids, where there are any. Where a file has no speakers, they are taken from its header, from ids such as
+M08_B2_C1_M5, or from its path; otherwise all rows count as one speaker.
 """
 
 import json
-import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
 
 from kdlib import stage
+from kdlib.console import report_once
 from kdlib.errors import UserError, nearest
 from kdlib.evaluate.hypotheses import IDS, read_hypotheses
+from kdlib.evaluate.result_formats import FORMATS as OTHERS
+from kdlib.evaluate.result_formats import NAMES, Content, Parsed, no_result, parse_ids
 from kdlib.tokens import normalise
 
 COLUMNS = ["utt_id", "speaker", "reference", "hypothesis"]
 UASPEECH = re.compile(r"^(C?[FM]C?\d{2})_")  # ids that begin with the speaker
-FORMATS = (
-    "a folder with hypotheses.csv, hypotheses.csv itself, an evaluation_*.json, NeMo's JSON lines with pred_text, or a "
-    "text file of hypotheses with a text file of references"
-)
+IN_PATH = re.compile(r"(?<![A-Za-z0-9])(C?[FM]C?\d{2})(?![A-Za-z0-9])")
+SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".trn", ".ctm")  # of result files, in a folder
+CLOSE = 0.0006  # of rates: files round them
+FORMATS = "a result file, or a folder of them (docs/result-files.md lists what is read)"
 
 
-def read(path: Path, decoder: str = "greedy", references: Path | None = None, *, ids: bool = False) -> pd.DataFrame:
+def read(
+    path: Path,
+    decoder: str = "greedy",
+    references: Path | None = None,
+    *,
+    ids: bool = False,
+    columns: Mapping[str, str] | None = None,
+) -> pd.DataFrame:
     """Read the hypotheses in a file or a folder; `decoder` chooses a column of hypotheses.csv.
 
     With `ids` there is a column `token_ids`, None if the file has none at all; a row with ids may lack its text (None).
+    `columns` names those of a table: id, speaker, reference, hypothesis.
     """
-    table = _read_file(path, decoder, references)
+    table = _read_path(path, decoder, references, columns or {})
     if not ids:
         return _check(path, table)[COLUMNS]
     has_ids = table.token_ids.map(lambda value: isinstance(value, tuple))
@@ -50,29 +60,103 @@ def read(path: Path, decoder: str = "greedy", references: Path | None = None, *,
     return checked
 
 
-def _read_file(path: Path, decoder: str, references: Path | None) -> pd.DataFrame:
-    """The table of a file, unchecked."""
+def named_columns(text: str) -> dict[str, str]:
+    """The columns that a command names: id=utt,reference=gold,hypothesis=asr.
+
+    >>> named_columns("id=utt,hypothesis=asr")
+    {'id': 'utt', 'hypothesis': 'asr'}
+    """
+    found = dict(part.partition("=")[::2] for part in text.split(",") if part)
+    if unknown := sorted(set(found) - set(NAMES)):
+        raise UserError(f"columns: unknown part {unknown[0]!r}{nearest(unknown[0], list(NAMES))}")
+    return found
+
+
+def is_single(path: Path, decoder: str = "greedy") -> bool:
+    """True for a file, and for a folder that is one system's scores."""
+    return not path.is_dir() or (path / "hypotheses.csv").is_file() or (path / f"evaluation_{decoder}.json").is_file()
+
+
+def result_files(folder: Path, decoder: str = "greedy") -> list[Path]:
+    """The result files below a folder; what is none of them is left out, and said what it is.
+
+    Where a report of words and one of characters have the same name, that of words is taken.
+    """
+    if is_single(folder, decoder):
+        return [folder]
+    found, left_out = [], []
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES and path.is_file()):
+        if path.name.startswith(("cer", "ref")):
+            words = [
+                path.with_name(path.name.replace("cer", "wer", 1)),
+                path.with_name(path.name.replace("ref", "hyp", 1)),
+            ]
+            if any(other != path and other.is_file() for other in words):
+                continue
+        content = _content(path, None, {})
+        if path.name == "hypotheses.csv" or next((one for one in OTHERS if one.fits(content)), None):
+            found.append(path)
+        else:
+            left_out.append((path, no_result(content) or "no result file"))
+    for path, why in left_out[:5]:
+        print(f"{path} is left out: {why}")
+    if len(left_out) > 5:
+        print(f"... and {len(left_out) - 5} more files of {folder}")
+    if not found:
+        raise UserError(f"{folder}: no result files in it; expected {FORMATS}")
+    return found
+
+
+def _content(path: Path, references: Path | None, columns: Mapping[str, str]) -> Content:
+    try:
+        return Content(path, path.read_text(encoding="utf-8-sig"), references, columns)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); expected {FORMATS}") from None
+
+
+def _read_path(path: Path, decoder: str, references: Path | None, columns: Mapping[str, str]) -> pd.DataFrame:
+    """The table of a file or of a folder, unchecked."""
     if path.is_dir() and (path / "hypotheses.csv").is_file():
         return _read_kdlib(path / "hypotheses.csv", decoder)
     if path.is_dir() and (path / f"evaluation_{decoder}.json").is_file():
-        return _read_file(path / f"evaluation_{decoder}.json", decoder, references)
+        path = path / f"evaluation_{decoder}.json"
     if not path.is_file():
         raise UserError(f"{path}: no predictions found; expected {FORMATS}")
-    if path.suffix == ".csv":
+    content = _content(path, references, columns)
+    if not columns and {"utt_id", "greedy"} <= set(content.header):
         return _read_kdlib(path, decoder)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); expected {FORMATS}") from None
-    if path.suffix == ".txt":
-        return _read_plain(path, text, references)
-    content = _parse_json(text)
-    if isinstance(content, dict) and "predictions" in content:
-        rows = content["predictions"]
-        rows = rows if isinstance(rows, list) and all(isinstance(row, dict) for row in rows) else []
-        return _table(path, map(_evaluation_row, rows))
-    lines = enumerate(text.splitlines(), 1)
-    return _table(path, (_nemo_row(path, number, line) for number, line in lines if line.strip()))
+    for one in OTHERS:
+        if one.fits(content):
+            return _parsed(path, one.parse(content), one.name)
+    if what := no_result(content):
+        raise UserError(f"{path}: it has no predictions: it is {what}; expected {FORMATS}")
+    if content.lines and path.suffix not in (".json", ".jsonl", ".csv", ".tsv"):
+        return _read_plain(path, content.text, references)
+    raise UserError(f"{path}: it has no predictions; expected {FORMATS}")
+
+
+def _parsed(path: Path, found: Parsed, name: str) -> pd.DataFrame:
+    """The table of a file's rows; what the file says of them is checked."""
+    table = _table(path, found.rows)
+    if (table.speaker == "").all() and found.speaker:
+        table["speaker"] = found.speaker
+    pairs = table[table.hypothesis.map(lambda text: isinstance(text, str)) & table.reference.map(bool)]
+    if len(pairs) == len(table) and (found.wer is not None or found.wra is not None):
+        texts = [(normalise(str(row.reference)), normalise(row.hypothesis)) for row in pairs.itertuples()]
+        own = {"WER": found.wer, "WRA": found.wra}
+        rates = {"WER": _wer(texts), "WRA": sum(ref == hyp for ref, hyp in texts) / len(texts)}
+        for measure, value in own.items():
+            ours = rates[measure]
+            if value is not None and min(abs(value - ours), abs(value / 100 - ours)) > CLOSE:
+                report_once(f"{path}: the file says {measure} {value:g}, its rows ({name}) give {100 * ours:.2f} %")
+    return table
+
+
+def _wer(texts: list[tuple[str, str]]) -> float:
+    from rapidfuzz.distance import Levenshtein
+
+    wrong = sum(Levenshtein.distance(ref.split(), hyp.split()) for ref, hyp in texts)
+    return wrong / max(1, sum(len(ref.split()) for ref, _ in texts))
 
 
 def _read_kdlib(path: Path, decoder: str) -> pd.DataFrame:
@@ -88,7 +172,7 @@ def _read_kdlib(path: Path, decoder: str) -> pd.DataFrame:
         hint = nearest(decoder, decoders(path))
         raise UserError(f"{path}: the decoder {decoder!r} was not used for this system{hint}")
     column = IDS.get(decoder)
-    ids = [_parse_ids(getattr(row, column).split()) if column else None for row in rows]
+    ids = [parse_ids(getattr(row, column).split()) if column else None for row in rows]
     texts = ((row.utt_id, row.speaker, row.reference, getattr(row, decoder)) for row in rows)
     return _table(path, ((*text, indices) for text, indices in zip(texts, ids, strict=True)))
 
@@ -106,30 +190,6 @@ def decoders(path: Path) -> list[str]:
     return [name for name in names if table[name].str.contains("[^0-9. ]", regex=True).any()]
 
 
-def _evaluation_row(row: dict) -> tuple:
-    """A row of the original study's evaluation files."""
-    ids = _parse_ids(row.get("prediction_tokens"))
-    return row.get("utterance_id"), row.get("speaker", ""), row.get("target"), row.get("prediction_text"), ids
-
-
-def _parse_ids(ids: object) -> tuple[int, ...] | None:
-    """Token ids from a list or a space-separated text; None if these are not ids."""
-    ids = ids.split() if isinstance(ids, str) else ids
-    try:
-        numbers = [float(index) for index in ids] if isinstance(ids, list) else [math.nan]
-    except (TypeError, ValueError):
-        return None
-    return tuple(map(int, numbers)) if all(number.is_integer() for number in numbers) else None
-
-
-def _nemo_row(path: Path, number: int, line: str) -> tuple:
-    """A line of NeMo's manifest with predictions."""
-    row = _parse_json(line)
-    if not isinstance(row, dict) or "pred_text" not in row:
-        raise UserError(f"{path}, line {number}: no pred_text in it; expected {FORMATS}")
-    return row.get("audio_filepath", str(number)), row.get("speaker", ""), row.get("text"), row["pred_text"], None
-
-
 def _read_plain(path: Path, text: str, references: Path | None) -> pd.DataFrame:
     """Hypotheses, one per line; the references are in a file of their own, one per line."""
     if references is None or not references.is_file():
@@ -138,13 +198,6 @@ def _read_plain(path: Path, text: str, references: Path | None) -> pd.DataFrame:
     if len(refs) != len(hyps):
         raise UserError(f"{path} has {len(hyps)} lines, {references} has {len(refs)}; they must have equally many")
     return _table(path, ((f"line{i}", "", *pair, None) for i, pair in enumerate(zip(refs, hyps, strict=True), start=1)))
-
-
-def _parse_json(text: str):
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return {}
 
 
 def _table(path: Path, rows: Iterable[tuple]) -> pd.DataFrame:
@@ -174,4 +227,14 @@ def _check(path: Path, table: pd.DataFrame) -> pd.DataFrame:
     speakers = table.utt_id.str.extract(UASPEECH)[0]
     if (table.speaker == "").all() and speakers.notna().all():
         table["speaker"] = speakers
+    elif (table.speaker == "").all():
+        table["speaker"] = _speaker_of(path)
     return table
+
+
+def _speaker_of(path: Path) -> str:
+    """The only speaker that a path names, in the file's name or else in a folder's; empty if there is none."""
+    for part in (path.stem, *(folder.name for folder in path.parents)):
+        if len(names := set(IN_PATH.findall(part))) == 1:
+            return names.pop()
+    return ""
