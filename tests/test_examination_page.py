@@ -75,7 +75,7 @@ def test_invalid_input_is_refused_in_one_line(original, tmp_path):
     ids_only.write_text(json.dumps({"predictions": rows}), encoding="utf-8")
     for arguments, message in (
         ([str(tmp_path / "none.json")], r"none\.json: .*expected"),
-        ([str(tmp_path / "bad.json")], "no pred_text"),
+        ([str(tmp_path / "bad.json")], "it is a JSON object without predictions"),
         ([evaluation, "--tokenizer", str(tmp_path / "none.model")], "no such file"),
         ([evaluation, "--tokenizer", str(tmp_path / "bad.model")], "not a sentencepiece model"),
         ([str(ids_only)], "sentencepiece model"),

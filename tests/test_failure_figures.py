@@ -64,7 +64,7 @@ def test_better_decoding_without_special_ids_is_drawn(tmp_path):
     rows = [(f"u{place}", "", word, "X") for place, word in enumerate(words)]
     table = pd.DataFrame(rows, columns=predictions.COLUMNS).assign(token_ids=ids)
     result = examination.examine(table, {"own": tokens})
-    assert (result.severity, result.better_decoding.specials) == ("wrong_decoding", False)
+    assert (result.severity, result.better_decoding.specials) == ("shifted_ids", False)
     figure = failure_figures.examination(result, Diagnosis((), "", []))
     assert_no_text_cut_off(figure)
     assert "without special ids" in figure.axes[0].get_xlabel()

@@ -1,10 +1,12 @@
 """Diagnose a failure: which known cause fits, how well, by which evidence, and which check detects it before training.
 
 Each known cause was produced on purpose (`params/ablations/collapse.yaml`) and examined; the signs of those
-examinations are the fingerprints. A new result is compared with each fingerprint in the signs that it has; a cause is
-named only where it fits, and clearly better than students without a fault. Otherwise the cause is unknown. One cause
-needs no similarity: where the ids of a file, decoded as they are, recognise what its texts do not, the file itself
-shows a wrong decoding. And where all hypotheses are the same, only frames distinguish causes.
+examinations are the fingerprints. A new result is compared with each fingerprint in the signs that it has, and with
+sound results that recognise as many words (`sound.py`): a weak result has other signs than a good one without any
+fault. A cause is named only where it fits, where the signs differ from all sound results, and clearly less from the
+cause; otherwise it is unknown. Two causes need no similarity, and exclude all others: where the ids of a file, decoded
+as they are, recognise what its texts do not, its decoding is wrong; where they do so with an offset, the ids are
+shifted. And where all hypotheses are the same, only frames distinguish causes.
 """
 
 import functools
@@ -18,8 +20,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from kdlib.diagnose import sound
 from kdlib.diagnose.examination import Examination, above_chance
+from kdlib.diagnose.sound import Sound
 from kdlib.errors import UserError
+from kdlib.evaluate.rounding import percent
 from kdlib.io import repository_root, write_json
 
 NO_FAULT = "none"
@@ -39,7 +44,8 @@ CAUSES = {
 FITS = 0.2  # root mean square of the signs' differences, up to which a fingerprint fits
 SAME = 0.1  # up to which it is practically the same
 ONE_ANSWER = 0.95  # share of one hypothesis, or of empty ones, from which on texts do not distinguish causes
-WRONG_DECODING = "h"  # proved by the second decoding alone
+SHOWN_BY = {"wrong_decoding": "h", "offset_decoding": "d"}  # signs that the second decoding proves -> their cause
+HEALTHY = 0.5  # WRA from which on only these are named
 CLEARER = 0.8  # times the distance of the next cause, or of students without a fault
 SIGNS = {  # sign -> its description
     "wrong_decoding": "words recognised by the token ids decoded as they are, and not by the texts",
@@ -121,7 +127,7 @@ def signs(result: Examination, curves: pd.DataFrame | None = None, dev_wra: floa
     `curves` are those of the training (step, name, value), `dev_wra` is the WRA of the scored hypotheses on dev speech.
     """
     figures, better = result.figures, result.better_decoding
-    gain = min(1.0, (better.wra - figures["wra"]) / 0.1) if better else 0.0 if result.redecodings else math.nan
+    gain = 1.0 if better else 0.0 if result.redecodings else math.nan
     values = {
         "wrong_decoding": 0.0 if better and better.offset else gain,
         "offset_decoding": 0.0 if better and not better.offset else gain,
@@ -182,15 +188,23 @@ def diagnose(result: Mapping[str, float], known: Sequence[Fingerprint] | None = 
     distance = np.sqrt(((middles - value) ** 2).mean(axis=1)).fillna(np.inf)  # without a common sign
     healthy = [place for place in middles.index if place[0] == NO_FAULT]
     ordinary = middles.loc[healthy].mean() if healthy else middles.mean()
+    proved = next((cause for sign, cause in SHOWN_BY.items() if result.get(sign, 0.0) >= 1), "")
+    as_weak = sound.expected(result)
     fits = []
     for cause in dict.fromkeys(fingerprint.cause for fingerprint in known):
         place = distance[[place for place in middles.index if place[0] == cause]].idxmin()
         evidence = _evidence(value, middles.loc[place], ordinary) if cause != NO_FAULT else ""
         checks = next(tuple(row.checks) for row in known if (row.cause, row.case) == place)
-        shown = cause == WRONG_DECODING and result.get("wrong_decoding", 0.0) >= 1
-        fits.append(Fit(cause, place[1], float(distance[place]), evidence, checks, shown))
+        if cause == NO_FAULT and as_weak.distance < distance[place]:
+            fits.append(Fit(NO_FAULT, as_weak.name, as_weak.distance, ""))
+            continue
+        fits.append(Fit(cause, place[1], float(distance[place]), evidence, checks, cause == proved))
     fits.sort(key=lambda fit: (not fit.shown, fit.distance))
-    return _name_causes(fits)
+    if proved and not fits[0].shown:  # among fingerprints without it
+        fits.insert(0, Fit(proved, "", math.nan, "", shown=True))
+    if not proved and result.get("wra", 0.0) >= HEALTHY:
+        return Diagnosis((), f"No fault detected: {percent(result['wra']):.1f} % of the words are recognised.", fits)
+    return _name_causes(fits, as_weak)
 
 
 def frame(known: Sequence[Fingerprint]) -> pd.DataFrame:
@@ -262,24 +276,27 @@ def save(known: Sequence[Fingerprint], path: Path, **about: object) -> None:
     write_json(path, about | {"fingerprints": rows})
 
 
-def _name_causes(fits: list[Fit]) -> Diagnosis:
+def _name_causes(fits: list[Fit], as_weak: Sound) -> Diagnosis:
     """Name the causes that fit, and clearly better than no fault; otherwise the cause is unknown."""
     healthy = min((fit for fit in fits if fit.cause == NO_FAULT), key=lambda fit: fit.distance, default=None)
     best, least = fits[0], healthy.distance if healthy else math.inf
-    if not best.shown and (least <= SAME or (best.cause == NO_FAULT and best.fits)):
-        text = f"the nearest is a student without one ({healthy.case}), at a distance of {healthy.distance:.2f}"
+    if not best.shown and (least <= max(SAME, as_weak.usual) or (best.cause == NO_FAULT and best.fits)):
+        text = f"the nearest is a result without one ({healthy.case}), at a distance of {healthy.distance:.2f}"
         return Diagnosis((), f"No fault detected: {text}.", fits)
     reach = max(best.distance / CLEARER, best.distance + SAME / 10)
     near = [fit for fit in fits if fit.cause != NO_FAULT and fit.distance <= reach]
-    near = [fit for fit in near if fit.shown or (fit.fits and fit.distance < CLEARER * least)]
+    near = [fit for fit in near if fit.fits and fit.distance < CLEARER * least]
+    if best.shown:
+        near = [best]
     if not near:
         text = f"the nearest is ({best.cause}) {CAUSES[best.cause]}, at a distance of {best.distance:.2f}"
         text += "" if best.fits else f", where up to {FITS:g} would fit"
         text += ", and students without a fault are as near" if best.fits and best.cause != NO_FAULT else ""
         return Diagnosis((), f"Cause unknown: {text}.", fits)
     first = near[0]
-    how = f"distance {first.distance:.2f}" + (", and the second decoding alone shows it" if first.shown else "")
-    text = f"Cause ({first.cause}): {CAUSES[first.cause]}; {how}. Evidence: {first.evidence}."
+    how = "the second decoding alone shows it" if first.shown else f"distance {first.distance:.2f}"
+    text = f"Cause ({first.cause}): {CAUSES[first.cause]}; {how}."
+    text += f" Evidence: {first.evidence}." if first.evidence else ""
     if len(near) > 1:
         text += " Nearly as near: " + "; ".join(f"({fit.cause}) {CAUSES[fit.cause]}" for fit in near[1:]) + "."
     if first.checks:

@@ -21,9 +21,9 @@ from kdlib.evaluate import measures
 from kdlib.evaluate.posteriors import Posteriors, entropy_bits
 from kdlib.evaluate.rounding import percent
 from kdlib.evaluate.score import score
+from kdlib.evaluate.statistics import LEVEL, sign_p
 from kdlib.tokens import Tokens, normalise
 
-MIN_GAIN, MIN_IMPROVED = 0.02, 5  # of WRA and of utterances, from which on another decoding is a better one
 MIN_INFORMATION = 0.1  # of the most possible: a system below it on every measure is input-independent
 
 
@@ -37,6 +37,8 @@ class Redecoding:
     wra: float
     by_chance: float  # WRA of these hypotheses, assigned to utterances at random
     as_written: float  # the share of hypotheses with the same text as in the file
+    fixed: int = 0  # utterances that are right in this way alone
+    broken: int = 0  # that are right as written alone
 
     @property
     def gain(self) -> float:
@@ -52,7 +54,9 @@ class Redecoding:
 class Examination:
     """The result: a severity, a verdict in words, and the figures that they are based on."""
 
-    severity: str  # wrong_decoding, empty, constant, input_independent, consistently_wrong, weak or healthy
+    severity: (
+        str  # wrong_decoding, shifted_ids, empty, constant, input_independent, consistently_wrong, weak or healthy
+    )
     verdict: str
     figures: dict[str, float]  # by name; not a number where it cannot be computed
     most_frequent: pd.DataFrame  # hypotheses, their counts, and the references that they were output for
@@ -62,13 +66,13 @@ class Examination:
 
     @property
     def better_decoding(self) -> Redecoding | None:
-        """The decoding that recognises more than the file's own texts, if that is not by chance."""
+        """The decoding that recognises more than the file's texts, by a sign test corrected for all that were tried."""
         if not self.redecodings:
             return None
         best, n = self.redecodings[0], self.figures["n"]
-        more = best.wra - self.figures["wra"]
         doubt = 4 * math.sqrt(max(best.by_chance, 1 / n) / n)
-        return best if more >= MIN_GAIN and more * n > MIN_IMPROVED - 0.5 and best.gain > doubt else None
+        shown = sign_p(best.fixed, best.broken) * len(self.redecodings) < LEVEL
+        return best if best.fixed > best.broken and shown and best.gain > doubt else None
 
 
 def examine(
@@ -124,13 +128,16 @@ def second_decoding(
     redecodings, reference_counts = [], Counter(references)
     ways = (True, False) if any(token < 3 for row in ids for token in row) else (True,)
     references, written = np.array(references, dtype=object), np.array(written, dtype=object)
+    as_written = written == references
     for name, tokenizer in tokenizers.items():
         for specials in ways:
             for offset in measures.OFFSETS:
                 texts = np.array(_texts(ids, tokenizer, offset, specials), dtype=object)
                 pairs = sum(reference_counts[text] * count for text, count in Counter(texts).items())
-                wra, same = float((texts == references).mean()), float((texts == written).mean())
-                redecodings.append(Redecoding(name, offset, specials, wra, pairs / len(references) ** 2, same))
+                right, same = texts == references, float((texts == written).mean())
+                chance = pairs / len(references) ** 2
+                paired = int((right & ~as_written).sum()), int((as_written & ~right).sum())
+                redecodings.append(Redecoding(name, offset, specials, float(right.mean()), chance, same, *paired))
     return sorted(redecodings, key=lambda way: (-round(way.gain, 9), abs(way.offset), not way.specials))
 
 
@@ -304,9 +311,15 @@ def _judge(result: Examination) -> tuple[str, str]:
     if better:
         own = next((way for way in result.redecodings if way.as_written > 0.99), None)
         was = f" (in the file: {own})" if own and own != better else ""
+        gives = f"give WRA {percent(better.wra)} % instead of {percent(figures['wra'])} %"
+        if better.offset:
+            return "shifted_ids", (
+                f"SHIFTED TOKEN IDS: the same token ids, decoded with {better}{was}, {gives}. The system was trained "
+                "on shifted ids, or they were written so."
+            )
         return "wrong_decoding", (
-            f"WRONG DECODING: the same token ids, decoded with {better}{was}, give WRA {percent(better.wra)} % "
-            f"instead of {percent(figures['wra'])} %. This is a fault of decoding, not of training."
+            f"WRONG DECODING: the same token ids, decoded with {better}{was}, {gives}. This is a fault of decoding, "
+            "not of training."
         )
     if figures["empty"] > 0.5:
         return "empty", f"EMPTY OUTPUT: {100 * figures['empty']:.0f} % of the hypotheses are empty; {wra}."

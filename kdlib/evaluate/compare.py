@@ -21,7 +21,7 @@ import pandas as pd
 from kdlib.errors import UserError, nearest
 from kdlib.evaluate import predictions
 from kdlib.evaluate.normalisers import NORMALISERS
-from kdlib.evaluate.statistics import LEVEL, folds_needed, holm, sign_flip_p, training_p
+from kdlib.evaluate.statistics import LEVEL, folds_needed, holm, sign_flip_p, sign_p, training_p
 from kdlib.evaluate.verdict import NO_DIFFERENCE, Verdict, verdict_frame
 
 MEASURES = ("wra", "wer")
@@ -199,12 +199,9 @@ class _Pair:
 
     def _mcnemar(self) -> float:
         """McNemar's exact test, on words right or wrong with one seed each."""
-        from scipy.stats import binomtest
-
         if self.measure != "wra" or self.seeds != [1, 1] or self.size.max() > 1:
             return float("nan")
-        fixed, broken = map(int, self._fixed_and_broken())
-        return float(binomtest(fixed, fixed + broken).pvalue) if fixed + broken else 1.0
+        return sign_p(*map(int, self._fixed_and_broken()))
 
     def _wilcoxon(self) -> float:
         from scipy.stats import wilcoxon

@@ -67,6 +67,17 @@ def sign_flip_p(parts: np.ndarray, rng: np.random.Generator) -> float:
     return (1 + beyond) / (1 + FLIPS)
 
 
+def sign_p(more: int, fewer: int) -> float:
+    """Two-sided p of the sign test; of right and wrong words it is McNemar's exact test.
+
+    >>> round(sign_p(9, 1), 4), sign_p(0, 0)
+    (0.0215, 1.0)
+    """
+    from scipy.stats import binomtest
+
+    return float(binomtest(more, more + fewer).pvalue) if more + fewer else 1.0
+
+
 def training_p(differences: np.ndarray, least: float = 0.0) -> float:
     """Two-sided p of Student's t over the differences of several trainings; not a number with one.
 
