@@ -29,6 +29,7 @@ NAMES = {
     "reference": "reference ref target transcript transcription gold ground_truth sentence text label labels",
 }
 LISTS = ("predictions", "details", "results", "utterances", "samples")  # of rows, in a JSON object
+METADATA = ("utterance_ids", "utterances")  # of ids, beside extracted logits
 ALIGNED = re.compile(r"^(.+), %WER [\d.]+ \[ (\d+) / (\d+), (\d+) ins, (\d+) del, (\d+) sub \]", re.MULTILINE)
 TRN = re.compile(r"^(.*)\(([^()\s]+)\)\s*$")
 RECOGS = re.compile(r"^(\S+):\s+(ref|hyp)=(\[.*\])\s*$")
@@ -371,8 +372,9 @@ def no_result(content: Content) -> str:
     """What a file is that has no predictions; empty if that is not known."""
     found = content.json
     if isinstance(found, dict):
-        if isinstance(found.get("utterance_ids"), list):
-            return f"the metadata of {len(found['utterance_ids'])} extracted utterances, without hypotheses"
+        ids = next((found[name] for name in METADATA if isinstance(found.get(name), list)), None)
+        if ids is not None and _json_rows(content) is None:
+            return f"the metadata of {len(ids)} extracted utterances, without hypotheses"
         if any(isinstance(found.get(name), list) for name in LISTS):
             return "a result file without rows"
         numbers = [value for value in _leaves(found) if isinstance(value, int | float)]

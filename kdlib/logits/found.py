@@ -1,0 +1,196 @@
+"""Logits of other code as they lie in folders: which teacher and output a file is of, and which utterances it has.
+
+    <TEACHER>/<TEACHER>_decoder_logits.pt, _ctc_logits.pt   a list of tensors, in the order of <TEACHER>_metadata.json
+    <TEACHER>.pt, .npz, .h5, .hdf5, .jsonl                  by utterance id
+    <TEACHER>/*.pt, *.npy                                   a file per utterance
+
+Nothing in a file is executed, and an utterance's logits are read when they are asked for.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from kdlib.errors import UserError
+
+IDS = ("utterance_ids", "utterances", "ids")  # of a file's utterances, in its metadata
+LISTED = re.compile(r"^(?P<teacher>.+?)_(?P<output>ctc|decoder)(_logits)?$")  # names of files
+WHOLE = (".pt", ".pth", ".npz", ".h5", ".hdf5", ".jsonl")  # of all utterances of a teacher
+SINGLE = (".pt", ".pth", ".npy")  # of one
+OUTPUTS = ("ctc", "decoder")
+Load = Callable[[], np.ndarray]
+
+
+@dataclass(frozen=True)
+class FoundLogits:
+    """One teacher's logits of one output."""
+
+    teacher: str
+    output: str  # "ctc", "decoder", or empty where the name does not say it
+    path: Path
+    items: Mapping[str, Load] = field(default_factory=dict)  # utterance id -> its logits [frames, tokens]
+    twice: tuple[str, ...] = ()  # ids that occur more than once; the first counts
+    metadata: Mapping = field(default_factory=dict)
+    problem: str = ""  # why it cannot be read
+
+
+def find(folder: Path) -> list[FoundLogits]:
+    """The logits below a folder, by teacher."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such folder; name the one that has a file, or a folder, per teacher")
+    found = []
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            found += _of_folder(path)
+        elif path.suffix in WHOLE:
+            found.append(_of_file(path, _metadata(path, path.stem)))
+    if not found:
+        raise UserError(
+            f"{folder}: no logits in it; expected <TEACHER>/<TEACHER>_decoder_logits.pt beside "
+            "<TEACHER>_metadata.json, <TEACHER>.pt, .npz, .h5 or .jsonl by utterance id, or a folder per teacher with "
+            "a file per utterance"
+        )
+    return found
+
+
+def _of_folder(folder: Path) -> list[FoundLogits]:
+    """A teacher's folder: a file for each output, or a file for each utterance, perhaps in a folder for each output."""
+    named = [path for path in sorted(folder.iterdir()) if path.suffix in WHOLE and LISTED.match(path.stem)]
+    if named:
+        return [_of_file(path, _metadata(path, folder.name)) for path in named]
+    parts = [folder / name for name in OUTPUTS if (folder / name).is_dir()] or [folder]
+    found = []
+    for part in parts:
+        files = sorted(path for path in part.iterdir() if path.suffix in SINGLE)
+        if files:
+            items = {path.stem: (lambda path=path: _array(_read(path))) for path in files}
+            twice = tuple(sorted({path.stem for path in files if sum(one.stem == path.stem for one in files) > 1}))
+            output = part.name if part != folder else ""
+            found.append(FoundLogits(folder.name, output, part, items, twice, _metadata(folder / "x", folder.name)))
+    return found
+
+
+def _of_file(path: Path, metadata: Mapping) -> FoundLogits:
+    """A file with all utterances of a teacher."""
+    named = LISTED.match(path.stem)
+    teacher, output = (named["teacher"], named["output"]) if named else (path.stem, "")
+    try:
+        pairs = list(_pairs(path, metadata))
+    except UserError as error:
+        return FoundLogits(teacher, output, path, metadata=metadata, problem=str(error))
+    items: dict[str, Load] = {}
+    twice = []
+    for name, load in pairs:
+        if name in items:
+            twice.append(name)
+        items.setdefault(name, load)
+    return FoundLogits(teacher, output, path, items, tuple(twice), metadata)
+
+
+def _pairs(path: Path, metadata: Mapping) -> Iterator[tuple[str, Load]]:
+    """Utterance ids and what loads them."""
+    if path.suffix == ".jsonl":
+        yield from _lines(path)
+        return
+    if path.suffix in (".h5", ".hdf5"):
+        yield from _hdf5(path)
+        return
+    content = _read(path)
+    if path.suffix == ".npz":
+        yield from ((name, lambda name=name: content[name]) for name in content.files)
+        return
+    if isinstance(content, Mapping):
+        yield from ((str(name), lambda value=value: _array(value)) for name, value in content.items())
+        return
+    if not isinstance(content, list | tuple):
+        raise UserError(
+            f"{path}: a {type(content).__name__}; expected logits by utterance id, or a list in the order of "
+            f"{path.name.split('_')[0]}_metadata.json"
+        )
+    ids = next((metadata[name] for name in IDS if isinstance(metadata.get(name), list)), None)
+    if ids is None:
+        named = LISTED.sub(r"\g<teacher>", path.stem)
+        raise UserError(
+            f"{path}: a list of {len(content)} utterances without their ids; expected them in {named}_metadata.json "
+            "(utterance_ids)"
+        )
+    if len(ids) != len(content):
+        raise UserError(
+            f"{path}: {len(content)} utterances, but its metadata names {len(ids)}; which is which cannot be known: "
+            "extract it again"
+        )
+    yield from ((str(name), lambda value=value: _array(value)) for name, value in zip(ids, content, strict=True))
+
+
+def _lines(path: Path) -> Iterator[tuple[str, Load]]:
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            name, values = row.get("utterance_id") or row["id"], row["logits"]
+        except (json.JSONDecodeError, KeyError, AttributeError):
+            raise UserError(f'{path}, line {number}: expected {{"id": ..., "logits": [[...], ...]}}') from None
+        yield str(name), lambda values=values: np.asarray(values, dtype=np.float32)
+
+
+def _hdf5(path: Path) -> Iterator[tuple[str, Load]]:
+    try:
+        import h5py
+    except ImportError:
+        raise UserError(f"{path}: HDF5 needs h5py: pip install 'kdlib[hdf5]'") from None
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({_first_line(error)})") from None
+    names: list[str] = []
+    file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
+    if names and all(re.search(r"(^|/|_)\d+$", name) for name in names):
+        raise UserError(
+            f"{path}: its entries are numbers of batches ({names[0]}, ...), not utterance ids: which utterance is "
+            "which depends on the order of that run; write them again by id"
+        )
+    yield from ((name.replace("/", "_"), lambda name=name: file[name][()]) for name in names)
+
+
+def _metadata(path: Path, teacher: str) -> Mapping:
+    """What lies beside a file: <TEACHER>_metadata.json or metadata.json."""
+    named = LISTED.match(teacher)
+    names = [f"{teacher}_metadata.json", *([f"{named['teacher']}_metadata.json"] if named else []), "metadata.json"]
+    for name in names:
+        if path.with_name(name).is_file():
+            try:
+                content = json.loads(path.with_name(name).read_text(encoding="utf-8"))
+            except (json.JSONDecodeError, UnicodeDecodeError):
+                continue
+            if isinstance(content, dict):
+                return content
+    return {}
+
+
+def _read(path: Path):
+    """A file's tensors or arrays; nothing in it is executed."""
+    try:
+        if path.suffix in (".pt", ".pth"):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return np.load(path, allow_pickle=False, mmap_mode="r" if path.suffix == ".npy" else None)
+    except Exception as error:  # of pickle and zip, in many classes
+        raise UserError(f"{path}: cannot be read as tensors ({_first_line(error)})") from None
+
+
+def _array(values: object) -> np.ndarray:
+    """Logits as an array [frames, tokens]; a batch of one is unpacked."""
+    if isinstance(values, torch.Tensor):
+        values = values.detach().float().numpy()
+    array = np.asarray(values)
+    return array[0] if array.ndim == 3 and len(array) == 1 else array
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__
