@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdlib import runtime
+from kdlib.corpus.speakers import adaptation_speech
 from kdlib.fold_objects import FoldObjects
 from kdlib.models import read_record
 from kdlib.settings.adaptation import DEV_MODEL
@@ -73,14 +74,13 @@ class AdaptationObjects(FoldObjects):
         params = self.params
         if not params.adapt:
             return None
-        corpus, known = self.all_labels.corpus, params.adapt.model_copy(update={"targets": "references"})
-        speakers = [name for name in (params.held_out, params.fold.dev) if name]
         if params.adapt.speech == "test":
             return lambda utt: True
+        corpus, speakers = self.all_labels.corpus, [name for name in (params.held_out, params.fold.dev) if name]
         words = {
             (name, normalise(utt.text))
             for name in speakers
-            for utt in adaptation.speech_of(corpus, name, known, self.split_settings).utterances
+            for utt in adaptation_speech(corpus, name, self.split_settings, test=False)
         }
         return lambda utt: (utt.speaker, normalise(utt.text)) in words
 

@@ -64,13 +64,13 @@ xxxxxxxxxxxxxxxxxxxxxxx  corpus/audio.py corpus/audio_checks.py corpus/embedded/
 ...............xx.x....  logits/spikes.py targets/target_report.py
 .......xx..x...........  teachers/adapt.py
 .x....xx...............  pretrained/model.py
-..................xx...  targets/difficulty.py targets/live.py targets/pseudo_labels.py
+..................xx...  corpus/speaking_rate.py targets/difficulty.py targets/live.py targets/pseudo_labels.py
 ..............x.......x  distill/ensembles.py
 ........x.........x....  teachers/parent_scores.py
 ......xx...............  teachers/base_model.py
 ....xx.................  evaluate/baseline.py
 ...................x...  distill/adaptation.py distill/collapse_alarm.py distill/students.py
-                         targets/word_posteriors.py
+                         targets/word_posteriors.py teachers/recognisers.py
 ..................x....  distill/checks.py distill/preflight.py evaluate/measures.py
 .................x.....  distill/logit_student.py
 ..............x........  targets/word_calibration.py

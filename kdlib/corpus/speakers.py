@@ -222,3 +222,20 @@ def in_blocks(utt: Utterance, blocks: tuple[str, ...]) -> bool:
 def is_test(utt: Utterance, blocks: tuple[str, ...]) -> bool:
     """True if an utterance may be tested on; another microphone's recording is for training only."""
     return in_blocks(utt, blocks) and not utt.copy_of
+
+
+def adaptation_speech(corpus: Corpus, speaker: str, settings: SplitSettings, *, test: bool) -> list[Utterance]:
+    """A speaker's training blocks less test speech or, with `test`, the test speech."""
+    blocks = settings.blocks
+    own = corpus.where(
+        lambda utt: (
+            utt.speaker == speaker
+            and not utt.copy_of
+            and is_test(utt, blocks.test) == test
+            and (test or in_blocks(utt, blocks.train))
+        )
+    )
+    if not own:
+        where = "test blocks" if test else f"training blocks {', '.join(blocks.train)} that is not test speech"
+        raise UserError(f"{corpus.source}: adapt: {speaker} has no utterance in the {where}; adaptation needs some")
+    return own

@@ -18,7 +18,7 @@ from kdlib.console import report
 from kdlib.corpus import audio, labels
 from kdlib.corpus.inputs import Batch
 from kdlib.corpus.manifest import Corpus, Utterance
-from kdlib.corpus.speakers import in_blocks, is_test
+from kdlib.corpus.speakers import adaptation_speech
 from kdlib.decode import calibration
 from kdlib.decode.calibration import CalibratedLexicon, towards_prior, word_prior
 from kdlib.decode.greedy import greedy
@@ -121,18 +121,10 @@ def check(how: Adaptation, distill: Distill, settings: Student) -> None:
 
 
 def speech_of(corpus: Corpus, speaker: str, how: Adaptation, settings: SplitSettings) -> Speech:
-    """A speaker's training blocks less test speech, or test speech; transcripts are there only if they are targets."""
-    blocks, tests = settings.blocks, how.speech == "test"
-    own = corpus.where(
-        lambda utt: (
-            utt.speaker == speaker and is_test(utt, blocks.test) == tests and (tests or in_blocks(utt, blocks.train))
-        )
-    )
-    if not own:
-        where = "test blocks" if tests else f"training blocks {', '.join(blocks.train)} that is not test speech"
-        raise UserError(f"{corpus.source}: adapt: {speaker} has no utterance in the {where}; adaptation needs some")
+    """A speaker's adaptation speech; transcripts are there only if they are targets."""
+    own = adaptation_speech(corpus, speaker, settings, test=how.speech == "test")
     known = how.targets == "references"
-    return Speech(speaker, [utt if known else replace(utt, text="") for utt in own if not utt.copy_of])
+    return Speech(speaker, [utt if known else replace(utt, text="") for utt in own])
 
 
 def recogniser(scores: Path, lexicon: Lexicon) -> StudentRecogniser:
