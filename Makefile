@@ -16,6 +16,7 @@
 #   make collapse                      which causes collapse a student? Each made on purpose: 104 small students, an hour
 #   make verdict SYSTEMS="A=... B=..."  compare any result files (DECODER=..., MEASURE=wer, AGAINST=..., REFERENCES=...)
 #   make examine EVAL=... TOKENIZER=...   what is wrong with these predictions? any result file, seconds, no model
+#   make matrix RESULTS=...             every teacher on every speaker, from result files: teacher_M04/wer_M08.txt
 #   make audit LOGITS=...               what logits of other code hold, and whose speech they are of (MANIFEST=..., TOKENIZER=...)
 #   make evaluate CHECKPOINT=... MANIFEST=...   score any saved model on any manifest
 #   make export CHECKPOINT=... NEMO=...         write a student as a .nemo file
@@ -47,7 +48,7 @@ export PYTHONWARNINGS ?= ignore::SyntaxWarning
 # This clone's kdlib, also with the .venv of another clone.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: setup install demo test folds folds-for dry-run report compare ablations tune power figures collapse verdict examine audit evaluate export lab pretrained parent bench faults unchanged lint lock help
+.PHONY: setup install demo test folds folds-for dry-run report compare ablations tune power figures collapse verdict examine audit matrix evaluate export lab pretrained parent bench faults unchanged lint lock help
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -115,6 +116,10 @@ evaluate: $(READY)
 	  $(call option,MAX_DECODE_LEN,--max-decode-len) $(call option,DATA_FOLDER,--data-folder) \
 	  $(call option,CALIBRATION,--calibration) \
 	  $(call option,CALIBRATE_ON,--calibrate-on) $(call option,LM,--lm) $(call option,LM_WEIGHT,--lm-weight) $(call option,DEVICE,--device)
+
+# teachers by speakers, from a folder of result files: teacher_M04/wer_M08.txt
+matrix: $(READY)
+	@$(KDLIB) matrix "$(RESULTS)" $(call option,MEASURE,--measure)
 
 # logits of other code, before they are used
 audit: $(READY)

@@ -362,6 +362,7 @@ COMMANDS = {
         "evaluation.json --tokenizer tokenizer.model",
         **_in("kdlib.show.examination_page"),
     ),
+    "matrix": Command("Teachers on speakers.", "RESULTS --measure wra", **_in("kdlib.show.cross_tests")),
     "audit": Command("Audit logits of other code.", "LOGITS --manifest corpus.csv", **_in("kdlib.logits.audit")),
     "evaluate": Command(
         "Score a saved model on a manifest.", "outputs/.../seed1 corpus.csv", _evaluate_arguments, _evaluate

@@ -99,10 +99,11 @@ def test_the_page_is_written(study, tmp_path):
     assert len(pd.read_csv(tmp_path / "audit.csv")) == 15
 
 
-def same(items, expected):
+def same(source, expected):
     """The logits that were found are those that were written."""
-    assert list(items) == list(expected)
-    assert all(np.array_equal(items[name](), values) for name, values in expected.items())
+    assert list(source.items) == list(expected)
+    for name, values in expected.items():
+        assert np.array_equal(found.as_array(source.items[name](), name, source.path), values)
 
 
 def test_other_layouts_are_found(tmp_path):
@@ -128,7 +129,7 @@ def test_other_layouts_are_found(tmp_path):
         **dict.fromkeys("BE", "ctc"),
     }
     for one in sources.values():
-        same(one.items, rows)
+        same(one, rows)
     result = audit.audit(tmp_path)
     assert not result.own_recordings
     assert "3 utterances have outputs of at least two teachers" in result.findings[-1]

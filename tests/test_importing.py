@@ -95,10 +95,10 @@ class OtherClass:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.pt", [1, 2], "expected a dictionary of utterance id"),
+        ("a.pt", [1, 2], "a list of 2 utterances without their ids"),
         ("b.pt", {"u": OtherClass()}, "cannot be read as tensors"),
         ("c.pt", {}, "it has no utterances"),
-        ("d.bin", {}, r"expected \.pt, \.npz"),
+        ("d.bin", {}, r"expected \.pt, \.pth, \.npz"),
     ],
 )
 def test_files_without_logits_are_refused(tmp_path, name, content, message):

@@ -100,9 +100,9 @@ def _audit_file(source: FoundLogits, known: Mapping, tokens: Tokens | None) -> F
     rows, bad = {}, 0
     for name in drawn:
         try:
-            values = np.asarray(source.items[name](), dtype=np.float32)
-        except (ValueError, TypeError, OSError, RuntimeError, UserError) as error:
-            return FileAudit(**about, problem=f"{source.path}: {name} cannot be read ({str(error).splitlines()[0]})")
+            values = found.as_array(source.items[name](), name, source.path).astype(np.float32)
+        except UserError as error:
+            return FileAudit(**about, problem=str(error))
         if values.ndim != 2:
             shape = list(values.shape)
             return FileAudit(**about, problem=f"{source.path}: {name} has the shape {shape}, expected [frames, tokens]")

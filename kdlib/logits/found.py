@@ -9,7 +9,8 @@ Nothing in a file is executed, and an utterance's logits are read when they are 
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +24,7 @@ LISTED = re.compile(r"^(?P<teacher>.+?)_(?P<output>ctc|decoder)(_logits)?$")  # 
 WHOLE = (".pt", ".pth", ".npz", ".h5", ".hdf5", ".jsonl")  # of all utterances of a teacher
 SINGLE = (".pt", ".pth", ".npy")  # of one
 OUTPUTS = ("ctc", "decoder")
-Load = Callable[[], np.ndarray]
+Load = Callable[[], object]  # a tensor, an array or lists: [frames, tokens], or [1, frames, tokens]
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class FoundLogits:
     output: str  # "ctc", "decoder", or empty where the name does not say it
     path: Path
     items: Mapping[str, Load] = field(default_factory=dict)  # utterance id -> its logits [frames, tokens]
-    twice: tuple[str, ...] = ()  # ids that occur more than once; the first counts
+    twice: tuple[str, ...] = ()  # sentences: two entries of one id; the first counts
     metadata: Mapping = field(default_factory=dict)
     problem: str = ""  # why it cannot be read
 
@@ -58,6 +59,29 @@ def find(folder: Path) -> list[FoundLogits]:
     return found
 
 
+def one(source: Path) -> FoundLogits:
+    """The logits of a file, or of a folder with a file per utterance; an error if there are none, or not by id."""
+    if not source.exists():
+        raise UserError(f"{source}: there is no such file or folder")
+    if source.is_dir():
+        parts = _of_folder(source) or [FoundLogits(source.name, "", source)]
+        if len(parts) > 1:
+            names = ", ".join(part.path.name for part in parts)
+            raise UserError(f"{source}: logits of several outputs ({names}); name one of them")
+        result = parts[0]
+    elif source.suffix not in WHOLE:
+        raise UserError(f"{source}: expected {', '.join(WHOLE)}, or a folder of {', '.join(SINGLE)} files")
+    else:
+        result = _of_file(source, _metadata(source, source.stem))
+    if result.problem:
+        raise UserError(result.problem)
+    if not result.items:
+        raise UserError(f"{source}: it has no utterances")
+    if result.twice:
+        raise UserError(f"{source}: {result.twice[0]}; rename one")
+    return result
+
+
 def _of_folder(folder: Path) -> list[FoundLogits]:
     """A teacher's folder: a file for each output, or a file for each utterance, perhaps in a folder for each output."""
     named = [path for path in sorted(folder.iterdir()) if path.suffix in WHOLE and LISTED.match(path.stem)]
@@ -68,8 +92,7 @@ def _of_folder(folder: Path) -> list[FoundLogits]:
     for part in parts:
         files = sorted(path for path in part.iterdir() if path.suffix in SINGLE)
         if files:
-            items = {path.stem: (lambda path=path: _array(_read(path))) for path in files}
-            twice = tuple(sorted({path.stem for path in files if sum(one.stem == path.stem for one in files) > 1}))
+            items, twice = _by_id((path.stem, path.name, lambda path=path: _read(path)) for path in files)
             output = part.name if part != folder else ""
             found.append(FoundLogits(folder.name, output, part, items, twice, _metadata(folder / "x", folder.name)))
     return found
@@ -80,20 +103,27 @@ def _of_file(path: Path, metadata: Mapping) -> FoundLogits:
     named = LISTED.match(path.stem)
     teacher, output = (named["teacher"], named["output"]) if named else (path.stem, "")
     try:
-        pairs = list(_pairs(path, metadata))
+        items, twice = _by_id(_entries(path, metadata))
     except UserError as error:
         return FoundLogits(teacher, output, path, metadata=metadata, problem=str(error))
+    return FoundLogits(teacher, output, path, items, twice, metadata)
+
+
+def _by_id(entries: Iterable[tuple[str, str, Load]]) -> tuple[dict[str, Load], tuple[str, ...]]:
+    """Entries by utterance id, and what is said of those that come twice."""
     items: dict[str, Load] = {}
+    origins: dict[str, str] = {}
     twice = []
-    for name, load in pairs:
+    for name, origin, load in entries:
         if name in items:
-            twice.append(name)
-        items.setdefault(name, load)
-    return FoundLogits(teacher, output, path, items, tuple(twice), metadata)
+            twice.append(f"{origins[name]} and {origin} are both the utterance {name}")
+        else:
+            items[name], origins[name] = load, origin
+    return items, tuple(twice)
 
 
-def _pairs(path: Path, metadata: Mapping) -> Iterator[tuple[str, Load]]:
-    """Utterance ids and what loads them."""
+def _entries(path: Path, metadata: Mapping) -> Iterator[tuple[str, str, Load]]:
+    """Utterance id, name in the file, and what loads the logits."""
     if path.suffix == ".jsonl":
         yield from _lines(path)
         return
@@ -102,10 +132,11 @@ def _pairs(path: Path, metadata: Mapping) -> Iterator[tuple[str, Load]]:
         return
     content = _read(path)
     if path.suffix == ".npz":
-        yield from ((name, lambda name=name: content[name]) for name in content.files)
+        for name in content.files:
+            yield name, name, lambda name=name: _loaded(path, lambda: content[name])
         return
     if isinstance(content, Mapping):
-        yield from ((str(name), lambda value=value: _array(value)) for name, value in content.items())
+        yield from ((str(name), repr(name), lambda value=value: value) for name, value in content.items())
         return
     if not isinstance(content, list | tuple):
         raise UserError(
@@ -124,10 +155,11 @@ def _pairs(path: Path, metadata: Mapping) -> Iterator[tuple[str, Load]]:
             f"{path}: {len(content)} utterances, but its metadata names {len(ids)}; which is which cannot be known: "
             "extract it again"
         )
-    yield from ((str(name), lambda value=value: _array(value)) for name, value in zip(ids, content, strict=True))
+    for place, (name, value) in enumerate(zip(ids, content, strict=True), start=1):
+        yield str(name), f"entry {place}", lambda value=value: value
 
 
-def _lines(path: Path) -> Iterator[tuple[str, Load]]:
+def _lines(path: Path) -> Iterator[tuple[str, str, Load]]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip():
             continue
@@ -136,26 +168,24 @@ def _lines(path: Path) -> Iterator[tuple[str, Load]]:
             name, values = row.get("utterance_id") or row["id"], row["logits"]
         except (json.JSONDecodeError, KeyError, AttributeError):
             raise UserError(f'{path}, line {number}: expected {{"id": ..., "logits": [[...], ...]}}') from None
-        yield str(name), lambda values=values: np.asarray(values, dtype=np.float32)
+        yield str(name), f"line {number}", lambda values=values: values
 
 
-def _hdf5(path: Path) -> Iterator[tuple[str, Load]]:
+def _hdf5(path: Path) -> Iterator[tuple[str, str, Load]]:
     try:
         import h5py
     except ImportError:
         raise UserError(f"{path}: HDF5 needs h5py: pip install 'kdlib[hdf5]'") from None
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({_first_line(error)})") from None
+    file = _loaded(path, lambda: h5py.File(path, "r"))
     names: list[str] = []
     file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
-    if names and all(re.search(r"(^|/|_)\d+$", name) for name in names):
+    if names and all(re.search(r"batch_?\d+$", name) for name in names):
         raise UserError(
             f"{path}: its entries are numbers of batches ({names[0]}, ...), not utterance ids: which utterance is "
             "which depends on the order of that run; write them again by id"
         )
-    yield from ((name.replace("/", "_"), lambda name=name: file[name][()]) for name in names)
+    for name in names:
+        yield name.replace("/", "_"), name, lambda name=name: _loaded(path, lambda: file[name][()])
 
 
 def _metadata(path: Path, teacher: str) -> Mapping:
@@ -175,22 +205,30 @@ def _metadata(path: Path, teacher: str) -> Mapping:
 
 def _read(path: Path):
     """A file's tensors or arrays; nothing in it is executed."""
+    if path.suffix in (".pt", ".pth"):
+        mapped = zipfile.is_zipfile(path)  # as torch writes them since 1.6: read when it is needed
+        return _loaded(path, lambda: torch.load(path, map_location="cpu", weights_only=True, mmap=mapped))
+    return _loaded(path, lambda: np.load(path, allow_pickle=False, mmap_mode="r" if path.suffix == ".npy" else None))
+
+
+def _loaded(path: Path, load: Callable):
+    """What `load` gives, or one sentence."""
     try:
-        if path.suffix in (".pt", ".pth"):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return np.load(path, allow_pickle=False, mmap_mode="r" if path.suffix == ".npy" else None)
-    except Exception as error:  # of pickle and zip, in many classes
-        raise UserError(f"{path}: cannot be read as tensors ({_first_line(error)})") from None
+        return load()
+    except Exception as error:  # of pickle, zip and HDF5, in many classes
+        text = str(error).strip()
+        reason = text.splitlines()[0][:200] if text else type(error).__name__
+        raise UserError(
+            f"{path}: cannot be read as tensors ({reason}); write it again: logits [frames, tokens] by utterance"
+        ) from None
 
 
-def _array(values: object) -> np.ndarray:
-    """Logits as an array [frames, tokens]; a batch of one is unpacked."""
-    if isinstance(values, torch.Tensor):
-        values = values.detach().float().numpy()
-    array = np.asarray(values)
+def as_array(values: object, utt_id: str, source: Path) -> np.ndarray:
+    """What a source has for an utterance, as an array of numbers; a batch of one is unpacked."""
+    try:
+        array = values.detach().float().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+    except (ValueError, TypeError):
+        array = np.array(None)
+    if array.dtype.kind not in "fiu":
+        raise UserError(f"{source}: {utt_id} holds a {type(values).__name__}, expected numbers [frames, tokens]")
     return array[0] if array.ndim == 3 and len(array) == 1 else array
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__

@@ -1,13 +1,12 @@
-"""Import dense logits of other code into a `LogitStore`, as small as their rank allows.
+"""Import dense logits of other code, which `found.py` reads, into a `LogitStore`, as small as their rank allows.
 
-Formats are `.pt` (a dictionary), `.npz`, HDF5, or a folder of one `.pt` or `.npy` file per utterance: `[frames, V]` by
-utterance id. Logits of a linear head of width d lie in d dimensions around the head's bias, and log-probabilities in
-one more, because each frame is shifted by its own constant. A singular value decomposition of some frames finds these
-dimensions; stored are coordinates and basis. Logits without such a low rank stay dense (float16).
+Logits of a linear head of width d lie in d dimensions around the head's bias, and log-probabilities in one more,
+because each frame is shifted by its own constant. A singular value decomposition of some frames finds these dimensions;
+stored are coordinates and basis. Logits without such a low rank stay dense (float16).
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,18 +16,22 @@ import torch
 from kdlib.console import progress
 from kdlib.errors import UserError
 from kdlib.io import sha256
+from kdlib.logits import found
+from kdlib.logits.found import FoundLogits, Load
 from kdlib.logits.store import Header, LogitStore, Writer
 
 SAMPLE = 1200  # frames that the rank is estimated from; enough for widths up to 600
 EXACT = 1e-4  # residual, relative to the spread of the logits, that counts as zero
 
 
-def import_logits(source: Path, folder: Path, header: Header, *, dense: bool = False) -> LogitStore:
-    """Store the logits in `source`; encoding, size and width of `header` are replaced by those of the logits.
+def import_logits(source: Path | FoundLogits, folder: Path, header: Header, *, dense: bool = False) -> LogitStore:
+    """Store the logits of a file, or of a folder with a file per utterance.
 
-    `dense` stores them as they are, in float16, without estimating their rank.
+    Encoding, size and width of `header` are replaced by those of the logits. `dense` stores them as they are, in
+    float16, without estimating their rank.
     """
-    items = _items(source)
+    logits = source if isinstance(source, FoundLogits) else found.one(source)
+    source, items = logits.path, logits.items
     sample = _sample(source, items)
     factors = None if dense else factorise(sample)
     size = sample.shape[1]
@@ -81,69 +84,6 @@ def _coordinates(logits: np.ndarray, mean: np.ndarray, basis: np.ndarray, utt_id
     return coordinates
 
 
-def _items(source: Path) -> dict[str, Callable[[], np.ndarray]]:
-    """Utterance id -> function that loads its logits."""
-    if source.is_dir():
-        paths = sorted(path for path in source.iterdir() if path.suffix in (".pt", ".npy"))
-        found = [(path.stem, path.name, lambda path=path: _read(path)) for path in paths]
-    elif not source.is_file():
-        raise UserError(f"{source}: there is no such file or folder")
-    elif source.suffix == ".npz":
-        archive = _read(source)
-        found = [(name, name, lambda name=name: _loaded(source, name, lambda: archive[name])) for name in archive.files]
-    elif source.suffix in (".h5", ".hdf5"):
-        found = _hdf5(source)
-    elif source.suffix == ".pt":
-        content = _read(source)
-        if not isinstance(content, dict):
-            raise UserError(
-                f"{source}: expected a dictionary of utterance id -> logits, found {type(content).__name__}"
-            )
-        found = [(str(name), repr(name), lambda value=value: value) for name, value in content.items()]
-    else:
-        raise UserError(f"{source}: expected .pt, .npz, .h5, .hdf5, or a folder of .pt or .npy files")
-    if not found:
-        raise UserError(f"{source}: it has no utterances")
-    origins: dict[str, str] = {}
-    for utt_id, origin, _ in found:
-        if utt_id in origins:
-            raise UserError(f"{source}: {origins[utt_id]} and {origin} are both the utterance {utt_id}; rename one")
-        origins[utt_id] = origin
-    return {utt_id: load for utt_id, _, load in found}
-
-
-def _read(path: Path):
-    """A file's tensors; nothing in it is executed."""
-    if path.suffix == ".pt":
-        return _loaded(path, "tensors", lambda: torch.load(path, map_location="cpu", weights_only=True))
-    return _loaded(path, "arrays", lambda: np.load(path, allow_pickle=False))
-
-
-def _loaded(path: Path, what: str, load: Callable):
-    """What `load` gives, or one sentence."""
-    try:
-        return load()
-    except Exception as error:  # of pickle, zip and HDF5, in many classes
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"{path}: {what} cannot be read as tensors ({reason}); write it again: logits [frames, tokens] by utterance"
-        ) from None
-
-
-def _hdf5(source: Path) -> list[tuple[str, str, Callable[[], np.ndarray]]]:
-    """Utterance id, name in the file, and function that loads its logits."""
-    try:
-        import h5py
-    except ImportError:
-        raise UserError(f"{source}: HDF5 needs h5py: pip install 'kdlib[hdf5]'") from None
-    file, names = _loaded(source, "the file", lambda: h5py.File(source, "r")), []
-    file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
-    return [
-        (name.replace("/", "_"), name, lambda name=name: _loaded(source, name, lambda: file[name][()]))
-        for name in names
-    ]
-
-
 def _fingerprint(source: Path) -> str:
     """The contents of a file, or of the files of a folder with their names."""
     if source.is_file():
@@ -152,35 +92,23 @@ def _fingerprint(source: Path) -> str:
     return hashlib.sha256("".join(f"{path.name} {sha256(path)}\n" for path in files).encode()).hexdigest()
 
 
-def _numbers(logits: object, utt_id: str, source: Path) -> np.ndarray:
-    """What a source has for an utterance, as an array of numbers."""
-    try:
-        values = logits.detach().float().numpy() if isinstance(logits, torch.Tensor) else np.asarray(logits)
-    except (ValueError, TypeError):
-        values = np.array(None)
-    if values.dtype.kind not in "fiu":
-        raise UserError(f"{source}: {utt_id} holds a {type(logits).__name__}, expected numbers [frames, tokens]")
-    return values
-
-
 def _float32(logits: np.ndarray, utt_id: str, size: int, source: Path) -> np.ndarray:
     """Logits [T, V] in float32, checked; a batch of one is unpacked."""
-    values = _numbers(logits, utt_id, source)
-    values = (values[0] if values.ndim == 3 and len(values) == 1 else values).astype(np.float32)
+    values = found.as_array(logits, utt_id, source).astype(np.float32)
     if values.ndim != 2 or values.shape[1] != size:
         raise UserError(f"{source}: {utt_id} has the shape {list(values.shape)}, expected [frames, {size}]")
     return values
 
 
-def _sample(source: Path, items: dict[str, Callable[[], np.ndarray]]) -> np.ndarray:
+def _sample(source: Path, items: Mapping[str, Load]) -> np.ndarray:
     """At least SAMPLE frames (or all) of utterances from all over the source."""
     names = list(items)
     rows: list[np.ndarray] = []
     size = None
     for utt_id in _spread(names):
-        values = _numbers(items[utt_id](), utt_id, source)
+        values = found.as_array(items[utt_id](), utt_id, source)
         shape = values.shape
-        if size is None and (len(shape) not in (2, 3) or not shape[-1]):
+        if size is None and (len(shape) != 2 or not shape[-1]):
             raise UserError(f"{source}: {utt_id} has the shape {list(shape)}, expected [frames, tokens]")
         size = size or shape[-1]
         rows.append(_float32(values, utt_id, size, source))
