@@ -69,7 +69,7 @@ class Still(torch.nn.Module):
 class Learner(torch.nn.Module):
     """What an objective needs of a learner."""
 
-    layers = ()
+    layers, passes = (), torch.zeros(2, dtype=torch.long)
 
     def __init__(self, outputs: Outputs) -> None:
         super().__init__()

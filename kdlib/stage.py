@@ -45,7 +45,7 @@ class Stage:
     folder: Path
     what: str  # in messages
     _: KW_ONLY
-    build: Callable[[Path], dict | None]  # what it returns is recorded in run.json
+    build: Callable[[Path], Any]  # a dictionary that it returns is recorded in run.json
     settings: Any = None  # the parameters that it depends on
     inputs: Iterable[Path] = ()  # files, or folders of other stages
     seed: int | None = None
@@ -98,7 +98,7 @@ def _make(stage: Stage, key: str, depends: dict, is_damaged: bool) -> float | No
             _replace(partial, folder)
             return None
         started = time.monotonic()
-        counted = stage.build(partial) or {}
+        made = stage.build(partial)
         record = {
             "what": what,
             "format": FORMAT,
@@ -106,7 +106,7 @@ def _make(stage: Stage, key: str, depends: dict, is_damaged: bool) -> float | No
             **depends,
             **_provenance(),
             "wall_s": round(time.monotonic() - started, 2),
-            **counted,
+            **(made if isinstance(made, dict) else {}),
         }
         write_json(partial / FILES, _files(partial))
         write_json(partial / "run.json", record | {"files": sha256(partial / FILES)})

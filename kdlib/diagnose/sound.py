@@ -1,8 +1,8 @@
 """Sound results: what the signs of a result without a fault are, given how many words it recognises.
 
 `kdlib/data/sound_results.json` has the signs of the pretrained model and of the demo's teachers on each of the 15
-embedded speakers, from 1 to 76 % of the words (`benchmarks/false_names.py` makes it). A result is compared with those
-that recognise about as many: letters right, consistency and length of hypotheses all change with that share.
+embedded speakers, from 1 to 76 % of the words (`false_names.py` makes it). A result is compared with those that
+recognise about as many: letters right, consistency and length of hypotheses all change with that share.
 """
 
 import functools

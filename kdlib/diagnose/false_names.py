@@ -1,8 +1,8 @@
 """How often the examination names a cause where there is none: on sound results, weak ones among them.
 
-    python benchmarks/false_names.py OUTPUTS...         # folders of recipes: the pretrained model's scores of all
-                                                        # speakers, and those of every teacher on every speaker
-    python benchmarks/false_names.py --write OUTPUTS... # make kdlib/data/sound_results.json from them instead
+    python -m kdlib.diagnose.false_names OUTPUTS...         # folders of recipes: the pretrained model's scores of all
+                                                            # speakers, and those of every teacher on every speaker
+    python -m kdlib.diagnose.false_names --write OUTPUTS... # make kdlib/data/sound_results.json of them instead
 
 What is reported must be of other voices and words than what the file is made of.
 """
