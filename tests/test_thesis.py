@@ -14,6 +14,9 @@ from matplotlib.colors import to_rgb
 
 from kdlib.diagnose import causes
 from kdlib.errors import UserError
+from kdlib.evaluate import score
+from kdlib.evaluate.hypotheses import Hypothesis
+from kdlib.evaluate.score import About
 from kdlib.io import repository_root
 from kdlib.show import latex, thesis, thesis_figures, thesis_tables
 from kdlib.show.drawing import fit_texts
@@ -84,6 +87,42 @@ def test_a_study_of_sentences_is_of_word_error_rates(tmp_path):
     assert "WER" in (tmp_path / "main.tex").read_text()
     assert "had word error rates of 30.0 % on their own speakers" in (tmp_path / "teachers.json").read_text()
     assert "\\newcommand{\\kdWerHard}" in (tmp_path / "numbers.tex").read_text()
+
+
+def test_what_each_step_gives_is_compared_where_every_fold_has_it(tmp_path):
+    def scored(name, right, decoders):
+        rows = [
+            Hypothesis(
+                f"M08_B2_C{place}_M5",
+                "M08",
+                "",
+                "",
+                "",
+                "ONE",
+                **{decoder: "ONE" if place < count else "TWO" for decoder, count in zip(decoders, right, strict=True)},
+            )
+            for place in range(40)
+        ]
+        (tmp_path / name).mkdir()
+        score.write(rows, decoders, tmp_path / name, About(name))
+        return tmp_path / name
+
+    both = ("lexicon", "lexicon_plain")
+    fold = {
+        ("hard", 1): scored("hard", (30, 10), both),
+        ("hard_words", 1): scored("hard_words", (36, 20), both),
+        ("masks", 1): scored("masks", (30,), ("greedy",)),
+    }
+    table = thesis_tables._gains([fold], "none").set_index("a")
+    assert list(table.index) == ["calibration: hard (lexicon)", "objective: hard_words"]
+    assert table.difference.round(3).tolist() == [0.5, 0.15]
+    assert table.b.tolist() == ["hard (lexicon_plain)", "hard"]
+    assert thesis_tables._gains([fold, {("hard", 1): fold["hard", 1]}], "none").a.tolist() == [
+        "calibration: hard (lexicon)"
+    ]
+    results = replace(study(), gains=table.reset_index())
+    thesis.export(results, tmp_path / "out")
+    assert "calibration: hard (lexicon) differed from hard (lexicon_plain)" in (tmp_path / "out/gains.json").read_text()
 
 
 def test_every_figure_is_written_with_its_numbers_and_where_they_come_from(tmp_path):

@@ -19,11 +19,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from kdlib.errors import UserError, nearest
-from kdlib.evaluate.rounding import percent, span
-from kdlib.evaluate.verdict import NO_DIFFERENCE
 from kdlib.io import atomic_write
 from kdlib.show import latex, thesis_tables
 from kdlib.show import thesis_figures as draw
+from kdlib.show import thesis_sentences as sentences
 from kdlib.show.drawing import fit_texts
 from kdlib.show.figures import style
 from kdlib.show.thesis_figures import main_decoder
@@ -112,162 +111,67 @@ def _effects(results: Results) -> pd.DataFrame:
     return results.effects[results.effects.decoder == results.effects.decoder.iloc[0]]
 
 
-# sentences that one may write
-
-
-def _of(results: Results) -> str:
-    part = results.scores[results.scores.measure == results.measure]
-    folds, seeds = list(dict.fromkeys(part.held_out)), sorted({seed for seed in part.seed if isinstance(seed, int)})
-    where = f"fold {folds[0]}" if len(folds) == 1 else f"{len(folds)} folds"
-    count = f", {len(seeds)} seed{'s' * (len(seeds) > 1)}" if seeds else ""
-    return f"On {where} ({int(part.groupby('held_out').n.first().sum())} utterances{count})"
-
-
-def _accuracy_sentence(table: pd.DataFrame, results: Results) -> str:
-    means = table.groupby("system", sort=False)["mean"].mean()
-    parts = ", ".join(f"{system} {percent(value):.1f} %" for system, value in means.items())
-    return f"{_of(results)}, mean {results.measured} ({main_decoder(results)}) was: {parts}."
-
-
-def _difference_sentence(table: pd.DataFrame, results: Results) -> str:
-    parts = []
-    for row in table.itertuples():
-        interval, difference = span(row.these_low, row.these_high), percent(row.difference)
-        word = row.verdict if row.verdict == NO_DIFFERENCE else f"{row.verdict} than {row.b}"
-        numbers_of = f"95 % {interval}, corrected p = {row.holm_p:.2g}"
-        parts.append(f"{row.a} differed from {row.b} by {difference:+.1f} points ({numbers_of}): {word}")
-    return f"{_of(results)}, {'; '.join(parts)}."
-
-
-def _curve_sentence(table: pd.DataFrame, results: Results) -> str:
-    best = table.loc[table.groupby(["held_out", "system", "seed"]).value.idxmax()]
-    last = table.groupby("system").step.max()
-    by_system = best.groupby("system", sort=False)
-    parts = [f"{system} at step {int(part.step.median())} of {int(last[system])}" for system, part in by_system]
-    return f"The best validation on the dev speaker (median over folds and seeds) was that of {', '.join(parts)}."
-
-
-def _confidence_sentence(table: pd.DataFrame, results: Results) -> str:
-    parts = [f"{system} {percent(part.ece.iloc[0]):.1f} %" for system, part in table.groupby("system", sort=False)]
-    return f"{_of(results)}, the expected calibration error of the closed lexicon was: {', '.join(parts)}."
-
-
-def _speaker_sentence(table: pd.DataFrame, results: Results) -> str:
-    decoder = table.decoder.iloc[0]
-    part = table[table.decoder == decoder]
-    return (
-        f"Before any training the pretrained model recognised between {percent(part.wra.min()):.1f} and "
-        f"{percent(part.wra.max()):.1f} % of the words ({decoder}; {len(part)} speakers)."
-    )
-
-
-def _teacher_sentence(table: pd.DataFrame, results: Results) -> str:
-    part = table[table.decoder == table.decoder.iloc[0]]
-    own, others = part[part.teacher == part.speaker].value.mean(), part[part.teacher != part.speaker].value.mean()
-    count, decoder = part.teacher.nunique(), part.decoder.iloc[0]
-    if results.measure == "wer":
-        rates = f"{percent(own):.1f} % on their own speakers and {percent(others):.1f} % on others"
-        return f"The {count} teachers had word error rates of {rates} ({decoder})."
-    rates = f"{percent(own):.1f} % of their own speakers' words and {percent(others):.1f} % of other speakers'"
-    return f"The {count} teachers recognised {rates} ({decoder})."
-
-
-def _target_sentence(table: pd.DataFrame, results: Results) -> str:
-    part = table[(table.speech == "training") & (table.remark == "")]  # others know references, or the speech
-    if part.empty:
-        return ""
-    if results.measure == "wer":
-        best = part.loc[part.greedy_wer.idxmin()]
-        return f"On training speech the best combination was {best.method}, with {percent(best.greedy_wer):.1f} % WER."
-    best = part.loc[part.lexicon_wra.idxmax()]
-    rates = f"{percent(best.lexicon_wra):.1f} % ({percent(best.greedy_wra):.1f} % greedily)"
-    return f"On training speech the best combination in the closed lexicon was {best.method}, with {rates}."
-
-
-def _effect_sentence(table: pd.DataFrame, results: Results) -> str:
-    parts = [
-        f"{row.factor} {row.level} against {row.against} {percent(row.difference):+.1f} points "
-        f"({span(row.these_low, row.these_high)}): {row.verdict}"
-        for row in table.itertuples()
-    ]
-    return f"Effects in the set: {'; '.join(parts)}."
-
-
-def _sweep_sentence(table: pd.DataFrame, results: Results) -> str:
-    best, plain = table[table.chosen].iloc[0], table[(table.lm_weight == 0) & (table.word_bonus == 0)]
-    against = f", {percent(plain.wer.min()):.1f} % without a language model" if len(plain) else ""
-    return (
-        f"Beam search was set on the dev speaker {best.dev} of the fold {best.held_out}: LM weight "
-        f"{best.lm_weight:g}, word bonus {best.word_bonus:g} nats and a beam of {int(best['size'])} gave "
-        f"{percent(best.wer):.1f} % WER{against}."
-    )
-
-
-def _confusion_sentence(table: pd.DataFrame, results: Results) -> str:
-    wide = table.set_index("cause")
-    right = sum(wide.loc[name, name] for name in wide.index if name in wide.columns)
-    return f"From other seeds' fingerprints the cause was named in {right:g} of {wide.to_numpy().sum():g} students."
-
-
 def _left(name: str) -> Callable[[Results], pd.DataFrame]:
     """A table that a notebook left."""
     return lambda results: results.more.get(name, pd.DataFrame())
 
 
-def _no_sentence(table: pd.DataFrame, results: Results) -> str:
-    return ""
-
-
 FIGURES = {
-    "accuracy": Item(_accuracy, draw.accuracy, "{measure} by held-out speaker", _accuracy_sentence),
+    "accuracy": Item(_accuracy, draw.accuracy, "{measure} by held-out speaker", sentences.accuracy),
     "differences": Item(
         _differences,
         draw.differences,
         "Differences from the control, with 95 % intervals",
-        _difference_sentence,
+        sentences.difference,
+    ),
+    "gains": Item(
+        lambda results: results.gains,
+        draw.gains,
+        "What each step gives, with 95 % intervals (calibrated closed lexicon)",
+        sentences.difference,
     ),
     "speakers": Item(
         lambda results: results.speakers,
         draw.speakers,
         "The pretrained model on every speaker",
-        _speaker_sentence,
+        sentences.speaker,
     ),
     "teachers": Item(
-        lambda results: results.teachers, draw.teachers, "Every teacher on every speaker", _teacher_sentence
+        lambda results: results.teachers, draw.teachers, "Every teacher on every speaker", sentences.teacher
     ),
     "targets": Item(
-        lambda results: results.targets, draw.targets, "The teachers combined, by method", _target_sentence
+        lambda results: results.targets, draw.targets, "The teachers combined, by method", sentences.target
     ),
     "curves": Item(
         lambda results: results.curves,
         draw.curves,
         "Accuracy on dev speech over the training; shaded: all seeds",
-        _curve_sentence,
+        sentences.curve,
     ),
     "confidence": Item(
         lambda results: results.confidence,
         draw.confidence,
         "Reliability of the closed lexicon's posteriors, in bins of equally many utterances",
-        _confidence_sentence,
+        sentences.confidence,
     ),
-    "durations": Item(_left("durations"), draw.durations, "Word durations relative to controls", _no_sentence),
-    "beam_sweep": Item(_left("sweep"), draw.sweep, "WER on dev speech by the settings of beam search", _sweep_sentence),
+    "durations": Item(_left("durations"), draw.durations, "Word durations relative to controls", sentences.none),
+    "beam_sweep": Item(_left("sweep"), draw.sweep, "WER on dev speech by the settings of beam search", sentences.sweep),
     "effects": Item(
-        _effects, draw.effects, "Effects of the levels of an ablation, with 95 % intervals", _effect_sentence
+        _effects, draw.effects, "Effects of the levels of an ablation, with 95 % intervals", sentences.effect
     ),
     "by_speaker": Item(
-        _left("by_speaker"), draw.by_speaker, "Differences of cells from their controls, by speaker", _no_sentence
+        _left("by_speaker"), draw.by_speaker, "Differences of cells from their controls, by speaker", sentences.none
     ),
     "fingerprints": Item(
-        _left("fingerprints"), draw.fingerprints, "Signs of the causes of a collapse, made on purpose", _no_sentence
+        _left("fingerprints"), draw.fingerprints, "Signs of the causes of a collapse, made on purpose", sentences.none
     ),
-    "confusion": Item(_left("confusion"), draw.confusion, "Causes made, and causes named", _confusion_sentence),
-    "factorial": Item(_left("factorial"), draw.factorial, "What collapses a student, crossed", _no_sentence),
+    "confusion": Item(_left("confusion"), draw.confusion, "Causes made, and causes named", sentences.confusion),
+    "factorial": Item(_left("factorial"), draw.factorial, "What collapses a student, crossed", sentences.none),
 }
 TABLES = {
-    "main": Item(_main_table, latex.main_table, "Systems and their controls", _no_sentence),
-    "decoders": Item(_decoder_table, latex.decoder_table, "{measure} by decoder", _no_sentence),
-    "effects": Item(_effects, latex.effect_table, "Effects of the levels of an ablation", _effect_sentence),
+    "main": Item(_main_table, latex.main_table, "Systems and their controls", sentences.none),
+    "decoders": Item(_decoder_table, latex.decoder_table, "{measure} by decoder", sentences.none),
+    "effects": Item(_effects, latex.effect_table, "Effects of the levels of an ablation", sentences.effect),
 }
 NUMBERS: Mapping[str, Callable[[Results], dict[str, str]]] = {
     "accuracy": lambda results: {

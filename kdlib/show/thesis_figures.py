@@ -123,6 +123,11 @@ def differences(table: pd.DataFrame, results: Results) -> Figure:
     return figures.differences(table)
 
 
+def gains(table: pd.DataFrame, results: Results) -> Figure:
+    """What each step gives."""
+    return figures.differences(table)
+
+
 def teachers(table: pd.DataFrame, results: Results) -> Figure:
     """WRA of every teacher on every speaker."""
     matrices = {}

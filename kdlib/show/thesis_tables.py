@@ -29,6 +29,23 @@ PRETRAINED = "pretrained"
 TEACHER_DECODERS = ("greedy", "lexicon")
 BEAM = ("lm_weight", "word_bonus", "size")
 SCORES = ("held_out", "system", "seed", "decoder", "measure", "value", "low", "high", "n")
+# What each step gives: the system and its decoder, and those it is compared with, where both were scored in every fold.
+GAINS = {
+    "calibration": ("hard", "lexicon", "hard", "lexicon_plain"),
+    "objective": ("hard_words", "lexicon", "hard", "lexicon"),
+    "masks": ("masks", "lexicon", "hard", "lexicon"),
+    "tempo": ("matched_tempo", "lexicon", "hard", "lexicon"),
+    "two views": ("consistency", "lexicon", "hard", "lexicon"),
+    "averaged outputs": ("hard_outputs", "lexicon", "hard", "lexicon"),
+    "averaged weights": ("hard_weights", "lexicon", "hard", "lexicon"),
+    "teacher, frames": ("ctc_kd", "lexicon", "hard", "lexicon"),
+    "teacher, better view": ("better_view", "lexicon", "hard", "lexicon"),
+    "teacher, words": ("words_added", "lexicon", "hard_words", "lexicon"),
+    "untranscribed speech, words": ("adapted_words", "lexicon", "adapted_control", "lexicon"),
+    "untranscribed speech, 1-best": ("adapted_one_best", "lexicon", "adapted_control", "lexicon"),
+    "scored speech, prior": ("hard_words", "lexicon_transductive", "hard_words", "lexicon"),
+    "scored speech, entropy": ("test_time", "lexicon", "hard_words", "lexicon"),
+}
 
 
 @dataclass(frozen=True)
@@ -47,6 +64,7 @@ class Results:
     cells: pd.DataFrame = field(default_factory=pd.DataFrame)  # of ablations
     effects: pd.DataFrame = field(default_factory=pd.DataFrame)
     more: Mapping[str, pd.DataFrame] = field(default_factory=dict)  # tables that notebooks left: `_of_notebooks`
+    gains: pd.DataFrame = field(default_factory=pd.DataFrame)  # of GAINS: `verdict_frame`, and decoder
     hours: Mapping[str, float] = field(default_factory=dict)  # of training, by system, the mean of a run
     runs: Sequence[dict] = ()  # folder, system, seed, held_out, revision, key
 
@@ -89,6 +107,7 @@ def of_recipe(recipe: str | Path, held_out: Sequence[str] = ()) -> Results:
         _confidence(list(folders.values())),
         *(_read(out / name) for name in ("cells.csv", "effects.csv")),
         _of_notebooks(folds),
+        _gains(list(folders.values()), params.scoring.normaliser),
         _hours(folders),
         _runs(folders),
         left_out,
@@ -254,6 +273,36 @@ def _confidence(folders: Sequence[Mapping[tuple, Path]]) -> pd.DataFrame:
         error = expected_calibration_error(table.lexicon_posterior, right)
         frames.append(reliability(table.lexicon_posterior, right).assign(system=system, ece=error))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def _gains(folders: Sequence[Mapping[tuple, Path]], normaliser: str) -> pd.DataFrame:
+    """The verdict on every step of GAINS that was scored in all folds."""
+    tables, against = {}, {}
+    for step, (system, decoder, other, its_decoder) in GAINS.items():
+        sides = [_scored(folders, name, column) for name, column in ((system, decoder), (other, its_decoder))]
+        if all(sides):
+            shown = decoder != its_decoder
+            a = f"{step}: {system}" + f" ({decoder})" * shown
+            b = other + f" ({its_decoder})" * shown + f", for {step}"
+            tables[a] = compare.collect(sides[0], decoder, normaliser=normaliser)
+            tables[b] = compare.collect(sides[1], its_decoder, normaliser=normaliser)
+            against[a] = b
+    if not against:
+        return pd.DataFrame()
+    found = compare.compare(tables, against=against)
+    return verdict_frame([replace(one, b=one.b.rpartition(", for ")[0]) for one in found]).assign(decoder="lexicon")
+
+
+def _scored(folders: Sequence[Mapping[tuple, Path]], system: str, decoder: str) -> list[Path]:
+    """The folders of a system's scores, if every fold has one with this decoder."""
+    found = []
+    for fold in folders:
+        paths = [path for (name, _), path in fold.items() if name == system]
+        paths = [path for path in paths if decoder in read_json(path / "scores.json")["decoders"]]
+        if not paths:
+            return []
+        found += paths
+    return found
 
 
 def _hours(folders: Mapping[str, Mapping[tuple, Path]]) -> dict[str, float]:
