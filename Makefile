@@ -127,7 +127,7 @@ audit: $(READY)
 
 examine: $(READY)
 	@$(KDLIB) examine "$(EVAL)" $(call option,TOKENIZER,--tokenizer) $(call option,DECODER,--decoder) \
-	  $(call option,REFERENCES,--references)
+	  $(call option,REFERENCES,--references) $(call option,COLUMNS,--columns)
 
 export: $(READY)
 	@$(KDLIB) export "$(CHECKPOINT)" "$(NEMO)"

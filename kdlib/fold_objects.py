@@ -100,7 +100,7 @@ class FoldObjects:
         if self.params.student.augment != "mask_and_matched_tempo":
             return {}
         level = self.corpus.level(self.params.held_out)
-        return speaking_rate.matching_factors(self.corpus, self.splits.train, level)
+        return speaking_rate.matching_factors(self.corpus, [*self.splits.train, *self.splits.unlabelled], level)
 
     def frame_s(self, encoder: str) -> float:
         """Seconds of a frame of an encoder's output."""

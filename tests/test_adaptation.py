@@ -164,6 +164,8 @@ def test_words_that_the_adaptation_speech_does_not_hold_are_scored_apart(variant
         part = table[(table.system == system) & (table.decoder == "greedy")]
         assert part.n.sum() == len(rows)
     assert comparison.by_adaptation_words({("hard", 1): fold.of("hard").scores(1)}, "M08").empty
+    first = {("test_time", 1): variant("adapted_entropy").scores(1)} | folders  # adapted to the scored speech itself
+    assert len(comparison.by_adaptation_words(first, "M08")) > len(table)
 
 
 def test_a_killed_adaptation_ends_with_the_same_weights(variant, recipe, tmp_path):

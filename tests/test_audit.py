@@ -135,6 +135,18 @@ def test_other_layouts_are_found(tmp_path):
     assert "3 utterances have outputs of at least two teachers" in result.findings[-1]
 
 
+def test_files_in_a_teachers_folder_are_found_by_any_name(tmp_path):
+    rng = np.random.default_rng(1)
+    for speaker in ("M04", "M05"):
+        rows = {f"{speaker}_B1_W{number}": rng.normal(size=(5, 7)).astype(np.float32) for number in range(3)}
+        (tmp_path / f"teacher_{speaker}").mkdir()
+        np.savez(tmp_path / f"teacher_{speaker}" / "logits.npz", **rows)
+    torch.save({"M16_B1_W1": torch.zeros(2, 7)}, tmp_path / "M16.pt")
+    result = audit.audit(tmp_path)
+    assert result.table.utterances.tolist() == [1, 3, 3]
+    assert result.own_recordings  # whatever the files are called
+
+
 def test_kinds_are_told_apart():
     rows = np.random.default_rng(2).normal(size=(50, 9)).astype(np.float32)
     probabilities = np.exp(rows) / np.exp(rows).sum(1, keepdims=True)

@@ -50,7 +50,10 @@ def test_a_cause_that_fits_is_named_with_its_evidence_and_its_check(known):
         assert found.named == (cause,)
         assert found.fits[0].distance < 0.1
         assert f"Preflight checks that detect it: check of {cause}." in found.text
-    assert "recognised by the token ids decoded as they are" in causes.diagnose(near("h", 9, rng).signs, known).text
+    assert (
+        "the token ids, decoded as they are, recognise more than the texts"
+        in causes.diagnose(near("h", 9, rng).signs, known).text
+    )
 
 
 def test_no_cause_is_named_for_healthy_or_unknown_results(known):
@@ -121,6 +124,25 @@ def test_verdict_and_cause_never_contradict_each_other(tmp_path):
         assert found.severity == name.split(",")[0]
         assert named in allowed.get(found.severity, {named}), name
         assert found.severity in ("wrong_decoding", "shifted_ids") or not {"h"} & set(named), name
+
+
+def test_what_the_record_of_a_training_shows_is_no_sound_result():
+    weak = sound.rows().iloc[10].dropna().to_dict()
+    shipped = causes.known_fingerprints()
+    case = next(one for one in shipped if one.cause == "g")
+    assert causes.diagnose(case.signs | {"wra": 0.55}).named == ("g",)  # few words, and many of them recognised
+    for sign in ("better_checkpoint", "lost_after_training"):
+        assert sound.expected(weak | {sign: 0.6}).distance > sound.expected(weak | {sign: 0.0}).distance + 0.05
+
+
+def test_a_small_gain_of_another_decoding_is_no_verdict(tmp_path):
+    tokens = Tokens.for_teachers(train_tokenizer(WORDS, 50, tmp_path))
+    said = WORDS * 100
+    ids = [tuple(tokens.encode(word)) for word in said]
+    texts = [word + "S" if place < 12 else word for place, word in enumerate(said)]
+    table = pd.DataFrame({"utt_id": [f"u{place}" for place in range(len(said))], "speaker": "", "reference": said})
+    found = examination.examine(table.assign(hypothesis=texts, token_ids=ids), {"own": tokens})
+    assert found.severity == "healthy"
 
 
 def test_weak_results_without_a_fault_are_compared_with_others_as_weak():

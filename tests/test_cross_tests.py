@@ -48,6 +48,18 @@ def test_the_command_writes_table_and_figure(study, tmp_path, capsys):
     assert (tmp_path / "out/matrix.pdf").is_file()
 
 
+def test_names_alone_tell_teacher_and_speaker(tmp_path):
+    rows = [{"id": f"u{number}", "reference": "ONE", "prediction": "ONE"} for number in range(3)]
+    for name in ("M04_on_M08.json", "teacher_F03/wer_M08.json", "M05/M05_on_M08.json", "M16/wer_M16.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps({"details": rows}))
+    table = cross_tests.cross_tests(tmp_path)
+    pairs = {("M04", "M08"), ("F03", "M08"), ("M05", "M08"), ("M16", "M16")}
+    assert set(zip(table.teacher, table.speaker, strict=True)) == pairs
+    with pytest.raises(UserError, match="expected a folder of result files"):
+        cross_tests.cross_tests(tmp_path / "M04_on_M08.json")
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

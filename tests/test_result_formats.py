@@ -9,6 +9,12 @@ from kdlib.evaluate import compare, predictions
 from kdlib.evaluate.nist import write_ctm, write_stm
 from kdlib.evaluate.score import score
 
+SHORT = [
+    ("M05_B2_C1_M5", "OF", "OF"),
+    ("M05_B2_C2_M5", "A", "A"),
+    ("M05_B2_C3_M5", "TO", "DO"),
+    ("M05_B2_C4_M5", "IN", ""),
+]
 ROWS = [  # utterance, reference, hypothesis
     ("M05_B2_C1_M5", "THE CAT SAT", "THE CAT SAT"),
     ("M05_B2_C2_M5", "ONE", "TWO"),
@@ -32,12 +38,12 @@ def read_rows(path, **options):
     return table
 
 
-def by_speechbrain(path, split=False):
+def by_speechbrain(path, split=False, rows=ROWS):
     """SpeechBrain's own report of words or characters, and its counts."""
     from speechbrain.utils.metric_stats import ErrorRateStats
 
     stats = ErrorRateStats(split_tokens=split)
-    stats.append([name for name, *_ in ROWS], [hyp.split() for *_, hyp in ROWS], [ref.split() for _, ref, _ in ROWS])
+    stats.append([name for name, *_ in rows], [hyp.split() for *_, hyp in rows], [ref.split() for _, ref, _ in rows])
     with path.open("w") as file:
         stats.write_stats(file)
     return stats.summarize()
@@ -56,6 +62,31 @@ def test_speechbrains_reports(tmp_path, capsys):
     (tmp_path / "wer_changed.txt").write_text(text)
     read_rows(tmp_path / "wer_changed.txt")
     assert "the file says WER 20, its rows (SpeechBrain's report) give 50.00 %" in capsys.readouterr().out
+
+
+def test_speechbrains_reports_of_short_words(tmp_path, capsys):
+    """The line of edits of a right word of one or two letters is `=` alone."""
+    by_speechbrain(tmp_path / "wer.txt", rows=SHORT)
+    table = predictions.read(tmp_path / "wer.txt")
+    assert list(zip(table.utt_id, table.reference, table.hypothesis, strict=True)) == SHORT
+    assert "says" not in capsys.readouterr().out
+
+
+def test_a_folder_of_kdlibs_own_has_one_decoder_and_no_dev_speech(tmp_path):
+    from kdlib.evaluate import score as scoring
+    from kdlib.evaluate.hypotheses import Hypothesis
+
+    student = tmp_path / "seed1"
+    for part, speaker in (("scores", "M05"), ("scores/dev", "M10")):
+        rows = [
+            Hypothesis(f"{speaker}_B2_C{n}_M5", speaker, "", "", "", "ONE", greedy="ONE", beam="TWO") for n in range(3)
+        ]
+        (student / part).mkdir(parents=True)
+        scoring.write(rows, ("greedy", "beam"), student / part, scoring.About("x"))
+    (student / "history.json").write_text(json.dumps([{"epoch": 1, "loss": 2.0}]))
+    for decoder, said in (("greedy", "ONE"), ("beam", "TWO")):
+        table = compare.collect([student], decoder)
+        assert (len(table), set(table.speaker), set(table.hypothesis)) == (3, {"M05"}, {said})
 
 
 def test_json_of_studies(tmp_path):
@@ -121,6 +152,10 @@ def test_kaldis_pairs(tmp_path, capsys):
     for side, place in (("ref", 1), ("hyp", 2)):
         (tmp_path / f"{side}_text").write_text("\n".join(f"{row[0]} {row[place]}".strip() for row in ROWS))
     read_rows(tmp_path / "hyp_text", references=tmp_path / "ref_text")
+    for side in ("ref", "hyp"):  # with a tab behind the id
+        text = (tmp_path / f"{side}_text").read_text()
+        (tmp_path / f"{side}_tabs").write_text("\n".join("\t".join(line.split(" ", 1)) for line in text.splitlines()))
+    read_rows(tmp_path / "hyp_tabs", references=tmp_path / "ref_tabs")
     lines = (tmp_path / "hyp_text").read_text().splitlines()
     (tmp_path / "short_text").write_text("\n".join(line for line in lines if line != "M05_B2_C4_M5"))
     read_rows(tmp_path / "short_text", references=tmp_path / "ref_text")

@@ -24,7 +24,6 @@ from kdlib.diagnose import sound
 from kdlib.diagnose.examination import Examination, above_chance
 from kdlib.diagnose.sound import Sound
 from kdlib.errors import UserError
-from kdlib.evaluate.rounding import percent
 from kdlib.io import repository_root, write_json
 
 NO_FAULT = "none"
@@ -45,11 +44,11 @@ FITS = 0.2  # root mean square of the signs' differences, up to which a fingerpr
 SAME = 0.1  # up to which it is practically the same
 ONE_ANSWER = 0.95  # share of one hypothesis, or of empty ones, from which on texts do not distinguish causes
 SHOWN_BY = {"wrong_decoding": "h", "offset_decoding": "d"}  # signs that the second decoding proves -> their cause
-HEALTHY = 0.5  # WRA from which on only these are named
+SHIFTED = "the token ids are shifted: in training, or where they were written"
 CLEARER = 0.8  # times the distance of the next cause, or of students without a fault
 SIGNS = {  # sign -> its description
-    "wrong_decoding": "words recognised by the token ids decoded as they are, and not by the texts",
-    "offset_decoding": "words recognised by the token ids decoded with another offset",
+    "wrong_decoding": "the token ids, decoded as they are, recognise more than the texts (1: yes)",
+    "offset_decoding": "the token ids, decoded with an offset, recognise more than the texts (1: yes)",
     "wra": "words recognised",
     "empty": "empty hypotheses",
     "most_frequent": "share of the most frequent hypothesis",
@@ -178,8 +177,9 @@ def diagnose(result: Mapping[str, float], known: Sequence[Fingerprint] | None = 
     known = known_fingerprints() if known is None else list(known)
     if not known:
         return Diagnosis((), "There are no fingerprints to compare with; make them: make collapse", [])
+    proved = next((cause for sign, cause in SHOWN_BY.items() if result.get(sign, 0.0) >= 1), "")
     constant = result.get("most_frequent", 0.0) >= ONE_ANSWER and result.get("wra", 0.0) < 1 - ONE_ANSWER
-    if constant and "blank_frames" not in result and result.get("wrong_decoding", 0.0) < 1:
+    if constant and "blank_frames" not in result and not proved:
         why = "(nearly) all hypotheses are the same, as after too little training and with several causes"
         return Diagnosis((), f"Cause unknown: {why}; frame posteriors would be needed.", [])
     table = frame(known)
@@ -188,7 +188,6 @@ def diagnose(result: Mapping[str, float], known: Sequence[Fingerprint] | None = 
     distance = np.sqrt(((middles - value) ** 2).mean(axis=1)).fillna(np.inf)  # without a common sign
     healthy = [place for place in middles.index if place[0] == NO_FAULT]
     ordinary = middles.loc[healthy].mean() if healthy else middles.mean()
-    proved = next((cause for sign, cause in SHOWN_BY.items() if result.get(sign, 0.0) >= 1), "")
     as_weak = sound.expected(result)
     fits = []
     for cause in dict.fromkeys(fingerprint.cause for fingerprint in known):
@@ -202,8 +201,6 @@ def diagnose(result: Mapping[str, float], known: Sequence[Fingerprint] | None = 
     fits.sort(key=lambda fit: (not fit.shown, fit.distance))
     if proved and not fits[0].shown:  # among fingerprints without it
         fits.insert(0, Fit(proved, "", math.nan, "", shown=True))
-    if not proved and result.get("wra", 0.0) >= HEALTHY:
-        return Diagnosis((), f"No fault detected: {percent(result['wra']):.1f} % of the words are recognised.", fits)
     return _name_causes(fits, as_weak)
 
 
@@ -295,7 +292,8 @@ def _name_causes(fits: list[Fit], as_weak: Sound) -> Diagnosis:
         return Diagnosis((), f"Cause unknown: {text}.", fits)
     first = near[0]
     how = "the second decoding alone shows it" if first.shown else f"distance {first.distance:.2f}"
-    text = f"Cause ({first.cause}): {CAUSES[first.cause]}; {how}."
+    what = SHIFTED if first.shown and first.cause == SHOWN_BY["offset_decoding"] else CAUSES[first.cause]
+    text = f"Cause ({first.cause}): {what}; {how}."
     text += f" Evidence: {first.evidence}." if first.evidence else ""
     if len(near) > 1:
         text += " Nearly as near: " + "; ".join(f"({fit.cause}) {CAUSES[fit.cause]}" for fit in near[1:]) + "."

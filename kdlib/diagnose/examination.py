@@ -24,6 +24,7 @@ from kdlib.evaluate.score import score
 from kdlib.evaluate.statistics import LEVEL, sign_p
 from kdlib.tokens import Tokens, normalise
 
+LEAST_GAIN = 0.01  # of WRA, from which on another decoding is worth a verdict
 MIN_INFORMATION = 0.1  # of the most possible: a system below it on every measure is input-independent
 
 
@@ -72,7 +73,8 @@ class Examination:
         best, n = self.redecodings[0], self.figures["n"]
         doubt = 4 * math.sqrt(max(best.by_chance, 1 / n) / n)
         shown = sign_p(best.fixed, best.broken) * len(self.redecodings) < LEVEL
-        return best if best.fixed > best.broken and shown and best.gain > doubt else None
+        more = best.wra - self.figures["wra"] >= LEAST_GAIN
+        return best if more and shown and best.gain > doubt else None
 
 
 def examine(

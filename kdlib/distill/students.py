@@ -81,7 +81,7 @@ def train_student(partial: Path, setup: StudentSetup, watch: Watch | None = None
     if not is_main_process():
         sys.exit(0)
     write_weights(setup.model, partial / LATEST)
-    passes = objective.passes
+    passes = {name: count * setup.settings.devices for name, count in objective.passes.items()}
     best = sorted(checkpoints, key=lambda row: (-row[0], row[1]))[: setup.settings.keep_checkpoints]
     for rank, (_, _, folder, step) in reversed(list(enumerate(best, start=1))):  # the best one last: model.safetensors
         objective.learner.load_state_dict(checkpoint_weights(folder, step))

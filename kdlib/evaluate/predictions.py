@@ -7,7 +7,7 @@ M08_B2_C1_M5, or from its path; otherwise all rows count as one speaker.
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -17,7 +17,7 @@ from kdlib.console import report_once
 from kdlib.errors import UserError, nearest
 from kdlib.evaluate.hypotheses import IDS, read_hypotheses
 from kdlib.evaluate.result_formats import FORMATS as OTHERS
-from kdlib.evaluate.result_formats import NAMES, Content, Parsed, no_result, parse_ids
+from kdlib.evaluate.result_formats import NAMES, Content, Parsed, has_hypotheses, no_result, parse_ids
 from kdlib.tokens import normalise
 
 COLUMNS = ["utt_id", "speaker", "reference", "hypothesis"]
@@ -85,16 +85,17 @@ def result_files(folder: Path, decoder: str = "greedy") -> list[Path]:
     if is_single(folder, decoder):
         return [folder]
     found, left_out = [], []
-    for path in sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES and path.is_file()):
-        if path.name.startswith(("cer", "ref")):
-            words = [
-                path.with_name(path.name.replace("cer", "wer", 1)),
-                path.with_name(path.name.replace("ref", "hyp", 1)),
-            ]
-            if any(other != path and other.is_file() for other in words):
-                continue
+    for path in _walk(folder, decoder):
+        if path.is_dir():
+            found.append(path)
+            continue
+        better = [
+            path.name.replace(*pair, 1) for pair in (("cer", "wer"), ("ref", "hyp")) if path.name.startswith(pair[0])
+        ]
+        if any(path.with_name(name).is_file() for name in better):
+            continue
         content = _content(path, None, {})
-        if path.name == "hypotheses.csv" or next((one for one in OTHERS if one.fits(content)), None):
+        if path.name == "hypotheses.csv" or (any(one.fits(content) for one in OTHERS) and has_hypotheses(content)):
             found.append(path)
         else:
             left_out.append((path, no_result(content) or "no result file"))
@@ -105,6 +106,17 @@ def result_files(folder: Path, decoder: str = "greedy") -> list[Path]:
     if not found:
         raise UserError(f"{folder}: no result files in it; expected {FORMATS}")
     return found
+
+
+def _walk(folder: Path, decoder: str) -> Iterator[Path]:
+    """The files below a folder; of a system's scores the folder alone, not other decoders and dev speech in it."""
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and is_single(path, decoder):
+            yield path
+        elif path.is_dir() and not path.name.startswith("."):
+            yield from _walk(path, decoder)
+        elif path.suffix in SUFFIXES:
+            yield path
 
 
 def _content(path: Path, references: Path | None, columns: Mapping[str, str]) -> Content:

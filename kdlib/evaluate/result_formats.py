@@ -122,7 +122,7 @@ def _dicts(content: Content, dicts: list[dict]) -> list[Row]:
             shown = ", ".join(one) or "no names"
             raise UserError(
                 f"{content.path}, row {number}: no hypothesis in it (found {shown}); name the columns: "
-                'COLUMNS="id=...,reference=...,hypothesis=..."'
+                'COLUMNS="id=...,reference=...,hypothesis=..." (make verdict, make examine)'
             )
         value = {part: one[name] for part, name in columns.items()}
         name = value.get("id", None if _has_ids(dicts) else f"line{number}")
@@ -148,6 +148,12 @@ def _json_rows(content: Content) -> list[dict] | None:
         found = next((found[name] for name in LISTS if isinstance(found.get(name), list)), None)
     dicts = isinstance(found, list) and bool(found) and all(isinstance(row, dict) for row in found)
     return found if dicts else None
+
+
+def has_hypotheses(content: Content) -> bool:
+    """True unless a file has rows of something else, such as the losses of a training."""
+    rows = _json_rows(content)
+    return rows is None or "hypothesis" in chosen_columns(rows[0], content) or "prediction_tokens" in rows[0]
 
 
 def _study(content: Content) -> Parsed:
@@ -206,7 +212,7 @@ def _parse_table(content: Content) -> Parsed:
 
 
 def _parse_aligned(content: Content) -> Parsed:
-    blocks = re.split(r"^=+\s*$", content.text, flags=re.MULTILINE)
+    blocks = re.split(r"^={20,}\s*$", content.text, flags=re.MULTILINE)
     tokens, empty = [], "<eps>"
     for block in blocks:
         first, _, rest = block.lstrip("\n").partition("\n")
@@ -246,11 +252,12 @@ def _trn(text: str, path: Path) -> dict[str, str]:
 def _kaldi(text: str, path: Path) -> dict[str, str]:
     found = {}
     for line in text.splitlines():
-        name, _, words = line.strip().partition(" ")
+        if not line.strip():
+            continue
+        name, *words = line.split()
         if name in found:
             raise UserError(f"{path}: {name!r} appears twice in it; ids must be unique")
-        if name:
-            found[name] = " ".join(words.split())
+        found[name] = " ".join(words)
     return found
 
 
@@ -385,11 +392,8 @@ def no_result(content: Content) -> str:
 
 
 def _leaves(value: Any) -> Iterable[Any]:
-    if isinstance(value, dict):
-        for one in value.values():
-            yield from _leaves(one)
-    elif isinstance(value, list):
-        for one in value:
+    if isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
             yield from _leaves(one)
     else:
         yield value

@@ -75,7 +75,7 @@ def audit(folder: Path, corpus: Corpus | None = None, tokens: Tokens | None = No
             files.append(_audit_file(source, known, tokens))
             bar.update(1)
     shared = _shared(sources)
-    own = not shared and all(_is_own(source) for source in sources if source.items) and len(_teachers(sources)) > 1
+    own = not shared and _own_speakers(sources, known)
     return Audit(files, _findings(files, sources, shared, own), own)
 
 
@@ -192,10 +192,18 @@ def _shared(sources: Sequence[FoundLogits]) -> int:
     return sum(count > 1 for count in counts.values())
 
 
-def _is_own(source: FoundLogits) -> bool:
-    """True if a teacher's utterances are those of the speaker that it is named after."""
-    own = sum(name.startswith(f"{source.teacher}_") for name in source.items)
-    return own > 0.9 * len(source.items)
+def _own_speakers(sources: Sequence[FoundLogits], known: Mapping) -> bool:
+    """True if every teacher's utterances are of one speaker, another for each."""
+    of_teacher: dict[str, Counter[str]] = {}
+    for source in sources:
+        of_teacher.setdefault(source.teacher, Counter()).update(speaker_of(name, known) for name in source.items)
+    main = []
+    for counts in filter(None, of_teacher.values()):
+        name, count = counts.most_common(1)[0]
+        if count < 0.9 * counts.total():
+            return False
+        main.append(name)
+    return len(main) > 1 and len(set(main)) == len(main)
 
 
 def _findings(files: Sequence[FileAudit], sources: Sequence[FoundLogits], shared: int, own: bool) -> list[str]:

@@ -84,9 +84,10 @@ def one(source: Path) -> FoundLogits:
 
 def _of_folder(folder: Path) -> list[FoundLogits]:
     """A teacher's folder: a file for each output, or a file for each utterance, perhaps in a folder for each output."""
-    named = [path for path in sorted(folder.iterdir()) if path.suffix in WHOLE and LISTED.match(path.stem)]
+    whole = [path for path in sorted(folder.iterdir()) if path.suffix in WHOLE]
+    named = [path for path in whole if LISTED.match(path.stem) or path.stem == folder.name or path.suffix not in SINGLE]
     if named:
-        return [_of_file(path, _metadata(path, folder.name)) for path in named]
+        return [_of_file(path, _metadata(path, folder.name), folder.name) for path in named]
     parts = [folder / name for name in OUTPUTS if (folder / name).is_dir()] or [folder]
     found = []
     for part in parts:
@@ -98,10 +99,10 @@ def _of_folder(folder: Path) -> list[FoundLogits]:
     return found
 
 
-def _of_file(path: Path, metadata: Mapping) -> FoundLogits:
-    """A file with all utterances of a teacher."""
+def _of_file(path: Path, metadata: Mapping, folder: str = "") -> FoundLogits:
+    """A file with all utterances of a teacher; in a folder that is named after it, or itself."""
     named = LISTED.match(path.stem)
-    teacher, output = (named["teacher"], named["output"]) if named else (path.stem, "")
+    teacher, output = (named["teacher"], named["output"]) if named else (folder or path.stem, "")
     try:
         items, twice = _by_id(_entries(path, metadata))
     except UserError as error:

@@ -29,7 +29,7 @@ class Adaptation(Section):
     weight: float = Field(0.5, ge=0)  # of the targets, beside the weights of `distill:` for the labelled speech
     share: float = Field(0.5, gt=0, le=1)  # of a batch; the rest is the fold's labelled training speech
     speech: Literal["train", "test"] = "train"  # blocks; test: the very speech that is scored (test-time adaptation)
-    trains: Literal["all", "norms"] = "all"  # norms: the scales and shifts of normalisation layers alone
+    trains: Literal["all", "norms"] = "all"  # norms: normalisation layers alone
     diversity: float = Field(1.0, ge=0)  # of entropy: the weight of that of the mean posterior
     rounds: int = Field(1, ge=1)  # from the second on, posteriors are those of the model that was adapted before
     confidence: Share = 0.0  # least probability of the best word

@@ -16,6 +16,7 @@ import pandas as pd
 from kdlib.errors import UserError
 from kdlib.evaluate import compare
 from kdlib.evaluate.hypotheses import read_hypotheses
+from kdlib.evaluate.normalisers import NORMALISERS
 from kdlib.evaluate.rounding import percent
 from kdlib.evaluate.score import tidy
 from kdlib.evaluate.verdict import NO_DIFFERENCE, Verdict, verdict_frame
@@ -179,19 +180,24 @@ def of_beam_search(folds: Sequence[Mapping[tuple[str, object], Path]], scoring: 
     return compare.compare(systems, against=pairs, measure=scoring.measure) if pairs else []
 
 
-def by_adaptation_words(folders: Mapping[tuple[str, object], Path], fold: str) -> pd.DataFrame:
+def by_adaptation_words(
+    folders: Mapping[tuple[str, object], Path], fold: str, normaliser: str = "none"
+) -> pd.DataFrame:
     """Shares of right words of every system, apart for words that the adaptation speech of a fold holds or does not."""
     contents = {key: read_json(folder / "scores.json") for key, folder in folders.items()}
-    adapted = next((folders[key] for key, scores in contents.items() if scores.get("seen_in")), None)
-    if adapted is None:
+    same = NORMALISERS[normaliser]
+    tables = {key: read_hypotheses(folder / "hypotheses.csv") for key, folder in folders.items()}
+    adapted = [tables[key] for key, scores in contents.items() if scores.get("seen_in")]
+    marked = next((rows for rows in adapted if any(row.seen == "no" for row in rows)), None)
+    if marked is None:  # without adaptation, or to the scored speech itself
         return pd.DataFrame()
-    held = {row.utt_id: row.seen for row in read_hypotheses(adapted / "hypotheses.csv")}
+    held = {row.utt_id: row.seen for row in marked}
     rows = []
-    for (system, seed), folder in folders.items():
-        hypotheses = read_hypotheses(folder / "hypotheses.csv")
+    for (system, seed), hypotheses in tables.items():
         for decoder in (name for name in DECODERS if name in contents[system, seed]["decoders"]):
             for kind in ("yes", "no"):
-                right = [getattr(row, decoder) == row.reference for row in hypotheses if held[row.utt_id] == kind]
+                part = [row for row in hypotheses if held[row.utt_id] == kind]
+                right = [same(getattr(row, decoder)) == same(row.reference) for row in part]
                 about = {"fold": fold, "system": system, "seed": seed, "decoder": decoder, "held": kind}
                 rows.append(about | {"value": np.mean(right) if right else np.nan, "n": len(right)})
     return pd.DataFrame(rows)
@@ -308,7 +314,9 @@ def compare_folds(
     if "remark" in table:
         for (speaker, name, seed), remark in table.remark.dropna().items():
             print(f"{speaker}, {name} {seed}: {remark}")
-    apart = pd.concat([by_adaptation_words(found, name) for name, found in zip(held_out, folders, strict=True)])
+    normaliser = params.scoring.normaliser
+    pairs = zip(held_out, folders, strict=True)
+    apart = pd.concat([by_adaptation_words(found, name, normaliser) for name, found in pairs])
     if len(apart):
         print("Words that the adaptation speech holds (yes) and does not hold (no), WRA:")
         shown = apart.pivot_table(index=["system", "held"], columns="decoder", values="value", sort=False)

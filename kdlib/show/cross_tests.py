@@ -1,7 +1,8 @@
 """The matrix of cross tests: every teacher on every speaker, from a folder of result files of any toolkit.
 
-The teacher of a file is the speaker that its path names besides the one whose speech it is of:
-`teacher_M04/wer_M08.txt`, `M04_on_M08.json`. A path that names one speaker alone is that teacher on its own speech.
+The speaker is that of the rows' ids, or else the one that the file's name ends with (`wer_M08.txt`, `M04_on_M08.json`).
+The teacher is the speaker that the path names besides (`teacher_M04/wer_M08.txt`); a path that names one speaker alone
+is that teacher on its own speech.
 """
 
 import argparse
@@ -21,9 +22,12 @@ from kdlib.logits.teacher_scores import own_and_others
 
 def cross_tests(folder: Path, measure: str = "wra") -> pd.DataFrame:
     """Tidy rows: teacher, speaker, value, n; the mean over files of the same pair."""
+    if not folder.is_dir() or predictions.is_single(folder):
+        raise UserError(f"{folder}: expected a folder of result files, such as teacher_M04/wer_M08.txt")
     rows = []
     for path in predictions.result_files(folder):
         table = predictions.read(path)
+        table["speaker"] = table.utt_id.str.extract(predictions.UASPEECH)[0].fillna(_last_named(path))
         for speaker, part in table.groupby("speaker"):
             if not speaker:
                 raise UserError(
@@ -33,6 +37,11 @@ def cross_tests(folder: Path, measure: str = "wra") -> pd.DataFrame:
             rows.append((teacher_of(path, folder, speaker), speaker, getattr(found, measure), len(part)))
     table = pd.DataFrame(rows, columns=["teacher", "speaker", "value", "n"])
     return table.groupby(["teacher", "speaker"], as_index=False).agg(value=("value", "mean"), n=("n", "sum"))
+
+
+def _last_named(path: Path) -> str:
+    """The speaker that a file's name ends with; empty if it has none."""
+    return next(reversed(predictions.IN_PATH.findall(path.stem)), "")
 
 
 def teacher_of(path: Path, folder: Path, speaker: str) -> str:

@@ -157,13 +157,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", default="", help="sentencepiece models, comma-separated, the system's own first")
     parser.add_argument("--decoder", default="greedy", help="in a folder of kdlib: the decoder to examine")
     parser.add_argument("--references", type=Path, help="the references of a text file of hypotheses")
+    parser.add_argument("--columns", default="", help="of a table: id=...,reference=...,hypothesis=...")
     parser.add_argument("--out", type=Path, help="folder of the page; by default below outputs/examined")
 
 
 def run(args: argparse.Namespace) -> None:
     """Run the command: examine a file of predictions."""
     path = args.file.expanduser()
-    rows = predictions.read(path, args.decoder, args.references, ids=True)
+    rows = predictions.read(
+        path, args.decoder, args.references, ids=True, columns=predictions.named_columns(args.columns)
+    )
     named = [Path(name).expanduser() for name in args.tokenizer.split(",") if name]
     has_ids = rows.token_ids.notna().all()
     tokenizers, own = find_tokenizers(named, path) if has_ids or named else ({}, 0)

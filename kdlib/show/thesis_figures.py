@@ -62,7 +62,8 @@ def accuracy(table: pd.DataFrame, results: Results) -> Figure:
         axes.set_xticks(range(len(names)), names)
         axes.set_ylim(0, max(105, 105 * table["mean"].max()))
         axes.set_ylabel(f"{results.measured} (%)")
-        axes.set_xlabel(f"held-out speaker; bars: 95 % over utterances; {main_decoder(results)}{more}")
+        bars = "" if table.low.isna().all() else "bars: 95 % over utterances; "
+        axes.set_xlabel(f"held-out speaker; {bars}{main_decoder(results)}{more}")
         outside_legend(figure, *axes.get_legend_handles_labels())
     return figure
 

@@ -153,6 +153,10 @@ class PhonemeTeacher:
         self._model, self._size = Phonemes(spoken), len(words)
         self._places = [list(words).index(word) for word in self._model.words]
         usable = [utt for utt in labelled if normalise(utt.text) in spoken]
+        if not usable:
+            raise UserError(
+                "adapt: teachers: hama's temperature is chosen on labelled words of the CMU dictionary; none is"
+            )
         drawn = random.Random(seed).sample(usable, min(count, len(usable)))
         index = {word: place for place, word in enumerate(self._model.words)}
         rows = [self._model.scores(utt) for utt in drawn]
