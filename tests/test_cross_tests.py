@@ -53,8 +53,10 @@ def test_names_alone_tell_teacher_and_speaker(tmp_path):
     for name in ("M04_on_M08.json", "teacher_F03/wer_M08.json", "M05/M05_on_M08.json", "M16/wer_M16.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(json.dumps({"details": rows}))
+    (tmp_path / "teacher_M10").mkdir()
+    (tmp_path / "teacher_M10/test.json").write_text(json.dumps({"held_out": "M01", "details": rows}))
     table = cross_tests.cross_tests(tmp_path)
-    pairs = {("M04", "M08"), ("F03", "M08"), ("M05", "M08"), ("M16", "M16")}
+    pairs = {("M04", "M08"), ("F03", "M08"), ("M05", "M08"), ("M16", "M16"), ("M10", "M01")}
     assert set(zip(table.teacher, table.speaker, strict=True)) == pairs
     with pytest.raises(UserError, match="expected a folder of result files"):
         cross_tests.cross_tests(tmp_path / "M04_on_M08.json")

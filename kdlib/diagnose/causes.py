@@ -278,7 +278,7 @@ def _name_causes(fits: list[Fit], as_weak: Sound) -> Diagnosis:
     healthy = min((fit for fit in fits if fit.cause == NO_FAULT), key=lambda fit: fit.distance, default=None)
     best, least = fits[0], healthy.distance if healthy else math.inf
     if not best.shown and (least <= max(SAME, as_weak.usual) or (best.cause == NO_FAULT and best.fits)):
-        text = f"the nearest is a result without one ({healthy.case}), at a distance of {healthy.distance:.2f}"
+        text = f"nearest without one: {healthy.case}, at a distance of {healthy.distance:.2f}"
         return Diagnosis((), f"No fault detected: {text}.", fits)
     reach = max(best.distance / CLEARER, best.distance + SAME / 10)
     near = [fit for fit in fits if fit.cause != NO_FAULT and fit.distance <= reach]

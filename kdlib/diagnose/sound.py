@@ -50,10 +50,16 @@ def expected(signs: Mapping[str, float]) -> Sound:
     others = [signs[name] - usual(wra) for name, usual in OTHERS.items() if name in signs]
     distance = _distance(pd.Series(signs, dtype=float), known, others)
     weights = _weights(known.wra, wra)
-    of_others = [
-        _distance(known.iloc[place], known.drop(known.index[place])) for place in np.flatnonzero(weights > 0.1)
-    ]
-    return Sound("a weak one as sound ones are", distance, float(np.quantile(of_others, USUAL)))
+    return Sound(
+        "sound results with about as many words right", distance, float(np.quantile(_of_each()[weights > 0.1], USUAL))
+    )
+
+
+@functools.cache
+def _of_each() -> np.ndarray:
+    """The distance of every sound result from the others."""
+    known = rows()
+    return np.array([_distance(known.iloc[place], known.drop(known.index[place])) for place in range(len(known))])
 
 
 def _weights(values: pd.Series, wra: float) -> np.ndarray:

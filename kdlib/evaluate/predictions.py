@@ -18,6 +18,7 @@ from kdlib.errors import UserError, nearest
 from kdlib.evaluate.hypotheses import IDS, read_hypotheses
 from kdlib.evaluate.result_formats import FORMATS as OTHERS
 from kdlib.evaluate.result_formats import NAMES, Content, Parsed, has_hypotheses, no_result, parse_ids
+from kdlib.evaluate.score import score
 from kdlib.tokens import normalise
 
 COLUMNS = ["utt_id", "speaker", "reference", "hypothesis"]
@@ -35,15 +36,17 @@ def read(
     *,
     ids: bool = False,
     columns: Mapping[str, str] | None = None,
+    speaker_of_path: bool = True,
 ) -> pd.DataFrame:
     """Read the hypotheses in a file or a folder; `decoder` chooses a column of hypotheses.csv.
 
     With `ids` there is a column `token_ids`, None if the file has none at all; a row with ids may lack its text (None).
-    `columns` names those of a table: id, speaker, reference, hypothesis.
+    `columns` names those of a table: id, speaker, reference, hypothesis. Where neither the file nor its ids have a
+    speaker, it is that of the path, unless `speaker_of_path` is False.
     """
     table = _read_path(path, decoder, references, columns or {})
     if not ids:
-        return _check(path, table)[COLUMNS]
+        return _check(path, table, speaker_of_path)[COLUMNS]
     has_ids = table.token_ids.map(lambda value: isinstance(value, tuple))
     if has_ids.any() and not has_ids.all():
         first = table.utt_id[~has_ids].iloc[0]
@@ -55,7 +58,7 @@ def read(
     if not filled.any() and not (has_ids.any() and table.hypothesis.isna().all()):  # texts with empty lists: no ids
         table["token_ids"], has_ids = None, has_ids & False
     textless = has_ids & table.hypothesis.isna()
-    checked = _check(path, table.assign(hypothesis=table.hypothesis.where(~textless, "")))
+    checked = _check(path, table.assign(hypothesis=table.hypothesis.where(~textless, "")), speaker_of_path)
     checked["hypothesis"] = checked.hypothesis.astype(object).mask(textless, None)
     return checked
 
@@ -154,21 +157,13 @@ def _parsed(path: Path, found: Parsed, name: str) -> pd.DataFrame:
         table["speaker"] = found.speaker
     pairs = table[table.hypothesis.map(lambda text: isinstance(text, str)) & table.reference.map(bool)]
     if len(pairs) == len(table) and (found.wer is not None or found.wra is not None):
-        texts = [(normalise(str(row.reference)), normalise(row.hypothesis)) for row in pairs.itertuples()]
-        own = {"WER": found.wer, "WRA": found.wra}
-        rates = {"WER": _wer(texts), "WRA": sum(ref == hyp for ref, hyp in texts) / len(texts)}
+        found_rates = score(*([normalise(str(text)) for text in pairs[side]] for side in ("reference", "hypothesis")))
+        own, rates = {"WER": found.wer, "WRA": found.wra}, {"WER": found_rates.wer, "WRA": found_rates.wra}
         for measure, value in own.items():
             ours = rates[measure]
             if value is not None and min(abs(value - ours), abs(value / 100 - ours)) > CLOSE:
                 report_once(f"{path}: the file says {measure} {value:g}, its rows ({name}) give {100 * ours:.2f} %")
     return table
-
-
-def _wer(texts: list[tuple[str, str]]) -> float:
-    from rapidfuzz.distance import Levenshtein
-
-    wrong = sum(Levenshtein.distance(ref.split(), hyp.split()) for ref, hyp in texts)
-    return wrong / max(1, sum(len(ref.split()) for ref, _ in texts))
 
 
 def _read_kdlib(path: Path, decoder: str) -> pd.DataFrame:
@@ -219,7 +214,7 @@ def _table(path: Path, rows: Iterable[tuple]) -> pd.DataFrame:
     return table
 
 
-def _check(path: Path, table: pd.DataFrame) -> pd.DataFrame:
+def _check(path: Path, table: pd.DataFrame, speaker_of_path: bool) -> pd.DataFrame:
     """Check that every row has a unique id, a reference and a hypothesis; normalise the texts."""
     table = table.copy()
     for column, name in (("utt_id", "an id"), ("reference", "a reference"), ("hypothesis", "a hypothesis")):
@@ -239,7 +234,7 @@ def _check(path: Path, table: pd.DataFrame) -> pd.DataFrame:
     speakers = table.utt_id.str.extract(UASPEECH)[0]
     if (table.speaker == "").all() and speakers.notna().all():
         table["speaker"] = speakers
-    elif (table.speaker == "").all():
+    elif (table.speaker == "").all() and speaker_of_path:
         table["speaker"] = _speaker_of(path)
     return table
 

@@ -1,4 +1,4 @@
-"""Other toolkits' result files, told apart by their content: JSON of studies, NeMo's and Hugging Face's lines, tables,
+"""Other toolkits' result files, recognised by their content: JSON of studies, NeMo's and Hugging Face's lines, tables,
 SpeechBrain's aligned reports, NIST's trn and ctm, Kaldi's text, icefall's recogs and errs.
 
 A reader gives rows of utterance, speaker, reference, hypothesis and token ids, and what the file itself says of its

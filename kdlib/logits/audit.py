@@ -237,7 +237,7 @@ def _findings(files: Sequence[FileAudit], sources: Sequence[FoundLogits], shared
             "Every teacher has outputs on its own speaker's recordings alone. An average over teachers, frame by "
             "frame, would mix different recordings; cutting them to the shortest does not make them the same. What is "
             "sound: each speaker's own teacher; word posteriors, averaged over the recordings of a word; or the "
-            "teachers' models, run on the recordings that the student hears"
+            "teachers' models, run on the student's recordings"
         )
     elif len(_teachers(sources)) > 1 and not shared:
         said.append("No utterance has outputs of two teachers: there is nothing to average")

@@ -1,8 +1,8 @@
 """The matrix of cross tests: every teacher on every speaker, from a folder of result files of any toolkit.
 
-The speaker is that of the rows' ids, or else the one that the file's name ends with (`wer_M08.txt`, `M04_on_M08.json`).
-The teacher is the speaker that the path names besides (`teacher_M04/wer_M08.txt`); a path that names one speaker alone
-is that teacher on its own speech.
+The speaker is that of the rows, of the file's header or of the ids, or else the one that the file's name ends with
+(`wer_M08.txt`, `M04_on_M08.json`). The teacher is the speaker that the path names besides (`teacher_M04/wer_M08.txt`);
+a path that names one speaker alone is that teacher on its own speech.
 """
 
 import argparse
@@ -26,8 +26,8 @@ def cross_tests(folder: Path, measure: str = "wra") -> pd.DataFrame:
         raise UserError(f"{folder}: expected a folder of result files, such as teacher_M04/wer_M08.txt")
     rows = []
     for path in predictions.result_files(folder):
-        table = predictions.read(path)
-        table["speaker"] = table.utt_id.str.extract(predictions.UASPEECH)[0].fillna(_last_named(path))
+        table = predictions.read(path, speaker_of_path=False)
+        table["speaker"] = table.speaker.replace("", _last_named(path))
         for speaker, part in table.groupby("speaker"):
             if not speaker:
                 raise UserError(
