@@ -97,7 +97,7 @@ def run(options: argparse.Namespace) -> None:
     """Run the command: the matrix as a table, a CSV and a figure."""
     table = cross_tests(options.folder, options.measure)
     wide = matrix(table)
-    print((100 * wide).round(1).to_string(na_rep="-"))
+    print(percent(wide).to_string(na_rep="-"))
     print(summary(wide, options.measure))
     from kdlib.show import figures  # after the table: its import takes a second
 
