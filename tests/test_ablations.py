@@ -197,6 +197,8 @@ def test_a_curve_that_still_rises_is_no_flat_one():
     assert not ablations.Curve("hard", "M08", 1, up, 96, best, 600).flat
     assert ablations.rise(curve([0.1, 0.5, 0.4, 0.4, 0.4, 0.41, 0.3]))[0] == 0.0
     assert ablations.Curve("hard", "M08", 1, 1 / 96, 96, 600, 600).flat
+    logged = np.float32([1 / 96, 58 / 96, 59 / 96]).astype(float)  # TensorBoard's precision
+    assert ablations.Curve("hard", "M08", 1, ablations.rise(curve(logged))[0], 96, 600, 600).flat
     assert np.isnan(ablations.rise(curve([0.1]))[0])
 
 
