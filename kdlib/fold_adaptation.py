@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from kdlib import runtime
 from kdlib.corpus.speakers import adaptation_speech
-from kdlib.fold_objects import FoldObjects
+from kdlib.fold_imports import ImportedTeachers
 from kdlib.models import read_record
 from kdlib.settings.adaptation import DEV_MODEL
 from kdlib.source_code import lazy
@@ -29,7 +29,7 @@ setup = lazy("kdlib.distill.setup")
 start = lazy("kdlib.pretrained.start")
 
 
-class AdaptationObjects(FoldObjects):
+class AdaptationObjects(ImportedTeachers):
     """One fold of a recipe, under one of its variants: with what adapts a student."""
 
     def adaptation_setup(self, seed: int) -> AdaptationSetup:

@@ -270,15 +270,16 @@ class StudentObjects(AdaptationObjects):
     def _preflight_teachers(self, seed: int) -> Teachers | None:
         if not terms.uses_teachers(self.params.distill):
             return None
-        names, output = self.target_teachers(self.params.aggregation.method), terms.outputs(self.params.distill)[0]
+        params, output = self.params, terms.outputs(self.params.distill)[0]
+        names = self.target_teachers(params.aggregation.method)
         return preflight.Teachers(
             stores={name: self.store(name, "training", output) for name in names},
-            folders={name: self.teacher(name) for name in names},
+            folders={name: self.teacher(name) for name in names if params.teacher.source != "stores"},
             setup=lambda: self.but(distill={"live_teachers": False}).student_setup(seed),  # it checks the stores
             gains=parent_scores.read_gains(self._teachers_and_parents()),
-            on_dev=(lambda: self.targets(purpose="analysis")) if self.splits.dev else None,
+            on_dev=(lambda: self.targets(purpose="analysis")) if self.splits.dev and not self.own_recordings else None,
             control_on_dev=self._control_on_dev(seed),
-            measure=self.params.scoring.measure,
+            measure=params.scoring.measure,
             view=self.teacher_view,
         )
 
@@ -320,6 +321,8 @@ class StudentObjects(AdaptationObjects):
     def best_method(self) -> tuple[str, str]:
         """The method that `auto` selects, and why."""
         methods, dev, measure = self.methods, self.splits.dev, self.params.scoring.measure
+        if self.own_recordings:
+            return "own", "auto: own, since the teachers have outputs on their own speaker's recordings alone"
         folder = self.target_report() if dev else Path()
         return target_report.best_method(folder, methods, dev, self.params.distill.heads, measure)
 
@@ -363,10 +366,8 @@ class StudentObjects(AdaptationObjects):
             inputs += [self.outputs(name, "analysis") for name in names]
         if method == "weighted_similarity":
             inputs += [self.speaker_features()]
-        if self._needs_beam:
-            inputs += [self.decoding_model()]
-        if self._needs_words:
-            inputs += [self.word_calibration()]
+        inputs += [self.decoding_model()] if self._needs_beam else []
+        inputs += [self.word_calibration()] if self._needs_words else []
         if method in DEV_FITTED and params.fold.dev:
             inputs += [self.teacher_scores(name) for name in names]
         return inputs

@@ -108,6 +108,8 @@ def _family(teacher: Teacher) -> str:
     other = "" if teacher.input == SAME else f"-{teacher.input}"
     if teacher.source == "model":
         return f"model-{Path(teacher.model).name if teacher.model else teacher.encoder}{other}"
+    if teacher.imported:
+        return f"{teacher.source}-{Path(teacher.folder or '').name}{other}"
     if teacher.source != "speakers":
         return teacher.source + other
     scratch = teacher.parent == "none" and not ENCODERS[teacher.encoder].checkpoint

@@ -11,22 +11,23 @@ depends on is computed from its builder (`source_code`).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdlib import source_code
 from kdlib.console import print_once, warn_in_log
 from kdlib.corpus import labels, prepare
 from kdlib.fold_results import StudentResults
+from kdlib.fold_stage import recorded, stage
 from kdlib.io import read_json
 from kdlib.models import read_record
 from kdlib.objectives import terms
 from kdlib.params import load
 from kdlib.settings.targets import DEV_FITTED, FUSIONS, methods_for
+from kdlib.settings.teacher import NO_TRAINING
 from kdlib.source_code import lazy
-from kdlib.stage import Stage, fingerprint, produce
+from kdlib.stage import Stage, fingerprint
 from kdlib.teachers.teacher_sets import share_of
 from kdlib.tokens import Tokens
 
@@ -47,7 +48,6 @@ choice = lazy("kdlib.targets.choice")
 beam = lazy("kdlib.decode.beam")
 ensembles = lazy("kdlib.distill.ensembles")
 extract = lazy("kdlib.logits.extract")
-faults = lazy("kdlib.distill.faults")
 fold_scores = lazy("kdlib.evaluate.fold_scores")
 fusion = lazy("kdlib.targets.fusion")
 hybrid = lazy("kdlib.models.hybrid")
@@ -59,7 +59,6 @@ preflight = lazy("kdlib.distill.preflight")
 pretrained = lazy("kdlib.pretrained.model")
 sampling = lazy("kdlib.training.sampling")
 score = lazy("kdlib.evaluate.score")
-setup = lazy("kdlib.distill.setup")
 similarity = lazy("kdlib.targets.similarity")
 student_scores = lazy("kdlib.distill.student_scores")
 students = lazy("kdlib.distill.students")
@@ -67,30 +66,6 @@ target_report = lazy("kdlib.targets.target_report")
 teacher_scores = lazy("kdlib.logits.teacher_scores")
 transcribe = lazy("kdlib.evaluate.transcribe")
 word_calibration = lazy("kdlib.targets.word_calibration")
-
-
-CLASSES = {"pipeline.py": "Fold", "fold_results.py": "StudentResults", "fold_students.py": "StudentObjects"}
-CLASSES |= {"fold_adaptation.py": "AdaptationObjects", "fold_objects.py": "FoldObjects"}
-
-
-def stage(method: Callable[..., Stage]) -> Callable[..., Path]:
-    """Make what a method describes unless it is up to date, and return its folder."""
-
-    @functools.wraps(method)
-    def made(fold: Fold, *args, **kwargs) -> Path:
-        return produce(method(fold, *args, **kwargs), code_of(method.__name__))
-
-    return made
-
-
-@functools.cache
-def code_of(name: str) -> frozenset[str]:
-    """The source files that a stage depends on."""
-    return frozenset(source_code.closure(source_code.builder_modules(CLASSES, name)))
-
-
-class recorded(cached_property):  # noqa: N801
-    """A property whose value stages record among their settings: how it is found is no code of theirs."""
 
 
 class Fold(StudentResults):
@@ -273,7 +248,7 @@ class Fold(StudentResults):
         if teachers:
             self.base_model()
             self.decoding_model(all_speakers=not self.params.teachers_per_fold)
-            if "weighted_similarity" in methods_for(self.params.teacher.source):
+            if "weighted_similarity" in methods_for(of_speakers=self.params.teacher.of_speakers):
                 self.speaker_features()
 
     # 02: teachers
@@ -294,7 +269,7 @@ class Fold(StudentResults):
             how = self._teacher_training("base model of the teachers", settings.base_training)
             base_model.train_base_model(partial, self._new_teacher(), data, how)
 
-        unused = {"adapt", "dev_share", "max_teachers", "source", "model", "students", "student_seeds"}
+        unused = {"adapt", "dev_share", *NO_TRAINING}
         speech = (
             fold.identity | {"blocks": fold.blocks.train, "dev_share": settings.dev_share} | self._labels()
             if own
@@ -320,7 +295,7 @@ class Fold(StudentResults):
             how = self._teacher_training(f"teacher {speaker}", settings.adapt)
             adapt.train_speaker_teacher(partial, speaker, self.splits, start, how)
 
-        unused = {"base_training", "max_teachers", "source", "model", "students", "student_seeds"}
+        unused = {"base_training", *NO_TRAINING}
         return Stage(
             self.layout.teacher(speaker),
             f"teacher {speaker}",
@@ -358,7 +333,7 @@ class Fold(StudentResults):
     # 03: their outputs, and the targets
 
     @stage
-    def outputs(self, name: str, purpose: Purpose) -> Stage:
+    def extracted_outputs(self, name: str, purpose: Purpose) -> Stage:
         """A teacher's outputs on training speech or, for analysis, on the test blocks: shared where teachers are."""
         encoding, blocks, shared = (
             self.params.aggregation.encoding,
@@ -406,19 +381,15 @@ class Fold(StudentResults):
     @stage
     def teacher_scores(self, name: str) -> Stage:
         """A teacher's scores on the test blocks of all speakers, without its training utterances."""
-        outputs, settings, shared = (
-            self.outputs(name, "analysis"),
-            self.params.teacher,
-            not self.params.teachers_per_fold,
-        )
+        outputs, shared = self.outputs(name, "analysis"), not self.params.teachers_per_fold
 
         def build(partial: Path) -> None:
             decoding = self.decoder_setup(all_speakers=shared)
-            of_all = settings.source != "speakers"
-            train = self.splits.train if of_all else adapt.speaker_data(self.splits, settings, name).train
-            ids, words = {utt.utt_id for utt in train}, {utt.text for utt in train}
-            test = [utt for utt in self.splits.speech_of_all(test=True) if utt.utt_id not in ids]
-            has_decoder = read_record(self.teacher(name))["heads"]["layers"] > 0
+            trained = self.trained_speech(name)
+            ids, words = {utt.utt_id for utt in trained}, {utt.text for utt in trained}
+            has = self.store(name, "analysis")  # of a teacher of other code perhaps not all
+            test = [utt for utt in self.splits.speech_of_all(test=True) if utt.utt_id in has and utt.utt_id not in ids]
+            has_decoder = self.params.teacher.source != "stores" and read_record(self.teacher(name))["heads"]["layers"]
             decoders = decoding.decoders(more=("attention",) if has_decoder else ())
             level, seen = self.corpus.level, lambda utt: utt.text in words
             evaluation = transcribe.Evaluation(decoders, f"scores of {name}", self.params.scoring, level, seen)

@@ -20,9 +20,10 @@ SOURCES = {
 }
 # They move and show values, and make none.
 CARRIERS = {"__init__.py", "errors.py", "failures.py", "io.py", "console.py", "layout.py", "stage.py", "source_code.py"}
-CARRIERS |= {"params.py"}
+CARRIERS |= {"params.py", "recipe_checks.py"}
 # The pipeline itself: what it gives to builders is followed, method by method.
-CARRIERS |= {"pipeline.py", "fold_objects.py", "fold_adaptation.py", "fold_students.py", "fold_results.py"}
+CARRIERS |= {"pipeline.py", "fold_stage.py", "fold_objects.py", "fold_teachers.py", "fold_imports.py"}
+CARRIERS |= {"fold_adaptation.py", "fold_students.py", "fold_results.py"}
 
 
 class lazy:  # noqa: N801

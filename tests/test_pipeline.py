@@ -6,14 +6,18 @@ from pathlib import Path
 import pytest
 
 from kdlib import source_code
-from kdlib.pipeline import Fold, code_of
+from kdlib.fold_stage import code_of
+from kdlib.pipeline import Fold
 
 KDLIB = Path(source_code.__file__).parent
-STAGES = source_code.stage_methods("pipeline.py", "Fold")
+STAGES = source_code.stage_methods("pipeline.py", "Fold") + source_code.stage_methods(
+    "fold_imports.py", "ImportedTeachers"
+)
 # Which edited files make a stage anew. The columns are:
 #   prepared_corpus pretraining tokens_folder language_model pretrained_scores zero_shot trained_base_model
-#   speaker_teacher parent_scores outputs layer_outputs teacher_scores speaker_features fusion word_calibration
-#   target_report combined_teacher_scores logit_student preflight_checks student scores start_scores ensemble
+#   speaker_teacher parent_scores extracted_outputs layer_outputs teacher_scores speaker_features fusion
+#   word_calibration target_report combined_teacher_scores logit_student preflight_checks student
+#   scores start_scores ensemble imported_teacher imported_outputs
 TABLE = """
 xxxxxxxxxxxxxxxxxxxxxxx  corpus/audio.py corpus/audio_checks.py corpus/embedded/dysarthria.py
                          corpus/embedded/espeak.py corpus/embedded/grammar.py corpus/embedded/skeleton.py
@@ -127,7 +131,7 @@ def test_a_loss_retrains_students_and_no_teacher():
     for name in ("objectives/losses.py", "objectives/terms.py", "settings/distill.py"):
         stages = {stage for stage in STAGES if name in code_of(stage)}
         assert "student" in stages
-        assert not stages & {"pretraining", "trained_base_model", "speaker_teacher", "outputs"}
+        assert not stages & {"pretraining", "trained_base_model", "speaker_teacher", "extracted_outputs"}
 
 
 def test_what_chooses_checkpoints_retrains_what_it_chooses():
@@ -151,13 +155,13 @@ def test_only_the_pipeline_makes_stages():
     for name, source in source_code.SOURCES.items():
         if name.endswith(".py") and name != "stage.py":
             used = {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
-            assert ("produce" in used) == (name == "pipeline.py"), name
+            assert ("produce" in used) == (name == "fold_stage.py"), name
 
 
 def test_few_functions_are_given_all_parameters():
     given = []
     for name, source in source_code.SOURCES.items():
-        if name.endswith(".py") and name not in ("pipeline.py", "params.py"):
+        if name.endswith(".py") and name not in ("pipeline.py", "params.py", "recipe_checks.py"):
             for node in ast.walk(ast.parse(source)):
                 arguments = [argument.arg for argument in node.args.args] if isinstance(node, ast.FunctionDef) else []
                 given += [f"{name}: {node.name}"] if "params" in arguments else []

@@ -2,9 +2,11 @@
 
 import pytest
 
-from kdlib import pipeline, source_code
+from kdlib import fold_stage, source_code
 
-STAGES = source_code.stage_methods("pipeline.py", "Fold")
+STAGES = source_code.stage_methods("pipeline.py", "Fold") + source_code.stage_methods(
+    "fold_imports.py", "ImportedTeachers"
+)
 
 
 def test_comments_and_docstrings_do_not_change_the_fingerprint_of_code():
@@ -19,6 +21,6 @@ def test_every_stage_is_found():
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_code_files_of_stages_exist(stage):
-    code = pipeline.code_of(stage)
+    code = fold_stage.code_of(stage)
     assert code
     assert code <= set(source_code.SOURCES)

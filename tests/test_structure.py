@@ -15,9 +15,13 @@ LAYERS = (
     *("corpus", "models", "decode", "evaluate", "objectives", "training", "pretrained", "teachers"),
     *("logits", "targets", "distill", "diagnose"),
     *(
+        "recipe_checks",
         "params",
         "layout",
+        "fold_stage",
         "fold_objects",
+        "fold_teachers",
+        "fold_imports",
         "fold_adaptation",
         "fold_students",
         "fold_results",

@@ -117,11 +117,12 @@ def scores_by(rows: Sequence[Hypothesis], decoder: str, group: str, **options) -
 def summary(rows: Sequence[Hypothesis], decoders: Sequence[str], about: About, scoring: Scoring) -> dict:
     """The content of `scores.json`: headline and breakdowns of every decoder.
 
-    The decoders are listed, not inferred: one whose hypotheses are all empty scores 0 %, it is not left out.
+    The decoders are listed, not inferred: one whose hypotheses are all empty scores 0 %, it is not left out. Without
+    utterances, as a teacher of other code may have none here, no decoder has a score.
     """
     options = {"normaliser": scoring.normaliser, "bootstrap": scoring.bootstrap}
     scores = {}
-    for name in decoders:
+    for name in decoders if rows else ():
         headline = asdict(_score_decoder(rows, name, **options))
         groups = {
             group: {part: asdict(result) for part, result in scores_by(rows, name, group, **options).items()}

@@ -74,9 +74,9 @@ def audit(folder: Path, corpus: Corpus | None = None, tokens: Tokens | None = No
         for source in sources:
             files.append(_audit_file(source, known, tokens))
             bar.update(1)
-    shared = _shared(sources)
-    own = not shared and _own_speakers(sources, known)
-    return Audit(files, _findings(files, sources, shared, own), own)
+    common = shared(sources)
+    own = not common and of_own_speakers(sources, known)
+    return Audit(files, _findings(files, sources, common, own), own)
 
 
 def speaker_of(utt_id: str, known: Mapping) -> str:
@@ -126,7 +126,7 @@ def _audit_file(source: FoundLogits, known: Mapping, tokens: Tokens | None) -> F
         about["ms_per_frame"] = float(
             np.median([1000 * known[name].duration_s / len(sound[name]) for name in known_sound])
         )
-    output = source.output or _output_of(best, about.get("ms_per_frame", float("nan")))
+    output = source.output or output_of(best, about.get("ms_per_frame", float("nan")))
     about["output"] = output
     blank, about["special"] = _special(best, output)
     hypotheses = {name: _text_ids(row, output, blank) for name, row in best.items()}
@@ -149,7 +149,7 @@ def kind_of(rows: np.ndarray) -> str:
     return "log-probabilities" if (np.abs(sums) < 1e-2).mean() > SURE else "logits"
 
 
-def _output_of(best: Mapping[str, np.ndarray], ms_per_frame: float) -> str:
+def output_of(best: Mapping[str, np.ndarray], ms_per_frame: float = float("nan")) -> str:
     """CTC outputs repeat tokens and have a blank; a decoder's steps end with the same token."""
     last = Counter(int(row[-1]) for row in best.values())
     all_tokens = Counter(int(token) for row in best.values() for token in row)
@@ -184,7 +184,7 @@ def _teachers(sources: Sequence[FoundLogits]) -> set[str]:
     return {source.teacher for source in sources if source.items}
 
 
-def _shared(sources: Sequence[FoundLogits]) -> int:
+def shared(sources: Sequence[FoundLogits]) -> int:
     """The utterances that at least two teachers have outputs on."""
     counts: Counter[str] = Counter()
     for teacher in _teachers(sources):
@@ -192,7 +192,7 @@ def _shared(sources: Sequence[FoundLogits]) -> int:
     return sum(count > 1 for count in counts.values())
 
 
-def _own_speakers(sources: Sequence[FoundLogits], known: Mapping) -> bool:
+def of_own_speakers(sources: Sequence[FoundLogits], known: Mapping) -> bool:
     """True if every teacher's utterances are of one speaker, another for each."""
     of_teacher: dict[str, Counter[str]] = {}
     for source in sources:
@@ -206,7 +206,7 @@ def _own_speakers(sources: Sequence[FoundLogits], known: Mapping) -> bool:
     return len(main) > 1 and len(set(main)) == len(main)
 
 
-def _findings(files: Sequence[FileAudit], sources: Sequence[FoundLogits], shared: int, own: bool) -> list[str]:
+def _findings(files: Sequence[FileAudit], sources: Sequence[FoundLogits], common: int, own: bool) -> list[str]:
     said = [f"{one.teacher}: {one.problem}" for one in files if one.problem]
     usable = [one for one in files if not one.problem]
     for one in usable:
@@ -239,10 +239,10 @@ def _findings(files: Sequence[FileAudit], sources: Sequence[FoundLogits], shared
             "sound: each speaker's own teacher; word posteriors, averaged over the recordings of a word; or the "
             "teachers' models, run on the student's recordings"
         )
-    elif len(_teachers(sources)) > 1 and not shared:
+    elif len(_teachers(sources)) > 1 and not common:
         said.append("No utterance has outputs of two teachers: there is nothing to average")
-    elif shared:
-        said.append(f"{shared:,} utterances have outputs of at least two teachers, and can be averaged frame by frame")
+    elif common:
+        said.append(f"{common:,} utterances have outputs of at least two teachers, and can be averaged frame by frame")
     return said
 
 

@@ -62,7 +62,7 @@ def extract(
         headers = {name: _header(model, name, job) for name in outputs}
         _announce(job.teacher, model, utterances, [header for header, _ in headers.values()])
         writers = {name: stack.enter_context(Writer(partial / name, *headers[name])) for name in outputs}
-        rows = stack.enter_context(_OutputsFile(partial / OUTPUTS))
+        rows = stack.enter_context(OutputsFile(partial / OUTPUTS))
         bar = stack.enter_context(progress(len(utterances), f"{job.teacher} on {job.purpose} speech", "utt"))
         for batch in (batch for part in _by_speaker(utterances) for batch in audio.batches(part, BATCH)):
             sinks = {"rows": rows, **writers}
@@ -117,7 +117,7 @@ def store_sizes(folders: Mapping[str, Path]) -> pd.DataFrame:
 
 
 def _extract_batch(
-    teacher: TrainedModel, batch: list[Utterance], writers: dict[str, Writer], rows: "_OutputsFile", max_len: int
+    teacher: TrainedModel, batch: list[Utterance], writers: dict[str, Writer], rows: "OutputsFile", max_len: int
 ) -> None:
     """Run a teacher on a batch and store what is missing; `max_len` 0: without the free-running decoder."""
     ids = [teacher.tokens.encode(utt.text) for utt in batch]
@@ -130,7 +130,7 @@ def _extract_batch(
             given = given.to(teacher.device)
             hidden = teacher.model.decoder.activations(outputs.encoded, outputs.lengths, given)
             activations["decoder"] = (hidden, steps.tolist())
-        losses = _losses(outputs.ctc.logits, outputs.lengths, ids)
+        losses = reference_losses(outputs.ctc.logits, outputs.lengths, ids)
         free = teacher.model.decode_greedy(outputs.encoded, max_len, outputs.lengths) if max_len else [[]] * len(batch)
     for name, writer in writers.items():
         for utt, hidden, length in zip(batch, *activations[name], strict=True):
@@ -145,7 +145,7 @@ def _has_output(utt: Utterance, output: str) -> bool:
     return bool(utt.text) or output != "decoder"
 
 
-def _losses(logits: torch.Tensor, lengths: torch.Tensor, ids: list[list[int]]) -> list[float]:
+def reference_losses(logits: torch.Tensor, lengths: torch.Tensor, ids: list[list[int]]) -> list[float]:
     """CTC loss of each reference in nats per token: inf if it has too many tokens for the frames, nan if unlabelled."""
     flat = torch.nn.utils.rnn.pad_sequence([torch.tensor(row or [BLANK + 1]) for row in ids], batch_first=True)
     flat, sizes = flat.to(logits.device), torch.tensor(list(map(len, ids)), device=logits.device)
@@ -203,7 +203,7 @@ def _announce(speaker: str, teacher: TrainedModel, utts: Sequence[Utterance], he
     )
 
 
-class _OutputsFile:
+class OutputsFile:
     """outputs.csv, appended batch by batch; a row that a killed run left incomplete is dropped."""
 
     def __init__(self, path: Path) -> None:
@@ -216,13 +216,14 @@ class _OutputsFile:
     def __contains__(self, utt_id: str) -> bool:
         return utt_id in self._done
 
-    def __enter__(self) -> "_OutputsFile":
+    def __enter__(self) -> "OutputsFile":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
     def add(self, rows: Iterable[TeacherOutput]) -> None:
+        """Append what is new among some rows."""
         new = [row for row in rows if row.utt_id not in self._done]
         self._done |= {row.utt_id: row for row in new}
         self._write(new)

@@ -38,6 +38,7 @@ class FoundLogits:
     twice: tuple[str, ...] = ()  # sentences: two entries of one id; the first counts
     metadata: Mapping = field(default_factory=dict)
     problem: str = ""  # why it cannot be read
+    padded: bool = False  # utterances have the frames of the longest of their batch
 
 
 def find(folder: Path) -> list[FoundLogits]:

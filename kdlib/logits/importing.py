@@ -24,11 +24,13 @@ SAMPLE = 1200  # frames that the rank is estimated from; enough for widths up to
 EXACT = 1e-4  # residual, relative to the spread of the logits, that counts as zero
 
 
-def import_logits(source: Path | FoundLogits, folder: Path, header: Header, *, dense: bool = False) -> LogitStore:
+def import_logits(
+    source: Path | FoundLogits, folder: Path, header: Header, *, dense: bool = False, key: str = ""
+) -> LogitStore:
     """Store the logits of a file, or of a folder with a file per utterance.
 
     Encoding, size and width of `header` are replaced by those of the logits. `dense` stores them as they are, in
-    float16, without estimating their rank.
+    float16, without estimating their rank. A killed import is resumed where the contents are the same, or `key`.
     """
     logits = source if isinstance(source, FoundLogits) else found.one(source)
     source, items = logits.path, logits.items
@@ -42,7 +44,7 @@ def import_logits(source: Path | FoundLogits, folder: Path, header: Header, *, d
         head = _tensor(basis), _tensor(mean)
         header = replace(header, encoding="fp16", size=size, width=basis.shape[1])
     with (
-        Writer(folder, header, head, _fingerprint(source)) as writer,
+        Writer(folder, header, head, key or _fingerprint(source)) as writer,
         progress(len(items), f"logits of {header.teacher}", "utt") as bar,
     ):
         for utt_id, load in items.items():

@@ -44,8 +44,8 @@ FUSIONS = ("attention", "transformer")  # learned
 DEV_FITTED = ("weighted_accuracy", "best", *FUSIONS)  # methods estimated on dev speech
 
 
-def methods_for(source: str) -> list[str]:
+def methods_for(*, of_speakers: bool) -> list[str]:
     """The methods that a recipe's teachers allow: only teachers of speakers belong to a speaker."""
-    if source == "speakers":
+    if of_speakers:
         return list(METHODS)
     return [name for name in METHODS if name not in ("own", "same_level", "weighted_similarity")]

@@ -9,6 +9,9 @@ from kdlib.settings.augment import Augmentation, Masks
 from kdlib.settings.encoder import EncoderSizes
 from kdlib.settings.reference_loss import HardWordTerm
 
+NO_TRAINING = {"source", "max_teachers", "model", "students", "student_seeds"}  # settings that no training depends on
+NO_TRAINING |= {"folder", "without", "trained_on", "ids", "logits_temperature"}
+
 
 class Training(Section):
     """Training schedule of a model."""
@@ -21,10 +24,25 @@ class Training(Section):
     patience: int = Field(6, ge=1)  # validations without improvement before training stops
 
 
+class TokenIds(Section):
+    """Where other code has the special tokens; by default where kdlib has them."""
+
+    blank: int = Field(2, ge=-1)  # -1: the last
+    bos: int | None = Field(0, ge=0)
+    eos: int | None = Field(1, ge=0)
+
+
 class Teacher(EncoderSizes):
     """The teachers: where they come from, architecture, initialisation, and adaptation to the speaker."""
 
-    source: Literal["speakers", "students", "model"] = "speakers"  # one per speaker, the fold's students, or one model
+    source: Literal["speakers", "students", "model", "stores"] = "speakers"  # one per speaker, the fold's students, ...
+    folder: str | None = None  # for source: stores, logits of other code, a file or folder per teacher
+    without: Names = ()  # of these: teachers that are left out
+    trained_on: dict[str, Names] = Field(
+        {}
+    )  # the speakers of a teacher of other code, if its name is not its speaker's
+    ids: TokenIds = TokenIds()  # of logits of other code
+    logits_temperature: float = Field(1.0, gt=0)  # that other code has divided its logits by
     model: str | None = None  # for source: model, the folder of a saved model; by default the base model
     input: str = "same"  # recordings for teachers: the students' own, "clean" (embedded corpus), or a microphone's
     encoder: str = "sb"  # of teachers of speakers: a name of kdlib/models/encoders.py
@@ -41,3 +59,13 @@ class Teacher(EncoderSizes):
     dev_share: float = Field(0.15, ge=0, lt=0.5)  # of the training blocks, for early stopping only
     base_training: Training = Training(steps=2000, lr=2e-3, warmup_steps=300, validate_every=3)  # of the base model
     adapt: Training = Training(steps=300, batch_size=16, lr=1e-3, warmup_steps=30, patience=3)
+
+    @property
+    def imported(self) -> bool:
+        """True if the teachers are of other code."""
+        return self.source == "stores"
+
+    @property
+    def of_speakers(self) -> bool:
+        """True if teachers are of single speakers, so that an utterance may have a teacher of its own."""
+        return self.source == "speakers" or self.imported

@@ -321,7 +321,7 @@ def fold_data(
 ) -> ExplorerData:
     """Systems of a fold with its corpus, its notes and its teachers' speakers."""
     params = fold.params
-    teacher_speakers = () if params.teacher.source != "speakers" else fold.target_teachers()
+    teacher_speakers = fold.target_teachers() if params.teacher.of_speakers else ()
     return ExplorerData(
         systems,
         fold.corpus,

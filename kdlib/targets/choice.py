@@ -80,17 +80,27 @@ def combine(
     return TeacherEnsemble(stores, chosen, excluded)
 
 
-def check_method(method: str, output: str, settings: Teacher) -> None:
+def check_method(method: str, output: str, settings: Teacher, *, own_recordings: bool = False) -> None:
     """Refuse a method that cannot combine these teachers, or this output."""
+    if own_recordings and method not in ("own", "auto"):
+        raise UserError(
+            f"aggregation.method {method!r} would mix different recordings: the teachers in teacher.folder have "
+            "outputs on their own speaker's recordings alone, and frame t of one is another sound than frame t of "
+            "another, also where both are cut to the shortest. What is sound: each speaker's own teacher (aggregation: "
+            "{method: own}); word posteriors averaged over the recordings of a word (own, with distill: {words: "
+            "{weight: 1.0, pooled: true}}); the teachers' models, run on all recordings (teacher: {source: "
+            "checkpoints})"
+        )
     if method in FUSIONS and output != "ctc":
         raise UserError(
             f"aggregation.method {method!r} is trained on CTC outputs and cannot combine a decoder's; name another for "
             "distill: {heads: decoder}"
         )
-    if method in METHODS and method not in methods_for(settings.source):
+    if method in METHODS and method not in methods_for(of_speakers=settings.of_speakers):
+        allowed = ", ".join(methods_for(of_speakers=settings.of_speakers))
         raise UserError(
             f"aggregation.method {method!r} needs teachers of single speakers, but those here are of all speakers "
-            f"(teacher.source: {settings.source}); expected one of {', '.join(methods_for(settings.source))}"
+            f"(teacher.source: {settings.source}); expected one of {allowed}"
         )
 
 

@@ -7,7 +7,7 @@ little or is nearly all blank.
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -68,9 +68,11 @@ def build_report(
             continue
         training = target(method, "training")
         on_dev = target(method, "dev") if splits.dev else None
+        if on_dev and not on_dev.coverage([utt.utt_id for utt in splits.dev]).usable:
+            on_dev = None  # teachers of other code have outputs on what was extracted
         decoders = target_decoders(folder, training, on_dev, how, besides=sample)
         for speech, ensemble, utterances in (("training", training, sample), ("dev", on_dev, splits.dev)):
-            if utterances:
+            if utterances and ensemble:
                 score_target(folder / speech, method, ensemble, utterances, decoders, how)
         coverage = training.coverage([utt.utt_id for utt in splits.train])
         write_json(
@@ -82,7 +84,7 @@ def build_report(
                 "left_out": len(coverage.left_out),
             },
         )
-    stores = target("logprob_mean", "training").stores
+    stores = target(methods[0], "training").stores
     shared = [utt for utt in sample if all(utt.utt_id in store for store in stores.values())][:ALIGNED]
     stride_ms = next(iter(stores.values())).header.stride_ms
     times = spikes.token_times(stores, shared, how.setup.tokens)
@@ -102,6 +104,7 @@ def target_decoders(
     away = {utt.utt_id for utt in besides}
     usable = set(training.coverage([utt.utt_id for utt in how.splits.train if utt.utt_id not in away]).usable)
     speech = Speech.of(how.splits, usable)
+    speech = speech if on_dev else replace(speech, dev=())
     settings = how.setup.calibration
     settings = settings.model_copy(update={"utterances": min(settings.utterances, SAMPLE)})
     plain = how.setup.without_beam().decoders()  # beam search is too slow for every method and kind of speech

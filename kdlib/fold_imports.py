@@ -1,0 +1,94 @@
+"""The stages of teachers of other code: what is known of them, and their logits as stores."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdlib.errors import UserError, nearest
+from kdlib.fold_stage import stage
+from kdlib.fold_teachers import TeacherObjects
+from kdlib.source_code import lazy
+from kdlib.stage import Stage
+
+if TYPE_CHECKING:
+    from kdlib.logits.adopt import FoundTeacher
+    from kdlib.logits.extract import Purpose
+
+# Imported when they are used: torch and its companions take seconds.
+adopt = lazy("kdlib.logits.adopt")
+extract = lazy("kdlib.logits.extract")
+
+
+class ImportedTeachers(TeacherObjects):
+    """One fold of a recipe, under one of its variants: with teachers of other code."""
+
+    @cached_property
+    def found_teachers(self) -> dict[str, FoundTeacher]:
+        """The teachers whose logits lie in the recipe's folder, by name."""
+        return adopt.find_teachers(self.params.teacher, self.corpus)
+
+    def found_teacher(self, name: str) -> FoundTeacher:
+        """One of them."""
+        if name not in self.found_teachers:
+            hint = nearest(name, list(self.found_teachers))
+            raise UserError(f"teacher.folder: there are no logits of a teacher {name!r}{hint}")
+        return self.found_teachers[name]
+
+    def imported_names(self) -> list[str]:
+        """The teachers of other code that were trained on neither the held-out nor the dev speaker."""
+        away, names = set(self.split_settings.excluded_speakers), self.splits.teachers(self.params.teacher.max_teachers)
+        left = [
+            name
+            for name, one in self.found_teachers.items()
+            if not away & set(one.train_speakers) and (name in names or name not in self.corpus.speakers)
+        ]
+        if not left:
+            raise UserError(
+                f"teacher.folder: of its teachers ({', '.join(self.found_teachers)}) none is of the fold's training "
+                f"speakers alone: {self.params.held_out} is held out"
+            )
+        return left
+
+    @cached_property
+    def own_recordings(self) -> bool:
+        """True if teachers of other code have outputs on their own speakers' recordings alone."""
+        if self.params.teacher.source != "stores":
+            return False
+        return adopt.own_recordings([self.found_teachers[name] for name in self.imported_names()], self.corpus)
+
+    @stage
+    def imported_teacher(self, name: str) -> Stage:
+        """What is known of a teacher of other code whose logits are there, but not its model."""
+        teacher, tokens = self.found_teacher(name), self.tokens
+        return Stage(
+            self.layout.teacher(name),
+            f"teacher {name} of other code",
+            build=lambda partial: adopt.record(partial, teacher, tokens),
+            settings={"train_speakers": teacher.train_speakers, "files": teacher.files},
+            inputs=[self.corpus_folder, self.tokens_folder()],
+        )
+
+    @stage
+    def imported_outputs(self, name: str, purpose: Purpose) -> Stage:
+        """The logits of a teacher of other code, as stores."""
+        settings, blocks = self.params.teacher, self.params.blocks
+
+        def build(partial: Path) -> None:
+            speech = self.splits.speech_of_all(test=purpose == "analysis")
+            job = extract.Extraction(name, purpose, "fp16")
+            adopt.adopt(partial, self.found_teacher(name), speech, self.tokens, job, settings)
+
+        return Stage(
+            self.layout.outputs(name, purpose),
+            f"outputs of {name} for {purpose}, of other code",
+            build=build,
+            settings={
+                "purpose": purpose,
+                "blocks": blocks.train if purpose == "training" else blocks.test,
+                "ids": settings.ids.model_dump(),
+                "temperature": settings.logits_temperature,
+            },
+            inputs=[self.corpus_folder, self.imported_teacher(name)],
+        )
