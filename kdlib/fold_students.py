@@ -157,9 +157,9 @@ class StudentObjects(AdaptationObjects):
             one.check(self.tokens, self.split_settings.excluded_speakers, f"calibration of {name}")
         if self._needs_beam:
             search = beam.recipe_search(params.search, self.tokens, self.lexicon, self.decoding_model() / lm.ARPA)
-        return pseudo_labels.TeacherHypotheses(
-            targets["ctc"], lexicon.Lexicon(self.lexicon, self.tokens), self.tokens, search, calibrators
-        )
+        words, pooled = lexicon.Lexicon(self.lexicon, self.tokens), distill.words.pooled
+        recordings = targets["ctc"].covered(self.splits.train) if pooled else ()
+        return pseudo_labels.TeacherHypotheses(targets["ctc"], words, self.tokens, search, calibrators, recordings)
 
     @property
     def _needs_beam(self) -> bool:

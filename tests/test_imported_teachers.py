@@ -1,14 +1,20 @@
 """Logits of other code as a fold's teachers: what is refused, and that students are trained on them without a model."""
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from kdlib.corpus.inputs import Batch
 from kdlib.errors import UserError
+from kdlib.logits import adopt
+from kdlib.logits.found import FoundLogits
 from kdlib.logits.store import LogitStore
 from kdlib.pipeline import Fold
+from kdlib.settings.teacher import TokenIds
 
 SPEAKERS = ("M04", "M08", "M10")
 
@@ -47,9 +53,9 @@ def write_teacher(folder: Path, name: str, logits: dict) -> None:
     (own / f"{name}_metadata.json").write_text(json.dumps({"utterance_ids": ids}))
 
 
-def fold_of(folder: Path, outputs: Path, **teacher) -> Fold:
+def fold_of(logits: Path, outputs: Path, **teacher) -> Fold:
     """The smoke recipe with these logits in place of its teachers."""
-    settings = {"source": "stores", "folder": str(folder), "ids": {"blank": 0, "bos": 1, "eos": 2}} | teacher
+    settings = {"source": "stores", "folder": str(logits), "ids": {"blank": 0, "bos": 1, "eos": 2}} | teacher
     return Fold.load(
         "params/smoke.yaml", "M08", overrides={"outputs": str(outputs), "name": "adopted", "teacher": settings}
     )
@@ -95,7 +101,6 @@ def own(with_teachers, tmp_path_factory) -> Path:
 
 
 def test_teachers_of_their_own_recordings_are_not_averaged(own, tmp_path):
-    fold = fold_of(own, tmp_path, trained_on={"M04": ["M04"]})
     fold = Fold.load("params/smoke.yaml", "M08", fold={"dev": None}, overrides=fold_overrides(own, tmp_path))
     with pytest.raises(UserError, match="would mix different recordings"):
         fold.targets("logprob_mean")
@@ -104,8 +109,91 @@ def test_teachers_of_their_own_recordings_are_not_averaged(own, tmp_path):
     fold.target_report()
     assert fold.scores(1)
     assert fold.combined_teachers() is None
+    pooled = fold.but(distill={"alpha": 0.0, "words": fold.params.distill.words.model_copy(update={"pooled": True})})
+    hypotheses = pooled._hypotheses({"ctc": pooled.targets()})
+    by_word = {(utt.text, utt.speaker): utt for utt in fold.splits.train}
+    word = fold.splits.train[0].text  # by two speakers, each with a teacher of its own
+    first, second = by_word[word, "M04"], by_word[word, "M10"]
+    one, other = hypotheses.posterior(Batch([first])), hypotheses.posterior(Batch([second]))
+    assert torch.equal(one, other)
 
 
 def fold_overrides(folder, outputs):
     settings = {"source": "stores", "folder": str(folder), "ids": {"blank": 0, "bos": 1, "eos": 2}}
     return {"outputs": str(outputs), "name": "own", "teacher": settings}
+
+
+def broken(source: Path, tmp_path: Path, change) -> Fold:
+    """The fold with a copy of the logits that one change has spoilt."""
+    folder = tmp_path / "logits"
+    shutil.copytree(source, folder)
+    more = change(folder)
+    return fold_of(folder, tmp_path / "outputs", **(more if isinstance(more, dict) else {}))
+
+
+def rewrite(folder: Path, change, name="M04", output="ctc") -> None:
+    path = folder / name / f"{name}_{output}_logits.pt"
+    torch.save(change(torch.load(path)), path)
+
+
+def truncated(folder: Path) -> None:
+    path = folder / "M04" / "M04_ctc_logits.pt"
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+def of_nobody(folder: Path) -> None:
+    for path in (folder / "M04").iterdir():
+        path.rename(path.with_name(path.name.replace("M04", "best")))
+    (folder / "M04").rename(folder / "best")
+
+
+BAD = {
+    "truncated": (truncated, r"M04_ctc_logits.pt: cannot be read as tensors .*without: \[M04\]"),
+    "fewer than named": (lambda folder: rewrite(folder, lambda rows: rows[:-1]), "its metadata names"),
+    "other vocabulary": (lambda folder: rewrite(folder, lambda rows: [r[:, :30] for r in rows]), "30 tokens, but"),
+    "no teacher left": (lambda folder: {"without": ["M04", "M08", "M10"]}, "no teacher is left"),
+    "no CTC": (lambda folder: (folder / "M04" / "M04_ctc_logits.pt").unlink(), "M04 has no CTC logits"),
+    "nobody's": (of_nobody, "best is no speaker of the corpus: whom was this teacher trained on"),
+    "nan": (lambda folder: rewrite(folder, lambda rows: [r * float("nan") for r in rows]), "NaN"),
+    "held out": (lambda folder: {"trained_on": {"M04": ["M08"]}}, "none is of the fold's training speakers alone"),
+    "beyond": (lambda folder: {"ids": {"blank": 0, "bos": 99, "eos": 2}}, "99 is beyond"),
+    "no folder": (lambda folder: {"folder": str(folder / "nowhere")}, "there is no such folder"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_logits_that_cannot_be_used_are_refused_in_a_sentence(dumped, tmp_path, case):
+    change, message = BAD[case]
+    fold = broken(dumped, tmp_path, change)
+    with pytest.raises(UserError, match=message):
+        fold.target_teachers()
+        fold.outputs("M04", "training")
+
+
+def test_probabilities_are_taken_by_their_logarithm_and_a_temperature_is_undone(dumped, with_teachers, tmp_path):
+    def change(folder: Path) -> dict:
+        for name in SPEAKERS:
+            rewrite(folder, lambda rows: [(row / 2.0).softmax(-1) for row in rows], name)
+            (folder / name / f"{name}_decoder_logits.pt").unlink()
+        return {"logits_temperature": 2.0}
+
+    fold = broken(dumped, tmp_path, change)
+    theirs = LogitStore(with_teachers.outputs("M04", "training") / "ctc")
+    ours = LogitStore(fold.outputs("M04", "training") / "ctc")
+    utt_id = next(iter(ours))
+    assert torch.allclose(ours.logits(utt_id).log_softmax(-1), theirs.logits(utt_id).log_softmax(-1), atol=2e-2)
+
+
+def test_a_blank_elsewhere_is_named(tmp_path):
+    best = {"u": np.array([0, 7, 0, 0, 9, 0])}
+    source = FoundLogits("M04", "ctc", tmp_path / "x.pt", {"u": lambda: np.zeros((6, 40))})
+    with pytest.raises(UserError, match="token 0 is the best in 67 % of the frames, and 2"):
+        adopt._check_blank(source, best, TokenIds())
+    adopt._check_blank(source, best, TokenIds(blank=0, bos=1, eos=2))
+
+
+def test_special_tokens_move_to_their_ids(tmp_path):
+    source = FoundLogits("M04", "ctc", tmp_path / "x.pt")
+    assert adopt._columns(source, 6, 6, TokenIds(blank=0, bos=1, eos=2)).tolist() == [1, 2, 0, 3, 4, 5]
+    assert adopt._columns(source, 7, 6, TokenIds(blank=-1, bos=None, eos=None)).tolist() == [0, 1, 6, 3, 4, 5]
+    assert adopt._columns(source, 6, 6, TokenIds()).tolist() == list(range(6))

@@ -27,6 +27,7 @@ class WordTerm(Section):
     temperature: float = Field(1.0, gt=0)  # divides log-probabilities of whole words
     shortlist: int = Field(0, ge=0)  # most likely words per utterance by the teachers; 0: the whole lexicon
     random_words: int = Field(0, ge=0)  # with a shortlist: additional random words per batch
+    pooled: bool = False  # the mean over all training recordings of a word, each by its teachers, is the word's target
 
 
 class SequenceTerm(Section):

@@ -16,6 +16,7 @@ from typing import Protocol
 import torch
 
 from kdlib.corpus.inputs import Batch
+from kdlib.corpus.manifest import Utterance
 from kdlib.errors import UserError
 from kdlib.logits.store import Header
 from kdlib.models import Emissions
@@ -105,6 +106,11 @@ class TeacherEnsemble:
         usable = [utt_id for utt_id, count in counts.items() if count >= enough]
         incomplete = sum(counts[utt_id] < len(self.stores) for utt_id in usable)
         return Coverage(usable, incomplete, {utt_id: count for utt_id, count in counts.items() if count < enough})
+
+    def covered(self, utterances: Sequence[Utterance]) -> list[Utterance]:
+        """The utterances that have a target."""
+        usable = set(self.coverage([utt.utt_id for utt in utterances]).usable)
+        return [utt for utt in utterances if utt.utt_id in usable]
 
     @property
     def width(self) -> int:

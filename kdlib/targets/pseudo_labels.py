@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from kdlib.corpus import audio
 from kdlib.corpus.inputs import Batch
 from kdlib.corpus.manifest import Utterance
 from kdlib.decode.beam import BeamSearch
@@ -37,8 +38,17 @@ class TeacherHypotheses:
         tokens: Tokens,
         beam: BeamSearch | None = None,
         calibrators: Mapping[str, Calibrator] | None = None,
+        pooled: Sequence[Utterance] = (),
     ) -> None:
-        """`calibrators` are those of the teachers' words, by teacher, from `word_calibration`."""
+        """`calibrators` are those of the teachers' words, by teacher, from `word_calibration`.
+
+        `pooled` are the recordings whose posteriors are averaged by word: sound also where each teacher has outputs on
+        other recordings, as an average by frame is not.
+        """
+        self._recordings: dict[str, list[Utterance]] = {}
+        for utt in pooled:
+            self._recordings.setdefault(utt.text, []).append(utt)
+        self._pooled: dict[tuple[str, float], np.ndarray] = {}
         self._of_teacher = {name: CalibratedLexicon(lexicon, one) for name, one in (calibrators or {}).items()}
         self.ensemble = copy.copy(ensemble)  # on the CPU, wherever the objective has its own
         self.lexicon, self.tokens, self.beam = lexicon, tokens, beam
@@ -49,6 +59,22 @@ class TeacherHypotheses:
 
     def posterior(self, batch: Batch, temperature: float = 1.0) -> torch.Tensor:
         """[B, W]: the teachers' mean posterior over the lexicon; zeros where no word fits into the frames."""
+        posteriors = self._of_recordings(batch, temperature)
+        for row, utt in enumerate(batch.utterances):
+            if utt.text in self._recordings:
+                posteriors[row] = torch.from_numpy(self._of_word(utt.text, temperature))
+        return posteriors
+
+    def _of_word(self, word: str, temperature: float) -> np.ndarray:
+        """[W]: the mean posterior over the recordings of a word."""
+        if (word, temperature) not in self._pooled:
+            parts = audio.batches(self._recordings[word], 32)
+            rows = torch.cat([self._of_recordings(Batch(part), temperature) for part in parts])
+            self._pooled[word, temperature] = rows[rows.sum(1) > 0].mean(0).nan_to_num(0.0).numpy()
+        return self._pooled[word, temperature]
+
+    def _of_recordings(self, batch: Batch, temperature: float) -> torch.Tensor:
+        """[B, W]: the teachers' mean posterior of each recording."""
         self._score(batch)
         posteriors = np.zeros((len(batch), len(self.lexicon.words)), np.float32)
         for row, utt_id in zip(posteriors, batch.utt_ids, strict=True):
