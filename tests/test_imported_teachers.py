@@ -14,6 +14,8 @@ from kdlib.logits import adopt
 from kdlib.logits.found import FoundLogits
 from kdlib.logits.store import LogitStore
 from kdlib.pipeline import Fold
+from kdlib.settings.distill import WordTerm
+from kdlib.settings.schedule import constant
 from kdlib.settings.teacher import TokenIds
 
 SPEAKERS = ("M04", "M08", "M10")
@@ -109,7 +111,8 @@ def test_teachers_of_their_own_recordings_are_not_averaged(own, tmp_path):
     fold.target_report()
     assert fold.scores(1)
     assert fold.combined_teachers() is None
-    pooled = fold.but(distill={"alpha": 0.0, "words": fold.params.distill.words.model_copy(update={"pooled": True})})
+    words = WordTerm(weight=constant(1.0), pooled=True)
+    pooled = fold.but(distill={"alpha": constant(0.0), "words": words})
     hypotheses = pooled._hypotheses({"ctc": pooled.targets()})
     by_word = {(utt.text, utt.speaker): utt for utt in fold.splits.train}
     word = fold.splits.train[0].text  # by two speakers, each with a teacher of its own
@@ -166,8 +169,12 @@ def test_logits_that_cannot_be_used_are_refused_in_a_sentence(dumped, tmp_path, 
     change, message = BAD[case]
     fold = broken(dumped, tmp_path, change)
     with pytest.raises(UserError, match=message):
-        fold.target_teachers()
-        fold.outputs("M04", "training")
+        adopted(fold)
+
+
+def adopted(fold: Fold) -> None:
+    fold.target_teachers()
+    fold.outputs("M04", "training")
 
 
 def test_probabilities_are_taken_by_their_logarithm_and_a_temperature_is_undone(dumped, with_teachers, tmp_path):
