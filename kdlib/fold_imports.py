@@ -15,9 +15,11 @@ from kdlib.stage import Stage
 if TYPE_CHECKING:
     from kdlib.logits.adopt import FoundTeacher
     from kdlib.logits.extract import Purpose
+    from kdlib.teachers.checkpoints import Checkpoint
 
 # Imported when they are used: torch and its companions take seconds.
 adopt = lazy("kdlib.logits.adopt")
+checkpoints = lazy("kdlib.teachers.checkpoints")
 extract = lazy("kdlib.logits.extract")
 
 
@@ -25,15 +27,17 @@ class ImportedTeachers(TeacherObjects):
     """One fold of a recipe, under one of its variants: with teachers of other code."""
 
     @cached_property
-    def found_teachers(self) -> dict[str, FoundTeacher]:
-        """The teachers whose logits lie in the recipe's folder, by name."""
-        return adopt.find_teachers(self.params.teacher, self.corpus)
+    def found_teachers(self) -> dict[str, FoundTeacher | Checkpoint]:
+        """The teachers whose logits, or models, lie in the recipe's folder, by name."""
+        where = adopt if self.params.teacher.source == "stores" else checkpoints
+        return where.find_teachers(self.params.teacher, self.corpus)
 
-    def found_teacher(self, name: str) -> FoundTeacher:
+    def found_teacher(self, name: str) -> FoundTeacher | Checkpoint:
         """One of them."""
         if name not in self.found_teachers:
-            hint = nearest(name, list(self.found_teachers))
-            raise UserError(f"teacher.folder: there are no logits of a teacher {name!r}{hint}")
+            raise UserError(
+                f"teacher.folder: there is no teacher {name!r} in it{nearest(name, list(self.found_teachers))}"
+            )
         return self.found_teachers[name]
 
     def imported_names(self) -> list[str]:
@@ -68,6 +72,18 @@ class ImportedTeachers(TeacherObjects):
             build=lambda partial: adopt.record(partial, teacher, tokens),
             settings={"train_speakers": teacher.train_speakers, "files": teacher.files},
             inputs=[self.corpus_folder, self.tokens_folder()],
+        )
+
+    @stage
+    def converted_teacher(self, name: str) -> Stage:
+        """A model of other code as one of kdlib."""
+        found, tokens = self.found_teacher(name), self.tokens
+        return Stage(
+            self.layout.teacher(name),
+            f"teacher {name} of other code",
+            build=lambda partial: checkpoints.convert(partial, found, tokens),
+            settings={"train_speakers": found.train_speakers, "kind": found.kind},
+            inputs=[self.corpus_folder, self.tokens_folder(), *found.files],
         )
 
     @stage

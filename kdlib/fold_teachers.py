@@ -87,7 +87,7 @@ class TeacherObjects(FoldObjects):
         if settings.source == "model":
             return self._only_teacher()
         if settings.imported:
-            return self.imported_teacher(name)
+            return self.imported_teacher(name) if settings.source == "stores" else self.converted_teacher(name)
         folder = self.layout.teacher(name)
         if not (folder / "model.json").is_file():
             variant, seed = name.split("/seed")
@@ -178,11 +178,17 @@ class TeacherObjects(FoldObjects):
         return store.LogitStore(self.outputs(name, purpose) / output)
 
     @property
+    def teachers_of_speakers(self) -> bool:
+        """True if teachers are named after their speakers: not where other code has trained one on several."""
+        settings = self.params.teacher
+        return settings.of_speakers and (not settings.imported or set(self.imported_names()) <= {*self.corpus.speakers})
+
+    @property
     def methods(self) -> list[str]:
         """The methods that the fold's teachers allow; `same_level` only where another speaker has that level."""
         if self.own_recordings:
             return ["own"]
-        allowed = methods_for(of_speakers=self.params.teacher.of_speakers)
+        allowed = methods_for(of_speakers=self.teachers_of_speakers)
         return [name for name in allowed if name != "same_level" or self.splits.same_level]
 
     def target_teachers(self, method: str = "") -> list[str]:
@@ -205,7 +211,7 @@ class TeacherObjects(FoldObjects):
         target. What is estimated on dev speech can be restricted to one `half` of it.
         """
         method, settings = method or self.params.aggregation.method, self.params.aggregation
-        choice.check_method(method, output, self.params.teacher, own_recordings=self.own_recordings)
+        choice.check_method(method, output, self.teachers_of_speakers, own_recordings=self.own_recordings)
         if self.own_recordings:
             settings = settings.model_copy(update={"missing": "all"})  # each utterance has one teacher
         names = self.target_teachers(method)

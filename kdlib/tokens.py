@@ -19,6 +19,7 @@ from kdlib.errors import UserError
 
 BOS, EOS, BLANK = 0, 1, 2
 WORD_START = "\u2581"  # sentencepiece's mark in a word's first piece
+CHARACTER_SPACE = WORD_START  # between words, where the pieces are characters
 PER_WORD = 2.0  # pieces of a word on average, at least: with one, all decoders agree and CTC has nothing to align
 JOINERS = "\u200c\u200d"  # invisible, but part of words in Persian and the scripts of India
 
@@ -122,6 +123,33 @@ class Tokens:
         return f"the tokenizer cannot encode {named} of the text {text!r}; {advice}"
 
 
+def places_of_ids(found: int, tokens: "Tokens", blank: int, bos: int | None, eos: int | None, source: str) -> list[int]:
+    """For each of our ids the id that other code, with so many outputs, has for it; a blank of -1 is the last.
+
+    >>> tokens = Tokens(b"", 2, 6, 0, 1)
+    >>> places_of_ids(6, tokens, 0, 1, 2, "SpeechBrain"), places_of_ids(7, tokens, -1, None, None, "NeMo")
+    ([1, 2, 0, 3, 4, 5], [0, 1, 6, 3, 4, 5])
+    """
+    size, beside = tokens.size, blank == -1  # the blank beside the pieces
+    blank = found - 1 if beside else blank
+    if found not in (size, size + beside):
+        raise UserError(
+            f"{source}: {found:,} tokens, but the recipe's tokenizer has {size:,} (tokens.source, tokens.size): the "
+            "same id would be another token; name the tokenizer of this teacher, or leave it out with teacher: "
+            "{without: [...]}"
+        )
+    places = list(range(size))
+    for ours, theirs in ((BOS, bos), (EOS, eos), (BLANK, blank)):
+        if theirs is None:
+            continue
+        if theirs >= found:
+            raise UserError(f"{source}: the special id {theirs} is beyond its {found:,} tokens")
+        if theirs in places:
+            places[places.index(theirs)] = places[ours]
+        places[ours] = theirs
+    return places
+
+
 def normalise(text: str, hyphens: str = "keep", punctuation: str = "keep") -> str:
     """Normalise a text for all comparisons: composed characters, upper case, straight quotes, single spaces.
 
@@ -198,6 +226,21 @@ def train_words(texts: Iterable[str], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "tokenizer.model"
     path.write_bytes(_train(sentences, "", size, model_type="word", **ids))
+    return path
+
+
+def train_characters(characters: Iterable[str], folder: Path) -> Path:
+    """Make a vocabulary of single characters and the space between words; return `folder/tokenizer.model`.
+
+    Its ids: 0 BOS, 1 EOS, 2 blank, 3 unknown, then the characters. No mark stands before a text's first character.
+    """
+    ids = {"bos_id": BOS, "eos_id": EOS, "pad_id": BLANK, "unk_id": BLANK + 1}
+    letters = sorted(set(characters))
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "tokenizer.model"
+    size = len(letters) + len(ids) + 1
+    options = {"model_type": "char", "add_dummy_prefix": False, **ids}
+    path.write_bytes(_train([" ".join(letters)], "".join(letters), size, **options))
     return path
 
 

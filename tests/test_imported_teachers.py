@@ -197,10 +197,3 @@ def test_a_blank_elsewhere_is_named(tmp_path):
     with pytest.raises(UserError, match="token 0 is the best in 67 % of the frames, and 2"):
         adopt._check_blank(source, best, TokenIds())
     adopt._check_blank(source, best, TokenIds(blank=0, bos=1, eos=2))
-
-
-def test_special_tokens_move_to_their_ids(tmp_path):
-    source = FoundLogits("M04", "ctc", tmp_path / "x.pt")
-    assert adopt._columns(source, 6, 6, TokenIds(blank=0, bos=1, eos=2)).tolist() == [1, 2, 0, 3, 4, 5]
-    assert adopt._columns(source, 7, 6, TokenIds(blank=-1, bos=None, eos=None)).tolist() == [0, 1, 6, 3, 4, 5]
-    assert adopt._columns(source, 6, 6, TokenIds()).tolist() == list(range(6))

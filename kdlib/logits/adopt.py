@@ -20,7 +20,7 @@ from kdlib.logits import audit, extract, found, importing
 from kdlib.logits.found import FoundLogits, Load
 from kdlib.logits.store import Header, LogitStore, Writer
 from kdlib.settings.teacher import Teacher, TokenIds
-from kdlib.tokens import BLANK, BOS, EOS, Tokens
+from kdlib.tokens import BLANK, BOS, EOS, Tokens, places_of_ids
 
 LOOKED_AT = 20  # utterances of each file that are read before it is used
 SEEN = 0.2  # share of the frames whose best token is the blank, at least, where there is one
@@ -112,22 +112,30 @@ def adopt(
             continue  # teacher-forced on the reference: nothing that could be scored
         wanted = [utt for utt in utterances if utt.utt_id in source.items]
         header = _header(teacher, output, source, wanted, tokens, job)
-        _store(partial / output, source, wanted, header, settings)
+        _store(partial / output, source, wanted, header, tokens, settings)
         if len(wanted) < len(utterances):
             count = f"{len(wanted):,} of {len(utterances):,} utterances for {job.purpose}"
             report(f"{teacher.name}: {output} logits on {count}")
     _write_losses(partial, utterances, tokens)
 
 
-def _store(folder: Path, source: FoundLogits, wanted: Sequence[Utterance], header: Header, settings: Teacher) -> None:
+def _store(
+    folder: Path,
+    source: FoundLogits,
+    wanted: Sequence[Utterance],
+    header: Header,
+    tokens: Tokens,
+    settings: Teacher,
+) -> None:
     """Import the logits of some utterances as logits with kdlib's ids."""
     if not wanted:
         with Writer(folder, replace(header, encoding="dense16", width=header.size), None):
             return
     sample = _rows(source, [utt.utt_id for utt in wanted][:LOOKED_AT])
-    columns = _columns(source, sample[next(iter(sample))].shape[1], header.size, settings.ids)
+    ids, size = settings.ids, sample[next(iter(sample))].shape[1]
+    columns = np.array(places_of_ids(size, tokens, ids.blank, ids.bos, ids.eos, str(source.path)))
     if header.output == "ctc":
-        _check_blank(source, {name: row.argmax(1) for name, row in sample.items()}, settings.ids)
+        _check_blank(source, {name: row.argmax(1) for name, row in sample.items()}, ids)
     rows = np.concatenate(list(sample.values()))
     probable = np.isfinite(rows).all() and audit.kind_of(rows) == "probabilities"
     if probable:
@@ -181,29 +189,6 @@ def _stride_ms(source: FoundLogits, wanted: Sequence[Utterance]) -> float:
     frames = {name: len(row) for name, row in _rows(source, [utt.utt_id for utt in timed]).items()}
     each = [1000 * utt.duration_s / frames[utt.utt_id] for utt in timed if frames[utt.utt_id]]
     return max(10.0, 10.0 * round(float(np.median(each)) / 10)) if each else 40.0
-
-
-def _columns(source: FoundLogits, found_size: int, size: int, ids: TokenIds) -> np.ndarray:
-    """For each of kdlib's ids the column of other code's logits that has it."""
-    blank = found_size - 1 if ids.blank == -1 else ids.blank
-    extra = int(ids.blank == -1)  # the blank beside the pieces
-    if found_size != size + extra and not (extra and found_size == size):
-        raise UserError(
-            f"{source.path}: {found_size:,} tokens, but the recipe's tokenizer has {size:,} (tokens.source, "
-            "tokens.size): the same id would be another token; name the tokenizer of these logits, or leave the "
-            "teacher out with teacher: {without: [...]}"
-        )
-    columns = np.arange(size)
-    for ours, theirs in ((BOS, ids.bos), (EOS, ids.eos), (BLANK, blank)):
-        if theirs is None:
-            continue
-        if theirs >= found_size:
-            raise UserError(f"teacher.ids: {theirs} is beyond the {found_size:,} tokens of {source.path}")
-        place = np.flatnonzero(columns == theirs)
-        if len(place):
-            columns[place[0]] = columns[ours]
-        columns[ours] = theirs
-    return columns
 
 
 def _check_blank(source: FoundLogits, best: Mapping[str, np.ndarray], ids: TokenIds) -> None:

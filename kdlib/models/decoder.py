@@ -5,12 +5,24 @@ never by a token's id (SpeechBrain's own masks take id 0 for padding, which is o
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from kdlib.models.masks import length_mask
 from kdlib.tokens import BOS, EOS
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The sizes of the heads on an encoder. With 0 layers there is no decoder: CTC only."""
+
+    size: int  # tokens
+    layers: int = 4
+    heads: int = 4
+    ffn: int = 1024
+    dropout: float = 0.1
 
 
 class AttentionDecoder(nn.Module):

@@ -11,6 +11,7 @@ from kdlib.corpus.inputs import Batch
 from kdlib.corpus.manifest import Utterance
 from kdlib.errors import UserError
 from kdlib.models.augment import SpecAugment, mixed, stretch
+from kdlib.models.decoder import AttentionDecoder, Heads
 from kdlib.settings.encoder import EncoderSizes, InputShape
 from kdlib.tokens import Tokens
 
@@ -64,6 +65,11 @@ class Encoder(nn.Module):
 
     def learn_statistics(self, utterances: Sequence[Utterance]) -> None:
         """Before a training: what the encoder takes from its speech, such as means, unless its weights have it."""
+
+    def new_decoder(self, heads: Heads) -> AttentionDecoder:
+        """The attention decoder over this encoder."""
+        sizes = {"heads": heads.heads, "layers": heads.layers, "ffn": heads.ffn, "dropout": heads.dropout}
+        return AttentionDecoder(size=heads.size, d_model=self.width, **sizes)
 
     def extract_features(self, inputs: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs [B, N] (samples) or [B, N, F] (features), their lengths [B] -> features [B, T, F] and theirs.

@@ -28,6 +28,7 @@ class Entry:
 ENCODERS: dict[str, Entry] = {
     "nemo": Entry(lazy("kdlib.models.encoder_nemo"), "NeMoEncoder", checkpoint=True),
     "sb": Entry(lazy("kdlib.models.encoder_conformer"), "Conformer"),
+    "sb_recipe": Entry(lazy("kdlib.models.encoder_speechbrain"), "SpeechBrainASR"),
     "wav2vec2": Entry(lazy("kdlib.models.encoder_wav2vec2"), "Wav2Vec2", subsampling=2),
     "bilstm": Entry(lazy("kdlib.models.encoder_bilstm"), "BiLSTM", takes="features", subsampling=2),
 }

@@ -5,7 +5,7 @@ The encoder is any of `encoders.py`. A saved model is a folder: `model.json` hol
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
@@ -17,23 +17,12 @@ from kdlib import stage
 from kdlib.errors import UserError
 from kdlib.io import write_json
 from kdlib.models import Emissions, Outputs, nearest_divisor, read_record
-from kdlib.models.decoder import AttentionDecoder
+from kdlib.models.decoder import Heads
 from kdlib.models.encoder import Encoded, Encoder
 from kdlib.models.encoders import ENCODERS, name_of
 from kdlib.models.fast_layers import use_fast_layers
 from kdlib.runtime import set_threads, torch_device
 from kdlib.tokens import Tokens
-
-
-@dataclass(frozen=True)
-class Heads:
-    """The sizes of the heads on an encoder. With 0 layers there is no decoder: CTC only."""
-
-    size: int  # tokens
-    layers: int = 4
-    heads: int = 4
-    ffn: int = 1024
-    dropout: float = 0.1
 
 
 class Hybrid(nn.Module):
@@ -43,16 +32,7 @@ class Hybrid(nn.Module):
         super().__init__()
         self.encoder, self.heads, self.frozen = encoder, heads, False
         self.ctc_head = nn.Linear(encoder.width, heads.size)
-        self.decoder = None
-        if heads.layers:
-            self.decoder = AttentionDecoder(
-                size=heads.size,
-                d_model=encoder.width,
-                heads=heads.heads,
-                layers=heads.layers,
-                ffn=heads.ffn,
-                dropout=heads.dropout,
-            )
+        self.decoder = encoder.new_decoder(heads) if heads.layers else None
         use_fast_layers(self)
 
     def freeze(self, frozen: bool = True) -> None:

@@ -12,13 +12,22 @@ from pathlib import Path
 
 from kdlib.console import report, warn
 from kdlib.errors import UserError
-from kdlib.io import resolve_path
+from kdlib.io import read_json, resolve_path
 from kdlib.models.nemo_files import read_tokenizer
 from kdlib.settings.pretrained import TokenSettings
-from kdlib.tokens import PER_WORD, Tokens, check_round_trip, pieces_per_word, train_tokenizer, train_words
+from kdlib.tokens import (
+    PER_WORD,
+    Tokens,
+    check_round_trip,
+    pieces_per_word,
+    train_characters,
+    train_tokenizer,
+    train_words,
+)
 
 FILE = "tokenizer.model"
 WORDS = "words"  # source of whole words
+CHARACTERS = "vocab.json"  # in the folder of a Hugging Face CTC model: its characters
 
 
 def own_model(settings: TokenSettings) -> Path | None:
@@ -26,6 +35,7 @@ def own_model(settings: TokenSettings) -> Path | None:
     if settings.source in ("pretrained", "corpus", WORDS):
         return None
     path = resolve_path(settings.source)
+    path = path / CHARACTERS if (path / CHARACTERS).is_file() else path
     if not path.is_file():
         raise UserError(
             f"tokens.source: there is no file {path}; correct the path of the sentencepiece model in the recipe, or "
@@ -63,8 +73,11 @@ def build(
         trained = train_tokenizer(words, settings.pieces, partial / "made", **how)
         trained.rename(partial / FILE)
         (partial / "made").rmdir()
+    elif (own := own_model(settings)).name == CHARACTERS:
+        letters = [piece for piece in read_json(own) if len(piece) == 1 and piece != "|"]  # it stands between words
+        train_characters(letters, partial)
     else:
-        shutil.copyfile(own_model(settings), partial / FILE)
+        shutil.copyfile(own, partial / FILE)
     try:
         tokens = Tokens.for_teachers(partial / FILE)
     except UserError:

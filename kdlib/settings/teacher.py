@@ -35,8 +35,9 @@ class TokenIds(Section):
 class Teacher(EncoderSizes):
     """The teachers: where they come from, architecture, initialisation, and adaptation to the speaker."""
 
-    source: Literal["speakers", "students", "model", "stores"] = "speakers"  # one per speaker, the fold's students, ...
-    folder: str | None = None  # for source: stores, logits of other code, a file or folder per teacher
+    # one per speaker, the fold's students, or one model; of other code: stored logits, or models
+    source: Literal["speakers", "students", "model", "stores", "checkpoints"] = "speakers"
+    folder: str | None = None  # of teachers of other code: a file or a folder for each
     without: Names = ()  # of these: teachers that are left out
     trained_on: dict[str, Names] = Field(
         {}
@@ -63,7 +64,7 @@ class Teacher(EncoderSizes):
     @property
     def imported(self) -> bool:
         """True if the teachers are of other code."""
-        return self.source == "stores"
+        return self.source in ("stores", "checkpoints")
 
     @property
     def of_speakers(self) -> bool:

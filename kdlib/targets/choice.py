@@ -26,7 +26,6 @@ from kdlib.logits.store import LogitStore
 from kdlib.models import Emissions
 from kdlib.settings.corpus import SplitSettings
 from kdlib.settings.targets import FUSIONS, METHODS, Aggregation, methods_for
-from kdlib.settings.teacher import Teacher
 from kdlib.targets.aggregation import TeacherEnsemble, Weighting
 from kdlib.targets.similarity import similarity_weights
 from kdlib.tokens import Tokens
@@ -80,7 +79,7 @@ def combine(
     return TeacherEnsemble(stores, chosen, excluded)
 
 
-def check_method(method: str, output: str, settings: Teacher, *, own_recordings: bool = False) -> None:
+def check_method(method: str, output: str, of_speakers: bool, *, own_recordings: bool = False) -> None:
     """Refuse a method that cannot combine these teachers, or this output."""
     if own_recordings and method not in ("own", "auto"):
         raise UserError(
@@ -96,11 +95,11 @@ def check_method(method: str, output: str, settings: Teacher, *, own_recordings:
             f"aggregation.method {method!r} is trained on CTC outputs and cannot combine a decoder's; name another for "
             "distill: {heads: decoder}"
         )
-    if method in METHODS and method not in methods_for(of_speakers=settings.of_speakers):
-        allowed = ", ".join(methods_for(of_speakers=settings.of_speakers))
+    if method in METHODS and method not in methods_for(of_speakers=of_speakers):
+        allowed = ", ".join(methods_for(of_speakers=of_speakers))
         raise UserError(
             f"aggregation.method {method!r} needs teachers of single speakers, but those here are of all speakers "
-            f"(teacher.source: {settings.source}); expected one of {allowed}"
+            f"(teacher.source), or of several; expected one of {allowed}"
         )
 
 
