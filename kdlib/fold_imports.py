@@ -1,4 +1,4 @@
-"""The stages of teachers of other code: what is known of them, and their logits as stores."""
+"""The stages of teachers that are not trained: those of other code, and the mean of the weights of others."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 from kdlib.errors import UserError, nearest
 from kdlib.fold_stage import stage
 from kdlib.fold_teachers import TeacherObjects
+from kdlib.models import read_record
 from kdlib.source_code import lazy
 from kdlib.stage import Stage
+from kdlib.teachers.teacher_sets import AVERAGE
 
 if TYPE_CHECKING:
     from kdlib.logits.adopt import FoundTeacher
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 # Imported when they are used: torch and its companions take seconds.
 adopt = lazy("kdlib.logits.adopt")
+averaging = lazy("kdlib.models.averaging")
 checkpoints = lazy("kdlib.teachers.checkpoints")
 extract = lazy("kdlib.logits.extract")
 
@@ -84,6 +87,23 @@ class ImportedTeachers(TeacherObjects):
             build=lambda partial: checkpoints.convert(partial, found, tokens),
             settings={"train_speakers": found.train_speakers, "kind": found.kind},
             inputs=[self.corpus_folder, self.tokens_folder(), *found.files],
+        )
+
+    @stage
+    def averaged_teacher(self) -> Stage:
+        """The mean of the weights of the fold's teachers, of all or of the held-out speaker's level."""
+        each, level = self.but(teacher={"average_weights": None}), self.params.teacher.average_weights
+        folders = [each.teacher(name) for name in each.target_teachers("" if level == "all" else level)]
+
+        def build(partial: Path) -> None:
+            averaging.save_average(partial, folders, read_record(folders[0]).get("labels"))
+
+        return Stage(
+            self.layout.teacher(AVERAGE),
+            f"average of {len(folders)} teachers' weights",
+            build=build,
+            settings={"average_weights": level},
+            inputs=folders,
         )
 
     @stage

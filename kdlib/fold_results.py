@@ -46,7 +46,8 @@ class StudentResults(StudentObjects):
 
     def combined_teachers(self) -> Path | None:
         """Scores of the combined teachers on the held-out speaker's speech; None without such teachers."""
-        taught = terms.uses_teachers(self.params.distill) and self.params.teacher.of_speakers
+        settings = self.params.teacher
+        taught = terms.uses_teachers(self.params.distill) and (settings.of_speakers or settings.average_weights)
         if not taught or self.own_recordings:  # no teacher has outputs on the held-out speaker's
             return None
         method = self.params.aggregation.method

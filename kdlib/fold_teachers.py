@@ -47,7 +47,7 @@ class TeacherObjects(FoldObjects):
 
     def teacher_names(self, speakers: Sequence[str] | str = ()) -> list[str]:
         """The requested teachers: by default the fold's; names; "all"; or a share: "1/2", "1/2 of all"."""
-        if self.params.teacher.imported:
+        if self.params.teacher.imported and self.params.teacher.of_speakers:
             return list(speakers) if speakers and not isinstance(speakers, str) else self.imported_names()
         return requested_teachers(self.splits, self.params.teacher, speakers)
 
@@ -62,7 +62,7 @@ class TeacherObjects(FoldObjects):
 
     def parent(self) -> Path | None:
         """The model that teachers of speakers are adapted from: the base model, or the pretrained model itself."""
-        if self.params.teacher.source != "speakers":
+        if self.params.teacher.source != "speakers" or self.params.teacher.average_weights:
             return None
         return self.base_model() or next(iter(self._checkpoint()), None)
 
@@ -82,6 +82,8 @@ class TeacherObjects(FoldObjects):
     def teacher(self, name: str) -> Path:
         """The folder of a teacher: of a speaker, a student (born again: Furlanello et al. 2018), or one for all."""
         settings = self.params.teacher
+        if settings.average_weights:
+            return self.averaged_teacher()
         if settings.source == "speakers":
             return self.speaker_teacher(name)
         if settings.source == "model":
@@ -155,9 +157,9 @@ class TeacherObjects(FoldObjects):
     def trained_speech(self, name: str) -> list[Utterance]:
         """The speech that a teacher was trained on; of one of other code, all that its speakers have for training."""
         settings = self.params.teacher
-        if settings.source == "speakers":
+        if settings.source == "speakers" and settings.of_speakers:
             return adapt.speaker_data(self.splits, settings, name).train
-        if settings.imported:
+        if settings.imported and settings.of_speakers:
             speakers = read_record(self.teacher(name))["train_speakers"]
             return [utt for utt in self.splits.speech_of_all() if utt.speaker in speakers]
         return self.splits.train

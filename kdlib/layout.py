@@ -105,6 +105,9 @@ class Layout:
 
 def _family(teacher: Teacher) -> str:
     """Folder name of teachers that can be averaged with each other."""
+    if teacher.average_weights:
+        single = _family(teacher.model_copy(update={"average_weights": None}))
+        return f"{single}-average" + ("-same_level" if teacher.average_weights == "same_level" else "")
     other = "" if teacher.input == SAME else f"-{teacher.input}"
     if teacher.source == "model":
         return f"model-{Path(teacher.model).name if teacher.model else teacher.encoder}{other}"

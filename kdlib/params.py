@@ -105,7 +105,7 @@ class Params(CorpusSettings, SplitSettings, PretrainedSettings):
     @property
     def teachers_per_fold(self) -> bool:
         """True if teachers and their outputs depend on the fold's speakers or on its labels."""
-        return self.base_model_per_fold or bool(self.labels)
+        return self.base_model_per_fold or bool(self.labels or self.teacher.average_weights)
 
     @property
     def crosses_encoders(self) -> bool:

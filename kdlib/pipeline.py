@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from kdlib.console import print_once, warn_in_log
 from kdlib.corpus import labels, prepare
+from kdlib.errors import UserError
 from kdlib.fold_results import StudentResults
 from kdlib.fold_stage import recorded, stage
 from kdlib.io import read_json
@@ -521,27 +522,34 @@ class Fold(StudentResults):
     @stage
     def logit_student(self) -> Stage:
         """Seed 003's student of logits alone, trained and scored; it needs every teacher."""
-        fold = self.but(aggregation={"missing": "strict"})
-        purposes = ("training", "analysis")
+        fold, settings = self.but(aggregation={"missing": "strict"}), self.params.logit_student
+        names = {name: self.teacher(name) for name in self.target_teachers()}
+        if settings.heads == "decoder" and self.params.teacher.source == "stores":
+            raise UserError(
+                "logit_student.heads: over decoders it needs the teachers' models: stored decoder outputs have read "
+                "the reference; write logit_student: {heads: ctc}, or teacher: {source: checkpoints}"
+            )
+        purposes = ("training",) if settings.heads == "decoder" else ("training", "analysis")
 
         def build(partial: Path) -> None:
-            outputs = logit_student.TeacherOutputs(
-                *(fold.targets("logprob_mean", purpose=purpose) for purpose in purposes)
-            )
-            logit_student.train_and_score(partial, outputs, self.params.logit_student, self._scoring())
+            means = [fold.targets("logprob_mean", settings.heads, purpose) for purpose in purposes]
+            models = [hybrid.load(folder)[0] for folder in names.values()] if settings.heads == "decoder" else ()
+            outputs = logit_student.TeacherOutputs(*means, models=models)
+            logit_student.train_and_score(partial, outputs, settings, self._scoring())
 
         return Stage(
             self.layout.logit_student,
             "logit student",
             build=build,
-            settings=self.params.logit_student.model_dump()
+            settings=settings.model_dump()
             | self.params.scoring_identity
             | self.split_settings.identity
             | {"labels": labels.record(self.split_settings)},
             inputs=[
                 self.corpus_folder,
                 self.decoding_model(),
-                *(self.outputs(name, purpose) for name in self.target_teachers() for purpose in purposes),
+                *(self.outputs(name, purpose) for name in names for purpose in purposes),
+                *(names.values() if settings.heads == "decoder" else ()),
             ],
             seed=self.params.seed,
         )

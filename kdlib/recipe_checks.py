@@ -37,6 +37,11 @@ def check_recipe(params: Params, recipe: str) -> None:
             f"{recipe}: teacher.source is {params.teacher.source!r}, but no folder is named; write teacher: {{folder: "
             "path/to/it}"
         )
+    if params.teacher.average_weights and params.teacher.source in ("stores", "model"):
+        raise UserError(
+            f"{recipe}: teacher.average_weights needs the models of several teachers, but teacher.source is "
+            f"{params.teacher.source!r}"
+        )
     for name, section in (("pretraining", params.pretraining), ("teacher", params.teacher)):
         if name == "teacher" and (section.kernel % 2 == 0 or section.d_model % 2):
             raise UserError(

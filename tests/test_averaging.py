@@ -10,6 +10,9 @@ from kdlib.models import hybrid
 from kdlib.models.averaging import EnsembleSystem, OutputEnsemble, average_weights
 from kdlib.models.encoder_conformer import Conformer, ConformerShape
 from kdlib.models.nemo_files import SHIPPED_MODEL, read_tokenizer
+from kdlib.params import load
+from kdlib.pipeline import Fold
+from kdlib.settings.targets import METHODS
 from kdlib.tokens import Tokens
 
 TINY = ConformerShape(d_model=16, layers=1, heads=2, ffn=16, kernel=7, mels=20)
@@ -103,3 +106,27 @@ def test_saved_models_are_one_system(members, tokens, batch, tmp_path):
     hybrid.save(deeper, tokens, tmp_path / "deeper", train_speakers=[], heads_trained=["ctc"])
     with pytest.raises(UserError, match="other trained heads"):
         EnsembleSystem([folders[0], (tmp_path / "deeper", "model.safetensors")])
+
+
+def test_the_mean_of_teachers_weights_is_a_teacher(with_teachers, outputs):
+    settings = {"outputs": str(outputs), "teacher": {"average_weights": "all"}}
+    fold = Fold.load("params/smoke.yaml", "M08", fold={"dev": None}, overrides=settings)
+    assert fold.target_teachers() == ["average"]
+    folder = fold.teacher("average")
+    mean, _, record = hybrid.load(folder)
+    assert record["train_speakers"] == sorted({*hybrid.load(with_teachers.teacher("M04"))[2]["train_speakers"], "M10"})
+    each = [hybrid.load(with_teachers.teacher(name))[0].state_dict() for name in ("M04", "M10")]
+    name = "ctc_head.weight"
+    assert torch.allclose(mean.state_dict()[name], (each[0][name] + each[1][name]) / 2)
+    assert fold.methods == [one for one in METHODS if one not in ("own", "same_level", "weighted_similarity")]
+    assert fold.of("ctc_kd").combined_teachers()  # its scores on the held-out speaker: one more system
+    assert fold.parent() is None
+
+
+def test_stored_logits_have_no_weights_to_average(outputs):
+    with pytest.raises(UserError, match="average_weights needs the models of several teachers"):
+        load(
+            "params/smoke.yaml",
+            "M08",
+            overrides={"teacher": {"source": "stores", "folder": "x", "average_weights": "all"}},
+        )

@@ -17,68 +17,71 @@ STAGES = source_code.stage_methods("pipeline.py", "Fold") + source_code.stage_me
 #   prepared_corpus pretraining tokens_folder language_model pretrained_scores zero_shot trained_base_model
 #   speaker_teacher parent_scores extracted_outputs layer_outputs teacher_scores speaker_features fusion
 #   word_calibration target_report combined_teacher_scores logit_student preflight_checks student
-#   scores start_scores ensemble imported_teacher imported_outputs
+#   scores start_scores ensemble imported_teacher converted_teacher averaged_teacher imported_outputs
 TABLE = """
-xxxxxxxxxxxxxxxxxxxxxxx  corpus/audio.py corpus/audio_checks.py corpus/embedded/dysarthria.py
-                         corpus/embedded/espeak.py corpus/embedded/grammar.py corpus/embedded/skeleton.py
-                         corpus/embedded/synthetic.py corpus/feature_checks.py corpus/features.py
-                         corpus/importers/phoenix.py corpus/importers/torgo.py corpus/importers/uaspeech.py
-                         corpus/labels.py corpus/manifest.py corpus/prepare.py corpus/speakers.py corpus/views.py
-                         data/speakers.csv data/uaspeech_words.json data/word_duration_ratios.csv settings/corpus.py
-                         settings/encoder.py tokens.py
-.xx.xxxxxxxxxxxxxxxxxxx  runtime.py
-.xx.xxxxxxxx.xxxxxxxxxx  models/nemo_files.py settings/augment.py settings/pretrained.py
-.x..xxxxxxxx.xxxxxxxxxx  corpus/inputs.py models/augment.py models/decoder.py models/encoder.py
-                         models/encoder_bilstm.py models/encoder_conformer.py models/encoder_nemo.py
-                         models/encoder_wav2vec2.py models/encoders.py models/fast_layers.py models/hybrid.py
-                         models/masks.py
-...xxxxxx.xx.xxxxxxxxxx  decode/beam.py decode/calibration.py decode/lexicon.py decode/lm.py decode/trie.py
-                         settings/evaluation.py
-..x.xxxx...x.xxxxxxxxxx  pretrained/pieces.py
-.x..xxxxx..x..xxxxxxxxx  decode/greedy.py
-....xx..x..x.xxxxxxxxxx  evaluate/hypotheses.py
-.x....xxx.xx.xxxxxxx.x.  models/encoder_cache.py objectives/reference_losses.py
-.........xxx.xxxxxxxxxx  logits/store.py
-......xxx.xx.xxxxxxx.x.  objectives/objective.py objectives/reference_terms.py objectives/step.py
-                         objectives/targets.py objectives/term.py objectives/word_losses.py settings/reference_loss.py
-                         settings/schedule.py
-....xx..x..x..xxxxx.xxx  data/homophones.json decode/attention.py decode/calibration_fit.py decode/decoders.py
-                         evaluate/calibrate.py evaluate/decoder_setup.py evaluate/nist.py evaluate/normalisers.py
-                         evaluate/posteriors.py evaluate/report.py evaluate/score.py evaluate/transcribe.py
-.x....xxx..x.xx...xxxxx  settings/student.py
-......xxx..x.xxxxxxx...  settings/teacher.py
-.............xxxxxxxxxx  targets/aggregation.py
-.........xxx.xxxxxxx...  logits/extract.py
-....xx........xxxxx.xxx  evaluate/fold_scores.py
-..........x..xxxxxxx.x.  objectives/losses.py objectives/terms.py settings/distill.py
-.x....xxx..x.x....xx.x.  training/sampling.py
-............xxxxxxxx...  targets/similarity.py
-.............xxxxxxx...  settings/targets.py targets/choice.py targets/fusion.py teachers/teacher_sets.py
-.x....xxx..x......xx...  training/validation.py
-.x....xxx..x.......x...  training/callbacks.py training/checkpoints.py training/curves.py training/loop.py
-                         training/schedules.py
-..................xxxxx  distill/faults.py
-..............x....xxxx  models/averaging.py
-......xx..........xx.x.  pretrained/start.py
-...................xxxx  settings/adaptation.py
-..............x.....xxx  distill/student_scores.py
-........x......xx.x....  evaluate/rounding.py
-......xxx..x...........  teachers/training.py
-..................xx.x.  distill/setup.py
-...............xx.x....  logits/spikes.py targets/target_report.py
-.......xx..x...........  teachers/adapt.py
-.x....xx...............  pretrained/model.py
-..................xx...  corpus/speaking_rate.py targets/difficulty.py targets/live.py targets/pseudo_labels.py
-..............x.......x  distill/ensembles.py
-........x.........x....  teachers/parent_scores.py
-......xx...............  teachers/base_model.py
-....xx.................  evaluate/baseline.py
-...................x...  distill/adaptation.py distill/collapse_alarm.py distill/students.py
-                         targets/word_posteriors.py teachers/recognisers.py
-..................x....  distill/checks.py distill/preflight.py evaluate/measures.py
-.................x.....  distill/logit_student.py
-..............x........  targets/word_calibration.py
-...........x...........  logits/teacher_scores.py
+xxxxxxxxxxxxxxxxxxxxxxxxxxx  corpus/audio.py corpus/audio_checks.py corpus/embedded/dysarthria.py
+                             corpus/embedded/espeak.py corpus/embedded/grammar.py corpus/embedded/skeleton.py
+                             corpus/embedded/synthetic.py corpus/feature_checks.py corpus/features.py
+                             corpus/importers/phoenix.py corpus/importers/torgo.py corpus/importers/uaspeech.py
+                             corpus/labels.py corpus/manifest.py corpus/prepare.py corpus/speakers.py corpus/views.py
+                             data/speakers.csv data/uaspeech_words.json data/word_duration_ratios.csv
+                             settings/corpus.py settings/encoder.py tokens.py
+.xx.xxxxxxxxxxxxxxxxxxxxxxx  runtime.py
+.xx.xxxxxxxx.xxxxxxxxxxxxxx  models/nemo_files.py settings/augment.py settings/pretrained.py
+.x..xxxxxxxx.xxxxxxxxxxxxxx  corpus/inputs.py models/augment.py models/decoder.py models/encoder.py
+                             models/encoder_bilstm.py models/encoder_conformer.py models/encoder_nemo.py
+                             models/encoder_speechbrain.py models/encoder_wav2vec2.py models/encoders.py
+                             models/fast_layers.py models/hybrid.py models/masks.py
+.x..xxxxx..x.xxxxxxxxxxxxxx  decode/greedy.py
+..x.xxxx...x.xxxxxxxxxxxx.x  pretrained/pieces.py
+...xxxxxx.xx.xxxxxxxxxx....  decode/beam.py decode/calibration.py decode/lexicon.py decode/lm.py decode/trie.py
+                             settings/evaluation.py
+.........xxx.xxxxxxxxxxxxxx  logits/store.py
+......xxx.xx.xxxxxxx.x.xxxx  settings/reference_loss.py settings/schedule.py
+......xxx..x.xxxxxxx...xxxx  settings/teacher.py
+.........xxx.xxxxxxx...xxxx  logits/extract.py
+....xx..x..x.xxxxxxxxxx....  evaluate/hypotheses.py
+.x....xxx.xx.xxxxxxx.x.....  models/encoder_cache.py objectives/reference_losses.py
+......xxx.xx.xxxxxxx.x.....  objectives/objective.py objectives/reference_terms.py objectives/step.py
+                             objectives/targets.py objectives/term.py objectives/word_losses.py
+........x....xxxxxxx...xxxx  evaluate/rounding.py
+....xx..x..x..xxxxx.xxx....  data/homophones.json decode/attention.py decode/calibration_fit.py decode/decoders.py
+                             evaluate/calibrate.py evaluate/decoder_setup.py evaluate/nist.py evaluate/normalisers.py
+                             evaluate/posteriors.py evaluate/report.py evaluate/score.py evaluate/transcribe.py
+.x....xxx..x.xx...xxxxx....  settings/student.py
+.............xxxxxxx...xxxx  logits/adopt.py logits/audit.py logits/found.py logits/importing.py
+                             teachers/checkpoints.py teachers/hyperparams.py
+.............xxxxxxxxxx....  targets/aggregation.py
+..........xx.xxxxxxx.x.....  objectives/losses.py objectives/terms.py settings/distill.py
+....xx........xxxxx.xxx....  evaluate/fold_scores.py
+.x....xxx..x.x....xx.x.....  training/sampling.py
+.............xxxxxxx.....x.  teachers/teacher_sets.py
+............xxxxxxxx.......  targets/similarity.py
+..............x..x.xxxx..x.  models/averaging.py
+.............xxxxxxx.......  settings/targets.py targets/choice.py targets/fusion.py
+.x....xxx..x......xx.......  training/validation.py
+.x....xxx..x.......x.......  training/callbacks.py training/checkpoints.py training/curves.py training/loop.py
+                             training/schedules.py
+..................xxxxx....  distill/faults.py
+......xx..........xx.x.....  pretrained/start.py
+...................xxxx....  settings/adaptation.py
+..............x.....xxx....  distill/student_scores.py
+......xxx..x...............  teachers/training.py
+..................xx.x.....  distill/setup.py
+...............xx.x........  logits/spikes.py targets/target_report.py
+.......xx..x...............  teachers/adapt.py
+.x....xx...................  pretrained/model.py
+..................xx.......  corpus/speaking_rate.py targets/difficulty.py targets/live.py targets/pseudo_labels.py
+..............x.......x....  distill/ensembles.py
+........x.........x........  teachers/parent_scores.py
+......xx...................  teachers/base_model.py
+....xx.....................  evaluate/baseline.py
+...................x.......  distill/adaptation.py distill/collapse_alarm.py distill/students.py
+                             targets/word_posteriors.py teachers/recognisers.py
+..................x........  distill/checks.py distill/preflight.py evaluate/measures.py
+.................x.........  distill/logit_student.py
+..............x............  targets/word_calibration.py
+...........x...............  logits/teacher_scores.py
 """
 NOTHING = ("show/", "diagnose/", "evaluate/compare.py", "evaluate/verdict.py", "evaluate/statistics.py", "__main__.py")
 

@@ -97,6 +97,22 @@ class EnsembleSystem:
             return self.model(samples.to(self.device), lengths.to(self.device))
 
 
+def save_average(partial: Path, folders: Sequence[Path], labels: dict | None) -> None:
+    """Write the model with the mean of the weights of saved ones, trained on the speakers of all."""
+    loaded = [hybrid.load(folder) for folder in folders]
+    tokens, described = loaded[0][1], hybrid.describe(loaded[0][0])
+    for folder, (model, its_tokens, _) in zip(folders, loaded, strict=True):
+        if hybrid.describe(model) != described or its_tokens.fingerprint != tokens.fingerprint:
+            raise UserError(
+                f"teacher.average_weights: {folder} has another shape, or other tokens, than {folders[0]}; weights can "
+                "be averaged of models of one shape alone: leave this teacher out"
+            )
+    speakers = sorted({name for _, _, fields in loaded for name in fields["train_speakers"]})
+    about = {"train_speakers": speakers, "averaged": [str(folder.name) for folder in folders]}
+    about |= {"labels": labels} if labels else {}
+    hybrid.save(average_weights([model for model, _, _ in loaded]), tokens, partial, **about)
+
+
 def average_weights(models: Sequence[hybrid.Hybrid]) -> hybrid.Hybrid:
     """Return the first model with the mean of all weights and statistics; it keeps its integer counts."""
     states = [model.state_dict() for model in models]

@@ -32,6 +32,8 @@ class Aggregation(Section):
 class LogitStudentSettings(Section):
     """Seed 003's student without audio input: teachers' logits in, its own out."""
 
+    heads: Literal["ctc", "decoder"] = "ctc"  # the teachers' outputs that it reads, by frame or by token
+    model: Literal["transformer", "mlp"] = "transformer"
     temperature: float = Field(3.0, gt=0)
     alpha: float = Field(0.5, ge=0, le=1)  # weight of the teachers; the rest is the references'
     steps: int = Field(200, ge=1)

@@ -10,7 +10,7 @@ from kdlib.settings.encoder import EncoderSizes
 from kdlib.settings.reference_loss import HardWordTerm
 
 NO_TRAINING = {"source", "max_teachers", "model", "students", "student_seeds"}  # settings that no training depends on
-NO_TRAINING |= {"folder", "without", "trained_on", "ids", "logits_temperature"}
+NO_TRAINING |= {"average_weights", "folder", "without", "trained_on", "ids", "logits_temperature"}
 
 
 class Training(Section):
@@ -50,6 +50,9 @@ class Teacher(EncoderSizes):
     students: Names = ("hard",)  # born again: the fold's students of these variants are the next teachers,
     student_seeds: Seeds = (1, 2, 3)  # with these seeds
     parent: Literal["shipped", "controls", "from_corpus", "none"] = "controls"  # training data of the base model
+    average_weights: Literal["all", "same_level"] | None = (
+        None  # one teacher with the mean of the fold's teachers' weights
+    )
     max_teachers: int | None = Field(None, ge=1)  # per fold, evenly from the least to the most intelligible
     decoder_layers: int = Field(2, ge=0)  # 0: only a CTC head
     ctc_weight: float = Field(0.8, gt=0, le=1)  # the rest is the attention decoder's: 0.3 is too low for the CTC head
@@ -69,4 +72,4 @@ class Teacher(EncoderSizes):
     @property
     def of_speakers(self) -> bool:
         """True if teachers are of single speakers, so that an utterance may have a teacher of its own."""
-        return self.source == "speakers" or self.imported
+        return (self.source == "speakers" or self.imported) and not self.average_weights

@@ -80,13 +80,17 @@ def transformer_layers(dim: int, layers: int, heads: int) -> nn.Module:
     return nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
 
 
-def apply_layers(layers: nn.Module, encoded: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Add sinusoidal positions to encodings [B, T, D] and run the layers with padding masked."""
+def apply_layers(
+    layers: nn.Module, encoded: torch.Tensor, lengths: torch.Tensor, *, causal: bool = False
+) -> torch.Tensor:
+    """Add sinusoidal positions to encodings [B, T, D] and run the layers with padding masked, and later steps."""
     steps, dim = encoded.shape[1:]
     exponents = torch.arange(0, dim, 2, device=encoded.device) / dim
     angles = torch.arange(steps, device=encoded.device)[:, None] / 10_000**exponents
     positions = torch.stack([angles.sin(), angles.cos()], -1).flatten(1)[:, :dim]
-    return layers(encoded + positions, src_key_padding_mask=~length_mask(lengths.to(encoded.device), steps))
+    later = torch.ones(steps, steps, dtype=torch.bool, device=encoded.device).triu(1) if causal else None
+    padding = ~length_mask(lengths.to(encoded.device), steps)
+    return layers(encoded + positions, mask=later, src_key_padding_mask=padding)
 
 
 def new_fusion(kind: str, ensemble: TeacherEnsemble) -> nn.Module:

@@ -46,7 +46,7 @@ class Checkpoint:
     @property
     def files(self) -> list[Path]:
         """The files that it is made of, as stages take them for inputs."""
-        if self.kind == "nemo":
+        if self.kind == "nemo_file":
             return [self.path]
         if self.kind == "hugging_face":
             return [one for name in HUGGING_FACE_FILES if (one := self.path / name).is_file()]
@@ -65,7 +65,7 @@ def find_teachers(settings: Teacher, corpus: Corpus) -> dict[str, Checkpoint]:
     found = {}
     for path in sorted(folder.iterdir()):
         kind, source = _kind_of(path)
-        name = path.stem if kind == "nemo" else path.name
+        name = path.stem if kind == "nemo_file" else path.name
         if kind and name not in settings.without:
             found[name] = Checkpoint(kind, source, _speakers(name, settings, corpus))
     if not found:
@@ -82,7 +82,7 @@ def find_teachers(settings: Teacher, corpus: Corpus) -> dict[str, Checkpoint]:
 
 def convert(partial: Path, checkpoint: Checkpoint, tokens: Tokens) -> None:
     """Write a model of other code as one of kdlib, with the recipe's tokens."""
-    make = {"speechbrain": _of_speechbrain, "nemo": _of_nemo, "hugging_face": _of_hugging_face}[checkpoint.kind]
+    make = {"speechbrain": _of_speechbrain, "nemo_file": _of_nemo, "hugging_face": _of_hugging_face}[checkpoint.kind]
     model = make(checkpoint.path, tokens)
     heads = ["ctc", *(["decoder"] if model.heads.layers else [])]
     about = {"train_speakers": list(checkpoint.train_speakers), "heads_trained": heads}
@@ -92,7 +92,7 @@ def convert(partial: Path, checkpoint: Checkpoint, tokens: Tokens) -> None:
 def _kind_of(path: Path) -> tuple[str, Path]:
     """What a file or folder is, and where its main file lies; nothing for what is no model."""
     if path.suffix == ".nemo" and path.is_file():
-        return "nemo", path
+        return "nemo_file", path
     if not path.is_dir():
         return "", path
     if (path / "config.json").is_file():

@@ -9,6 +9,7 @@ from kdlib.errors import UserError, nearest
 from kdlib.settings.teacher import Teacher
 
 MODEL = "model"  # the name of the only teacher, where it is one model for all speakers
+AVERAGE = "average"  # and where it has the mean of the weights of others
 
 
 def student_teachers(settings: Teacher) -> list[str]:
@@ -17,13 +18,15 @@ def student_teachers(settings: Teacher) -> list[str]:
 
 
 def shared_teachers(settings: Teacher) -> list[str]:
-    """The names of teachers that are not of single speakers: students, or one model."""
+    """The names of teachers that are not of single speakers: an average, students, or one model."""
+    if settings.average_weights:
+        return [AVERAGE]
     return student_teachers(settings) if settings.source == "students" else [MODEL]
 
 
 def requested_teachers(splits: Splits, settings: Teacher, speakers: Sequence[str] | str = ()) -> list[str]:
     """The requested teachers: by default the fold's; names; "all"; or a share: "1/2", "2/3 of all"."""
-    if settings.source != "speakers":
+    if not settings.of_speakers:
         return shared_teachers(settings)
     corpus, fold_teachers = splits.corpus, splits.teachers(settings.max_teachers)
     if isinstance(speakers, str):
