@@ -123,7 +123,8 @@ matrix: $(READY)
 
 # logits of other code, before they are used
 audit: $(READY)
-	@$(KDLIB) audit "$(LOGITS)" $(call option,MANIFEST,--manifest) $(call option,TOKENIZER,--tokenizer)
+	@$(KDLIB) audit "$(LOGITS)" $(call option,MANIFEST,--manifest) $(call option,TOKENIZER,--tokenizer) \
+	  $(call option,FOLD_SET,--folds)
 
 examine: $(READY)
 	@$(KDLIB) examine "$(EVAL)" $(call option,TOKENIZER,--tokenizer) $(call option,DECODER,--decoder) \

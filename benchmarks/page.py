@@ -18,6 +18,7 @@ HERE = Path(__file__).parent
 WIDTH = 120
 TITLES = {  # in the order of the page
     "store": "Store of teacher outputs",
+    "adopt": "Adoption of other code's logits",
     "kd_loss": "Distillation loss",
     "step": "Training step",
     "student_step": "Student's step",

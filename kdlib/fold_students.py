@@ -111,17 +111,15 @@ class StudentObjects(AdaptationObjects):
 
     def _difficulty(self) -> dict[str, float]:
         """The difficulty of the training speech, for a curriculum."""
-        curriculum = self.params.student.curriculum
+        curriculum, method = self.params.student.curriculum, self.params.aggregation.method
         if not curriculum:
             return {}
+
+        def outputs() -> list[Path]:
+            return [self.outputs(name, "training") for name in self.target_teachers(method)]
+
         speech = [*self.splits.train, *self.splits.unlabelled]
-        if curriculum.by == "length":
-            return difficulty.by_length(speech, self.tokens)
-        if curriculum.by == "entropy":
-            return difficulty.by_entropy(speech, self.targets())
-        names = self.target_teachers(self.params.aggregation.method)
-        losses = difficulty.by_loss(speech, [self.outputs(name, "training") for name in names])
-        return losses if curriculum.by == "teacher_loss" else difficulty.by_speaker(speech, losses)
+        return difficulty.of_speech(curriculum.by, speech, self.tokens, self.targets, outputs)
 
     @property
     def _asks_teachers(self) -> bool:

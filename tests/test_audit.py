@@ -1,6 +1,7 @@
 """The audit of logits of other code: a generated study in the original layout, and every other layout."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,7 @@ import torch
 
 from kdlib.corpus import manifest
 from kdlib.errors import UserError
+from kdlib.io import repository_root
 from kdlib.logits import audit, found
 from kdlib.logits.audit import kind_of
 from kdlib.tokens import Tokens, train_tokenizer
@@ -95,8 +97,23 @@ def test_the_page_is_written(study, tmp_path):
     text = audit.write(audit.audit(folder), folder, tmp_path)
     assert text.startswith(f"{folder}: 15 files of 15 teachers")
     assert "Vocabularies differ" in text
+    assert text.count("F04: probabilities, not logits") == 1
+    assert re.search(r"M08 +HIGH +93 %", text)
+    assert f"teacher: {{source: stores, folder: {folder}, without: [M01, M14]" in text
+    assert text.endswith("aggregation: {method: own}")
     assert (tmp_path / "audit.txt").read_text() == text + "\n"
     assert len(pd.read_csv(tmp_path / "audit.csv")) == 15
+
+
+def test_the_page_says_what_speakers_are_in_the_folds(study):
+    folder, _ = study
+    text = audit.page(audit.audit(folder), folder, folds=repository_root() / "params/folds/original_study")
+    assert re.search(r"M08 +HIGH +93 % +held out", text)
+    assert re.search(r"F02 +LOW +29 % +teacher", text)
+    found = audit.roles(repository_root() / "params/folds/uaspeech")
+    assert found["M10"].startswith("held out; dev of ")
+    with pytest.raises(UserError, match="there is no folder"):
+        audit.roles(folder / "nothing")
 
 
 def same(source, expected):

@@ -197,3 +197,40 @@ def test_a_blank_elsewhere_is_named(tmp_path):
     with pytest.raises(UserError, match="token 0 is the best in 67 % of the frames, and 2"):
         adopt._check_blank(source, best, TokenIds())
     adopt._check_blank(source, best, TokenIds(blank=0, bos=1, eos=2))
+
+
+def test_batches_of_speechbrains_recipe_for_timit(with_teachers, tmp_path):
+    """One file of several teachers, padded, log-probabilities of CTC and probabilities of the decoder at T = 2."""
+    import h5py
+
+    speech = sorted(with_teachers.splits.speech_of_all(), key=lambda utt: utt.duration_s)
+    folder = tmp_path / "logits"
+    folder.mkdir()
+    stores = {
+        (name, output): LogitStore(with_teachers.outputs(name, "training") / output)
+        for name in SPEAKERS
+        for output in ("ctc", "decoder")
+    }
+    with h5py.File(folder / "tea_infer_8batch.hdf5", "w") as file:
+        for number, start in enumerate(range(0, len(speech), 8)):
+            batch = speech[start : start + 8]
+            for (name, output), store in stores.items():
+                rows = [store.logits(utt.utt_id) / 2 for utt in batch]
+                padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+                values = padded.log_softmax(-1) if output == "ctc" else padded.softmax(-1)
+                place = {"ctc": "p_ctc_tea", "decoder": "p_seq_tea"}[output]
+                file[f"train/{number}/{name}/{place}"] = values.numpy()
+    metadata = folder / "tea_infer_8batch_metadata.json"
+    metadata.write_text(json.dumps({"utterance_ids": {"train": [utt.utt_id for utt in speech]}}))
+    fold = fold_of(folder, tmp_path / "outputs", ids={"blank": 2, "bos": 0, "eos": 1}, logits_temperature=2.0)
+    assert fold.target_teachers() == ["M04"]
+    for output in ("ctc", "decoder"):
+        ours = LogitStore(fold.outputs("M04", "training") / output)
+        for utt in speech[:9]:
+            theirs = stores["M04", output].logits(utt.utt_id).log_softmax(-1)
+            found = ours.logits(utt.utt_id).log_softmax(-1)
+            assert 0 <= len(found) - len(theirs) <= (output == "ctc")
+            assert torch.allclose(found[: len(theirs)], theirs, atol=3e-2)
+    metadata.write_text(json.dumps({"utterance_ids": {"train": ["one"]}}))
+    with pytest.raises(UserError, match="utterances of M04 in 'train', but its metadata names 1"):
+        fold_of(folder, tmp_path / "other").target_teachers()

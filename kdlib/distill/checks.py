@@ -327,6 +327,31 @@ def check_words(test: Sequence[str], train: Sequence[str], decoder: bool) -> Che
     return Check("unseen words", PASS, reason)
 
 
+def check_dev(*, has_dev: bool) -> Check:
+    """What is chosen on training speakers is best for them."""
+    if has_dev:
+        return Check("dev speech", PASS, "checkpoints are chosen on speech that is neither trained on nor scored")
+    reason = "no dev speaker: checkpoints are chosen on training speakers' speech, and are the best for these; name one"
+    return Check("dev speech", WARN, f"{reason} (fold.dev)")
+
+
+def check_blocks(train: Sequence[str], test: Sequence[str], recordings: int, utterances: int) -> Check:
+    """What a test set can show: words beyond those of training, and as many utterances as it has recordings."""
+    found = []
+    if both := sorted(set(train) & set(test)):
+        found.append(
+            f"the block {', '.join(both)} is trained on and tested: every test word is one that was trained on, so "
+            "that nothing is shown of other words (the usual split: blocks: {train: [B1, B3], test: [B2]})"
+        )
+    if recordings > utterances:
+        found.append(
+            f"the {recordings:,} test recordings are of {utterances:,} utterances, by several microphones: they are "
+            "not independent, so that intervals and tests are too sure"
+        )
+    reason = f"{utterances:,} test utterances of blocks that are not trained on" if not found else "; ".join(found)
+    return Check("test speech", WARN if found else PASS, reason)
+
+
 def check_decoder_kd(requested: Distill, used: Distill) -> Check:
     """Seed 000's rule."""
     if requested.heads != used.heads:

@@ -101,6 +101,8 @@ def run_checks(partial: Path, plan: Plan, teachers: Teachers | None = None) -> N
         checks.check_heads(["ctc", *heads] if plan.faults.untrained_head else heads, heads),
         checks.check_lengths(data.too_short, data.too_short + len(labelled)),
         checks.check_words(test, sorted(train), used.heads != "ctc"),
+        checks.check_dev(has_dev=bool(splits.dev)),
+        _check_blocks(splits),
     ]
     if splits.settings.use_unlabelled_held_out:
         results.append(checks.check_speaker_independence(splits.settings.held_out, len(splits.unlabelled)))
@@ -109,6 +111,16 @@ def run_checks(partial: Path, plan: Plan, teachers: Teachers | None = None) -> N
     if teachers:
         results += _check_teachers(plan, teachers)
     write_json(partial / "checks.json", [asdict(check) for check in results])
+
+
+def _check_blocks(splits: Splits) -> Check:
+    """The blocks of training and test, and the test utterances that several microphones have recorded."""
+    blocks = splits.settings.blocks
+    has_blocks = any(utt.block for utt in splits.test)
+    said = {(utt.speaker, utt.block, utt.text, utt.repetition) for utt in splits.test}
+    by_name = {utt.utt_id.rsplit("_", 1)[0] for utt in splits.test}  # SPK_Bn_CODE_Mn
+    utterances = len(said) if len(said) == len(by_name) else len(splits.test)
+    return checks.check_blocks(*((blocks.train, blocks.test) if has_blocks else ((), ())), len(splits.test), utterances)
 
 
 def _check_pieces(tokens: Tokens, texts: Sequence[str]) -> Check:

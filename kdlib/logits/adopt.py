@@ -140,7 +140,7 @@ def _store(
     probable = np.isfinite(rows).all() and audit.kind_of(rows) == "probabilities"
     if probable:
         warn(f"{source.path}: probabilities, taken by their logarithm; what was rounded to 0 counts as {SMALLEST:g}")
-    longest = {utt.utt_id: _frames(utt, header.stride_ms) for utt in wanted} if source.padded else {}
+    longest = {utt.utt_id: _length(utt, header, tokens) for utt in wanted} if source.padded else {}
 
     def logits(name: str, load: Load) -> np.ndarray:
         values = found.as_array(load(), name, source.path)
@@ -205,9 +205,11 @@ def _check_blank(source: FoundLogits, best: Mapping[str, np.ndarray], ids: Token
         )
 
 
-def _frames(utt: Utterance, stride_ms: float) -> int:
-    """The frames of a recording, where its batch was padded to the longest."""
-    return int(1000 * utt.duration_s / stride_ms + OFF)
+def _length(utt: Utterance, header: Header, tokens: Tokens) -> int:
+    """The frames, or steps, of an utterance whose batch was padded to the longest."""
+    if header.output == "decoder":
+        return len(tokens.encode(utt.text)) + 1
+    return int(1000 * utt.duration_s / header.stride_ms + OFF)
 
 
 def _write_losses(partial: Path, utterances: Sequence[Utterance], tokens: Tokens) -> None:

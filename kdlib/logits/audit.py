@@ -14,10 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from kdlib.console import progress
 from kdlib.corpus import manifest
-from kdlib.corpus.manifest import Corpus
+from kdlib.corpus.manifest import Corpus, Speaker
+from kdlib.corpus.speakers import published_speakers
 from kdlib.decode.greedy import collapse_repeats
 from kdlib.errors import UserError
 from kdlib.io import atomic_write, repository_root
@@ -44,6 +46,7 @@ class FileAudit:
     vocabulary: int = 0
     kind: str = ""  # logits, log-probabilities or probabilities
     special: str = ""  # what the data say of blank, or of the end of sequence
+    special_id: int | None = None
     frames: float = 0.0  # mean per utterance
     ms_per_frame: float = float("nan")  # with a manifest
     nan: int = 0  # utterances of the sample
@@ -129,6 +132,7 @@ def _audit_file(source: FoundLogits, known: Mapping, tokens: Tokens | None) -> F
     output = source.output or output_of(best, about.get("ms_per_frame", float("nan")))
     about["output"] = output
     blank, about["special"] = _special(best, output)
+    about["special_id"] = blank
     hypotheses = {name: _text_ids(row, output, blank) for name, row in best.items()}
     about["texts"] = len(set(map(tuple, hypotheses.values())))
     if tokens and known:
@@ -225,10 +229,12 @@ def _findings(files: Sequence[FileAudit], sources: Sequence[FoundLogits], common
             said.append(f"{one.teacher}: {one.unknown} of {one.utterances} utterances are not in the manifest")
         if one.missing:
             said.append(f"{one.teacher}: {one.missing} utterances of these speakers in the manifest have no logits")
+    said = list(dict.fromkeys(said))  # one sentence for both outputs of a teacher
     sizes = Counter(one.vocabulary for one in usable)
     if len(sizes) > 1:
         usual = sizes.most_common(1)[0][0]
-        others = ", ".join(f"{one.teacher} {one.vocabulary:,}" for one in usable if one.vocabulary != usual)
+        different = {one.teacher: one.vocabulary for one in usable if one.vocabulary != usual}
+        others = ", ".join(f"{name} {size:,}" for name, size in different.items())
         said.append(
             f"Vocabularies differ ({usual:,} tokens, but {others}): the same id is another token; leave these out"
         )
@@ -246,9 +252,68 @@ def _findings(files: Sequence[FileAudit], sources: Sequence[FoundLogits], common
     return said
 
 
-def page(result: Audit, folder: Path) -> str:
-    """The audit as text."""
-    table = result.table.drop(columns="problem")
+def recipe(result: Audit, folder: Path) -> str:
+    """What a recipe would say, to go on from what can be used; empty if that is nothing."""
+    usable = [one for one in result.files if not one.problem]
+    sizes = Counter(one.vocabulary for one in usable)
+    if not usable:
+        return ""
+    usual = sizes.most_common(1)[0][0]
+    bad = [one.teacher for one in result.files if one.problem or one.vocabulary != usual]
+    special = {one.output: one.special_id for one in usable if one.special_id is not None}
+    blank, eos = special.get("ctc"), special.get("decoder")
+    lines = [f"tokens: {{source: <the sentencepiece model of these logits>, size: {usual}}}"]
+    more = f", without: [{', '.join(dict.fromkeys(bad))}]" if bad else ""
+    if blank not in (None, 2) or eos not in (None, 1):
+        ends = "null" if eos is None else eos
+        bos = {(0, 2): 1, (0, 1): 2}.get((blank, eos), "null")
+        more += f", ids: {{blank: {2 if blank is None else blank}, bos: {bos}, eos: {ends}}}"
+    lines.append(f"teacher: {{source: stores, folder: {folder}{more}}}")
+    if result.own_recordings:
+        lines.append("aggregation: {method: own}")
+    return "\n".join(lines)
+
+
+def people_of(corpus: Corpus | None, names: Sequence[str]) -> pd.DataFrame:
+    """Intelligibility of the speakers that the teachers are named after; nothing of others."""
+    people = {name: corpus.person(name) if corpus else Speaker(name) for name in names}
+    people = {name: one if one.level else published_speakers().get(name, one) for name, one in people.items()}
+    known = {name: one for name, one in people.items() if one.level}
+    return pd.DataFrame(
+        {
+            name: {
+                "intelligibility": f"{one.intelligibility_pct:g} %" if one.intelligibility_pct else "",
+                "level": one.level,
+            }
+            for name, one in known.items()
+        }
+    ).T
+
+
+def roles(folds: Path) -> dict[str, str]:
+    """What each speaker is in the folds of a folder of fold files."""
+    if not folds.is_dir():
+        raise UserError(f"folds: there is no folder {folds}; name one of params/folds, such as original_study")
+    files = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(folds.glob("*.yaml"))]
+    held, dev = [str(one["held_out"]) for one in files], {}
+    for one in files:
+        dev.setdefault(one["fold"].get("dev"), []).append(str(one["held_out"]))
+    found = {name: "held out" for name in held}
+    for name, of in dev.items():
+        if name:
+            found[name] = "; ".join(filter(None, [found.get(name, ""), f"dev of {', '.join(of)}"]))
+    return found
+
+
+def page(result: Audit, folder: Path, corpus: Corpus | None = None, folds: Path | None = None) -> str:
+    """The audit as text; with the roles of speakers in a folder of fold files."""
+    table = result.table.drop(columns=["problem", "special_id"])
+    if folds:
+        table.insert(1, "role", table.teacher.map(roles(folds)).fillna("teacher"))
+    known = people_of(corpus, list(dict.fromkeys(table.teacher)))
+    if len(known):
+        table.insert(1, "level", table.teacher.map(known.level))
+        table.insert(2, "intelligibility", table.teacher.map(known.intelligibility))
     table["wra"] = (100 * table.wra).round(1)
     for name in ("frames", "ms_per_frame"):
         table[name] = table[name].round(1)
@@ -259,13 +324,16 @@ def page(result: Audit, folder: Path) -> str:
         shown,
         "",
     ]
-    return "\n".join([*lines, *(f"- {text}." for text in result.findings)])
+    lines += [f"- {text}." for text in result.findings]
+    if how := recipe(result, folder):
+        lines += ["", "A recipe that goes on from these:", "", *(f"    {line}" for line in how.splitlines())]
+    return "\n".join(lines)
 
 
-def write(result: Audit, folder: Path, out: Path) -> str:
+def write(result: Audit, folder: Path, out: Path, corpus: Corpus | None = None, folds: Path | None = None) -> str:
     """Write the page and the table; return the page."""
     out.mkdir(parents=True, exist_ok=True)
-    text = page(result, folder)
+    text = page(result, folder, corpus, folds)
     (out / "audit.txt").write_text(text + "\n", encoding="utf-8")
     with atomic_write(out / "audit.csv") as hidden:
         result.table.to_csv(hidden, index=False)
@@ -277,6 +345,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("logits", type=Path, help="a folder with a file, or a folder, of logits per teacher")
     parser.add_argument("--manifest", type=Path, help="SpeechBrain CSV or NeMo JSON lines: what is missing, and frames")
     parser.add_argument("--tokenizer", type=Path, help="a sentencepiece model: what the logits say")
+    parser.add_argument("--folds", help="a folder of params/folds, such as original_study: what speakers are in each")
     parser.add_argument("--out", type=Path, help="by default outputs/audits/<folder>")
 
 
@@ -285,5 +354,6 @@ def run(options: argparse.Namespace) -> None:
     corpus = manifest.read(options.manifest) if options.manifest else None
     tokens = Tokens.of_file(options.tokenizer) if options.tokenizer else None
     out = options.out or repository_root() / "outputs" / "audits" / options.logits.resolve().name
-    print(write(audit(options.logits, corpus, tokens), options.logits, out))
+    folds = repository_root() / "params" / "folds" / options.folds if options.folds else None
+    print(write(audit(options.logits, corpus, tokens), options.logits, out, corpus, folds))
     print(f"\nWritten: {out}/audit.txt, audit.csv")

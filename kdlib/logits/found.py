@@ -3,6 +3,7 @@
     <TEACHER>/<TEACHER>_decoder_logits.pt, _ctc_logits.pt   a list of tensors, in the order of <TEACHER>_metadata.json
     <TEACHER>.pt, .npz, .h5, .hdf5, .jsonl                  by utterance id
     <TEACHER>/*.pt, *.npy                                   a file per utterance
+    tea_infer_8batch.hdf5, tea_infer_8batch_metadata.json   batches of several teachers (SpeechBrain's TIMIT recipe)
 
 Nothing in a file is executed, and an utterance's logits are read when they are asked for.
 """
@@ -24,6 +25,8 @@ LISTED = re.compile(r"^(?P<teacher>.+?)_(?P<output>ctc|decoder)(_logits)?$")  # 
 WHOLE = (".pt", ".pth", ".npz", ".h5", ".hdf5", ".jsonl")  # of all utterances of a teacher
 SINGLE = (".pt", ".pth", ".npy")  # of one
 OUTPUTS = ("ctc", "decoder")
+BATCHED = re.compile(r"(?P<set>[^/]+)/(?P<batch>\d+)/(?P<teacher>[^/]+)/(?P<output>p_ctc_tea|p_seq_tea|wer_\w+)$")
+BATCH_OUTPUTS = {"p_ctc_tea": "ctc", "p_seq_tea": "decoder"}
 Load = Callable[[], object]  # a tensor, an array or lists: [frames, tokens], or [1, frames, tokens]
 
 
@@ -50,7 +53,8 @@ def find(folder: Path) -> list[FoundLogits]:
         if path.is_dir():
             found += _of_folder(path)
         elif path.suffix in WHOLE:
-            found.append(_of_file(path, _metadata(path, path.stem)))
+            metadata = _metadata(path, path.stem)
+            found += _of_batches(path, metadata) or [_of_file(path, metadata)]
     if not found:
         raise UserError(
             f"{folder}: no logits in it; expected <TEACHER>/<TEACHER>_decoder_logits.pt beside "
@@ -179,15 +183,60 @@ def _hdf5(path: Path) -> Iterator[tuple[str, str, Load]]:
     except ImportError:
         raise UserError(f"{path}: HDF5 needs h5py: pip install 'kdlib[hdf5]'") from None
     file = _loaded(path, lambda: h5py.File(path, "r"))
-    names: list[str] = []
-    file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
-    if names and all(re.search(r"batch_?\d+$", name) for name in names):
+    names = _datasets(file)
+    if names and all(re.search(r"batch_?\d+$", name) or BATCHED.match(name) for name in names):
         raise UserError(
             f"{path}: its entries are numbers of batches ({names[0]}, ...), not utterance ids: which utterance is "
-            "which depends on the order of that run; write them again by id"
+            "which depends on the order of that run; write them again by id, or name them in "
+            f'{path.stem}_metadata.json ({{"utterance_ids": {{"train": [...], ...}}}}, in the order of the batches)'
         )
     for name in names:
         yield name.replace("/", "_"), name, lambda name=name: _loaded(path, lambda: file[name][()])
+
+
+def _datasets(file) -> list[str]:
+    """The names of the data sets of an HDF5 file."""
+    import h5py
+
+    names: list[str] = []
+    file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
+    return names
+
+
+def _of_batches(path: Path, metadata: Mapping) -> list[FoundLogits]:
+    """Batches of several teachers, as SpeechBrain's recipe for TIMIT writes them, if their utterances are named.
+
+    A batch is padded to its longest utterance.
+    """
+    ids = next((metadata[name] for name in IDS if isinstance(metadata.get(name), Mapping)), None)
+    if path.suffix not in (".h5", ".hdf5") or ids is None:
+        return []
+    import h5py
+
+    file, found = _loaded(path, lambda: h5py.File(path, "r")), {}
+    matches = ((BATCHED.match(name), name) for name in _datasets(file))
+    places = {match: name for match, name in matches if match and match["output"] in BATCH_OUTPUTS}
+    for match in sorted(places, key=lambda one: (one["set"], int(one["batch"]), one["teacher"], one["output"])):
+        key = match["teacher"], BATCH_OUTPUTS[match["output"]]
+        part = found.setdefault(key, {}).setdefault(match["set"], [])
+        size = len(file[places[match]])
+        part += [(places[match], row) for row in range(size)]
+    result = []
+    for (teacher, output), parts in found.items():
+        items: dict[str, Load] = {}
+        problem = ""
+        for part, rows in parts.items():
+            names = list(map(str, ids.get(part, ())))
+            if len(names) != len(rows):
+                problem = problem or (
+                    f"{path}: {len(rows)} utterances of {teacher} in {part!r}, but its metadata names {len(names)}; "
+                    "which is which cannot be known"
+                )
+            load = (lambda name=name, row=row: _loaded(path, lambda: file[name][row]) for name, row in rows)
+            items |= dict(zip(names, load, strict=False))
+        items = {} if problem else items
+        result.append(FoundLogits(teacher, output, path, items, metadata=metadata, problem=problem, padded=True))
+    return result
 
 
 def _metadata(path: Path, teacher: str) -> Mapping:
@@ -220,6 +269,7 @@ def _loaded(path: Path, load: Callable):
     except Exception as error:  # of pickle, zip and HDF5, in many classes
         text = str(error).strip()
         reason = text.splitlines()[0][:200] if text else type(error).__name__
+        reason = "it was truncated" if "central directory" in reason else reason
         raise UserError(
             f"{path}: cannot be read as tensors ({reason}); write it again: logits [frames, tokens] by utterance"
         ) from None

@@ -72,7 +72,8 @@ class UASpeech(Section):
 
     version: Literal["original", "noisereduce", "normalized"] = "original"  # the old release has one version only
     labels: Literal["auto", "mlf", "xls", "list"] = "auto"  # auto: the MLF files, else the xls, else kdlib's own list
-    microphone: str = Field("M5", pattern=r"^M[2-8]$")  # of seven: its recording is the utterance
+    # of seven: its recording is the utterance; all: each recording is one, as in the original study
+    microphone: str = Field("M5", pattern=r"^(M[2-8]|all)$")
     augment: Literal["all"] | Microphones = ()  # further microphones, for training only
 
 

@@ -22,7 +22,8 @@ class Phase(Section):
 class Curriculum(Section):
     """Easy utterances first: the pool grows from a share of the easiest to all of them."""
 
-    by: Literal["length", "teacher_loss", "entropy", "speaker"] = "length"  # speaker: whose teachers' loss is high
+    # speaker: whose teachers' loss is high; composite: the mean of the ranks by all four
+    by: Literal["length", "teacher_loss", "entropy", "speaker", "composite"] = "length"
     start: float = Field(0.3, gt=0, le=1)  # share of the utterances at first
     until: float = Field(0.5, gt=0, le=1)  # share of the training after which all are used
 

@@ -1,7 +1,7 @@
 """How difficult utterances are, for a curriculum that begins with the easy ones."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,23 @@ from kdlib.corpus.manifest import Utterance
 from kdlib.logits.extract import OUTPUTS, read_outputs
 from kdlib.targets.aggregation import TeacherEnsemble
 from kdlib.tokens import Tokens
+
+
+def of_speech(
+    by: str,
+    speech: Sequence[Utterance],
+    tokens: Tokens,
+    targets: Callable[[], TeacherEnsemble],
+    outputs: Callable[[], Sequence[Path]],
+) -> dict[str, float]:
+    """The difficulty of utterances by a setting of the curriculum; teachers are asked for where it needs them."""
+    orders = {
+        "length": lambda: by_length(speech, tokens),
+        "entropy": lambda: by_entropy(speech, targets()),
+        "teacher_loss": lambda: by_loss(speech, outputs()),
+        "speaker": lambda: by_speaker(speech, by_loss(speech, outputs())),
+    }
+    return composite([order() for order in orders.values()]) if by == "composite" else orders[by]()
 
 
 def by_length(utterances: Sequence[Utterance], tokens: Tokens) -> dict[str, float]:
@@ -49,3 +66,15 @@ def by_entropy(utterances: Sequence[Utterance], ensemble: TeacherEnsemble) -> di
             found[utt.utt_id] = float(-(log_probs.exp() * log_probs).sum(-1).mean())
     middle = float(np.mean(list(found.values()))) if found else 0.0
     return {utt.utt_id: found.get(utt.utt_id, middle) for utt in utterances}
+
+
+def composite(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of the ranks of each utterance in several orders, each from 0 to 1.
+
+    >>> composite([{"a": 1.0, "b": 5.0, "c": 9.0}, {"a": 7.0, "b": 0.1, "c": 8.0}])
+    {'a': 0.25, 'b': 0.25, 'c': 1.0}
+    """
+    names = list(parts[0])
+    ranks = [np.argsort(np.argsort([part[name] for name in names], kind="stable")) for part in parts]
+    mean = np.mean(ranks, axis=0) / max(1, len(names) - 1)
+    return dict(zip(names, map(float, mean), strict=True))

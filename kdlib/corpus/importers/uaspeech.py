@@ -3,7 +3,8 @@
     audio/{original,noisereduce,normalized}/SPK/SPK_Bn_CODE_Mn.wav    or the older   audio/SPK, audio/control/SPK
     mlf/SPK/SPK_word.mlf, speaker_wordlist.xls (sheet Word_filename)
 
-Seven microphones recorded each utterance: one of them is the utterance, the others are optional, for training only.
+Seven microphones recorded each utterance: one of them is the utterance, the others are optional, for training only
+(`microphone: all`, as in the original study, makes each recording an utterance).
 The codes of uncommon words (UW1 to UW100) denote another word in each block; all others the same in every block.
 """
 
@@ -70,9 +71,10 @@ def read(folder: Path, settings: UASpeech) -> ImportResult:
     lost: dict[str, int] = {}  # utterance that cannot be used -> number of its recordings
     different: dict[str, tuple[str, str]] = {}  # code -> its word in the labels and in kdlib's list
     for (speaker, block, code), by_mic in sorted(recordings.items(), key=lambda item: _order(*item[0])):
+        every = settings.microphone == "all"
         first = by_mic.get(settings.microphone) or next(iter(by_mic.values()))
         word = label(first.stem, block, code)
-        if not word or settings.microphone not in by_mic:
+        if not word or not (every or settings.microphone in by_mic):
             name = first.stem.rsplit("_", 1)[0]
             lost[name] = len(by_mic)
             if not word:
@@ -83,6 +85,9 @@ def read(folder: Path, settings: UASpeech) -> ImportResult:
         if normalise(word) != normalise(listed := _word(word_list(), first.stem, block, code) or word):
             different[f"{block}_{code}"] = (word, listed)
         utt = Utterance(first.stem, speaker, first, 0.0, word, block, word_type=kind(code))
+        if every:
+            utterances += [replace(utt, utt_id=path.stem, wav=path) for _, path in sorted(by_mic.items())]
+            continue
         copies = [path for mic, path in sorted(by_mic.items()) if path != first and _augments(mic, settings)]
         utterances += [utt, *(replace(utt, utt_id=path.stem, wav=path, copy_of=first.stem) for path in copies)]
         unused.update(mic for mic, path in by_mic.items() if path != first and not _augments(mic, settings))
@@ -253,7 +258,8 @@ def _order(speaker: str, block: str, code: str) -> tuple:
 
 def _incomplete(utterances: list[Utterance]) -> Iterator[str]:
     """Note the speakers that do not have 255 utterances in each block."""
-    counts = Counter((utt.speaker, utt.block) for utt in utterances if not utt.copy_of)
+    own = {(utt.speaker, utt.block, utt.utt_id.rsplit("_", 1)[0]) for utt in utterances if not utt.copy_of}
+    counts = Counter((speaker, block) for speaker, block, _ in own)  # by whichever microphone
     for speaker in sorted({utt.speaker for utt in utterances}):
         sizes = {block: counts[speaker, block] for block in BLOCKS}
         if set(sizes.values()) != {PER_BLOCK}:
