@@ -55,6 +55,14 @@ def test_difficulty_by_length_loss_and_speaker(with_teachers):
     assert all(0 < value <= math.log(tokens.size) for value in entropies.values())
 
 
+def test_difficulty_composed_of_all_orders(with_teachers):
+    fold = with_teachers.but(student={"curriculum": Curriculum(by="composite")})
+    values = fold._difficulty()
+    assert set(values) == {utt.utt_id for utt in fold.splits.train}
+    assert all(0 <= value <= 1 for value in values.values())
+    assert fold._asks_teachers
+
+
 @pytest.fixture
 def learner():
     torch.manual_seed(0)

@@ -50,6 +50,13 @@ def test_seven_microphones_are_one_utterance(tree):
     assert any(note.startswith("9,180 recordings by the microphones M2, M3, M4, M6, M7, M8") for note in result.notes)
 
 
+def test_every_recording_may_be_an_utterance_as_in_the_original_study(tree):
+    result = read(tree, microphone="all")
+    assert Counter(utt.speaker for utt in result.corpus) == {"F02": 5355, "CF02": 5355}
+    assert not any(utt.copy_of for utt in result.corpus)
+    assert not [note for note in result.notes if "of 765 utterances" in note]  # complete: each is there
+
+
 def test_uncommon_words_differ_by_block_and_others_do_not(tree):
     texts = {utt.utt_id: utt.text for utt in read(tree).corpus}
     assert len({texts[f"F02_{block}_UW7_M5"] for block in importer.BLOCKS}) == 3

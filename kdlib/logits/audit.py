@@ -298,7 +298,7 @@ def roles(folds: Path) -> dict[str, str]:
     held, dev = [str(one["held_out"]) for one in files], {}
     for one in files:
         dev.setdefault(one["fold"].get("dev"), []).append(str(one["held_out"]))
-    found = {name: "held out" for name in held}
+    found = dict.fromkeys(held, "held out")
     for name, of in dev.items():
         if name:
             found[name] = "; ".join(filter(None, [found.get(name, ""), f"dev of {', '.join(of)}"]))
