@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def read_json(path: Path) -> Any:
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a hidden path to write to, which is renamed to `path` on success and removed on failure."""
-    hidden = path.with_name(f".{path.name}.{os.getpid()}")
+    hidden = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:6]}")  # of two hosts, processes may agree
     try:
         yield hidden
         hidden.replace(path)

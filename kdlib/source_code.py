@@ -19,7 +19,17 @@ SOURCES = {
     if path.suffix in (".py", ".json", ".csv", ".yaml")
 }
 # They move and show values, and make none.
-CARRIERS = {"__init__.py", "errors.py", "failures.py", "io.py", "console.py", "layout.py", "stage.py", "source_code.py"}
+CARRIERS = {
+    "__init__.py",
+    "errors.py",
+    "failures.py",
+    "io.py",
+    "console.py",
+    "layout.py",
+    "stage.py",
+    "lock.py",
+    "source_code.py",
+}
 CARRIERS |= {"params.py", "recipe_checks.py"}
 # The pipeline itself: what it gives to builders is followed, method by method.
 CARRIERS |= {"pipeline.py", "fold_stage.py", "fold_objects.py", "fold_teachers.py", "fold_imports.py"}

@@ -7,7 +7,6 @@ inputs and code resumes there.
 
 import contextlib
 import datetime
-import fcntl
 import functools
 import hashlib
 import importlib.metadata
@@ -20,12 +19,12 @@ import sys
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
-from kdlib import source_code
+from kdlib import lock, source_code
 from kdlib.console import report, report_made, report_once
 from kdlib.failures import explained
 from kdlib.io import check_writable, read_json, sha256, short_path, write_json
@@ -90,7 +89,7 @@ def produce(stage: Stage, code: Iterable[str] = ()) -> Path:
 def _make(stage: Stage, key: str, depends: dict, is_damaged: bool) -> float | None:
     """Build a stage's folder; returns the seconds, or None if another process, or a killed one, has built it."""
     folder, what = stage.folder, stage.what
-    with _locked(folder, what):
+    with lock.held(folder, what) as mine:
         if _key(folder) == key and not (is_damaged and damaged(folder)):
             return None
         partial = _partial_folder(folder, key)
@@ -110,6 +109,7 @@ def _make(stage: Stage, key: str, depends: dict, is_damaged: bool) -> float | No
         }
         write_json(partial / FILES, _files(partial))
         write_json(partial / "run.json", record | {"files": sha256(partial / FILES)})
+        mine.check(what)
         _replace(partial, folder)
     return record["wall_s"]
 
@@ -215,19 +215,6 @@ def _replace(partial: Path, folder: Path) -> None:
         folder.rename(old)
     partial.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path, what: str) -> Iterator[None]:
-    """Lock a folder for one process at a time; the lock ends with its process, even a killed one."""
-    lock = (folder.parent / f".{folder.name}.lock").open("w")
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            report(f"{what}: another process is making {short_path(folder)}; waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _provenance() -> dict:

@@ -11,7 +11,7 @@ from kdlib.models.encoders import ENCODERS
 
 KDLIB = Path(__file__).parents[1] / "kdlib"
 LAYERS = (
-    *("errors", "io", "console", "source_code", "failures", "settings", "tokens", "runtime", "stage"),
+    *("errors", "io", "console", "source_code", "failures", "settings", "tokens", "runtime", "lock", "stage"),
     *("corpus", "models", "decode", "evaluate", "objectives", "training", "pretrained", "teachers"),
     *("logits", "targets", "distill", "diagnose"),
     *(
