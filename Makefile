@@ -23,7 +23,8 @@
 #   make lab                           JupyterLab on the notebooks
 #   make setup                         set up .venv alone; one that has the locked versions, also a link to another
 #                                      clone's, is used as it is
-#   make dry-run, make report          what would be run; Snakemake's report of what was
+#   make dry-run, make report          what would be run (PROFILE=slurm: the jobs of a cluster); Snakemake's report of what was
+#   make cluster RECIPE=... FOLDS=A,B  the folds on a Slurm cluster (docs/cluster.md)
 #   make pretrained, make parent       train the shipped pretrained model, or the teachers' shipped base model, anew
 #   make bench                         measure the figures of docs/benchmarks.md
 #   make unchanged AGAINST=HEAD        does a change of the code change any value? runs everything once before and after
@@ -48,7 +49,7 @@ export PYTHONWARNINGS ?= ignore::SyntaxWarning
 # This clone's kdlib, also with the .venv of another clone.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: setup install demo test folds folds-for dry-run report compare ablations tune power figures collapse verdict examine audit matrix evaluate export lab pretrained parent bench faults unchanged lint lock help
+.PHONY: setup install demo test folds folds-for dry-run cluster report compare ablations tune power figures collapse verdict examine audit matrix evaluate export lab pretrained parent bench faults unchanged lint lock help
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -71,7 +72,14 @@ folds-for: $(READY)
 	@$(KDLIB) folds-for "$(RECIPE)"
 
 dry-run: $(READY)
-	@$(FLOW) folds="$(FOLDS)," --quiet host --dry-run
+	@$(if $(filter slurm,$(PROFILE)),$(ON_CLUSTER),$(FLOW)) folds="$(FOLDS)," --quiet host --dry-run
+
+# on a Slurm cluster; the same command again continues
+ON_CLUSTER = $(BIN)/snakemake --profile profiles/$(or $(PROFILE),slurm) $(if $(UNTIL),--until $(UNTIL)) \
+  --config recipe="$(RECIPE)" until="$(UNTIL)"
+cluster: $(READY)
+	@$(ON_CLUSTER) folds="$(FOLDS)," $(if $(SEEDS),seeds="$(SEEDS)") $(if $(filter command,$(origin VARIANTS)),variants="$(VARIANTS)")
+	@$(if $(UNTIL),$(UP_TO_DATE),$(KDLIB) compare "$(RECIPE)" "$(FOLDS)")
 
 report: $(READY)
 	@$(FLOW) folds="$(FOLDS)," --report outputs/report.html

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from kdlib import console
 from kdlib.errors import UserError
-from kdlib.graph import COMMANDS, FOLD_STAGES, SHARED, Graph
+from kdlib.graph import COMMANDS, FOLD_STAGES, SHARED, Graph, resources
 
 try:
     RUN = Graph(config)
@@ -64,6 +64,8 @@ rule ablation_notebook:
         notebook=f"{OUT}/ablations/06_ablations.ipynb",
     log:
         f"{LOGS}/06_ablations.ipynb",
+    resources:
+        **resources("notebook"),
     params:
         label="06_ablations",
         settings=lambda wildcards: RUN.settings_of("all"),
@@ -89,6 +91,8 @@ rule corpus:
         notebook=f"{OUT}/corpus/00_corpus.ipynb",
     log:
         f"{LOGS}/00_corpus.ipynb",
+    resources:
+        **resources("corpus"),
     params:
         label="00_corpus",
         settings=RUN.corpus,
@@ -109,6 +113,8 @@ for name, (command, _) in COMMANDS.items():
         priority: 3
         log:
             f"{LOGS}/{name}_{{owner}}_{{part}}",
+        resources:
+            **resources(name),
         params:
             label=lambda wildcards, name=name, of=of: f"{name} {wildcards.owner}" + f" {wildcards.part}{of}" * bool(of),
             command=command,  # a shell command is filled in when it runs, and this loop is over then
@@ -137,6 +143,8 @@ for name, (folder, figures, rank) in FOLD_STAGES.items():
         priority: rank
         log:
             f"{LOGS}/{name}_{{held_out}}.ipynb",
+        resources:
+            **resources("notebook"),
         params:
             label=lambda wildcards, name=name: f"{wildcards.held_out}/{name}",
             overrides=COMPARED if name == "05_collapse" and not RUN.study else "overrides: {}",
@@ -158,6 +166,8 @@ rule students:
     priority: 4
     log:
         f"{LOGS}/04_distill_{{held_out}}_{{variant}}_{{seed}}.ipynb",
+    resources:
+        **resources("students"),
     params:
         label=lambda wildcards: f"{wildcards.held_out}/04_distill {wildcards.variant} {wildcards.seed}",
         settings=lambda wildcards: RUN.settings_of(wildcards.held_out),
@@ -174,6 +184,8 @@ rule some_students:
         touch(f"{OUT}/jobs/students_{{held_out}}_{{part}}"),
     log:
         f"{LOGS}/students_{{held_out}}_{{part}}",
+    resources:
+        **resources("students"),
     params:
         label=lambda wildcards: f"students {wildcards.held_out} {wildcards.part}/{len(RUN.parts)}",
         settings=lambda wildcards: RUN.settings_of(wildcards.held_out),

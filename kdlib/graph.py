@@ -5,7 +5,7 @@ The Snakefile turns this into rules; nothing here takes longer than reading the 
 
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from kdlib import source_code, stage
@@ -31,6 +31,16 @@ FOLD_STAGES = {  # notebook -> its folder, figures of the report, priority: firs
     "02_teachers": ("teachers", ["teacher_matrix"], 1),
     "03_logits": ("target_report", ["aggregates", "spikes"], 1),
     "05_collapse": ("collapse", ["examination"], 0),
+}
+# What a job asks of a cluster: memory in MB, and minutes; another attempt gets as much more. Profiles override it.
+RESOURCES = {
+    "corpus": (4000, 60),
+    "prepare": (4000, 120),
+    "base": (6000, 600),
+    "teachers": (6000, 600),
+    "outputs": (6000, 240),
+    "notebook": (6000, 60),
+    "students": (6000, 600),
 }
 STAGES = ("corpus", "baseline", "teachers", "logits", "students", "collapse")  # where a run can stop
 
@@ -130,6 +140,15 @@ class Graph:
         params = self.of_variant[variant]
         of_speakers = params.teacher.source != "students" and params.labels == self.first.labels
         return terms.uses_teachers(params.distill) and of_speakers
+
+
+def resources(job: str) -> dict[str, Callable[..., int]]:
+    """The resources of a job as Snakemake takes them: of the first attempt, and of later ones."""
+    memory, minutes = RESOURCES[job]
+    return {
+        "mem_mb": lambda wildcards, attempt: memory * attempt,
+        "runtime": lambda wildcards, attempt: minutes * attempt,
+    }
 
 
 def named_folds(recipe: str, names: list[str]) -> list[str]:
