@@ -4,7 +4,7 @@
         subprocess.run(["squeue"], env=environment)
 
 It needs Debian's packages slurm-wlm and munge, and root. The daemons are those of this folder alone, and are stopped by
-their own process ids.
+their own process ids. Snakemake hides SLURM_CONF from its jobs: the configuration is linked where Slurm looks for it.
 """
 
 import contextlib
@@ -19,10 +19,13 @@ from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue")
 CPUS = 2
+CONFIGURATION = Path("/etc/slurm/slurm.conf")
 
 
 def missing() -> str:
     """Why it cannot be started here; empty if it can."""
+    if CONFIGURATION.exists():
+        return f"this machine has a Slurm of its own ({CONFIGURATION})"
     absent = [name for name in PROGRAMS if not shutil.which(name, path=path())]
     if absent:
         return f"no Slurm here: {absent[0]} is missing (apt install slurm-wlm munge)"
@@ -42,6 +45,9 @@ def running(folder: Path) -> Iterator[dict[str, str]]:
     environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": path()}
     _configure(folder)
     with contextlib.ExitStack() as stack:
+        CONFIGURATION.parent.mkdir(parents=True, exist_ok=True)
+        CONFIGURATION.symlink_to(folder / "slurm.conf")
+        stack.callback(CONFIGURATION.unlink)
         _start_munge(folder, stack)
         for command in (["slurmctld", "-D"], ["slurmd", "-D", "-N", _node()]):
             _start(command, folder, environment, stack)
