@@ -24,6 +24,7 @@
 #   make setup                         set up .venv alone; one that has the locked versions, also a link to another
 #                                      clone's, is used as it is
 #   make dry-run, make report          what would be run (PROFILE=slurm: the jobs of a cluster); Snakemake's report of what was
+#   make cost RECIPE=... FOLDS=A,B     what these folds take: runs, hours and bytes by stage, and what a cluster's jobs ask for
 #   make cluster RECIPE=... FOLDS=A,B  the folds on a Slurm cluster (docs/cluster.md)
 #   make pretrained, make parent       train the shipped pretrained model, or the teachers' shipped base model, anew
 #   make bench                         measure the figures of docs/benchmarks.md
@@ -49,7 +50,7 @@ export PYTHONWARNINGS ?= ignore::SyntaxWarning
 # This clone's kdlib, also with the .venv of another clone.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: setup install demo test folds folds-for dry-run cluster report compare ablations tune power figures collapse verdict examine audit matrix evaluate export lab pretrained parent bench faults unchanged lint lock help
+.PHONY: setup install demo test folds folds-for dry-run cost cluster report compare ablations tune power figures collapse verdict examine audit matrix evaluate export lab pretrained parent bench faults unchanged lint lock help
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -74,11 +75,17 @@ folds-for: $(READY)
 dry-run: $(READY)
 	@$(if $(filter slurm,$(PROFILE)),$(ON_CLUSTER),$(FLOW)) folds="$(FOLDS)," --quiet host --dry-run
 
+# what it would take: runs, hours and bytes by stage; PROBE=1 measures steps that were never taken here
+cost: $(READY)
+	@$(KDLIB) cost "$(RECIPE)" "$(COMPARED)" $(if $(filter command,$(origin VARIANTS)),--variants "$(VARIANTS)") \
+	  $(if $(filter command,$(origin SEEDS)),--seeds "$(SEEDS)") $(call option,CORES,--cores) $(if $(PROBE),--probe)
+
 # on a Slurm cluster; the same command again continues
 ON_CLUSTER = $(BIN)/snakemake --profile profiles/$(or $(PROFILE),slurm) $(if $(UNTIL),--until $(UNTIL)) \
   --config recipe="$(RECIPE)" until="$(UNTIL)"
 cluster: $(READY)
-	@$(ON_CLUSTER) folds="$(FOLDS)," $(if $(SEEDS),seeds="$(SEEDS)") $(if $(filter command,$(origin VARIANTS)),variants="$(VARIANTS)")
+	@$(ON_CLUSTER) folds="$(FOLDS)," $(if $(filter command,$(origin SEEDS)),seeds="$(SEEDS)") \
+	  $(if $(filter command,$(origin VARIANTS)),variants="$(VARIANTS)")
 	@$(if $(UNTIL),$(UP_TO_DATE),$(KDLIB) compare "$(RECIPE)" "$(FOLDS)")
 
 report: $(READY)

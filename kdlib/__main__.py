@@ -373,6 +373,7 @@ COMMANDS = {
         _ablations_arguments,
         _ablations,
     ),
+    "cost": Command("What some folds cost, by stage.", "params/demo.yaml M08,M05", **_in("kdlib.show.plan")),
     "tune": Command("Search settings on a dev speaker.", "params/demo.yaml M08 --runs 12", **_in("kdlib.tuning")),
     "power": Command("What difference a study can show.", "--folds 4,15 --seeds 2,3", _power_arguments, _power),
     "figures": Command("Figures and tables for a thesis.", "params/grid.yaml", _figures_arguments, _figures),

@@ -234,6 +234,7 @@ def print_plan(recipe: str, folds: Sequence[str], seeds: Sequence[str], budget_h
     graph = Graph({"recipe": recipe, "folds": ",".join(folds) + ",", "seeds": ",".join(seeds)})
     found = plan.cost(graph)
     print(plan.table(graph).to_string())
+    print(found.frame.to_string())
     print(found.text)
     if budget_h is not None:
         found.require(budget_h)

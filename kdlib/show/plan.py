@@ -1,12 +1,18 @@
-"""What a run would cost before it starts: its trainings, hours and bytes, by what earlier trainings took here.
+"""What a run costs, by stage: runs, hours and bytes, by what earlier runs took here; and what it has used so far.
 
-The time of a step is the median over trained students of the same encoder and decoder, of any recipe; where there is
-none it is assumed. Preparation, notebooks and waiting are not counted.
+Times are medians over the records (`run.json`) below outputs/, of any recipe: of a step for what is trained, by
+encoder, decoder and whether teachers are read, else of a run. What was never run here is assumed, or measured by a
+probe of twenty steps. A job that waits for another costs nothing here.
 """
 
+import argparse
 import statistics
-from dataclasses import dataclass
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -17,70 +23,182 @@ from kdlib.layout import Layout
 from kdlib.objectives import terms
 from kdlib.params import Params, fold_names, load
 from kdlib.pipeline import Fold
+from kdlib.settings.student import Phase
 
-ASSUMED_S = 0.2  # a step of 16 words on one core, where none was measured
-ASSUMED_MB = 20.0  # a student with its checkpoints
-SCORES_S = 15.0  # decoding two speakers, calibration
-TEACHER_S, TEACHER_MB = 75.0, 50.0  # a teacher with its outputs and scores
+STEP_S = 0.2  # of a training, on one core, where none was measured
+PROBE = (5, 25)  # steps of two trainings, whose difference is measured
+SPARE = 1.5  # memory and minutes that a cluster's job asks for, times what it takes
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What earlier students took."""
+class Known(NamedTuple):
+    """A kind of run: its row of the table, where its records lie below a recipe's folder, and what is assumed."""
 
-    seconds: dict[tuple, float]  # per step, by encoder and decoder layers
+    stage: str
+    places: tuple[str, ...]
+    seconds: float
     mb: float
+
+
+KINDS = {
+    "corpus": Known("corpus", ("corpus",), 60, 300),
+    "tokens": Known("shared", ("tokens", "*/tokens"), 1, 1),
+    "zero-shot scores": Known("shared", ("zero_shot", "*/zero_shot"), 40, 3),
+    "base model": Known("shared", ("parents/*", "*/parents/*"), 400, 10),
+    "pretraining": Known("shared", ("pretrained", "*/pretrained"), 400, 30),
+    "speaker features": Known("shared", ("speaker_features",), 3, 1),
+    "teacher": Known("teachers", ("teachers/*/*", "*/teachers/*/*"), 30, 10),
+    "outputs": Known("outputs", ("logits/*/*/*", "*/logits/*/*/*"), 10, 10),
+    "teacher scores": Known("outputs", ("teachers/*/*/scores", "*/teachers/*/*/scores"), 15, 2),
+    "parent scores": Known("outputs", ("teachers/*/*/parent", "*/teachers/*/*/parent"), 3, 1),
+    "baseline": Known("folds", ("*/baseline",), 10, 2),
+    "target report": Known("folds", ("*/target_report/*",), 90, 3),
+    "combined teachers": Known("folds", ("*/combined_teachers/*/*",), 5, 2),
+    "logit student": Known("folds", ("*/logit_student/*",), 20, 2),
+    "student": Known("students", ("*/students/*/seed*",), 120, 25),
+    "preflight": Known("scores", ("*/students/*/preflight*",), 3, 1),
+    "scores": Known("scores", ("*/students/*/seed*/scores",), 12, 2),
+    "notebook": Known("notebooks", (), 20, 1),
+}
+STAGES = tuple(dict.fromkeys(kind.stage for kind in KINDS.values()))
+TRAINED = ("teacher", "student")
+MEMORY_MB = 2500.0
+
+
+@dataclass
+class Measured:
+    """What earlier runs took."""
+
+    seconds: dict[str, list[float]] = field(default_factory=dict)  # by kind, of a run
+    steps: dict[tuple, list[float]] = field(default_factory=dict)  # by kind of training, of a step
+    mb: dict[str, list[float]] = field(default_factory=dict)
+    memory: dict[str, float] = field(default_factory=dict)  # the largest, by stage
 
     @classmethod
     def here(cls, outputs: Path) -> "Measured":
-        """From the records of the students below a folder of outputs."""
-        times: dict[tuple, list[float]] = {}
-        sizes = []
-        for path in outputs.glob("*/*/students/*/seed*/run.json"):
-            try:
-                run, model = read_json(path), read_json(path.with_name("model.json"))
-                kind = _kind(run["parameters"]["student"])
-                times.setdefault(kind, []).append(run["wall_s"] / max(1, model["steps"]))
-                sizes.append(sum(file.stat().st_size for file in path.parent.glob("*.safetensors")) / 1e6)
-            except (OSError, KeyError, ValueError, TypeError):
-                continue  # a run that is going on, or of an earlier version
-        seconds = {kind: statistics.median(values) for kind, values in times.items()}
-        return cls(seconds, statistics.median(sizes) if sizes else ASSUMED_MB)
+        """From the records below a folder of outputs."""
+        found = cls()
+        for recipe in sorted(path for path in outputs.glob("*") if path.is_dir()):
+            for kind, known in KINDS.items():
+                for path in (one for place in known.places for one in recipe.glob(f"{place}/run.json")):
+                    found._add(kind, path)
+            for path in recipe.glob("*/students/*/seed*/04_distill.ipynb"):
+                found._add_notebook(path)
+        return found
 
-    def step(self, student: dict) -> tuple[float, bool]:
-        """Seconds of a step, and whether they were measured."""
-        known = self.seconds.get(_kind(student))
-        return (ASSUMED_S, False) if known is None else (known, True)
+    def _add(self, kind: str, path: Path) -> None:
+        try:
+            run, stage = read_json(path), KINDS[kind].stage
+            seconds = float(run["wall_s"])
+            self.seconds.setdefault(kind, []).append(seconds)
+            self.mb.setdefault(kind, []).append(_size_mb(path.parent))
+            self.memory[stage] = max(self.memory.get(stage, 0.0), float(run.get("peak_memory_mb", 0)))
+            if kind in TRAINED:
+                steps = read_json(path.with_name("model.json"))["steps"]
+                self.steps.setdefault(_kind(run["parameters"]), []).append(seconds / max(1, steps))
+        except (OSError, KeyError, ValueError, TypeError, AttributeError):
+            return  # a run that is going on, or of an earlier version
+
+    def _add_notebook(self, path: Path) -> None:
+        """What a student's notebook takes beside training and scores."""
+        try:
+            total = read_json(path)["metadata"]["papermill"]["duration"]
+            own = [read_json(path.parent / part / "run.json")["wall_s"] for part in ("", "scores")]
+        except (OSError, KeyError, ValueError, TypeError):
+            return
+        if total and total > sum(own):  # executed once, with its training
+            self.seconds.setdefault("notebook", []).append(total - sum(own))
+
+    def step(self, kind: tuple) -> tuple[float, bool]:
+        """Seconds of a step, and whether they were measured: of the same kind, else with or without teachers."""
+        for known in (kind, (*kind[:-1], not kind[-1])):
+            if known in self.steps:
+                return statistics.median(self.steps[known]), True
+        return STEP_S, False
+
+    def run(self, kind: str) -> tuple[float, bool]:
+        """Seconds of a run, and whether they were measured."""
+        known = self.seconds.get(kind)
+        return (statistics.median(known), True) if known else (KINDS[kind].seconds, False)
+
+    def size(self, kind: str) -> float:
+        """MB on disk."""
+        return statistics.median(self.mb[kind]) if self.mb.get(kind) else KINDS[kind].mb
+
+
+@dataclass(frozen=True)
+class Row:
+    """A stage of a run."""
+
+    stage: str
+    runs: int
+    done: int
+    seconds: float  # of all runs
+    mb: float  # of all runs
+    memory_mb: float  # of one
+    measured: bool
+    used_s: float  # by those that are done
+
+    @property
+    def left_s(self) -> float:
+        """Seconds of the runs that are not done."""
+        return self.seconds * (self.runs - self.done) / max(1, self.runs)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """The trainings of a run."""
+    """What a run costs, by stage."""
 
-    students: int
-    done: int
-    teachers: int  # to be trained
-    hours: float  # of one core
-    gb: float
-    measured: bool
+    rows: Sequence[Row]
     cores: int
 
     @property
+    def hours(self) -> float:
+        """Of one core, for what is not done."""
+        return sum(row.left_s for row in self.rows) / 3600
+
+    @property
     def wall_hours(self) -> float:
-        """With one training per core."""
+        """With one process per core."""
         return self.hours / self.cores
+
+    @property
+    def gb(self) -> float:
+        """Bytes of what is not done."""
+        return sum(row.mb * (row.runs - row.done) / max(1, row.runs) for row in self.rows) / 1000
 
     @property
     def text(self) -> str:
         """The cost in two sentences."""
-        how = (
-            "by the step times measured here" if self.measured else f"assuming {ASSUMED_S} s a step: none was measured"
-        )
+        count = {row.stage: row for row in self.rows}
+        assumed = [row.stage for row in self.rows if not row.measured and row.runs > row.done]
+        how = f"assumed for {', '.join(assumed)}: none was run here" if assumed else "by the times measured here"
+        students, teachers = count["students"], count["teachers"]
         return (
-            f"{self.students} students, {self.done} of them trained already, and {self.teachers} teachers to train: "
-            f"about {self.hours:.1f} hours of one core, {self.wall_hours:.1f} hours on {self.cores} cores ({how}), "
-            f"and {self.gb:.1f} GB."
+            f"{students.runs} students, {students.done} of them trained already, and {teachers.runs - teachers.done} "
+            f"teachers to train: about {self.hours:.1f} hours of one core, {self.wall_hours:.1f} hours on {self.cores} "
+            f"cores ({how}), and {self.gb:.1f} GB."
         )
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One row per stage, and the sum."""
+        table = pd.DataFrame(
+            {
+                "stage": row.stage,
+                "runs": row.runs,
+                "done": row.done,
+                "hours of one core": row.seconds / 3600,
+                "used": row.used_s / 3600,
+                "GB": row.mb / 1000,
+                "measured": "yes" if row.measured else "assumed",
+                "a job asks for": _asked(row),
+            }
+            for row in self.rows
+            if row.runs
+        ).set_index("stage")
+        total = table[["runs", "done", "hours of one core", "used", "GB"]].sum()
+        table.loc["all"] = total.to_dict() | {"measured": "", "a job asks for": ""}
+        return table.astype({"runs": int, "done": int}).round({"hours of one core": 2, "used": 2, "GB": 2})
 
     def require(self, budget_h: float) -> None:
         """Refuse a run that is longer than the budget."""
@@ -90,32 +208,70 @@ class Cost:
             )
 
 
-def cost(graph: Graph, cores: int = 2) -> Cost:
-    """What a run of the graph of stages costs."""
-    outputs = repository_root() / graph.first.outputs
-    measured = Measured.here(outputs)
-    seconds, mb, done, known, teachers = 0.0, 0.0, 0, [True], set()
-    jobs = [(fold, name, seed) for fold in graph.folds for name in _variants(graph) for seed in graph.seeds]
-    for fold, name, seed in jobs:
-        params = load(graph.recipe, fold, variant=name)
-        if (Layout(params).student(seed) / "run.json").is_file():
-            done += 1
+def cost(graph: Graph, cores: int = 2, measured: Measured | None = None) -> Cost:
+    """What a run of the graph of stages costs, and what is done of it."""
+    known = measured or Measured.here(repository_root() / graph.first.outputs)
+    counted = _Counted(known, {stage: [0, 0, 0.0, 0.0, 0.0, True] for stage in STAGES})
+    first, layout, teachers = graph.first, Layout(graph.first), {}
+    counted.add("corpus", layout.corpus)
+    counted.add("tokens", layout.tokens)
+    if first.pretrained not in ("from_corpus", "none"):
+        counted.add("zero-shot scores", layout.zero_shot)
+    if first.pretrained in ("controls", "from_corpus"):
+        counted.add("pretraining", layout.pretrained)
+    if graph.with_teachers and first.teacher.parent in ("controls", "from_corpus") and not first.teacher.imported:
+        counted.add("base model", layout.base_model)
+    if graph.with_teachers and first.teacher.of_speakers:
+        counted.add("speaker features", layout.speaker_features)
+    counted.add("notebook", layout.corpus)
+    for fold in graph.folds:
+        one = Layout(graph.settings[fold])
+        counted.add("baseline", one.baseline)
+        if graph.with_teachers:
+            counted.add("target report", one.target_report)
+            counted.add("logit student", one.logit_student)
+        for folder in [one.baseline, *([one.target_report] * 2 if graph.with_teachers else []), one.collapse]:
+            counted.add("notebook", folder)
+        for name in graph.of_variant:
+            params = load(graph.recipe, fold, variant=name)
+            if terms.uses_teachers(params.distill) and params.teacher.source == "speakers":
+                teachers |= _teachers(Fold.load(graph.recipe, fold, name))
+            counted.add("preflight", Layout(params).preflight(graph.seeds[0]))
+            for seed in graph.seeds:
+                folder = Layout(params).student(seed)
+                counted.add("student", folder, _steps(params), _kind_of(params))
+                counted.add("scores", folder / "scores")
+                counted.add("notebook", folder)
+    for folder, params in teachers.items():
+        known_folder = folder if isinstance(folder, Path) else Path("/none")
+        counted.add("teacher", known_folder, params.teacher.adapt.steps, _teacher_kind(params))
+        for kind, part in (("outputs", "training"), ("outputs", "analysis"), ("teacher scores", "scores")):
+            counted.add(kind, _part_of(known_folder, kind, part))
+        counted.add("parent scores", known_folder / "parent")
+    return Cost(counted.rows(), cores)
+
+
+def probe(graph: Graph, measured: Measured) -> None:
+    """Measure the step of every kind of student that was never trained here, by some steps of its control."""
+    for name in graph.of_variant:
+        params = load(graph.recipe, graph.folds[0], variant=name)
+        if measured.step(_kind_of(params))[1]:
             continue
-        step, was_measured = measured.step(params.student.model_dump())
-        known.append(was_measured)
-        seconds += step * _steps(params) + SCORES_S
-        mb += measured.mb
-        if terms.uses_teachers(params.distill) and params.teacher.source == "speakers":
-            teachers |= _missing_teachers(Fold.load(graph.recipe, fold, name))
-    seconds += TEACHER_S * len(teachers)
-    mb += TEACHER_MB * len(teachers)
-    return Cost(len(jobs), done, len(teachers), seconds / 3600, mb / 1000, all(known), cores)
+        control, taken = Fold.load(graph.recipe, graph.folds[0], params.distill.control), []
+        for steps in PROBE:
+            phase = Phase(steps=steps, lr=params.student.phases[-1].lr, warmup_steps=1)
+            fold = control.but(student={"phases": (phase,)})
+            started = time.perf_counter()
+            with tempfile.TemporaryDirectory() as folder:
+                fold.train_student(Path(folder), graph.seeds[0])
+            taken.append(time.perf_counter() - started)
+        measured.steps.setdefault(_kind_of(control.params), []).append((taken[1] - taken[0]) / (PROBE[1] - PROBE[0]))
 
 
 def table(graph: Graph) -> pd.DataFrame:
     """The students of a run: trained ones of all, by variant."""
     rows = []
-    for name in _variants(graph):
+    for name in graph.of_variant:
         layouts = [Layout(load(graph.recipe, fold, variant=name)) for fold in graph.folds]
         folders = [layout.student(seed) for layout in layouts for seed in graph.seeds]
         rows.append(
@@ -124,13 +280,81 @@ def table(graph: Graph) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("variant")
 
 
-def _variants(graph: Graph) -> list[str]:
-    """The variants that are compared, and their controls."""
-    return list(graph.of_variant)
+class _Counted(NamedTuple):
+    """The runs of every stage: all, done; seconds and MB of all, seconds used; and whether all times were measured."""
+
+    measured: Measured
+    stages: dict[str, list]
+
+    def add(self, kind: str, folder: Path, steps: int = 0, training: tuple = ()) -> None:
+        """A run: of a training, by the time of its steps."""
+        seconds, known = self.measured.run(kind)
+        if training:
+            seconds, known = self.measured.step(training)
+            seconds *= steps
+        used = _wall_s(folder)
+        row = self.stages[KINDS[kind].stage]
+        row[0], row[1] = row[0] + 1, row[1] + (used is not None)
+        row[2], row[3] = row[2] + seconds, row[3] + self.measured.size(kind)
+        row[4] += (
+            0.0 if used is None else seconds if kind == "notebook" else used
+        )  # notebooks leave no record of their own
+        row[5] = row[5] and known
+
+    def rows(self) -> list[Row]:
+        """The rows of the table."""
+        memory = self.measured.memory
+        return [
+            Row(stage, runs, done, seconds, mb, memory.get(stage) or MEMORY_MB, known, used)
+            for stage, (runs, done, seconds, mb, used, known) in self.stages.items()
+        ]
 
 
-def _kind(student: dict) -> tuple:
-    return student["encoder"], student["decoder_layers"]
+def _part_of(folder: Path, kind: str, part: str) -> Path:
+    """Where a teacher's outputs or scores lie, by its own folder: <root>/teachers/<family>/<name>."""
+    if kind != "outputs":
+        return folder / part
+    *root, _, family, name = folder.parts if len(folder.parts) > 3 else ("none", "", "none", "none")
+    return Path(*root) / "logits" / family / name / part
+
+
+def _asked(row: Row) -> str:
+    """Memory and minutes that a job of the stage is to ask for."""
+    gb, minutes = SPARE * row.memory_mb / 1000, max(5.0, SPARE * row.seconds / max(1, row.runs) / 60)
+    return f"{gb:.1f} GB, {minutes:.0f} min"
+
+
+def _wall_s(folder: Path) -> float | None:
+    try:
+        return float(read_json(folder / "run.json")["wall_s"])
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def _size_mb(folder: Path) -> float:
+    """The files of a stage, without the folders of other stages within it."""
+    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file()) / 1e6
+
+
+def _kind(parameters: Mapping) -> tuple:
+    """The kind of a training, by its record."""
+    if "student" in parameters:
+        student = parameters["student"]
+        taught = bool(parameters["distill"].get("alpha"))
+        frozen = all(phase["freeze_encoder"] for phase in student["phases"])
+        return "student", student["encoder"], student["decoder_layers"], student["batch_size"], frozen, taught
+    return "teacher", parameters["encoder"], parameters["decoder_layers"], parameters["adapt"]["batch_size"], False
+
+
+def _kind_of(params: Params) -> tuple:
+    student, taught = params.student, terms.uses_teachers(params.distill)
+    frozen = all(phase.freeze_encoder for phase in student.phases)
+    return "student", student.encoder, student.decoder_layers, student.batch_size, frozen, taught
+
+
+def _teacher_kind(params: Params) -> tuple:
+    teacher = params.teacher
+    return "teacher", teacher.encoder, teacher.decoder_layers, teacher.adapt.batch_size, False
 
 
 def _steps(params: Params) -> int:
@@ -138,13 +362,34 @@ def _steps(params: Params) -> int:
     return sum(phase.steps if phase.steps is not None else 100 * phase.epochs for phase in params.student.phases)
 
 
-def _missing_teachers(fold: Fold) -> set[object]:
-    """The teachers of a fold that are not trained: their folders; before there is a corpus, as many as may be."""
+def _teachers(fold: Fold) -> dict[object, Params]:
+    """The teachers of a fold by their folders; before there is a corpus, as many as may be."""
     params, layout = fold.params, fold.layout
     if not (layout.corpus / "run.json").is_file():
         owner = params.held_out if params.teachers_per_fold else ""
-        return {
-            (owner, number) for number in range(params.teacher.max_teachers or len(fold_names(params.fold_set)) - 2)
-        }
-    folders = (layout.teacher(name) for name in fold.teacher_names())
-    return {folder for folder in folders if not (folder / "run.json").is_file()}
+        count = params.teacher.max_teachers or len(fold_names(params.fold_set)) - 2
+        return {(layout.family, owner, number): params for number in range(count)}
+    return {layout.teacher(name): params for name in fold.teacher_names()}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Define the arguments of the command."""
+    parser.add_argument("recipe", help="such as params/demo.yaml")
+    parser.add_argument("folds", help="held-out speakers, comma-separated, or all")
+    parser.add_argument("--variants", default="", help="by default the recipe's")
+    parser.add_argument("--seeds", default="", help="by default the recipe's")
+    parser.add_argument("--cores", type=int, default=2, help="processes side by side")
+    parser.add_argument(
+        "--probe", action="store_true", help="measure steps that were never taken here, by twenty of each"
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run the command: what some folds of a recipe cost."""
+    chosen = {"variants": options.variants, "seeds": options.seeds}
+    graph = Graph({"recipe": options.recipe, "folds": f"{options.folds},", **chosen})
+    measured = Measured.here(repository_root() / graph.first.outputs)
+    if options.probe:
+        probe(graph, measured)
+    found = cost(graph, options.cores, measured)
+    print(f"{found.frame.to_string()}\n\n{found.text}")

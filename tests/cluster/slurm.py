@@ -109,7 +109,11 @@ def _start_munge(folder: Path, stack: contextlib.ExitStack) -> None:
     key.write_bytes(secrets.token_bytes(128))
     key.chmod(0o400)
     command = ["munged", "--foreground", "--force", f"--socket={folder}/munge.socket", f"--key-file={key}"]
-    command += [f"--pid-file={folder}/munged.pid", f"--log-file={folder}/munged.log", f"--seed-file={folder}/munged.seed"]
+    command += [
+        f"--pid-file={folder}/munged.pid",
+        f"--log-file={folder}/munged.log",
+        f"--seed-file={folder}/munged.seed",
+    ]
     _start(command, folder, os.environ | {"PATH": path()}, stack)
     _until(lambda: (folder / "munge.socket").exists(), folder, "munged")
 
@@ -131,7 +135,9 @@ def _stop(process: subprocess.Popen) -> None:
 
 def _wait(environment: dict, folder: Path) -> None:
     def idle() -> bool:
-        found = subprocess.run(["sinfo", "-h", "-o", "%t"], env=environment, capture_output=True, text=True, check=False)
+        found = subprocess.run(
+            ["sinfo", "-h", "-o", "%t"], env=environment, capture_output=True, text=True, check=False
+        )
         return found.stdout.strip() == "idle"
 
     _until(idle, folder, "slurm")
