@@ -32,6 +32,7 @@ TITLES = {  # in the order of the page
     "examine": "Examination of predictions",
     "import_corpus": "Corpus import",
     "explorer": "Failure explorer",
+    "scale": "Scale",
 }
 INTRODUCTION = (
     "`make bench` measures everything on this page and writes it anew. Every benchmark answers one question. Where it "
