@@ -57,6 +57,10 @@ help:
 
 # $(call option,NAME,--flag): --flag "value" where the variable NAME has a value
 option = $(if $($1),$2 "$($1)")
+# the variants and seeds of the command line: for the graph, and for a command
+NAMED = $(foreach name,VARIANTS SEEDS,$(if $(filter command,$(origin $(name))),$(name)))
+CHOSEN = $(if $(filter VARIANTS,$(NAMED)),variants="$(VARIANTS)") $(if $(filter SEEDS,$(NAMED)),seeds="$(SEEDS)")
+CHOSEN_OPTIONS = $(if $(filter VARIANTS,$(NAMED)),--variants "$(VARIANTS)") $(if $(filter SEEDS,$(NAMED)),--seeds "$(SEEDS)")
 FLOW = $(SNAKEMAKE) --config recipe="$(RECIPE)" until="$(UNTIL)"
 
 UP_TO_DATE = echo "Everything is up to date: executed notebooks, tables and figures are in the recipe's folder below outputs/."
@@ -73,20 +77,18 @@ folds-for: $(READY)
 	@$(KDLIB) folds-for "$(RECIPE)"
 
 dry-run: $(READY)
-	@$(if $(filter slurm,$(PROFILE)),$(ON_CLUSTER),$(FLOW)) folds="$(FOLDS)," --quiet host --dry-run
+	@$(if $(PROFILE),$(ON_CLUSTER),$(FLOW)) folds="$(FOLDS)," $(CHOSEN) --quiet host --dry-run
 
 # what it would take: runs, hours and bytes by stage; PROBE=1 measures steps that were never taken here
 cost: $(READY)
-	@$(KDLIB) cost "$(RECIPE)" "$(COMPARED)" $(if $(filter command,$(origin VARIANTS)),--variants "$(VARIANTS)") \
-	  $(if $(filter command,$(origin SEEDS)),--seeds "$(SEEDS)") $(call option,CORES,--cores) $(if $(PROBE),--probe)
+	@$(KDLIB) cost "$(RECIPE)" "$(COMPARED)" $(CHOSEN_OPTIONS) $(call option,CORES,--cores) $(if $(PROBE),--probe)
 
 # on a Slurm cluster; the same command again continues
 ON_CLUSTER = $(BIN)/snakemake --profile profiles/$(or $(PROFILE),slurm) $(if $(UNTIL),--until $(UNTIL)) \
   --config recipe="$(RECIPE)" until="$(UNTIL)"
 cluster: $(READY)
-	@$(ON_CLUSTER) folds="$(FOLDS)," $(if $(filter command,$(origin SEEDS)),seeds="$(SEEDS)") \
-	  $(if $(filter command,$(origin VARIANTS)),variants="$(VARIANTS)")
-	@$(if $(UNTIL),$(UP_TO_DATE),$(KDLIB) compare "$(RECIPE)" "$(FOLDS)")
+	@$(ON_CLUSTER) folds="$(FOLDS)," $(CHOSEN)
+	@$(if $(UNTIL),$(UP_TO_DATE),$(KDLIB) compare "$(RECIPE)" "$(FOLDS)" $(CHOSEN_OPTIONS))
 
 report: $(READY)
 	@$(FLOW) folds="$(FOLDS)," --report outputs/report.html

@@ -2,8 +2,8 @@
 
 The unit is UA-Speech by one microphone: 15 speakers of 765 utterances, 455 words, 13 teachers. Each form of work is
 done at 1, 3.2 and 10 times its unit, in a process of its own, and at 100 times where that takes less than a minute;
-else its time there is extrapolated, and said to be. The exponent is the slope of time against size, both in logarithms: 1 is
-proportional. Memory is what the process has more at its highest than before, at the largest size that was run.
+else its time there is extrapolated, and said to be. The exponent is the slope of time against size, both in
+logarithms: 1 is proportional. Memory is what the process has more at its highest than before, at the largest size that was run.
 
 Work that a training does at every step - a batch, its targets - is timed for as many steps, whatever the size of the
 corpus: its exponent is to be 0. The peer of each is proportional growth.
@@ -11,6 +11,7 @@ corpus: its exponent is to be 0. The peer of each is proportional growth.
 
 import json
 import math
+import re
 import resource
 import subprocess
 import sys
@@ -215,11 +216,21 @@ def one(name: str, scale: float) -> dict:
     """Do one form at one size, in this process: seconds, and MB more at its highest."""
     with tempfile.TemporaryDirectory() as folder:
         work = FORMS[name][0](scale, Path(folder))
-        before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+        before, started = peak_mb(reset=True), time.perf_counter()
         work()
         seconds = time.perf_counter() - started
-        more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    return {"seconds": seconds, "mb": more / 1024}
+        more = peak_mb() - before
+    return {"seconds": seconds, "mb": max(0.0, more)}
+
+
+def peak_mb(*, reset: bool = False) -> float:
+    """The highest memory of this process so far, or, after a reset, from now on (Linux; elsewhere since its start)."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) / 1024
 
 
 def measured(name: str, scale: float) -> dict:
@@ -242,15 +253,21 @@ def main() -> None:
     scales, rows, notes = SMOKE if run.smoke else FULL, [], []
     for name, (_, grows) in FORMS.items():
         found = {scale: (one if run.smoke else measured)(name, scale) for scale in scales}
-        seconds = [found[scale]["seconds"] for scale in scales]
-        exponent = float(np.polyfit(np.log(scales), np.log(seconds), 1)[0])
-        far = seconds[-1] * (FAR / scales[-1]) ** max(exponent, 0.0)
-        how, memory = "extrapolated", found[scales[-1]]["mb"]
+        notes += [
+            f"{name} at {scale:g} times: {one_of['error']}" for scale, one_of in found.items() if "error" in one_of
+        ]
+        known = [scale for scale in scales if math.isfinite(found[scale]["seconds"])]
+        if len(known) < 2:
+            continue
+        seconds = [found[scale]["seconds"] for scale in known]
+        exponent = float(np.polyfit(np.log(known), np.log(seconds), 1)[0])
+        far = seconds[-1] * (FAR / known[-1]) ** max(exponent, 0.0)
+        how, memory = "extrapolated", found[known[-1]]["mb"]
         if not run.smoke and far < PATIENCE_S and (grows != "teachers"):
             last = measured(name, FAR)
             if math.isfinite(last["seconds"]):
                 far, how, memory = last["seconds"], "run", last["mb"]
-                exponent = float(np.polyfit(np.log([*scales, FAR]), np.log([*seconds, far]), 1)[0])
+                exponent = float(np.polyfit(np.log([*known, FAR]), np.log([*seconds, far]), 1)[0])
             else:
                 notes.append(f"{name} at 100 times: {last['error']}")
         rows.append(

@@ -2,11 +2,12 @@
 
 The lock is a file beside the folder: host, process, since when. It is made by a hard link, which is atomic on NFS too,
 and its holder renews its time (the heartbeat). A lock whose process is gone on this machine is taken over at once; one
-of another machine, when its heartbeat has stopped for `STALE_S` by the file system's own clock. Of several that want to
-take over, one gets the right by another link, whose name has the lock's own token.
+of another machine, when whoever waits for it has seen no heartbeat for `STALE_S`. Of several that want to take over,
+one gets the right, by another link whose name has the lock's token; a right whose holder is gone is taken over likewise.
 """
 
 import contextlib
+import errno
 import functools
 import json
 import os
@@ -25,8 +26,10 @@ from kdlib.io import short_path
 BEAT_S = 15.0
 STALE_S = float(os.environ.get("KDLIB_LOCK_STALE_S", 120))  # beats that a busy file server may lose
 POLL_S = (0.2, 3.0)  # between tries, at first and at last
-_held: set[Path] = set()  # this process's locks, which its heartbeat renews
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # of a file system without hard links
+_held: dict[Path, str] = {}  # this process's locks and their tokens, which its heartbeat renews
 _start_beating = threading.Lock()
+os.register_at_fork(after_in_child=_held.clear)  # they are the parent's
 
 
 @dataclass(frozen=True)
@@ -43,17 +46,29 @@ class Holder:
         return f"process {self.pid} on {self.host.split('/')[0]}, since {self.since}"
 
     @property
+    def is_here(self) -> bool:
+        """True if it is a process of this machine."""
+        return self.host == this_host()
+
+    @property
     def is_gone(self) -> bool:
         """True if its process was one of this machine, and is not there any more."""
-        return self.host == this_host() and _started(self.pid) != self.started
+        if not self.host:
+            return True  # a file that says nothing: of an earlier version, which locked otherwise
+        if not self.is_here:
+            return False
+        if self.pid == os.getpid():
+            return self.token not in _held.values()  # left by an interrupt
+        found = _started(self.pid)
+        return found == -1 or (found > 0 and self.started > 0 and found != self.started)
 
 
 @contextlib.contextmanager
 def held(folder: Path, what: str) -> Iterator["Lock"]:
     """Hold the lock of a folder; wait for a holder that is alive."""
     lock = Lock(folder.parent / f".{folder.name}.lock")
-    lock.acquire(what, folder)
     try:
+        lock.acquire(what, folder)
         yield lock
     finally:
         lock.release()
@@ -66,97 +81,116 @@ class Lock:
         self.path = path
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         self.own = Holder(this_host(), os.getpid(), _started(os.getpid()), since, uuid.uuid4().hex[:12])
+        self._seen: dict[Path, tuple[int, float]] = {}  # file -> its time, and when this process saw it first
 
     def acquire(self, what: str, folder: Path) -> None:
         """Wait until the lock is this process's."""
         said, wait = "", POLL_S[0]
+        _held[self.path.with_name(f"{self.path.name}.{self.own.token}")] = self.own.token  # alive from now on
         while not self._try():
-            if (other := self._holder()) and str(other) != said:
+            if (other := _holder_of(self.path)) and str(other) != said:
                 said = str(other)
                 report(f"{what}: {other} is making {short_path(folder)}; waiting for it")
             time.sleep(wait)
             wait = min(POLL_S[1], 1.3 * wait)
-        _beat(self.path)
+        _beat(self.path, self.own.token)
 
     def release(self) -> None:
         """Give the lock back, unless it was taken over."""
-        _held.discard(self.path)
+        for path in [path for path, token in _held.items() if token == self.own.token]:
+            _held.pop(path, None)
         if self.is_own:
             self.path.unlink(missing_ok=True)
 
     @property
     def is_own(self) -> bool:
         """True while nobody has taken it over."""
-        found = self._holder()
+        found = _holder_of(self.path)
         return found is not None and found.token == self.own.token
 
     def check(self, what: str) -> None:
         """Stop a process that was away for so long that another has taken over."""
         if not self.is_own:
             raise UserError(
-                f"{what}: another process ({self._holder() or 'that is done'}) has taken over, since this one gave no "
-                f"sign of life for {STALE_S:.0f} s; what it has made counts: run the same command again"
+                f"{what}: another process ({_holder_of(self.path) or 'that is done'}) has taken over, since this one "
+                f"gave no sign of life for {STALE_S:.0f} s; what it has made counts: run the same command again"
             )
 
     def _try(self) -> bool:
         """Take the lock if it is free, or its holder is gone."""
-        with self._written() as mine:
-            with contextlib.suppress(FileExistsError):
-                os.link(mine, self.path)
-                return True
-            return self._take_over(mine)
-
-    def _take_over(self, mine: Path) -> bool:
-        """Replace the lock of a holder that is gone: one process alone may, by its token."""
-        other = self._holder()
-        if other is None or not (other.is_gone or self._is_stale(self.path)):
-            return False
-        right = self.path.with_name(f"{self.path.name}.{other.token}")
-        try:
-            os.link(mine, right)
-        except FileExistsError:
-            if self._is_stale(right):  # whoever had the right is gone, too
-                right.unlink(missing_ok=True)
-            return False
-        try:
-            again = self._holder()
-            if again is None or again.token != other.token:
-                return False  # it was released, or taken over, meanwhile
-            os.replace(mine, self.path)
-            return True
-        finally:
-            right.unlink(missing_ok=True)
-
-    @contextlib.contextmanager
-    def _written(self) -> Iterator[Path]:
-        """A file with this process's name, to be linked."""
         mine = self.path.with_name(f"{self.path.name}.{self.own.token}.new")
-        mine.write_text(json.dumps(asdict(self.own)), encoding="utf-8")
         try:
-            yield mine
+            mine.write_text(json.dumps(asdict(self.own)), encoding="utf-8")
+            return self._link(mine, self.path) or self.is_own or self._take_over(mine)
         finally:
             mine.unlink(missing_ok=True)
 
-    def _holder(self) -> Holder | None:
-        """Who holds it; none if it is free, or just being written by an earlier version."""
-        try:
-            return Holder(**json.loads(self.path.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            return None
-        except (ValueError, TypeError):  # of another version, which locked otherwise: free
-            self.path.unlink(missing_ok=True)
-            return None
-
-    def _is_stale(self, path: Path) -> bool:
-        """True if a file was not renewed for `STALE_S`, by the clock of the file system."""
-        now = self.path.with_name(f"{self.path.name}.{self.own.token}.now")
-        try:
-            now.touch()
-            return now.stat().st_mtime - path.stat().st_mtime > STALE_S
-        except FileNotFoundError:
+    def _take_over(self, mine: Path) -> bool:
+        """Replace the lock of a holder that is gone: one process alone may, who has the right to it."""
+        lost = _holder_of(self.path)
+        if lost is None or not self._is_lost(self.path, lost):
             return False
+        right, rights, other = self.path, [], lost
+        while True:  # the right to the lock, or to the right of one that died having it
+            right = right.with_name(f"{right.name}.{other.token}")
+            rights.append(right)
+            if self._link(mine, right):
+                break
+            other = _holder_of(right)
+            if other is None or not self._is_lost(right, other):
+                return False
+        try:
+            again = _holder_of(self.path)
+            if again is None or again.token != lost.token:
+                return False  # it was released, or taken over, meanwhile
+            mine.replace(self.path)
+            return self.is_own
         finally:
-            now.unlink(missing_ok=True)
+            for one in rights:
+                one.unlink(missing_ok=True)
+
+    def _is_lost(self, path: Path, other: Holder) -> bool:
+        """True if the holder of a file is gone: by its process, or seen without heartbeat for `STALE_S`."""
+        if other.is_gone or other.is_here:
+            return other.is_gone
+        try:
+            changed = path.stat().st_mtime_ns
+        except OSError:
+            return False
+        known = self._seen.get(path)
+        if known is None or known[0] != changed:
+            self._seen[path] = (changed, time.monotonic())
+            return False
+        return time.monotonic() - known[1] > STALE_S
+
+    @staticmethod
+    def _link(mine: Path, path: Path) -> bool:
+        """Make a file that was not there, with this process's name, as one step; False if it was there."""
+        try:
+            os.link(mine, path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            try:  # no hard links here: as good on one machine, and on most file systems of several
+                with path.open("x", encoding="utf-8") as file:
+                    file.write(mine.read_text(encoding="utf-8"))
+            except FileExistsError:
+                return False
+        return True
+
+
+def _holder_of(path: Path) -> Holder | None:
+    """Who holds a lock or a right; none if it is free."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError:  # it is not there, or on NFS not any more
+        return None
+    try:
+        return Holder(**json.loads(text))
+    except (ValueError, TypeError):
+        return Holder("", 0, 0, "", "unnamed")
 
 
 def this_host() -> str:
@@ -174,28 +208,25 @@ def _host() -> str:
 
 
 def _started(pid: int) -> int:
-    """When a process of this machine was started; -1 if it is not there."""
+    """When a process of this machine was started; 0 if that cannot be known, -1 if it is not there."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         return -1 if fields[0] == "Z" else int(fields[19])
-    except FileNotFoundError:
-        if Path("/proc/self/stat").exists():
-            return -1
-    except (OSError, ValueError, IndexError):
-        return -1
-    try:  # a system without /proc
+    except (OSError, ValueError, IndexError):  # no /proc, or not of all users
+        pass
+    try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return -1
-    except PermissionError:
+    except OSError:
         return 0
     return 0
 
 
-def _beat(path: Path) -> None:
+def _beat(path: Path, token: str) -> None:
     """Renew a lock from now on, in a thread of this process."""
     with _start_beating:
-        _held.add(path)
+        _held[path] = token
         if not any(thread.name == "kdlib-heartbeat" for thread in threading.enumerate()):
             threading.Thread(target=_beating, name="kdlib-heartbeat", daemon=True).start()
 
@@ -203,6 +234,8 @@ def _beat(path: Path) -> None:
 def _beating() -> None:
     while True:
         time.sleep(min(BEAT_S, STALE_S / 4))
-        for path in list(_held):
-            with contextlib.suppress(OSError):
-                os.utime(path)
+        for path, token in list(_held.items()):
+            other = _holder_of(path)
+            if other and other.token == token:
+                with contextlib.suppress(OSError):
+                    os.utime(path)

@@ -97,7 +97,12 @@ def _make(stage: Stage, key: str, depends: dict, is_damaged: bool) -> float | No
             _replace(partial, folder)
             return None
         started = time.monotonic()
-        made = stage.build(partial)
+        try:
+            made = stage.build(partial)
+        except Exception:
+            mine.check(what)  # if another has taken over, that is why
+            raise
+        mine.check(what)
         record = {
             "what": what,
             "format": FORMAT,

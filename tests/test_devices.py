@@ -72,7 +72,7 @@ def test_two_processes_that_are_killed_resume_to_the_same_student(one, outputs, 
     process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     partial = tmp_path / "killed/smoke/M08/students/ctc_kd/.seed1.partial"
     end = time.monotonic() + 240
-    while not list(partial.glob("latest.ckpt")) and process.poll() is None and time.monotonic() < end:
+    while not list(partial.glob("phase1/latest.ckpt")) and process.poll() is None and time.monotonic() < end:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()

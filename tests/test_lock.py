@@ -1,7 +1,9 @@
 """Locks between processes and machines: each stage is made once, and a dead holder's lock is taken over."""
 
+import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -73,8 +75,8 @@ def test_two_hosts_make_each_of_thirty_stages_once(tmp_path):
 
 def test_after_a_dead_host_one_of_many_takes_over_and_none_counts_twice(tmp_path):
     (tmp_path / "count").write_text("0")
-    path = lock_of(tmp_path / "folder", holder(), age_s=60)
-    running = [start(COUNT, tmp_path, host=f"host{number}", stale_s=5) for number in range(5)]
+    path = lock_of(tmp_path / "folder", holder())
+    running = [start(COUNT, tmp_path, host=f"host{number}", stale_s=2) for number in range(5)]
     assert [process.wait(120) for process in running] == [0] * 5
     assert (tmp_path / "count").read_text() == "50"
     assert not path.exists()
@@ -82,7 +84,7 @@ def test_after_a_dead_host_one_of_many_takes_over_and_none_counts_twice(tmp_path
 
 def test_a_dead_hosts_lock_is_taken_over_when_its_heartbeat_has_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "STALE_S", 1.0)
-    lock_of(tmp_path / "folder", holder())
+    lock_of(tmp_path / "folder", holder(), age_s=3600)  # its time alone says nothing: clocks differ
     started = time.monotonic()
     with lock.held(tmp_path / "folder", "it"):
         assert 0.5 < time.monotonic() - started < 10
@@ -112,8 +114,9 @@ def test_a_killed_process_of_this_machine_holds_nothing(tmp_path):
 
 
 def test_a_process_number_that_is_used_again_is_another_process(tmp_path):
-    assert holder(host=lock.this_host(), pid=os.getpid(), started=1).is_gone
-    assert not holder(host=lock.this_host(), pid=os.getpid(), started=lock._started(os.getpid())).is_gone
+    other = os.getppid()
+    assert holder(host=lock.this_host(), pid=other, started=1).is_gone
+    assert not holder(host=lock.this_host(), pid=other, started=lock._started(other)).is_gone
     assert not holder(pid=10**8).is_gone  # of another machine: only its heartbeat can say
 
 
@@ -122,7 +125,8 @@ def test_whoever_was_taken_over_does_not_replace_what_the_other_has_made(tmp_pat
 
     def build(partial: Path) -> None:
         (partial / "value").write_text("late")
-        lock_of(folder, holder())  # another has taken over meanwhile
+        lock_of(folder, holder())  # another has taken over meanwhile, and replaced the folder
+        partial.rename(tmp_path / "elsewhere")
 
     with pytest.raises(
         UserError, match=r"stage: another process \(process 1 on elsewhere, since noon\) has taken over"
@@ -133,12 +137,11 @@ def test_whoever_was_taken_over_does_not_replace_what_the_other_has_made(tmp_pat
 
 def test_the_right_to_take_over_goes_with_one_that_died_having_it(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "STALE_S", 1.0)
-    path = lock_of(tmp_path / "folder", holder(), age_s=60)
-    right = path.with_name(f"{path.name}.abc")
-    right.write_text("")
-    os.utime(right, (time.time() - 60,) * 2)
+    path = lock_of(tmp_path / "folder", holder())
+    path.with_name(f"{path.name}.abc").write_text(json.dumps(asdict(holder(host="third", token="def"))))
     with lock.held(tmp_path / "folder", "it") as mine:
         assert mine.is_own
+    assert not list(tmp_path.glob(".folder.lock*"))
 
 
 def test_a_lock_of_an_earlier_version_is_free(tmp_path):
@@ -148,3 +151,40 @@ def test_a_lock_of_an_earlier_version_is_free(tmp_path):
     assert mine.is_own
     mine.release()
     assert not mine.path.exists()
+
+
+def test_a_process_that_was_stopped_for_long_keeps_its_lock_on_its_own_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "STALE_S", 0.5)
+    code = "import sys, time\nfrom pathlib import Path\nfrom kdlib import lock\n"
+    code += "with lock.held(Path(sys.argv[1]) / 'folder', 'it'):\n    print('held', flush=True)\n    time.sleep(1)\n"
+    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    other.stdout.readline()
+    other.send_signal(signal.SIGSTOP)
+    mine = Lock(tmp_path / ".folder.lock")
+    for _ in range(20):
+        assert not mine._try()
+        time.sleep(0.1)
+    other.send_signal(signal.SIGCONT)
+    assert other.wait(10) == 0
+    assert mine._try()
+    mine.release()
+
+
+def test_a_lock_that_an_interrupt_left_is_free_for_its_own_process(tmp_path):
+    with lock.held(tmp_path / "folder", "it"):
+        mine = Lock(tmp_path / ".folder.lock")
+        assert not mine._try()  # held by this process
+    lock_of(tmp_path / "folder", holder(host=lock.this_host(), pid=os.getpid(), started=lock._started(os.getpid())))
+    assert mine._try()
+    mine.release()
+
+
+def test_a_file_system_without_hard_links_has_locks_too(tmp_path, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(lock.os, "link", refuse)
+    with lock.held(tmp_path / "folder", "it") as mine:
+        assert mine.is_own
+        assert not Lock(tmp_path / ".folder.lock")._try()
+    assert not list(tmp_path.glob(".folder.lock*"))

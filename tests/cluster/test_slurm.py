@@ -53,6 +53,9 @@ def wait_for_job(name: str, seconds: float = 600) -> list[int]:
 
 def test_two_folds_survive_a_killed_and_a_failing_job_with_the_scores_of_one_machine(tmp_path):
     here, there = clone(tmp_path / "local"), clone(tmp_path / "cluster")
+    profile = there / "profiles/slurm/config.yaml"  # this cluster keeps no accounts
+    polled = "slurm-status-command: squeue\nslurm-init-seconds-before-status-checks: 5"
+    profile.write_text(profile.read_text().replace("# slurm-status-command: squeue", polled))
     plain = os.environ | {"PYTHONPATH": str(here)}
     command = ["make", "folds", "RECIPE=params/smoke.yaml", f"FOLDS={FOLDS}"]
     subprocess.run(command, cwd=here, env=plain, check=True, capture_output=True)
@@ -62,7 +65,7 @@ def test_two_folds_survive_a_killed_and_a_failing_job_with_the_scores_of_one_mac
     with slurm.running(tmp_path / "slurm") as environment:
         environment |= {"PYTHONPATH": str(there)}
         run = subprocess.Popen(
-            ["make", "cluster", "RECIPE=params/smoke.yaml", f"FOLDS={FOLDS}"],
+            ["make", "cluster", "RECIPE=params/smoke.yaml", f"FOLDS={FOLDS}"],  # its profile asks squeue: no accounts
             cwd=there,
             env=environment,
             stdout=subprocess.PIPE,
