@@ -3,7 +3,8 @@
 The unit is UA-Speech by one microphone: 15 speakers of 765 utterances, 455 words, 13 teachers. Each form of work is
 done at 1, 3.2 and 10 times its unit, in a process of its own, and at 100 times where that takes less than a minute;
 else its time there is extrapolated, and said to be. The exponent is the slope of time against size, both in
-logarithms: 1 is proportional. Memory is what the process has more at its highest than before, at the largest size that was run.
+logarithms: 1 is proportional. Memory is what the process has more at its highest
+than before, at the largest size that was run.
 
 Work that a training does at every step - a batch, its targets - is timed for as many steps, whatever the size of the
 corpus: its exponent is to be 0. The peer of each is proportional growth.

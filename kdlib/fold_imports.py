@@ -6,10 +6,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kdlib.corpus.speakers import evenly_spaced
 from kdlib.errors import UserError, nearest
 from kdlib.fold_stage import stage
 from kdlib.fold_teachers import TeacherObjects
-from kdlib.models import read_record
 from kdlib.source_code import lazy
 from kdlib.stage import Stage
 from kdlib.teachers.teacher_sets import AVERAGE
@@ -45,18 +45,20 @@ class ImportedTeachers(TeacherObjects):
 
     def imported_names(self) -> list[str]:
         """The teachers of other code that were trained on neither the held-out nor the dev speaker."""
-        away, names = set(self.split_settings.excluded_speakers), self.splits.teachers(self.params.teacher.max_teachers)
+        away, allowed = set(self.split_settings.excluded_speakers), self.splits.teachers()
         left = [
             name
             for name, one in self.found_teachers.items()
-            if not away & set(one.train_speakers) and (name in names or name not in self.corpus.speakers)
+            if not away & set(one.train_speakers) and (name in allowed or name not in self.corpus.speakers)
         ]
         if not left:
             raise UserError(
                 f"teacher.folder: of its teachers ({', '.join(self.found_teachers)}) none is of the fold's training "
                 f"speakers alone: {self.params.held_out} is held out"
             )
-        return left
+        known = [name for name in self.corpus.by_intelligibility if name in left]
+        others = [name for name in left if name not in known]
+        return evenly_spaced([*known, *others], self.params.teacher.max_teachers)
 
     @cached_property
     def own_recordings(self) -> bool:
@@ -96,7 +98,7 @@ class ImportedTeachers(TeacherObjects):
         folders = [each.teacher(name) for name in each.target_teachers("" if level == "all" else level)]
 
         def build(partial: Path) -> None:
-            averaging.save_average(partial, folders, read_record(folders[0]).get("labels"))
+            averaging.save_average(partial, folders)
 
         return Stage(
             self.layout.teacher(AVERAGE),
@@ -122,7 +124,7 @@ class ImportedTeachers(TeacherObjects):
             build=build,
             settings={
                 "purpose": purpose,
-                "blocks": blocks.train if purpose == "training" else blocks.test,
+                "blocks": blocks.train if purpose == "training" else blocks.test + blocks.dev,
                 "ids": settings.ids.model_dump(),
                 "temperature": settings.logits_temperature,
             },

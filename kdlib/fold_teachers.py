@@ -159,7 +159,7 @@ class TeacherObjects(FoldObjects):
         settings = self.params.teacher
         if settings.source == "speakers" and settings.of_speakers:
             return adapt.speaker_data(self.splits, settings, name).train
-        if settings.imported and settings.of_speakers:
+        if settings.imported or settings.average_weights:
             speakers = read_record(self.teacher(name))["train_speakers"]
             return [utt for utt in self.splits.speech_of_all() if utt.speaker in speakers]
         return self.splits.train

@@ -73,7 +73,9 @@ class Graph:
         self.corpus = f"{corpus.identity} {first.seed} {prepare.files_fingerprint(corpus)}"
         named = (first.manifest, first.lexicon, first.nemo_model, first.tokens.source)
         files = [*(resolve_path(name or "none") for name in named), SHIPPED_MODEL]
+        others = {params.teacher.folder for params in (first, *self.of_variant.values()) if params.teacher.folder}
         self.code = source_code.fingerprint(source_code.SOURCES) + "".join(map(stage.fingerprint, files))
+        self.code += "".join(_sizes_and_times(resolve_path(name)) for name in (*sorted(others), first.tokens.source))
 
     def code_of(self, notebook: str) -> str:
         """What makes a notebook's job run again, beside the settings: kdlib's code and files, and its own code."""
@@ -140,6 +142,12 @@ class Graph:
         params = self.of_variant[variant]
         of_speakers = params.teacher.source != "students" and params.labels == self.first.labels
         return terms.uses_teachers(params.distill) and of_speakers
+
+
+def _sizes_and_times(folder: Path) -> str:
+    """What tells whether files of other code have changed: a folder's, at most four levels deep."""
+    found = [path for depth in range(1, 5) for path in sorted(folder.glob("/".join(["*"] * depth))) if path.is_file()]
+    return " ".join(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in found)
 
 
 def resources(job: str) -> dict[str, Callable[..., int]]:

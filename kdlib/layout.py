@@ -12,6 +12,7 @@ from kdlib.models.encoders import ENCODERS
 from kdlib.params import Params
 from kdlib.settings.targets import FUSIONS
 from kdlib.settings.teacher import Teacher
+from kdlib.teachers.teacher_sets import AVERAGE
 
 
 class Layout:
@@ -50,8 +51,10 @@ class Layout:
 
     def teacher(self, name: str) -> Path:
         """The teacher of a speaker; students that teach are among the fold's students."""
-        if self._of_students:
+        if self._of_students and name != AVERAGE:
             return self.fold / "students" / name
+        if self._of_students:  # of one set
+            return self.teachers / "teachers" / self._set / name
         return self.teachers / "teachers" / self.family / name
 
     def teacher_scores(self, name: str) -> Path:

@@ -3,7 +3,7 @@
 The lock is a file beside the folder: host, process, since when. It is made by a hard link, which is atomic on NFS too,
 and its holder renews its time (the heartbeat). A lock whose process is gone on this machine is taken over at once; one
 of another machine, when whoever waits for it has seen no heartbeat for `STALE_S`. Of several that want to take over,
-one gets the right, by another link whose name has the lock's token; a right whose holder is gone is taken over likewise.
+one gets the right, by another link whose name has the lock's token; a right whose holder is gone is taken over, too.
 """
 
 import contextlib

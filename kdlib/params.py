@@ -111,7 +111,7 @@ class Params(CorpusSettings, SplitSettings, PretrainedSettings):
     def crosses_encoders(self) -> bool:
         """True if a decoder would be trained on targets of teachers with another encoder."""
         others = self.teacher.source == "speakers" and self.student.encoder != self.teacher.encoder
-        others = others or self.teacher.source == "stores"  # of an encoder that is not known
+        others = others or self.teacher.imported  # of an encoder that is not known
         return self.distill.heads != "ctc" and terms.uses_teachers(self.distill) and others
 
     @property

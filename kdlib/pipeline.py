@@ -351,7 +351,7 @@ class Fold(StudentResults):
             extract.extract(partial, model, self.teacher_view(utterances), self.lexicon, job)
 
         settings = {"encoding": encoding, "purpose": purpose} | self._teacher_input
-        settings |= {"blocks": blocks.train if purpose == "training" else blocks.test}
+        settings |= {"blocks": blocks.train if purpose == "training" else blocks.test + blocks.dev}
         return Stage(
             self.layout.outputs(name, purpose),
             f"outputs of {name} for {purpose}",
@@ -534,7 +534,7 @@ class Fold(StudentResults):
         def build(partial: Path) -> None:
             means = [fold.targets("logprob_mean", settings.heads, purpose) for purpose in purposes]
             models = [hybrid.load(folder)[0] for folder in names.values()] if settings.heads == "decoder" else ()
-            outputs = logit_student.TeacherOutputs(*means, models=models)
+            outputs = logit_student.TeacherOutputs(*means, models=models, view=self.teacher_view)
             logit_student.train_and_score(partial, outputs, settings, self._scoring())
 
         return Stage(
@@ -542,6 +542,8 @@ class Fold(StudentResults):
             "logit student",
             build=build,
             settings=settings.model_dump()
+            | {"blocks": self.params.blocks.model_dump(mode="json")}
+            | self._teacher_input
             | self.params.scoring_identity
             | self.split_settings.identity
             | {"labels": labels.record(self.split_settings)},

@@ -140,6 +140,21 @@ def test_a_converted_experiment_gives_what_speechbrain_gives(study, tokens, tmp_
             assert (outputs.decoder_logits[row] - step).abs().max() < 1e-4
 
 
+def test_the_order_of_the_modules_is_read_from_a_file_that_speechbrain_saved(study, tmp_path):
+    """It writes the references resolved: anchors of YAML. Heads in another order have the same shape."""
+    from hyperpyyaml import resolve_references
+
+    root, _ = study
+    text = (root / "conformer_M04/7775/hyperparams.yaml").read_text()
+    swapped = text.replace("!ref <seq_lin>, !ref <ctc_lin>", "!ref <ctc_lin>, !ref <seq_lin>")
+    path = tmp_path / "hyperparams.yaml"
+    for written, order in ((text, ["seq_lin", "ctc_lin"]), (swapped, ["ctc_lin", "seq_lin"])):
+        path.write_text(resolve_references(written, {"data_folder": "/data"}).getvalue())
+        assert Hyperparams(path).order("model") == ["CNN", "Transformer", *order]
+        path.write_text(written)
+        assert Hyperparams(path).order("model") == ["CNN", "Transformer", *order]
+
+
 def test_a_fold_is_distilled_from_converted_experiments(study, tmp_path):
     fold = fold_of(study[0], tmp_path)
     assert fold.target_teachers() == ["M04"]
@@ -206,7 +221,10 @@ BAD = {
         "unknown activation",
     ),
     "another rate": (lambda e: edited(e / "hyperparams.yaml", "sample_rate: 16000", "sample_rate: 8000"), "8000 Hz"),
-    "of nobody": (lambda e: e.parent.rename(e.parents[1] / "best"), "names no speaker of the corpus"),
+    "of nobody": (
+        lambda e: e.parent.rename(e.parents[1] / "best"),
+        "best does not say whom this teacher was trained on",
+    ),
     "two of one": (lambda e: shutil.copytree(e, e.parent / "7776"), "several experiments"),
 }
 

@@ -74,7 +74,12 @@ def test_the_preflight_says_what_is_wrong_in_it(smoke):
 
 
 def test_recordings_of_one_utterance_by_several_microphones_are_told_apart():
-    check = checks.check_blocks(["B1"], ["B2"], 1785, 255)
+    blocks = (["B1"], ["B2"])
+    check = checks.check_blocks(blocks, unseen=True, recordings=1785, utterances=255)
     assert check.verdict == "warn"
     assert "the 1,785 test recordings are of 255 utterances" in check.reason
-    assert checks.check_blocks(["B1"], ["B2"], 255, 255).verdict == "pass"
+    assert checks.check_blocks(blocks, unseen=True, recordings=255, utterances=255).verdict == "pass"
+    assert (
+        "without blocks; all of their words are trained on"
+        in checks.check_blocks(None, unseen=False, recordings=9, utterances=9).reason
+    )

@@ -17,6 +17,7 @@ from kdlib.pipeline import Fold
 from kdlib.settings.distill import WordTerm
 from kdlib.settings.schedule import constant
 from kdlib.settings.teacher import TokenIds
+from kdlib.teachers.teacher_sets import trained_on
 
 SPEAKERS = ("M04", "M08", "M10")
 
@@ -156,7 +157,7 @@ BAD = {
     "other vocabulary": (lambda folder: rewrite(folder, lambda rows: [r[:, :30] for r in rows]), "30 tokens, but"),
     "no teacher left": (lambda folder: {"without": ["M04", "M08", "M10"]}, "no teacher is left"),
     "no CTC": (lambda folder: (folder / "M04" / "M04_ctc_logits.pt").unlink(), "M04 has no CTC logits"),
-    "nobody's": (of_nobody, "best is no speaker of the corpus: whom was this teacher trained on"),
+    "nobody's": (of_nobody, "best does not say whom this teacher was trained on"),
     "nan": (lambda folder: rewrite(folder, lambda rows: [r * float("nan") for r in rows]), "NaN"),
     "held out": (lambda folder: {"trained_on": {"M04": ["M08"]}}, "none is of the fold's training speakers alone"),
     "beyond": (lambda folder: {"ids": {"blank": 0, "bos": 99, "eos": 2}}, "99 is beyond"),
@@ -234,3 +235,59 @@ def test_batches_of_speechbrains_recipe_for_timit(with_teachers, tmp_path):
     metadata.write_text(json.dumps({"utterance_ids": {"train": ["one"]}}))
     with pytest.raises(UserError, match="utterances of M04 in 'train', but its metadata names 1"):
         fold_of(folder, tmp_path / "other").target_teachers()
+
+
+def test_metadata_that_is_corrected_makes_the_stores_anew(dumped, tmp_path):
+    """The order of a list is in its metadata alone."""
+    folder = tmp_path / "logits"
+    shutil.copytree(dumped, folder)
+    before = adopt.find_teachers(fold_of(folder, tmp_path).params.teacher, fold_of(folder, tmp_path).corpus)
+    path = folder / "M04" / "M04_metadata.json"
+    path.write_text(json.dumps({"utterance_ids": json.loads(path.read_text())["utterance_ids"][::-1]}))
+    after = adopt.find_teachers(fold_of(folder, tmp_path).params.teacher, fold_of(folder, tmp_path).corpus)
+    assert before["M04"].files != after["M04"].files
+    assert before["M10"].files == after["M10"].files
+
+
+def test_logits_on_training_speech_alone_train_students(dumped, tmp_path):
+    """Teachers that were extracted on no test block: nothing to compare there, and no error."""
+
+    def change(folder: Path) -> None:
+        for name in SPEAKERS:
+            metadata = folder / name / f"{name}_metadata.json"
+            ids = json.loads(metadata.read_text())["utterance_ids"]
+            kept = [place for place, utt_id in enumerate(ids) if "_B2_" not in utt_id]
+            metadata.write_text(json.dumps({"utterance_ids": [ids[place] for place in kept]}))
+            for output in ("ctc", "decoder"):
+                rewrite(folder, lambda rows: [rows[place] for place in kept], name, output)
+
+    fold = broken(dumped, tmp_path, change)
+    fold.target_report()
+    student = fold.of("ctc_kd").but(aggregation={"method": "logprob_mean"})
+    assert student.scores(1)
+    with pytest.raises(UserError, match="no outputs on dev speech; name a method"):
+        fold.best_method()
+
+
+def test_folders_named_after_a_speaker_are_that_speakers_teacher(own, tmp_path):
+    folder = tmp_path / "logits"
+    for name in SPEAKERS:
+        shutil.copytree(own / name, folder / f"conformer_{name}")
+        for path in (folder / f"conformer_{name}").iterdir():
+            path.rename(path.with_name(path.name.replace(name, f"conformer_{name}")))
+    fold = fold_of(folder, tmp_path / "outputs")
+    assert fold.target_teachers() == ["M04"]
+    assert trained_on("conformer_M04", fold.params.teacher, fold.corpus) == ("M04",)
+    for name in ("loso_M08", "without-M08", "M04_M10", "best"):
+        with pytest.raises(UserError, match=f"{name} does not say whom this teacher was trained on"):
+            trained_on(name, fold.params.teacher, fold.corpus)
+
+
+def test_logits_of_other_utterances_than_the_corpus_are_refused(dumped, tmp_path):
+    def change(folder: Path) -> None:
+        path = folder / "M04" / "M04_metadata.json"
+        ids = json.loads(path.read_text())["utterance_ids"]
+        path.write_text(json.dumps({"utterance_ids": [f"x{utt_id}" for utt_id in ids]}))
+
+    with pytest.raises(UserError, match=r"none of its utterances is in the corpus: it has xM"):
+        broken(dumped, tmp_path, change).target_teachers()

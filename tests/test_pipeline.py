@@ -50,12 +50,11 @@ xxxxxxxxxxxxxxxxxxxxxxxxxxx  corpus/audio.py corpus/audio_checks.py corpus/embed
                              evaluate/posteriors.py evaluate/report.py evaluate/score.py evaluate/transcribe.py
 .x....xxx..x.xx...xxxxx....  settings/student.py
 .............xxxxxxx...xxxx  logits/adopt.py logits/audit.py logits/found.py logits/importing.py
-                             teachers/checkpoints.py teachers/hyperparams.py
+                             teachers/checkpoints.py teachers/hyperparams.py teachers/teacher_sets.py
 .............xxxxxxxxxx....  targets/aggregation.py
 ..........xx.xxxxxxx.x.....  objectives/losses.py objectives/terms.py settings/distill.py
 ....xx........xxxxx.xxx....  evaluate/fold_scores.py
 .x....xxx..x.x....xx.x.....  training/sampling.py
-.............xxxxxxx.....x.  teachers/teacher_sets.py
 ............xxxxxxxx.......  targets/similarity.py
 ..............x..x.xxxx..x.  models/averaging.py
 .............xxxxxxx.......  settings/targets.py targets/choice.py targets/fusion.py

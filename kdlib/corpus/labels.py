@@ -48,9 +48,9 @@ def labelled(corpus: Corpus, settings: SplitSettings) -> set[str]:
         return {utt.utt_id for utt in train if utt.text in words}
     speaker_ids: dict[str, set[str]] = defaultdict(set)
     for utt in train:
-        speaker_ids[utt.speaker].add(utt.copy_of or utt.utt_id)
+        speaker_ids[utt.speaker].add(utt.spoken)
     chosen = set().union(*(_draw(ids, settings) for ids in speaker_ids.values()))
-    return {utt.utt_id for utt in train if (utt.copy_of or utt.utt_id) in chosen}
+    return {utt.utt_id for utt in train if utt.spoken in chosen}
 
 
 def record(settings: SplitSettings, unlabelled_held_out: bool = False) -> dict:

@@ -19,7 +19,15 @@ from kdlib.errors import UserError, nearest
 from kdlib.io import atomic_write
 
 COLUMNS = {"ID": "utt_id", "duration": "duration_s", "wav": "wav", "spk_id": "speaker", "wrd": "text"}
-OPTIONAL = ("block", "repetition", "word_type", "sha256", "offset_s", "copy_of")  # `features` for `wav`, too
+OPTIONAL = (
+    "block",
+    "repetition",
+    "word_type",
+    "sha256",
+    "offset_s",
+    "copy_of",
+    "recording_of",
+)  # `features` for `wav`, too
 NEMO = {"audio_filepath": "wav", "duration": "duration_s", "text": "text"}
 USER_NAMES = {"utt_id": "ID", "wav": "wav (audio_filepath)", "speaker": "spk_id (speaker)", "text": "wrd (text)"}
 USER_NAMES |= {"duration_s": "duration"}  # our fields by their names in manifests
@@ -49,6 +57,12 @@ class Utterance:
     offset_s: float | None = None  # start of the speech, which lasts `duration_s`; None: the whole file
     features: str = ""  # made of the recording: "mels64x8x4"; a file of features is `wav` itself
     copy_of: str = ""  # utterance id of which this is another microphone's recording: for training only
+    recording_of: str = ""  # what was said once, where each microphone's recording counts as an utterance
+
+    @property
+    def spoken(self) -> str:
+        """The utterance that was spoken, which several recordings may be of: they stay together in every draw."""
+        return self.copy_of or self.recording_of or self.utt_id
 
 
 @dataclass(frozen=True, slots=True)

@@ -335,10 +335,15 @@ def check_dev(*, has_dev: bool) -> Check:
     return Check("dev speech", WARN, f"{reason} (fold.dev)")
 
 
-def check_blocks(train: Sequence[str], test: Sequence[str], recordings: int, utterances: int) -> Check:
-    """What a test set can show: words beyond those of training, and as many utterances as it has recordings."""
+def check_blocks(
+    blocks: tuple[Sequence[str], Sequence[str]] | None, *, unseen: bool, recordings: int, utterances: int
+) -> Check:
+    """What a test set can show: words beyond those of training, and as many utterances as it has recordings.
+
+    `blocks` are those of training and of test, where the corpus has any; `unseen` if there are words of the test alone.
+    """
     found = []
-    if both := sorted(set(train) & set(test)):
+    if blocks and (both := sorted(set(blocks[0]) & set(blocks[1]))):
         found.append(
             f"the block {', '.join(both)} is trained on and tested: every test word is one that was trained on, so "
             "that nothing is shown of other words (the usual split: blocks: {train: [B1, B3], test: [B2]})"
@@ -348,8 +353,11 @@ def check_blocks(train: Sequence[str], test: Sequence[str], recordings: int, utt
             f"the {recordings:,} test recordings are of {utterances:,} utterances, by several microphones: they are "
             "not independent, so that intervals and tests are too sure"
         )
-    reason = f"{utterances:,} test utterances of blocks that are not trained on" if not found else "; ".join(found)
-    return Check("test speech", WARN if found else PASS, reason)
+    where = "of blocks that are not trained on" if blocks else "of a corpus without blocks"
+    words = "some of their words" if unseen else "all of their words"
+    about = f"{words} are {'not ' * unseen}trained on, by other speakers"
+    reason = f"{utterances:,} test utterances {where}; {about}"
+    return Check("test speech", WARN if found else PASS, "; ".join(found) or reason)
 
 
 def check_decoder_kd(requested: Distill, used: Distill) -> Check:

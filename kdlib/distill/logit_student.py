@@ -18,9 +18,11 @@ from kdlib.console import progress
 from kdlib.corpus import audio
 from kdlib.corpus.inputs import Batch
 from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.views import View
 from kdlib.decode.greedy import greedy
 from kdlib.evaluate.fold_scores import FoldScoring, score_fold
 from kdlib.evaluate.score import About
+from kdlib.evaluate.transcribe import Forward
 from kdlib.io import write_json
 from kdlib.models import Emissions, Outputs
 from kdlib.models.averaging import OutputEnsemble
@@ -42,6 +44,7 @@ class TeacherOutputs:
     training: TeacherEnsemble
     analysis: TeacherEnsemble | None = None
     models: Sequence[Hybrid] = ()
+    view: View = list  # the recordings that teachers get
 
 
 class LogitStudent(nn.Module):
@@ -90,10 +93,11 @@ class TeacherDecoders(OutputEnsemble):
         return self.student(logits, torch.full((len(targets),), targets.shape[1])).ctc.logits
 
     def recognise(self, utterances: Sequence[Utterance]) -> Outputs:
-        """The encodings of a batch."""
+        """The encodings of a batch; CTC outputs, which nothing reads here, are those of the first teacher."""
         batch = Batch(utterances)
         with torch.inference_mode():
-            return self(batch.inputs, batch.lengths)
+            outputs = [member(batch.inputs, batch.lengths) for member in self.members]
+        return Outputs(outputs[0].ctc, torch.cat([output.encoded for output in outputs], -1))
 
 
 def train_and_score(partial: Path, outputs: TeacherOutputs, settings: LogitStudentSettings, how: FoldScoring) -> None:
@@ -106,8 +110,15 @@ def train_and_score(partial: Path, outputs: TeacherOutputs, settings: LogitStude
     student = LogitStudent(len(outputs.training.stores), tokens.size, **sizes)
     system = TeacherDecoders(outputs.models, student).eval() if of_decoder else None
 
+    def recognise(batch: Sequence[Utterance]) -> Outputs:
+        return system.recognise(outputs.view(batch))
+
     def accuracy(speech: Sequence[Utterance]) -> float:
-        return _of_decoders(system, tokens, speech) if of_decoder else _of_frames(student, outputs, tokens, speech)
+        return (
+            _of_decoders(system, recognise, tokens, speech)
+            if of_decoder
+            else _of_frames(student, outputs, tokens, speech)
+        )
 
     validations = _train(student, outputs.training, how, settings, accuracy)
     weights = {name: weight.contiguous() for name, weight in student.state_dict().items()}
@@ -115,7 +126,7 @@ def train_and_score(partial: Path, outputs: TeacherOutputs, settings: LogitStude
     write_json(partial / "validations.json", validations)
     about = About("student of logits", checkpoint="logit_student")
     if of_decoder:
-        score_fold(partial, system.recognise, how.setup.decoders(system, ["decoder"]), how, about)
+        score_fold(partial, recognise, how.setup.decoders(system, ["decoder"]), how, about)
         return
     covered = {utt.utt_id for utt in outputs.training.covered(how.splits.train)}
 
@@ -173,11 +184,11 @@ def _of_frames(student: LogitStudent, outputs: TeacherOutputs, tokens: Tokens, s
     return right / len(speech)
 
 
-def _of_decoders(system: TeacherDecoders, tokens: Tokens, speech: Sequence[Utterance]) -> float:
+def _of_decoders(system: TeacherDecoders, recognise: Forward, tokens: Tokens, speech: Sequence[Utterance]) -> float:
     """WRA of free-running greedy decoding on some speech."""
     right, longest = 0, max(len(tokens.encode(utt.text)) for utt in speech) + 4
     for batch in audio.batches(speech, 32):
-        outputs = system.recognise(batch)
+        outputs = recognise(batch)
         hypotheses = system.decode_greedy(outputs.encoded, longest, outputs.lengths)
         right += sum(ids == tokens.encode(utt.text) for ids, utt in zip(hypotheses, batch, strict=True))
     return right / len(speech)

@@ -4,6 +4,7 @@ Logits are adopted once, as small as their rank allows (`importing`). Special to
 are taken by their logarithm, and a temperature that they were divided by is undone: what is stored is logits again.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from kdlib.logits import audit, extract, found, importing
 from kdlib.logits.found import FoundLogits, Load
 from kdlib.logits.store import Header, LogitStore, Writer
 from kdlib.settings.teacher import Teacher, TokenIds
+from kdlib.teachers.teacher_sets import by_speaker, trained_on
 from kdlib.tokens import BLANK, BOS, EOS, Tokens, places_of_ids
 
 LOOKED_AT = 20  # utterances of each file that are read before it is used
@@ -35,12 +37,19 @@ class FoundTeacher:
     name: str
     train_speakers: tuple[str, ...]
     outputs: Mapping[str, FoundLogits]  # "ctc", "decoder"
+    timed: Sequence[Utterance] = ()  # of the corpus, that it has outputs on
 
     @property
     def files(self) -> dict[str, list]:
         """Size and time of its files, as stages record them: to compare tens of gigabytes takes minutes."""
         paths = [path for one in self.outputs.values() for path in _files(one.path)]
-        return {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in paths}
+        found: dict[str, list] = {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in paths}
+        return found | {f"utterances of {name}": [order_of(one)] for name, one in self.outputs.items()}
+
+
+def order_of(source: FoundLogits) -> str:
+    """A fingerprint of which utterance is which: of a list, its metadata says so."""
+    return hashlib.sha256("\n".join(source.items).encode()).hexdigest()[:16]
 
 
 def find_teachers(settings: Teacher, corpus: Corpus) -> dict[str, FoundTeacher]:
@@ -52,7 +61,8 @@ def find_teachers(settings: Teacher, corpus: Corpus) -> dict[str, FoundTeacher]:
             sources.setdefault(one.teacher, []).append(one)
     if not sources:
         raise UserError(f"teacher.without: no teacher is left in {folder}")
-    return {name: _teacher(name, parts, settings, corpus) for name, parts in sources.items()}
+    found_teachers = [_teacher(name, parts, settings, corpus) for name, parts in sources.items()]
+    return by_speaker({one.name: one for one in found_teachers})
 
 
 def _teacher(name: str, parts: Sequence[FoundLogits], settings: Teacher, corpus: Corpus) -> FoundTeacher:
@@ -75,13 +85,16 @@ def _teacher(name: str, parts: Sequence[FoundLogits], settings: Teacher, corpus:
             f"or write teacher: {{without: [{name}]}}"
         )
     said = parts[0].metadata.get("train_speakers")
-    speakers = settings.trained_on.get(name) or (tuple(map(str, said)) if isinstance(said, list) else ())
-    if not speakers and name not in corpus.speakers:
+    speakers = tuple(map(str, said)) if isinstance(said, list) and name not in settings.trained_on else ()
+    speakers = speakers or trained_on(name, settings, corpus)
+    known = [utt for utt in corpus if utt.utt_id in outputs["ctc"].items]
+    if not known:
+        theirs, ours = next(iter(outputs["ctc"].items)), next(iter(corpus)).utt_id
         raise UserError(
-            f"teacher.folder: {name} is no speaker of the corpus: whom was this teacher trained on? Write teacher: "
-            f"{{trained_on: {{{name}: [{', '.join(corpus.dysarthric[:2])}, ...]}}}}"
+            f"{outputs['ctc'].path}: none of its utterances is in the corpus: it has {theirs}, the corpus {ours}; give "
+            "both the same ids"
         )
-    return FoundTeacher(name, tuple(speakers) or (name,), outputs)
+    return FoundTeacher(name, speakers, outputs, known)
 
 
 def own_recordings(teachers: Iterable[FoundTeacher], corpus: Corpus) -> bool:
@@ -110,8 +123,10 @@ def adopt(
     for output, source in teacher.outputs.items():
         if output == "decoder" and job.purpose != "training":
             continue  # teacher-forced on the reference: nothing that could be scored
-        wanted = [utt for utt in utterances if utt.utt_id in source.items]
-        header = _header(teacher, output, source, wanted, tokens, job)
+        known = [utt for utt in utterances if utt.utt_id in source.items]
+        wanted = [utt for utt in known if utt.text or output != "decoder"]  # it has read the reference
+        stride_ms = _stride_ms(source, teacher.timed) if output == "ctc" else 0.0
+        header = _header(teacher, output, stride_ms, tokens, job)
         _store(partial / output, source, wanted, header, tokens, settings)
         if len(wanted) < len(utterances):
             count = f"{len(wanted):,} of {len(utterances):,} utterances for {job.purpose}"
@@ -154,17 +169,11 @@ def _store(
 
     items = {name: lambda name=name: logits(name, source.items[name]) for name in (utt.utt_id for utt in wanted)}
     key = " ".join(f"{path.stat().st_size} {path.stat().st_mtime_ns}" for path in _files(source.path))
+    key += f" {order_of(source)}"
     importing.import_logits(replace(source, items=items, twice=()), folder, header, key=key)
 
 
-def _header(
-    teacher: FoundTeacher,
-    output: str,
-    source: FoundLogits,
-    wanted: Sequence[Utterance],
-    tokens: Tokens,
-    job: extract.Extraction,
-) -> Header:
+def _header(teacher: FoundTeacher, output: str, stride_ms: float, tokens: Tokens, job: extract.Extraction) -> Header:
     return Header(
         teacher=teacher.name,
         train_speakers=teacher.train_speakers,
@@ -176,14 +185,15 @@ def _header(
         blank=BLANK,
         bos=BOS,
         eos=EOS,
-        stride_ms=_stride_ms(source, wanted) if output == "ctc" else 0.0,
+        stride_ms=stride_ms,
         purpose=job.purpose,
     )
 
 
-def _stride_ms(source: FoundLogits, wanted: Sequence[Utterance]) -> float:
-    """Milliseconds of a frame, from the lengths of recordings: a multiple of 10."""
-    timed = [utt for utt in wanted if utt.duration_s][:: max(1, len(wanted) // LOOKED_AT)]
+def _stride_ms(source: FoundLogits, known: Sequence[Utterance]) -> float:
+    """Milliseconds of a frame, from the lengths of recordings of whatever purpose: a multiple of 10."""
+    timed = [utt for utt in known if utt.duration_s and utt.utt_id in source.items]
+    timed = timed[:: max(1, len(timed) // LOOKED_AT)]
     if source.padded or not timed:
         return 40.0
     frames = {name: len(row) for name, row in _rows(source, [utt.utt_id for utt in timed]).items()}

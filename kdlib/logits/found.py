@@ -8,6 +8,7 @@
 Nothing in a file is executed, and an utterance's logits are read when they are asked for.
 """
 
+import functools
 import json
 import re
 import zipfile
@@ -166,15 +167,32 @@ def _entries(path: Path, metadata: Mapping) -> Iterator[tuple[str, str, Load]]:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str, Load]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            name, values = row.get("utterance_id") or row["id"], row["logits"]
-        except (json.JSONDecodeError, KeyError, AttributeError):
-            raise UserError(f'{path}, line {number}: expected {{"id": ..., "logits": [[...], ...]}}') from None
-        yield str(name), f"line {number}", lambda values=values: values
+    """The lines of a file: only where each begins is kept, since their numbers fill the memory."""
+    with path.open("rb") as file:
+        number = 0
+        while line := file.readline():
+            number += 1
+            if line.strip():
+                yield (
+                    _row(path, number, line)[0],
+                    f"line {number}",
+                    functools.partial(_at, path, number, file.tell() - len(line)),
+                )
+
+
+def _at(path: Path, number: int, place: int) -> object:
+    """The logits of a line."""
+    with path.open("rb") as file:
+        file.seek(place)
+        return _row(path, number, file.readline())[1]
+
+
+def _row(path: Path, number: int, line: bytes) -> tuple[str, object]:
+    try:
+        row = json.loads(line)
+        return str(row.get("utterance_id") or row["id"]), row["logits"]
+    except (ValueError, KeyError, AttributeError):
+        raise UserError(f'{path}, line {number}: expected {{"id": ..., "logits": [[...], ...]}}') from None
 
 
 def _hdf5(path: Path) -> Iterator[tuple[str, str, Load]]:

@@ -97,7 +97,7 @@ class EnsembleSystem:
             return self.model(samples.to(self.device), lengths.to(self.device))
 
 
-def save_average(partial: Path, folders: Sequence[Path], labels: dict | None) -> None:
+def save_average(partial: Path, folders: Sequence[Path]) -> None:
     """Write the model with the mean of the weights of saved ones, trained on the speakers of all."""
     loaded = [hybrid.load(folder) for folder in folders]
     tokens, described = loaded[0][1], hybrid.describe(loaded[0][0])
@@ -107,9 +107,12 @@ def save_average(partial: Path, folders: Sequence[Path], labels: dict | None) ->
                 f"teacher.average_weights: {folder} has another shape, or other tokens, than {folders[0]}; weights can "
                 "be averaged of models of one shape alone: leave this teacher out"
             )
-    speakers = sorted({name for _, _, fields in loaded for name in fields["train_speakers"]})
-    about = {"train_speakers": speakers, "averaged": [str(folder.name) for folder in folders]}
-    about |= {"labels": labels} if labels else {}
+    records = [fields for _, _, fields in loaded]
+    if any(fields.get("labels") != records[0].get("labels") for fields in records):
+        raise UserError("teacher.average_weights: the teachers were trained with different labels; name others")
+    speakers = sorted({name for fields in records for name in fields["train_speakers"]})
+    about = {"train_speakers": speakers, "averaged": ["/".join(folder.parts[-2:]) for folder in folders]}
+    about |= {"labels": records[0]["labels"]} if records[0].get("labels") else {}
     hybrid.save(average_weights([model for model, _, _ in loaded]), tokens, partial, **about)
 
 

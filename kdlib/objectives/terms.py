@@ -149,9 +149,13 @@ def best_token(step: Step, head: str) -> Tensor | None:
 
 def words(step: Step, _: str) -> Tensor | None:
     """KL between the teachers' and the student's posteriors over the words of the closed lexicon."""
-    if not (rows := step.taught("ctc")):
+    settings, rows = step.settings.words, step.taught("ctc")
+    if settings.pooled:  # a word's target is for whoever says it
+        known = step.hypotheses.pooled
+        rows = [row for row, utt in enumerate(step.batch.utterances) if row in rows or utt.text in known]
+    if not rows:
         return None
-    settings, lexicon = step.settings.words, step.hypotheses.lexicon
+    lexicon = step.hypotheses.lexicon
     target = step.hypotheses.posterior(step.batch.select(rows), settings.temperature)
     lexicon, target = word_losses.shortlist(lexicon, target, target, settings.shortlist, settings.random_words)
     weights = target.sum(1).clamp(0, 1).round()  # 0 if no word fits into the frames

@@ -162,7 +162,12 @@ def own_accuracies(records: Mapping[str, dict]) -> dict[str, float]:
     scores = {
         name: max(0.0, record["best_dev_score"]) for name, record in records.items() if "best_dev_score" in record
     }
-    mean = sum(scores.values()) / max(1, len(scores))
+    if not scores:
+        raise UserError(
+            "aggregation: weights by accuracy need speech that the teachers are scored on: there is no dev speaker, "
+            "and these teachers have no record of their own; name a dev speaker (fold.dev), or another method"
+        )
+    mean = sum(scores.values()) / len(scores)
     return {name: scores.get(name, mean) for name in records}
 
 

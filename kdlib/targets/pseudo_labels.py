@@ -45,9 +45,9 @@ class TeacherHypotheses:
         `pooled` are the recordings whose posteriors are averaged by word: sound also where each teacher has outputs on
         other recordings, as an average by frame is not.
         """
-        self._recordings: dict[str, list[Utterance]] = {}
+        self.pooled: dict[str, list[Utterance]] = {}  # word -> its recordings
         for utt in pooled:
-            self._recordings.setdefault(utt.text, []).append(utt)
+            self.pooled.setdefault(utt.text, []).append(utt)
         self._pooled: dict[tuple[str, float], np.ndarray] = {}
         self._of_teacher = {name: CalibratedLexicon(lexicon, one) for name, one in (calibrators or {}).items()}
         self.ensemble = copy.copy(ensemble)  # on the CPU, wherever the objective has its own
@@ -59,16 +59,21 @@ class TeacherHypotheses:
 
     def posterior(self, batch: Batch, temperature: float = 1.0) -> torch.Tensor:
         """[B, W]: the teachers' mean posterior over the lexicon; zeros where no word fits into the frames."""
-        posteriors = self._of_recordings(batch, temperature)
+        if not self.pooled:
+            return self._of_recordings(batch, temperature)
+        posteriors = torch.zeros(len(batch), len(self.lexicon.words))
+        alone = [row for row, utt in enumerate(batch.utterances) if utt.text not in self.pooled]
+        if alone:
+            posteriors[alone] = self._of_recordings(batch.select(alone), temperature)
         for row, utt in enumerate(batch.utterances):
-            if utt.text in self._recordings:
+            if utt.text in self.pooled:
                 posteriors[row] = torch.from_numpy(self._of_word(utt.text, temperature))
         return posteriors
 
     def _of_word(self, word: str, temperature: float) -> np.ndarray:
         """[W]: the mean posterior over the recordings of a word."""
         if (word, temperature) not in self._pooled:
-            parts = audio.batches(self._recordings[word], 32)
+            parts = audio.batches(self.pooled[word], 32)
             rows = torch.cat([self._of_recordings(Batch(part), temperature) for part in parts])
             self._pooled[word, temperature] = rows[rows.sum(1) > 0].mean(0).nan_to_num(0.0).numpy()
         return self._pooled[word, temperature]

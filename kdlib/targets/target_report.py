@@ -104,7 +104,8 @@ def target_decoders(
     away = {utt.utt_id for utt in besides}
     usable = set(training.coverage([utt.utt_id for utt in how.splits.train if utt.utt_id not in away]).usable)
     speech = Speech.of(how.splits, usable)
-    speech = speech if on_dev else replace(speech, dev=())
+    usable = set(on_dev.coverage([utt.utt_id for utt in how.splits.dev]).usable) if on_dev else set()
+    speech = replace(speech, dev=[utt for utt in how.splits.dev if utt.utt_id in usable])
     settings = how.setup.calibration
     settings = settings.model_copy(update={"utterances": min(settings.utterances, SAMPLE)})
     plain = how.setup.without_beam().decoders()  # beam search is too slow for every method and kind of speech
@@ -153,6 +154,8 @@ def report_frame(folder: Path) -> pd.DataFrame:
             if not (path / "scores.json").is_file():
                 continue
             scores = read_json(path / "scores.json")
+            if not scores["n"]:  # no utterance has a target
+                continue
             decoded = pd.DataFrame(hypotheses.read_hypotheses(path / "hypotheses.csv"))
             rows.append(
                 {
@@ -184,7 +187,10 @@ def method_gains(folder: Path, measure: str) -> pd.DataFrame:
     for method in SIMPLEST_FIRST:
         if (folder / method / "dev" / "scores.json").is_file():
             rows[method] = {speech: _right(folder / method / speech, measure) for speech in ("dev", "training")}
-    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
+    columns = ["dev", "training"]
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=columns if not rows else None).rename_axis("method")
+    if not rows:  # without outputs on dev speech nothing can be compared
+        return table.assign(dev_gain=[], training_gain=[], gain=[])
     for speech in ("dev", "training"):
         table[f"{speech}_gain"] = table[speech] - table[speech][PLAIN]
     return table.assign(gain=table[["dev_gain", "training_gain"]].min(axis=1))
@@ -206,6 +212,8 @@ def best_method(
     allowed = set(methods) - set(() if heads == "ctc" else FUSIONS)
     gains = method_gains(folder, measure)
     gains = gains[gains.index.isin(allowed)]
+    if gains.empty:
+        raise UserError("aggregation.method is 'auto', but the teachers have no outputs on dev speech; name a method")
     first, on_dev = gains.gain.round(9).idxmax(), gains.dev.idxmax()  # of equal ones the first, which is the simplest
 
     def scores(method: str) -> str:

@@ -9,8 +9,6 @@ weights are loaded as tensors alone, and the classes are those of kdlib, SpeechB
 """
 
 import json
-import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +26,7 @@ from kdlib.models.encoder_speechbrain import SpeechBrainASR
 from kdlib.models.encoder_wav2vec2 import from_checkpoint
 from kdlib.settings.teacher import Teacher
 from kdlib.teachers.hyperparams import Hyperparams
+from kdlib.teachers.teacher_sets import by_speaker, trained_on
 from kdlib.tokens import BLANK, CHARACTER_SPACE, Tokens, places_of_ids
 
 MODULES = ("CNN", "Transformer", "seq_lin", "ctc_lin")  # of the recipes' `model`, in order
@@ -67,17 +66,13 @@ def find_teachers(settings: Teacher, corpus: Corpus) -> dict[str, Checkpoint]:
         kind, source = _kind_of(path)
         name = path.stem if kind == "nemo_file" else path.name
         if kind and name not in settings.without:
-            found[name] = Checkpoint(kind, source, _speakers(name, settings, corpus))
+            found[name] = Checkpoint(kind, source, trained_on(name, settings, corpus))
     if not found:
         raise UserError(
             f"teacher.folder: no models in {folder}; expected <name>/.../hyperparams.yaml with CKPT+... (SpeechBrain), "
             "<name>.nemo, or <name>/config.json with weights (Hugging Face)"
         )
-    by_speaker = Counter(one.train_speakers for one in found.values())
-    return {
-        one.train_speakers[0] if len(one.train_speakers) == by_speaker[one.train_speakers] == 1 else name: one
-        for name, one in found.items()
-    }
+    return by_speaker(found)
 
 
 def convert(partial: Path, checkpoint: Checkpoint, tokens: Tokens) -> None:
@@ -102,19 +97,6 @@ def _kind_of(path: Path) -> tuple[str, Path]:
         names = ", ".join(str(one.parent.relative_to(path)) for one in experiments)
         raise UserError(f"{path}: several experiments ({names}); keep one for each teacher, or name a folder above one")
     return ("speechbrain", experiments[0]) if experiments else ("", path)
-
-
-def _speakers(name: str, settings: Teacher, corpus: Corpus) -> tuple[str, ...]:
-    """Whom a model was trained on: by the recipe, or by the speaker in its name."""
-    if name in settings.trained_on:
-        return settings.trained_on[name]
-    named = [part for part in re.split(r"[^A-Za-z0-9]+", name) if part in corpus.speakers]
-    if len(set(named)) != 1:
-        raise UserError(
-            f"teacher.folder: {name} names {'no speaker' if not named else 'several speakers'} of the corpus: whom was "
-            f"this teacher trained on? Write teacher: {{trained_on: {{{name}: [{', '.join(corpus.dysarthric[:2])}]}}}}"
-        )
-    return (named[0],)
 
 
 def best_folder(hyperparams: Path) -> Path:
@@ -148,7 +130,10 @@ def _of_speechbrain(path: Path, tokens: Tokens) -> hybrid.Hybrid:
     _check_tokenizer(path, tokens)
     config["transformer"]["tgt_vocab"] = tokens.size
     weights = _tensors(folder / "model.ckpt")
-    parts = given.order("model") or list(MODULES)
+    parts = given.order("model")
+    if not parts and "model" in given.values:
+        raise UserError(f"{path}: its `model` is no list of modules that it names; expected [CNN, Transformer, ...]")
+    parts = parts or list(MODULES)
     missing = {"CNN", "Transformer", "ctc_lin"} - set(parts)
     if missing:
         raise UserError(f"{path}: its `model` has no {', '.join(sorted(missing))}; expected {', '.join(MODULES)}")
@@ -245,6 +230,8 @@ def _of_hugging_face(path: Path, tokens: Tokens) -> hybrid.Hybrid:
     kinds = config.get("architectures") or []
     if not set(kinds) & set(HUGGING_FACE):
         raise UserError(f"{path}: a {', '.join(kinds) or 'model without a name'}; expected {', '.join(HUGGING_FACE)}")
+    if config.get("add_adapter") or config.get("adapter_attn_dim"):
+        raise UserError(f"{path}: a model with adapters, which is not supported; merge them, and save it again")
     vocabulary = read_vocabulary(path)
     files = [path / name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).is_file()]
     encoder = from_checkpoint(path, {"dropout": 0.1, "mix_layers": False})
@@ -279,7 +266,9 @@ def read_vocabulary(path: Path) -> dict[str, int]:
         content = json.loads((path / "vocab.json").read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError, UnicodeDecodeError):
         raise UserError(f"{path}: no vocab.json, which says what its ids mean") from None
-    return {str(name): int(place) for name, place in content.items()}
+    if not isinstance(content, dict) or not all(isinstance(place, int) for place in content.values()):
+        raise UserError(f'{path}: its vocab.json is of several languages; save that of one: {{"A": 5, ...}}')
+    return {str(name): place for name, place in content.items()}
 
 
 def _tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -83,8 +83,17 @@ class Hyperparams:
         parts = listed.value if isinstance(listed, Described) else listed
         while isinstance(parts, list) and len(parts) == 1 and isinstance(parts[0], list):
             parts = parts[0]
-        texts = [part.value for part in parts or [] if isinstance(part, Described) and part.kind == "ref"]
-        return [found[1] for text in texts if (found := REFERENCE.fullmatch(str(text).strip()))]
+        names = []
+        for part in parts or []:
+            if (
+                isinstance(part, Described)
+                and part.kind == "ref"
+                and (found := REFERENCE.fullmatch(part.value.strip()))
+            ):
+                names.append(found[1])
+            else:  # SpeechBrain saves the file with its references resolved: the same object, by an anchor of YAML
+                names += [name for name, value in self.values.items() if value is part]
+        return names
 
     def resolved(self, value: Any, depth: int = 0) -> Any:
         """A value without references; objects are given by their class."""

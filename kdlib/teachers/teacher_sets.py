@@ -1,13 +1,17 @@
 """The teachers that a notebook or a command requests, by name, and a process's share of some work."""
 
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
+from kdlib.corpus.manifest import Corpus
 from kdlib.corpus.speakers import Splits, in_blocks
 from kdlib.errors import UserError, nearest
 from kdlib.settings.teacher import Teacher
 
+Found = TypeVar("Found")
+WITHOUT = {"loso", "loo", "without", "wo", "no", "not", "except", "minus", "heldout", "held", "test", "fold", "leave"}
 MODEL = "model"  # the name of the only teacher, where it is one model for all speakers
 AVERAGE = "average"  # and where it has the mean of the weights of others
 
@@ -42,6 +46,32 @@ def requested_teachers(splits: Splits, settings: Teacher, speakers: Sequence[str
             hint = nearest(name, corpus.dysarthric)
             raise UserError(f"speakers: there is no teacher for {name!r}, who has no utterances{hint}")
     return list(speakers) or fold_teachers
+
+
+def trained_on(name: str, settings: Teacher, corpus: Corpus) -> tuple[str, ...]:
+    """Whom a teacher of other code was trained on: by the recipe, or by the speaker in its name.
+
+    `loso_M08` may be a model of all but M08: such a name says nothing.
+    """
+    if name in settings.trained_on:
+        return settings.trained_on[name]
+    parts = re.split(r"[^A-Za-z0-9]+", name)
+    named = {part for part in parts if part in corpus.speakers}
+    if len(named) == 1 and not {part.lower() for part in parts} & WITHOUT:
+        return tuple(named)
+    raise UserError(
+        f"teacher.folder: {name} does not say whom this teacher was trained on. Write teacher: {{trained_on: {{{name}: "
+        f"[{', '.join(corpus.dysarthric[:2])}, ...]}}}}"
+    )
+
+
+def by_speaker(teachers: Mapping[str, Found]) -> dict[str, Found]:
+    """Teachers of other code under their speakers' names, where each has one of its own."""
+    of = Counter(one.train_speakers for one in teachers.values())
+    return {
+        one.train_speakers[0] if len(one.train_speakers) == of[one.train_speakers] == 1 else name: one
+        for name, one in teachers.items()
+    }
 
 
 def share_of(work: Sequence[Any], share: str = "1/1") -> list[Any]:

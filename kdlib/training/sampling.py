@@ -63,7 +63,7 @@ def set_aside(utterances: Sequence[Utterance], share: float, seed: int) -> Train
     """
 
     def is_dev(utt: Utterance) -> bool:
-        return random.Random(f"{seed} {utt.copy_of or utt.utt_id}").random() < share
+        return random.Random(f"{seed} {utt.spoken}").random() < share
 
     dev = [utt for utt in utterances if is_dev(utt) and not utt.copy_of]
     return TrainingData([utt for utt in utterances if not is_dev(utt)], dev)

@@ -86,7 +86,9 @@ def read(folder: Path, settings: UASpeech) -> ImportResult:
             different[f"{block}_{code}"] = (word, listed)
         utt = Utterance(first.stem, speaker, first, 0.0, word, block, word_type=kind(code))
         if every:
-            utterances += [replace(utt, utt_id=path.stem, wav=path) for _, path in sorted(by_mic.items())]
+            name = first.stem.rsplit("_", 1)[0]
+            each = [path for _, path in sorted(by_mic.items())]
+            utterances += [replace(utt, utt_id=path.stem, wav=path, recording_of=name) for path in each]
             continue
         copies = [path for mic, path in sorted(by_mic.items()) if path != first and _augments(mic, settings)]
         utterances += [utt, *(replace(utt, utt_id=path.stem, wav=path, copy_of=first.stem) for path in copies)]
