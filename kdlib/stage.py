@@ -57,13 +57,7 @@ def produce(stage: Stage, code: Iterable[str] = ()) -> Path:
     `code` are the source files (relative to kdlib/) whose change requires a new run.
     """
     folder, what = stage.folder, stage.what
-    depends = {
-        "parameters": _as_json(stage.settings),
-        "inputs": _input_fingerprints(stage.inputs),
-        "code": source_code.fingerprint(code),
-        "seed": stage.seed,
-    }
-    key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
+    depends, key = _dependencies(stage, code)
     damage = ""
     if _key(folder) == key:
         if not (damage := damaged(folder)):
@@ -84,6 +78,22 @@ def produce(stage: Stage, code: Iterable[str] = ()) -> Path:
     if made_s is not None:
         report_made(what, made_s, folder)
     return folder
+
+
+def is_current(stage: Stage, code: Iterable[str] = ()) -> bool:
+    """True if a stage's folder is as it would be built: nothing is built to find out."""
+    return _key(stage.folder) == _dependencies(stage, code)[1]
+
+
+def _dependencies(stage: Stage, code: Iterable[str]) -> tuple[dict, str]:
+    """All that a stage depends on, and its key."""
+    depends = {
+        "parameters": _as_json(stage.settings),
+        "inputs": _input_fingerprints(stage.inputs),
+        "code": source_code.fingerprint(code),
+        "seed": stage.seed,
+    }
+    return depends, hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _make(stage: Stage, key: str, depends: dict, is_damaged: bool) -> float | None:

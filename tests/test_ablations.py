@@ -297,7 +297,7 @@ def test_a_plan_counts_what_is_missing_and_a_budget_refuses(trained, capsys):
     more = Graph({"recipe": str(trained), "folds": "M08,", "seeds": "1,2,3"})
     found = plan.cost(more)
     students = {row.stage: row for row in found.rows}["students"]
-    assert (students.runs, students.done, students.measured) == (9, 3, True)
+    assert (students.runs, students.done, students.how) == (9, 3, "this recipe")
     assert 0 < found.hours < 0.2
     with pytest.raises(UserError, match=r"9 students, 3 of them trained already.*beyond BUDGET_H=0.0001; take fewer"):
         found.require(0.0001)

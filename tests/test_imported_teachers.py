@@ -259,7 +259,7 @@ def test_logits_on_training_speech_alone_train_students(dumped, tmp_path):
             kept = [place for place, utt_id in enumerate(ids) if "_B2_" not in utt_id]
             metadata.write_text(json.dumps({"utterance_ids": [ids[place] for place in kept]}))
             for output in ("ctc", "decoder"):
-                rewrite(folder, lambda rows: [rows[place] for place in kept], name, output)
+                rewrite(folder, lambda rows, kept=kept: [rows[place] for place in kept], name, output)
 
     fold = broken(dumped, tmp_path, change)
     fold.target_report()
