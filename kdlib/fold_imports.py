@@ -67,6 +67,14 @@ class ImportedTeachers(TeacherObjects):
             return False
         return adopt.own_recordings([self.found_teachers[name] for name in self.imported_names()], self.corpus)
 
+    @property
+    def dev_outputs(self) -> bool:
+        """True if teachers have outputs on dev speech, or on training speech in its place: stores may have none."""
+        if self.params.teacher.source != "stores" or not self.splits.dev:
+            return True
+        items = [self.found_teachers[name].outputs["ctc"].items for name in self.imported_names()]
+        return any(all(utt.utt_id in one for one in items) for utt in self.splits.dev)
+
     @stage
     def imported_teacher(self, name: str) -> Stage:
         """What is known of a teacher of other code whose logits are there, but not its model."""

@@ -14,7 +14,7 @@ from kdlib.io import resolve_path
 from kdlib.models import read_record
 from kdlib.models.encoders import ENCODERS
 from kdlib.objectives import terms
-from kdlib.settings.targets import methods_for
+from kdlib.settings.targets import DEV_FITTED, methods_for
 from kdlib.source_code import lazy
 from kdlib.teachers.teacher_sets import requested_teachers, shared_teachers
 
@@ -191,6 +191,8 @@ class TeacherObjects(FoldObjects):
         if self.own_recordings:
             return ["own"]
         allowed = methods_for(of_speakers=self.teachers_of_speakers)
+        if not self.dev_outputs:
+            allowed = [name for name in allowed if name not in DEV_FITTED]
         return [name for name in allowed if name != "same_level" or self.splits.same_level]
 
     def target_teachers(self, method: str = "") -> list[str]:

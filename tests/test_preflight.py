@@ -249,7 +249,16 @@ def test_the_preflight_of_the_smoke_recipe_refuses_its_untrained_teachers_only_f
 
 def test_hard_labels_need_no_check_of_teachers(variant):
     results = by_name(variant("hard").preflight())
-    assert set(results) == {"decoding", "pieces", "lengths", "unseen words", "choice", "heads"}
+    assert set(results) == {
+        "decoding",
+        "pieces",
+        "lengths",
+        "unseen words",
+        "choice",
+        "heads",
+        "dev speech",
+        "test speech",
+    }
 
 
 def test_a_refused_student_is_not_trained(variant):
