@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from kdlib.show import drawing
+from kdlib.show.figures import style
 
 
 def test_spectrogram_shows_a_tone_at_its_frequency_and_time():
@@ -33,3 +34,24 @@ def test_long_names_lose_their_middle():
     assert len(drawing.short("x" * 100)) == 18
     names = {drawing.short(f"the same beginning of all names, {number:03}") for number in range(200)}
     assert len(names) == 200
+
+
+def test_long_names_of_rows_leave_room_for_the_plot():
+    names = ["hard - pretrained", "ctc_kd+encoder.two_stage+teachers.same_checkpoint - hard+encoder.two_stage"]
+    for width in (3.3, 4.8, 6.5):
+        with plt.rc_context(style()):
+            figure, axes = plt.subplots(figsize=(4.8, 2), layout="constrained")
+            drawing.row_names(axes, names)
+            drawing.outside_legend(figure, [plt.Line2D([], [])] * 2, ["better", "worse"])
+            figure.set_figwidth(width)
+            drawing.fit_texts(figure)
+            before = figure.get_figheight()
+            drawing.fit_texts(figure)  # a second time changes nothing
+            assert figure.get_figheight() == pytest.approx(before)
+            figure.draw_without_rendering()
+        place = axes.get_position()
+        assert place.width > 0.4
+        labels = [label.get_window_extent() for label in axes.get_yticklabels()]
+        assert min(box.x0 for box in labels) >= 0
+        assert "".join(axes.get_yticklabels()[1].get_text().split()) == "".join(names[1].split())
+        plt.close(figure)

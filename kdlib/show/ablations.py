@@ -16,7 +16,7 @@ from kdlib.evaluate.verdict import NO_DIFFERENCE, Verdict
 from kdlib.graph import Graph
 from kdlib.show import figures, plan
 from kdlib.show.ablation_study import Study, folds_of
-from kdlib.show.drawing import outside_legend
+from kdlib.show.drawing import outside_legend, row_names
 from kdlib.show.figures import WIDTH_IN, style
 
 DECODERS = ("lexicon", "greedy", "attention")  # the first, of the paragraph's first sentences
@@ -126,7 +126,7 @@ class Results:
             if self.effects and self.verdicts:
                 axes.axhline(len(self.effects) - 0.5, color="grey", linewidth=0.5, linestyle=":")
             axes.set_ylim(-0.6, len(rows) - 0.4)
-            axes.set_yticks(range(len(rows)), [name for name, _, _ in reversed(rows)], fontsize=7)
+            row_names(axes, [name for name, _, _ in reversed(rows)], 7)
             axes.set_xlabel(
                 f"difference in {self.study.measure.upper()} (points), 95 % for these speakers; {self.decoder}"
             )

@@ -1,12 +1,13 @@
 """What several figures draw: names of speakers that do not overlap; recordings, and sequences of features."""
 
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib import mlab
+from matplotlib import font_manager, mlab
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.textpath import TextPath
@@ -14,6 +15,7 @@ from matplotlib.textpath import TextPath
 from kdlib.corpus import audio, features
 from kdlib.corpus.manifest import Utterance
 
+ROW_NAMES = 0.42  # of a figure's width, at most, for the names of its rows
 SHORT_LABEL = 24  # characters that fit below any axes
 TOP_HZ = 6000  # of spectrograms
 SILENT = "a sequence of features: there is nothing to hear"
@@ -39,6 +41,36 @@ def text_width(text: str, size: float, weight: str = "normal") -> float:
     return TextPath((0, 0), text, size=size, prop={"weight": weight}).get_extents().width
 
 
+def row_names(axes: Axes, names: Sequence[str], size: float | None = None) -> None:
+    """Name the rows of an axis, from the lowest; long names are broken, so that the plot keeps half of the width."""
+    figure, size = axes.figure, size or plt.rcParams["ytick.labelsize"]
+    size = font_manager.FontProperties(size=size).get_size_in_points()
+    room = max(12, int(ROW_NAMES * 72 * figure.get_figwidth() / (0.55 * size)))  # characters
+    broken = ["\n".join(broken_name(name, room)) for name in names]
+    axes.set_yticks(range(len(names)), broken, fontsize=size)
+    lines = sum(name.count("\n") for name in broken)
+    added = lines * 1.15 * size / 72
+    more = added - getattr(axes, "named", (names, size, 0.0))[2]
+    figure.set_figheight(figure.get_figheight() + more)
+    if hasattr(figure, "outside"):  # the height without the legend
+        figure.outside = (*figure.outside[:4], figure.outside[4] + more)
+    axes.named = names, size, added
+
+
+def broken_name(name: str, room: int) -> list[str]:
+    """A name in lines of so many characters, broken where its parts meet.
+
+    >>> broken_name("ctc_kd+encoder.two_stage - hard+encoder.two_stage", 26)
+    ['ctc_kd+encoder.two_stage -', 'hard+encoder.two_stage']
+    """
+    lines = [""]
+    for part in re.split(r"(?<=[+.])|(?<= - )|(?<= x )|(?<=: )|(?<=, )", name):
+        if lines[-1] and len((lines[-1] + part).rstrip()) > room:
+            lines.append("")
+        lines[-1] += part
+    return [short(line.rstrip(), max(room, 12)) for line in lines]
+
+
 def outside_legend(figure: Figure, handles: Sequence, labels: Sequence[str], *, below: bool = False) -> None:
     """A legend above or below the axes, in as many columns as fit into the figure's width; its rows add height."""
     for old in list(figure.legends):
@@ -62,6 +94,9 @@ def fit_texts(figure: Figure) -> None:
     if hasattr(figure, "outside"):
         handles, labels, below, *_ = figure.outside
         outside_legend(figure, handles, labels, below=below)
+    for axes in figure.axes:
+        if hasattr(axes, "named"):
+            row_names(axes, *axes.named[:2])
     if any(len(axes.get_xlabel()) > SHORT_LABEL for axes in figure.axes):
         figure.draw_without_rendering()  # where the axes are
     for axes in figure.axes:

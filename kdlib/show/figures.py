@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from kdlib.corpus.manifest import LEVELS, Utterance
 from kdlib.io import atomic_write
-from kdlib.show.drawing import Signal, fit_texts, outside_legend, short, speaker_ticks, tick_space
+from kdlib.show.drawing import Signal, fit_texts, outside_legend, row_names, short, speaker_ticks, tick_space
 
 LEVEL_COLOURS = {  # ordered: the less intelligible, the darker; legible in grey, and for the colour-blind (plasma)
     "CONTROL": "#9c9c9c",
@@ -222,7 +222,7 @@ def differences(table: pd.DataFrame) -> Figure:
         decoders = list(dict.fromkeys(table.decoder))
         one = len(decoders) == 1  # named once
         names = [f"{row.a} - {row.b}" + ("" if one else f", {row.decoder}") for row in rows.itertuples()]
-        axes.set_yticks(range(len(rows)), names)
+        row_names(axes, names)
         what = f"{table.measure.iloc[0].upper()}{f', {decoders[0]}' if one else ''} (points)"
         axes.set_xlabel(f"difference in {what}\n95 %: thick for these speakers, thin for new ones")
         handles = [plt.Line2D([], [], color=colour, marker="o", markersize=4) for colour in colours.values()]
