@@ -53,5 +53,6 @@ def test_long_names_of_rows_leave_room_for_the_plot():
         assert place.width > 0.4
         labels = [label.get_window_extent() for label in axes.get_yticklabels()]
         assert min(box.x0 for box in labels) >= 0
+        assert labels[0].y1 < labels[1].y0  # no name lies on another
         assert "".join(axes.get_yticklabels()[1].get_text().split()) == "".join(names[1].split())
         plt.close(figure)

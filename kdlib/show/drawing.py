@@ -15,6 +15,7 @@ from matplotlib.textpath import TextPath
 from kdlib.corpus import audio, features
 from kdlib.corpus.manifest import Utterance
 
+ROW_IN = 0.2  # height of a row whose name has one line
 ROW_NAMES = 0.42  # of a figure's width, at most, for the names of its rows
 SHORT_LABEL = 24  # characters that fit below any axes
 TOP_HZ = 6000  # of spectrograms
@@ -48,8 +49,8 @@ def row_names(axes: Axes, names: Sequence[str], size: float | None = None) -> No
     room = max(12, int(ROW_NAMES * 72 * figure.get_figwidth() / (0.55 * size)))  # characters
     broken = ["\n".join(broken_name(name, room)) for name in names]
     axes.set_yticks(range(len(names)), broken, fontsize=size)
-    lines = sum(name.count("\n") for name in broken)
-    added = lines * 1.15 * size / 72
+    lines = max((name.count("\n") + 1 for name in broken), default=1)
+    added = len(names) * max(0.0, lines * 1.3 * size / 72 - ROW_IN)
     more = added - getattr(axes, "named", (names, size, 0.0))[2]
     figure.set_figheight(figure.get_figheight() + more)
     if hasattr(figure, "outside"):  # the height without the legend
@@ -63,11 +64,15 @@ def broken_name(name: str, room: int) -> list[str]:
     >>> broken_name("ctc_kd+encoder.two_stage - hard+encoder.two_stage", 26)
     ['ctc_kd+encoder.two_stage -', 'hard+encoder.two_stage']
     """
-    lines = [""]
-    for part in re.split(r"(?<=[+.])|(?<= - )|(?<= x )|(?<=: )|(?<=, )", name):
-        if lines[-1] and len((lines[-1] + part).rstrip()) > room:
-            lines.append("")
-        lines[-1] += part
+    if len(name) <= room:
+        return [name]
+    lines: list[str] = []
+    for side in re.split(r"(?<= - )", name):  # what is compared with what
+        lines.append("")
+        for part in re.split(r"(?<=[+.])|(?<= x )|(?<=: )|(?<=, )", side):
+            if lines[-1] and len((lines[-1] + part).rstrip()) > room:
+                lines.append("")
+            lines[-1] += part
     return [short(line.rstrip(), max(room, 12)) for line in lines]
 
 
