@@ -111,7 +111,11 @@ def fit_texts(figure: Figure) -> None:
         if len(figure.axes) > 1:  # there are neighbours
             share = min(share, 1.15 * place.width)
         room = max(20, int(72 * figure.get_figwidth() * share / (0.55 * label.get_fontsize())))  # characters
-        label.set_text("\n".join(textwrap.fill(line, room) for line in label.get_text().splitlines()))
+        text = "\n".join(textwrap.fill(line, room) for line in label.get_text().splitlines())
+        lines = text.count("\n") - label.get_text().count("\n")
+        label.set_text(text)
+        if len(figure.axes) == 1 and lines:
+            figure.set_figheight(figure.get_figheight() + lines * 1.2 * label.get_fontsize() / 72)
 
 
 def short(name: str, length: int = 18) -> str:
