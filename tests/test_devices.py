@@ -26,7 +26,7 @@ Fold.load("params/smoke.yaml", "M08", "ctc_kd", overrides=json.loads(sys.argv[1]
 def settings(outputs, steps=12, **student):
     """A student without anything random in its steps, taught by stored outputs."""
     phases = [{"steps": steps, "lr": 1.0e-3, "warmup_steps": 2}]
-    about = {"encoder": "sb", "start": "scratch", "sizes": SIZES, "augment": "none", "phases": phases, "batch_size": 4}
+    about = {"encoder": "sb", "start": "scratch", "sizes": SIZES, "augment": "none", "phases": phases, "batch_size": 6}
     return {"outputs": str(outputs), "device": "cpu", "student": about | student}
 
 
