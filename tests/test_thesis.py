@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import warnings
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -171,7 +172,7 @@ def test_what_notebooks_left_is_drawn_too(tmp_path):
     effect = verdict("x", "y", 0.02, -0.01, 0.05, 0.3, "no difference shown", "lexicon")
     effects = pd.DataFrame([{"factor": "t", "level": "t4", "against": "t2"} | effect]).drop(columns=["a", "b"])
     thesis.export(replace(study(), more=tables, effects=effects), tmp_path)
-    for name in ("beam_sweep", "by_speaker", "durations", "effects", "fingerprints", "confusion"):
+    for name in ("beam_sweep", "by_speaker", "durations", "effect_sizes", "fingerprints", "confusion"):
         assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
         assert len(pd.read_csv(tmp_path / f"{name}.csv"))
     said = json.loads((tmp_path / "beam_sweep.json").read_text())["sentence"]
@@ -204,12 +205,19 @@ def test_no_text_of_a_figure_is_cut_off_and_many_systems_keep_a_colour_each(docu
     assert len(shown) == 8
     found = thesis_figures.colours(results)
     assert len({found[name] for name in shown}) == 8
-    for name in ("accuracy", "curves", "confidence"):
+    speakers = pd.DataFrame(
+        [(f"M{number:02}", "LOW" if number % 2 else "VERY_LOW", 1.5, 1.2, 0.6) for number in range(15)],
+        columns=["speaker", "level", "duration_ratio", "published_ratio", "median_s"],
+    )
+    results = replace(results, more=dict(results.more) | {"durations": speakers})
+    for name in ("accuracy", "curves", "confidence", "differences", "durations"):
         item = thesis.FIGURES[name]
         figure = item.draw(item.table(results), results)
         figure.set_size_inches(thesis.WIDTHS_IN[document], figure.get_figheight())
         fit_texts(figure)
-        figure.canvas.draw()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # such as that nothing is left for the axes
+            figure.canvas.draw()
         box = figure.get_tightbbox()
         assert box.x0 >= -0.05, name
         assert box.x1 <= figure.get_figwidth() + 0.05, name
@@ -326,3 +334,7 @@ def test_the_example_document_is_compiled(tmp_path):
     run = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-2000:]
     assert (folder / "example.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_a_figure_and_a_table_of_one_name_would_write_one_file_twice():
+    assert not set(thesis.FIGURES) & set(thesis.TABLES)

@@ -28,8 +28,9 @@ def speaker_ticks(axes: Axes, places: Sequence[float], names: Sequence[str]) -> 
     widest = max(text_width(name, 8, "bold") for name in names)
     turned, size = widest > 0.9 * space, min(8.0, 0.75 * space)  # points; a line of text is 1.2 of its size
     axes.set_xticks(places, names, rotation=90 if turned else 0, fontsize=size if turned else 8)
-    if turned:
-        axes.figure.set_figheight(axes.figure.get_figheight() + widest * size / 8 / 72)
+    added = widest * size / 8 / 72 if turned else 0.0
+    _add_height(axes.figure, added - getattr(axes, "ticked", (places, names, 0.0))[2])
+    axes.ticked = places, names, added
 
 
 def tick_space(figure: Figure, count: int) -> float:
@@ -51,11 +52,15 @@ def row_names(axes: Axes, names: Sequence[str], size: float | None = None) -> No
     axes.set_yticks(range(len(names)), broken, fontsize=size)
     lines = max((name.count("\n") + 1 for name in broken), default=1)
     added = len(names) * max(0.0, lines * 1.3 * size / 72 - ROW_IN)
-    more = added - getattr(axes, "named", (names, size, 0.0))[2]
-    figure.set_figheight(figure.get_figheight() + more)
-    if hasattr(figure, "outside"):  # the height without the legend
-        figure.outside = (*figure.outside[:4], figure.outside[4] + more)
+    _add_height(figure, added - getattr(axes, "named", (names, size, 0.0))[2])
     axes.named = names, size, added
+
+
+def _add_height(figure: Figure, inches: float) -> None:
+    """Make a figure higher, and what is known of its height without the legend."""
+    figure.set_figheight(figure.get_figheight() + inches)
+    if hasattr(figure, "outside"):
+        figure.outside = (*figure.outside[:4], figure.outside[4] + inches)
 
 
 def broken_name(name: str, room: int) -> list[str]:
@@ -102,6 +107,8 @@ def fit_texts(figure: Figure) -> None:
     for axes in figure.axes:
         if hasattr(axes, "named"):
             row_names(axes, *axes.named[:2])
+        if hasattr(axes, "ticked"):
+            speaker_ticks(axes, *axes.ticked[:2])
     if any(len(axes.get_xlabel()) > SHORT_LABEL for axes in figure.axes):
         figure.draw_without_rendering()  # where the axes are
     for axes in figure.axes:
@@ -115,7 +122,7 @@ def fit_texts(figure: Figure) -> None:
         lines = text.count("\n") - label.get_text().count("\n")
         label.set_text(text)
         if len(figure.axes) == 1 and lines:
-            figure.set_figheight(figure.get_figheight() + lines * 1.2 * label.get_fontsize() / 72)
+            _add_height(figure, lines * 1.2 * label.get_fontsize() / 72)
 
 
 def short(name: str, length: int = 18) -> str:

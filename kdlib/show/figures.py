@@ -290,12 +290,4 @@ def _level_legend(axes: Axes, levels: pd.Series) -> None:
     names = [level.replace("_", " ").lower() for level in shown]
     old, labels = axes.get_legend_handles_labels()
     kept = [(h, label) for h, label in zip(old, labels, strict=True) if "published" in label]
-    axes.legend(
-        handles + [h for h, _ in kept],
-        names + [label for _, label in kept],
-        ncols=6,
-        frameon=False,
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        borderaxespad=0,
-    )
+    outside_legend(axes.figure, handles + [h for h, _ in kept], names + [label for _, label in kept])

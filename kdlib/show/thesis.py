@@ -156,7 +156,7 @@ FIGURES = {
     ),
     "durations": Item(_left("durations"), draw.durations, "Word durations relative to controls", sentences.none),
     "beam_sweep": Item(_left("sweep"), draw.sweep, "WER on dev speech by the settings of beam search", sentences.sweep),
-    "effects": Item(
+    "effect_sizes": Item(
         _effects, draw.effects, "Effects of the levels of an ablation, with 95 % intervals", sentences.effect
     ),
     "by_speaker": Item(
