@@ -1,7 +1,7 @@
 """How small does a study's logits become when they are adopted, how fast, and how exact do they stay?
 
 A tenth of the original study: 2,600 utterances of 60 frames and 5,000 tokens in float32, logits of a linear head of
-width 144 as its teachers have, in two files of one list each beside its metadata. They are adopted as a recipe does it
+width 144 as its teachers have, a list beside its metadata. They are adopted as a recipe does it
 (`teacher: {source: stores}`): the rank is found, coordinates and one basis are stored, and the losses of the references
 are computed. The peers keep every logit: one `torch.save` in float16, and a compressed `.npz` in float16. Sizes of all
 26,000 utterances are ten times these, less the basis, which is kept once.
