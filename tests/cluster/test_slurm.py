@@ -35,17 +35,24 @@ def scores(folder: Path) -> dict[str, dict]:
     return {str(path.relative_to(folder)): read_json(path)["decoders"] for path in found}
 
 
-def jobs(name: str) -> list[int]:
-    """The processes that execute a notebook."""
+def jobs(folder: Path, name: str) -> list[int]:
+    """The processes that execute a notebook of this clone; other tests may execute one of the same name."""
     found = subprocess.run(["pgrep", "-f", f"papermill.*{name}"], capture_output=True, text=True, check=False)
-    return [int(pid) for pid in found.stdout.split()]
+    return [int(pid) for pid in found.stdout.split() if _works_in(folder, pid)]
 
 
-def wait_for_job(name: str, seconds: float = 600) -> list[int]:
+def _works_in(folder: Path, pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/cwd").readlink().is_relative_to(folder)
+    except FileNotFoundError:  # it has ended meanwhile
+        return False
+
+
+def wait_for_job(folder: Path, name: str, seconds: float = 600) -> list[int]:
     """Wait until a job executes a notebook; its processes."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if found := jobs(name):
+        if found := jobs(folder, name):
             return found
         time.sleep(0.3)
     raise AssertionError(f"no job has executed {name}")
@@ -72,14 +79,14 @@ def test_two_folds_survive_a_killed_and_a_failing_job_with_the_scores_of_one_mac
             stderr=subprocess.STDOUT,
             text=True,
         )
-        killed = wait_for_job("04_distill_M08_hard_1")
+        killed = wait_for_job(there, "04_distill_M08_hard_1")
         for pid in killed:
             os.kill(pid, signal.SIGKILL)
-        wait_for_job("04_distill_M10_ctc_kd_1")
-        while jobs("04_distill_M10_ctc_kd_1"):
+        wait_for_job(there, "04_distill_M10_ctc_kd_1")
+        while jobs(there, "04_distill_M10_ctc_kd_1"):
             time.sleep(0.5)
         failing.unlink()  # it has failed, and is sent again
-        text, _ = run.communicate(timeout=900)
+        text, _ = run.communicate(timeout=1800)
     assert run.returncode == 0, text[-3000:]
     assert len(re.findall("Trying to restart", text)) == 2
     assert scores(there) == scores(here)
