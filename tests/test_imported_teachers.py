@@ -11,13 +11,14 @@ import torch
 from kdlib.corpus.inputs import Batch
 from kdlib.errors import UserError
 from kdlib.logits import adopt
+from kdlib.logits.adopt import FoundTeacher
 from kdlib.logits.found import FoundLogits
 from kdlib.logits.store import LogitStore
 from kdlib.pipeline import Fold
 from kdlib.settings.distill import WordTerm
 from kdlib.settings.schedule import constant
 from kdlib.settings.teacher import TokenIds
-from kdlib.teachers.teacher_sets import trained_on
+from kdlib.teachers.teacher_sets import by_speaker, trained_on
 
 SPEAKERS = ("M04", "M08", "M10")
 
@@ -267,6 +268,13 @@ def test_logits_on_training_speech_alone_train_students(dumped, tmp_path):
     assert student.scores(1)
     with pytest.raises(UserError, match="no outputs on dev speech; name a method"):
         fold.best_method()
+
+
+def test_two_teachers_of_one_name_are_refused():
+    one, other = (FoundTeacher("", speakers, {}) for speakers in (("M05", "M08"), ("M08",)))
+    assert by_speaker({"both": one, "theirs": other}) == {"both": one, "M08": other}
+    with pytest.raises(UserError, match="two teachers are called M08"):
+        by_speaker({"M08": one, "theirs": other})
 
 
 def test_folders_named_after_a_speaker_are_that_speakers_teacher(own, tmp_path):

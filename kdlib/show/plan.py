@@ -161,14 +161,14 @@ def cost(graph: Graph, cores: int = 2, measured: Measured | None = None) -> Cost
             counted.add("logit student", one.logit_student)
         for name in FOLD_STAGES if graph.with_teachers else ("01_baseline", "05_collapse"):
             counted.notebook(graph.notebook(fold, name))
-        trained = _students(graph, fold)
-        for name in dict.fromkeys(name for name, _ in trained):
-            params = load(graph.recipe, fold, variant=name)
+        variants: dict[str, Params] = {}
+        trained = _students(graph, fold, variants)
+        for name, params in variants.items():
             counted.add("preflight", Layout(params).preflight(graph.seeds[0]))
             if terms.uses_teachers(params.distill) and params.teacher.source == "speakers":
                 teachers |= _teachers(Fold.load(graph.recipe, fold, name))
         for name, seed in trained:
-            params = load(graph.recipe, fold, variant=name)
+            params = variants[name]
             folder = Layout(params).student(seed)
             counted.add("student", folder, _steps(params), of_params("student", params))
             counted.add("scores", folder / "scores")
@@ -250,8 +250,11 @@ class _Counted(NamedTuple):
         ]
 
 
-def _students(graph: Graph, fold: str) -> list[tuple[str, int]]:
-    """The students of a fold: those that are compared, their controls, and those that teach them or are adapted."""
+def _students(graph: Graph, fold: str, variants: dict[str, Params]) -> list[tuple[str, int]]:
+    """The students of a fold: those that are compared, their controls, and those that teach them or are adapted.
+
+    The settings of each variant are read once, into `variants`.
+    """
     waiting = [(name, seed) for name in graph.of_variant for seed in graph.seeds]
     found: dict[tuple[str, int], None] = {}
     while waiting:
@@ -259,7 +262,9 @@ def _students(graph: Graph, fold: str) -> list[tuple[str, int]]:
         if (name, seed) in found:
             continue
         found[name, seed] = None
-        params = load(graph.recipe, fold, variant=name)
+        if name not in variants:
+            variants[name] = load(graph.recipe, fold, variant=name)
+        params = variants[name]
         if terms.uses_teachers(params.distill) and params.teacher.source == "students":
             taught_by = (one.split("/seed") for one in student_teachers(params.teacher))
             waiting += [(variant, int(number)) for variant, number in taught_by]

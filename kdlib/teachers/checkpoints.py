@@ -31,14 +31,15 @@ from kdlib.tokens import BLANK, CHARACTER_SPACE, Tokens, places_of_ids
 
 MODULES = ("CNN", "Transformer", "seq_lin", "ctc_lin")  # of the recipes' `model`, in order
 HUGGING_FACE = ("Wav2Vec2ForCTC", "HubertForCTC", "WavLMForCTC")
-NORMS = {"global": "global", "sentence": "sentence"}
+HUGGING_FACE_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that is there counts
+NORMS = ("global", "sentence")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A model of other code: what it is, where it lies, and whom it was trained on."""
 
-    kind: str  # speechbrain, nemo or hugging_face
+    kind: str  # speechbrain, nemo_file or hugging_face
     path: Path  # of hyperparams.yaml, of the .nemo file, or of the folder
     train_speakers: tuple[str, ...]
 
@@ -48,12 +49,10 @@ class Checkpoint:
         if self.kind == "nemo_file":
             return [self.path]
         if self.kind == "hugging_face":
-            return [one for name in HUGGING_FACE_FILES if (one := self.path / name).is_file()]
+            names = "config.json", "vocab.json", *HUGGING_FACE_WEIGHTS
+            return [one for name in names if (one := self.path / name).is_file()]
         folder = best_folder(self.path)
         return [self.path, folder / "model.ckpt", *(one for one in [folder / "normalizer.ckpt"] if one.is_file())]
-
-
-HUGGING_FACE_FILES = ("config.json", "vocab.json", "model.safetensors", "pytorch_model.bin")
 
 
 def find_teachers(settings: Teacher, corpus: Corpus) -> dict[str, Checkpoint]:
@@ -149,7 +148,7 @@ def _of_speechbrain(path: Path, tokens: Tokens) -> hybrid.Hybrid:
     _fill(model.ctc_head, _linear(by_part["ctc_lin"], places), path)
     if layers:
         decoder = model.decoder
-        embedding = {name: _rows(value, places) for name, value in _under(whole, "custom_tgt_module.").items()}
+        embedding = {name: value[places] for name, value in _under(whole, "custom_tgt_module.").items()}
         _fill(decoder.embed, embedding, path)
         _fill(decoder.decoder, _under(whole, "decoder."), path)
         _fill(decoder.head, _linear(by_part["seq_lin"], places), path)
@@ -233,7 +232,7 @@ def _of_hugging_face(path: Path, tokens: Tokens) -> hybrid.Hybrid:
     if config.get("add_adapter") or config.get("adapter_attn_dim"):
         raise UserError(f"{path}: a model with adapters, which is not supported; merge them, and save it again")
     vocabulary = read_vocabulary(path)
-    files = [path / name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).is_file()]
+    files = [path / name for name in HUGGING_FACE_WEIGHTS if (path / name).is_file()]
     encoder = from_checkpoint(path, {"dropout": 0.1, "mix_layers": False})
     weights = _tensors(files[0])
     weight, bias = weights.get("lm_head.weight"), weights.get("lm_head.bias")
@@ -295,11 +294,7 @@ def _of_decoder(name: str) -> bool:
 
 def _linear(weights: Mapping[str, torch.Tensor], places: torch.Tensor) -> dict[str, torch.Tensor]:
     """The weights of SpeechBrain's Linear as torch's, one row per token in kdlib's order."""
-    return {name.removeprefix("w."): _rows(value, places) for name, value in weights.items()}
-
-
-def _rows(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    return values[places]
+    return {name.removeprefix("w."): value[places] for name, value in weights.items()}
 
 
 def _fill(module: torch.nn.Module, weights: Mapping[str, torch.Tensor], path: Path) -> None:

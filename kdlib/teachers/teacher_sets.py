@@ -68,10 +68,16 @@ def trained_on(name: str, settings: Teacher, corpus: Corpus) -> tuple[str, ...]:
 def by_speaker(teachers: Mapping[str, Found]) -> dict[str, Found]:
     """Teachers of other code under their speakers' names, where each has one of its own."""
     of = Counter(one.train_speakers for one in teachers.values())
-    return {
-        one.train_speakers[0] if len(one.train_speakers) == of[one.train_speakers] == 1 else name: one
-        for name, one in teachers.items()
-    }
+    found: dict[str, Found] = {}
+    for name, one in teachers.items():
+        called = one.train_speakers[0] if len(one.train_speakers) == of[one.train_speakers] == 1 else name
+        if called in found:
+            raise UserError(
+                f"teacher.folder: two teachers are called {called}: {name} was trained on {called} alone, or has its "
+                "name while another was; give their files or folders other names"
+            )
+        found[called] = one
+    return found
 
 
 def share_of(work: Sequence[Any], share: str = "1/1") -> list[Any]:
