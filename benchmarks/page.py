@@ -22,6 +22,7 @@ TITLES = {  # in the order of the page
     "kd_loss": "Distillation loss",
     "step": "Training step",
     "student_step": "Student's step",
+    "gpu_step": "Step on a GPU",
     "bilstm": "BiLSTM on feature sequences",
     "targets": "Kinds of targets",
     "lexicon": "Closed lexicon",
@@ -34,6 +35,7 @@ TITLES = {  # in the order of the page
     "explorer": "Failure explorer",
     "scale": "Scale",
 }
+NEEDS = {"explorer": " It needs a browser, Debian's `chromium`.", "gpu_step": " It needs a CUDA GPU."}
 INTRODUCTION = (
     "`make bench` measures everything on this page and writes it anew. Every benchmark answers one question. Where it "
     "is about speed, kdlib and its named peers take turns for several rounds in one process: times are medians over "
@@ -63,8 +65,8 @@ def section(name: str, result: Result | None, *, own_machine: bool = False) -> s
     """A benchmark's section."""
     heading = f"## {TITLES[name]}"
     if result is None:
-        why = " It needs a browser, Debian's `chromium`." if name == "explorer" else ""
-        missing = f"Not measured here; run `PYTHONPATH=tests .venv/bin/python benchmarks/{name}.py`.{why}"
+        command = f"PYTHONPATH=tests .venv/bin/python benchmarks/{name}.py"
+        missing = f"Not measured here; run `{command}`.{NEEDS.get(name, '')}"
         return "\n\n".join([heading, prose(question(name)), prose(missing)])
     parts = [heading, *map(prose, [result.question, *result.method]), table(result.rows)]
     if result.notes:

@@ -119,12 +119,15 @@ def torch_bytes(work: Callable[[], object]) -> int:
 
 
 def machine() -> str:
-    """The machine in words: its processor, its cores, and the threads of a process."""
+    """The machine in words: its processor, its cores, the threads of a process, and its GPU."""
+    import torch
+
     cpuinfo = Path("/proc/cpuinfo")
     names = re.findall(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.is_file() else []
     processor = names[0] if names else platform.processor() or platform.machine()
     threads = os.environ.get("OMP_NUM_THREADS", "1")  # as kdlib.runtime.set_threads has it
-    return f"{os.cpu_count()} cores of {processor}, {threads} thread{'' if threads == '1' else 's'}"
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{os.cpu_count()} cores of {processor}, {threads} thread{'' if threads == '1' else 's'}{gpu}"
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -156,11 +156,13 @@ def test_the_preflight(taught, on_cpu, elsewhere):
 
 
 @GPU
-def test_a_gpu_gives_what_the_cpu_gives(taught, on_cpu):
+def test_a_gpu_gives_what_the_cpu_gives(taught, on_cpu, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # on by default: gradients differ by some 0.1 %
     for kind, system in systems(taught, "cuda").items():
         for row, expected in zip(transcribed(taught, system), on_cpu[kind], strict=True):
             assert (row.greedy, row.lexicon) == (expected.greedy, expected.lexicon)
     for name, fold in (("step", taught), ("live", live(taught))):
-        assert step(fold, "cuda") == pytest.approx(on_cpu[name], rel=1e-3)
+        # a model's divergence from its own average is 0 on the CPU
+        assert step(fold, "cuda") == pytest.approx(on_cpu[name], rel=1e-3, abs=1e-6)
     pairs = zip(checked(taught, torch.device("cuda")), on_cpu["checks"], strict=True)
     assert all(check.verdict == expected.verdict for check, expected in pairs)
