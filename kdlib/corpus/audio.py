@@ -48,7 +48,8 @@ def batches(utterances: Sequence[Utterance], size: int, *, seed: int | None = No
         utterances.sort(key=lambda utt: (-utt.duration_s, utt.utt_id))
     else:
         rng = random.Random(seed)
-        utterances.sort(key=lambda utt: (utt.duration_s * rng.uniform(0.9, 1.1), utt.utt_id))
+        lengths = [utt.duration_s * rng.uniform(0.9, 1.1) for utt in utterances]
+        utterances = [utterances[place] for place in np.argsort(lengths, kind="stable")]
     groups = [utterances[start : start + size] for start in range(0, len(utterances), size)]
     if seed is not None:
         rng.shuffle(groups)

@@ -103,7 +103,8 @@ class Splits:
                 f"speaker, {', '.join(fold.exclude) or 'no speaker is'} excluded"
             )
         own = tuple(block for block in blocks.train if not (given and block in blocks.dev))
-        trainable = corpus.where(lambda utt: utt.speaker in self.train_speakers and in_blocks(utt, own))
+        among = frozenset(self.train_speakers)
+        trainable = corpus.where(lambda utt: utt.speaker in among and in_blocks(utt, own))
         self.train = [utt for utt in trainable if utt.text]
         self.unlabelled = [utt for utt in trainable if not utt.text]  # training speech without transcripts
         if settings.use_unlabelled_held_out:
