@@ -95,7 +95,7 @@ report: $(READY)
 
 COMPARED = $(if $(filter file default,$(origin FOLDS)),$(HELD_OUT),$(FOLDS))
 compare: $(READY)
-	@$(FLOW) folds="$(COMPARED)," variants="$(VARIANTS)" seeds="$(SEEDS)"
+	@$(FLOW) folds="$(COMPARED)," variants="$(VARIANTS)" seeds="$(SEEDS)" ensembles="$(ENSEMBLES)"
 	@$(KDLIB) compare "$(RECIPE)" "$(COMPARED)" --variants "$(VARIANTS)" --seeds "$(SEEDS)" --ensembles "$(ENSEMBLES)"
 
 # its own folds, or FOLDS=A,B; the cost is printed first, and a run beyond BUDGET_H hours refused

@@ -73,11 +73,11 @@ class FoldObjects:
         return Splits(self.corpus, self.split_settings)
 
     def _tempo(self) -> dict[str, list[float]]:
-        """The factors to the tempo of the held-out speaker's level, by speaker of the training speech."""
+        """The factors to the tempo of speakers as intelligible as the held-out one, by speaker of training speech."""
         if self.params.student.augment != "mask_and_matched_tempo":
             return {}
-        level = self.corpus.level(self.params.held_out)
-        return speaking_rate.matching_factors(self.corpus, [*self.splits.train, *self.splits.unlabelled], level)
+        speech = [*self.splits.train, *self.splits.unlabelled]
+        return speaking_rate.matching_factors(self.corpus, speech, self.params.held_out)
 
     def frame_s(self, encoder: str) -> float:
         """Seconds of a frame of an encoder's output."""

@@ -56,8 +56,10 @@ class Graph:
         self.settings = {held_out: load(self.recipe, held_out) for held_out in self.folds}
         self.first = first = self.settings[self.folds[0]]
         self.variants = _names(config.get("variants", "")) or list(first.compare)
+        grouped = [first.ensemble(name) for name in _names(config.get("ensembles", ""))]
+        self.members = [pair for one in grouped for pair in itertools.product(one.variants, one.seeds)]
         self.of_variant = {}
-        for name in self.variants:
+        for name in dict.fromkeys([*self.variants, *(variant for variant, _ in self.members)]):
             self.of_variant[name] = load(self.recipe, self.folds[0], variant=name)
             control = self.of_variant[name].distill.control
             self.of_variant.setdefault(control, load(self.recipe, self.folds[0], variant=control))
@@ -98,8 +100,9 @@ class Graph:
         return f"{self.out}/{held_out}/students/{variant}/seed{seed}/04_distill.ipynb"
 
     def students(self, held_out: str) -> list[str]:
-        """The executed notebooks of a fold's students."""
-        return [self.student(held_out, *pair) for pair in itertools.product(self.variants, self.seeds)]
+        """The executed notebooks of a fold's students, the members of ensembles among them."""
+        pairs = dict.fromkeys([*itertools.product(self.variants, self.seeds), *self.members])
+        return [self.student(held_out, *pair) for pair in pairs]
 
     def marks(self, job: str, owner: str) -> list[str]:
         """The marks that the jobs of a command leave, for a fold or for all."""

@@ -118,7 +118,15 @@ class Params(CorpusSettings, SplitSettings, PretrainedSettings):
     def scoring_identity(self) -> dict:
         """The settings that scores depend on, as stages record them."""
         sections = {"scoring": self.scoring, "search": self.search, "calibration": self.calibration}
-        return {name: section.model_dump(mode="json") for name, section in sections.items()}
+        of_comparisons = {"unit"}
+        return {name: section.model_dump(mode="json", exclude=of_comparisons) for name, section in sections.items()}
+
+    def ensemble(self, name: str) -> EnsembleMembers:
+        """The settings of an ensemble that the recipe names."""
+        if name not in self.ensembles:
+            hint = nearest(name, list(self.ensembles)) if self.ensembles else "; the recipe names none"
+            raise UserError(f"ensembles: unknown ensemble {name!r}{hint}")
+        return self.ensembles[name]
 
     @property
     def student_scoring_identity(self) -> dict:

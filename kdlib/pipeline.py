@@ -651,7 +651,7 @@ class Fold(StudentResults):
     @stage
     def ensemble(self, name: str) -> Stage:
         """The scores of an ensemble of the fold's students."""
-        settings = ensembles.ensemble_settings(self.params.ensembles, name)
+        settings = self.params.ensemble(name)
         members = ensembles.find_members(
             lambda variant, seed: self.layout.student(seed, variant), self.params.held_out, settings
         )

@@ -7,6 +7,7 @@ import pytest
 from corpora import utterances
 
 from kdlib.corpus import speaking_rate
+from kdlib.corpus.manifest import Corpus, Speaker
 from kdlib.errors import UserError
 from kdlib.models import augment
 from kdlib.pipeline import Fold
@@ -26,21 +27,41 @@ def test_a_slow_speaker_is_slow_on_the_same_words():
     assert speaking_rate.log_durations(longer)["C"] < speaking_rate.log_durations(longer)["B"]
 
 
-def test_factors_lead_to_the_tempo_of_the_level(smoke):
-    corpus = smoke.corpus
-    speakers = [name for name in corpus.speakers if not corpus.is_control(name)]
-    level = corpus.level(speakers[0])
-    like = [name for name in speakers if corpus.level(name) == level]
-    rows = [utt for name in corpus.speakers for utt in spoken(name, 2.0 if name in like else 1.0, ("GO", "NEVER"))]
-    factors = speaking_rate.matching_factors(corpus, rows, level)
-    assert set(factors) == set(corpus.speakers)
-    for name in corpus.speakers:
-        assert factors[name] == pytest.approx([1.0 if name in like else 2.0] * len(like))
+def known(**shares):
+    """A corpus whose speakers have an intelligibility; without one, no share."""
+    rows = [utt for name in shares for utt in spoken(name, 2.0 if (shares[name] or 0) < 50 else 1.0, ("GO", "NEVER"))]
+    rows = [replace(utt, utt_id=f"{utt.speaker}_{utt.text}") for utt in rows]
+    people = {name: Speaker(name, intelligibility_pct=share) for name, share in shares.items() if share is not None}
+    return Corpus(tuple(rows), "made", people)
 
 
-def test_without_a_level_nothing_is_matched(smoke):
-    with pytest.raises(UserError, match=r"needs the held-out speaker's level of intelligibility, found 'none'"):
-        speaking_rate.nearest_level(smoke.corpus, smoke.corpus.speakers, "")
+SHARES = {"A": 2, "B": 15, "C": 28, "D": 43, "E": 58, "F": 86, "G": None}
+
+
+def test_the_most_alike_are_the_nearest_by_intelligibility():
+    corpus = known(**SHARES)
+    assert speaking_rate.most_alike(corpus, "ACDEFG", "B") == ["A", "C", "D", "E"]
+    assert speaking_rate.most_alike(corpus, "ABCDE", "F") == ["B", "C", "D", "E"]
+    assert speaking_rate.most_alike(corpus, "AF", "D") == ["A", "F"]
+
+
+def test_factors_lead_to_the_tempo_of_the_most_alike():
+    corpus = known(**SHARES)
+    factors = speaking_rate.matching_factors(corpus, [utt for utt in corpus if utt.speaker != "B"], "B")
+    assert set(factors) == {*SHARES} - {"B"}
+    assert factors["F"] == pytest.approx([2.0, 2.0, 2.0, 1.0])  # A, C and D are slow, E is not
+    assert factors["A"] == pytest.approx([1.0, 1.0, 1.0, 0.5])
+
+
+def test_a_level_stands_for_an_unknown_share(smoke):
+    assert speaking_rate.most_alike(smoke.corpus, ["M04", "M08"], "M08") == ["M04", "M08"]
+
+
+def test_without_intelligibility_nothing_is_matched():
+    with pytest.raises(UserError, match=r"needs the intelligibility of the held-out speaker G, .* found none"):
+        speaking_rate.most_alike(known(**SHARES), "ABC", "G")
+    with pytest.raises(UserError, match=r"no training speaker's intelligibility is known"):
+        speaking_rate.most_alike(known(**SHARES), "G", "A")
 
 
 def test_a_student_is_trained_at_the_tempo_of_the_level(with_teachers, outputs, monkeypatch):
@@ -50,7 +71,7 @@ def test_a_student_is_trained_at_the_tempo_of_the_level(with_teachers, outputs, 
     drawn, draw = [], augment.draw_matched
     monkeypatch.setattr(augment, "draw_matched", lambda *args: drawn.append(draw(*args)) or drawn[-1])
     setup = fold.student_setup(1)
-    assert setup.tempo == {"M04": [1.0]}  # the nearest level to that of M08 is M04's own
+    assert setup.tempo == {"M04": [1.0]}  # M04 alone has training speech
     assert (fold.student(1) / "model.safetensors").is_file()
     assert {len(factors) for factors in drawn} <= {1, 2, 3, 4}
     assert all(0.88 <= factor <= 1.12 for factors in drawn for factor in factors)

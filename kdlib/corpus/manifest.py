@@ -135,12 +135,17 @@ class Corpus:
         """The speakers, least intelligible first: by per cent, else by level, then by name; controls last."""
 
         def rank(name: str) -> tuple[bool, float, str]:
-            speaker = self.person(name)
-            by_level = 100 * (LEVELS.index(speaker.level) + 1) / len(LEVELS) if speaker.level else 101.0
-            share = by_level if speaker.intelligibility_pct is None else speaker.intelligibility_pct
-            return speaker.control, share, name
+            share = self.intelligibility(name)
+            return self.is_control(name), 101.0 if share is None else share, name
 
         return sorted(self.speakers, key=rank)
+
+    def intelligibility(self, speaker: str) -> float | None:
+        """A speaker's intelligibility in per cent, or the highest of the level; None if unknown."""
+        person = self.person(speaker)
+        if person.intelligibility_pct is None:
+            return 100 * (LEVELS.index(person.level) + 1) / len(LEVELS) if person.level else None
+        return person.intelligibility_pct
 
     @property
     def speaker_order(self) -> str:

@@ -8,11 +8,12 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from kdlib.corpus.manifest import LEVELS, Corpus, Utterance
+from kdlib.corpus.manifest import Corpus, Utterance
 from kdlib.errors import UserError
 from kdlib.tokens import normalise
 
 LEAST, MOST = 0.5, 2.5  # factors
+LIKE = 4  # speakers whose tempo is matched: a single one may be far from the tempo of others as intelligible
 
 
 def log_durations(utterances: Iterable[Utterance]) -> dict[str, float]:
@@ -27,27 +28,25 @@ def log_durations(utterances: Iterable[Utterance]) -> dict[str, float]:
     return {name: float(np.mean([value - means[text] for text, value in rows])) for name, rows in of_speaker.items()}
 
 
-def nearest_level(corpus: Corpus, speakers: Iterable[str], level: str) -> list[str]:
-    """The speakers of a level of intelligibility or, if there are none, of the nearest one."""
-    if level not in LEVELS:
+def most_alike(corpus: Corpus, speakers: Iterable[str], held_out: str) -> list[str]:
+    """The speakers, no controls, whose intelligibility is nearest to that of another."""
+    own = corpus.intelligibility(held_out)
+    if own is None:
         raise UserError(
-            f"student.augment: mask_and_matched_tempo needs the held-out speaker's level of intelligibility, found "
-            f"{level or 'none'!r}; expected one of {', '.join(LEVELS)} (recipe: speakers)"
+            f"student.augment: mask_and_matched_tempo needs the intelligibility of the held-out speaker {held_out}, in "
+            "per cent or as a level, found none; write it into the recipe (speakers: ...)"
         )
-    by_level: dict[str, list[str]] = {}
-    for name in sorted(speakers):
-        if not corpus.is_control(name) and corpus.level(name) in LEVELS:
-            by_level.setdefault(corpus.level(name), []).append(name)
-    if not by_level:
-        raise UserError("student.augment: mask_and_matched_tempo: no training speaker has a level of intelligibility")
-    place = LEVELS.index(level)
-    return by_level[min(by_level, key=lambda name: (abs(LEVELS.index(name) - place), LEVELS.index(name)))]
+    known = {name: corpus.intelligibility(name) for name in speakers if not corpus.is_control(name)}
+    known = {name: value for name, value in known.items() if value is not None}
+    if not known:
+        raise UserError("student.augment: mask_and_matched_tempo: no training speaker's intelligibility is known")
+    return sorted(sorted(known, key=lambda name: (abs(known[name] - own), name))[:LIKE])
 
 
-def matching_factors(corpus: Corpus, train: Sequence[Utterance], level: str) -> dict[str, list[float]]:
-    """By speaker of training speech: the factors to the tempo of each training speaker of a level."""
+def matching_factors(corpus: Corpus, train: Sequence[Utterance], held_out: str) -> dict[str, list[float]]:
+    """By speaker of training speech: the factors to the tempo of each of those most alike the held-out speaker."""
     slowness = log_durations(utt for utt in train if utt.text)
-    like = nearest_level(corpus, slowness, level)
+    like = most_alike(corpus, slowness, held_out)
     return {
         name: [float(np.clip(np.exp(slowness[one] - slowness.get(name, 0.0)), LEAST, MOST)) for one in like]
         for name in {utt.speaker for utt in train}

@@ -4,11 +4,11 @@ A recipe defines them (`ensembles:`). Their members must be trained already. Sco
 `<held-out>/ensembles/<name>/`, next to the students and with the same files.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kdlib.distill.student_scores import StudentScoring, score_student
-from kdlib.errors import UserError, nearest
+from kdlib.errors import UserError
 from kdlib.models import read_record
 from kdlib.models.averaging import EnsembleSystem, Member, checkpoint_file
 from kdlib.settings.student import EnsembleMembers
@@ -56,11 +56,3 @@ def find_members(student: Callable[[str, int], Path], held_out: str, settings: E
     if len(members) < 2:
         raise UserError("ensembles: a single student is no ensemble; name more variants, seeds or checkpoints")
     return members
-
-
-def ensemble_settings(ensembles: Mapping[str, EnsembleMembers], name: str) -> EnsembleMembers:
-    """The settings of an ensemble of a recipe."""
-    if name not in ensembles:
-        hint = nearest(name, list(ensembles)) if ensembles else "; the recipe names none"
-        raise UserError(f"ensembles: unknown ensemble {name!r}{hint}")
-    return ensembles[name]

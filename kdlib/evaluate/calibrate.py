@@ -4,7 +4,7 @@ Held-out speech is not used, transcribed or not.
 """
 
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,10 +51,12 @@ def calibrate(
     settings: Calibration,
     dev_forward: Forward | None = None,
     what: str = "",
+    chosen: Mapping[str, Calibrator] | None = None,
 ) -> dict[str, Calibrator]:
     """The calibrators of a system's decoders; none where too little of the training speech is in the closed lexicon.
 
-    `dev_forward` gives the outputs on dev speech, where these come from elsewhere.
+    `dev_forward` gives the outputs on dev speech, where these come from elsewhere. With the `chosen` calibrators of
+    another model, strength and temperature are theirs, and dev speech is not used.
     """
     if settings.form == "none" or decoders.plain is None:
         return {}
@@ -67,7 +69,7 @@ def calibrate(
         )
         return {}
     drawn = random.Random(speech.seed).sample(usable, min(settings.utterances, len(usable)))
-    dev = [utt for utt in speech.dev if normalise(utt.text) in known]
+    dev = [] if chosen else [utt for utt in speech.dev if normalise(utt.text) in known]
     columns = decoders.word_columns if settings.form != "label_prior" else [CLOSED] * decoders.ctc
     collectors = {column: Collector(decoders.tokens) for column in columns}
     dev_batches: list[tuple[list[Utterance], Emissions, dict[str, torch.Tensor]]] = []
@@ -87,7 +89,9 @@ def calibrate(
     texts, found = speech.texts or None, {}
     for column in columns:
         found[column] = fit(collectors[column].sample(), decoders.plain, decoders.tokens, settings, texts=texts)
-        if dev:
+        if chosen and column in chosen:
+            found[column] = found[column].at(chosen[column].strength, chosen[column].temperature)
+        elif dev:
             found[column] = _at_best(found[column], column, dev_batches, decoders.plain, settings)
     return found
 

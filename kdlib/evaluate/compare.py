@@ -24,7 +24,7 @@ from kdlib.evaluate.normalisers import NORMALISERS
 from kdlib.evaluate.statistics import LEVEL, folds_needed, holm, sign_flip_p, sign_p, training_p
 from kdlib.evaluate.verdict import NO_DIFFERENCE, Verdict, verdict_frame
 
-MEASURES = ("wra", "wer")
+MEASURES, UNITS = ("wra", "wer"), ("utterance", "word")
 DRAWS = 2_000  # of the bootstrap
 SEVERAL_MICROPHONES = r"^(C?[FM]\d{2}_B\d_\w+)_M[2-8]$"  # UA-Speech's names
 
@@ -34,17 +34,21 @@ def compare(
     *,
     against: str | Mapping[str, str] | None = None,
     measure: str = "wra",
+    unit: str = "utterance",
     seed: int = 0,
 ) -> list[Verdict]:
     """Compare systems in pairs: each with every other, or with `against`: one system, or one for each.
 
-    A system is a table from `collect`.
+    A system is a table from `collect`. With the unit "word" all recordings of a word by a speaker are drawn together:
+    a model that knows a word knows it in most of them, so that many repetitions are no independent evidence.
     """
     if measure not in MEASURES:
         raise UserError(f"measure: expected one of {', '.join(MEASURES)}, found {measure!r}")
+    if unit not in UNITS:
+        raise UserError(f"unit: expected one of {', '.join(UNITS)}, found {unit!r}")
     if len(systems) < 2:
         raise UserError(f"a comparison needs two systems, found {len(systems)}: {', '.join(systems)}")
-    pairs = [_Pair(a, b, systems[a], systems[b], measure, seed) for a, b in _pairs(list(systems), against)]
+    pairs = [_Pair(a, b, systems[a], systems[b], measure, unit, seed) for a, b in _pairs(list(systems), against)]
     adjusted = holm([pair.p for pair in pairs])
     speakers_adjusted = holm([pair.speakers_p for pair in pairs])
     return [pair.verdict(*ps, len(pairs)) for pair, *ps in zip(pairs, adjusted, speakers_adjusted, strict=True)]
@@ -83,7 +87,9 @@ def collect(
 class _Pair:
     """Two systems on the utterances that they share."""
 
-    def __init__(self, a: str, b: str, left: pd.DataFrame, right: pd.DataFrame, measure: str, seed: int) -> None:
+    def __init__(
+        self, a: str, b: str, left: pd.DataFrame, right: pd.DataFrame, measure: str, unit: str, seed: int
+    ) -> None:
         self.a, self.b, self.measure = a, b, measure
         self.rng = np.random.default_rng(seed)
         shared = _shared_utterances(a, b, left, right)
@@ -91,7 +97,10 @@ class _Pair:
         refs = shared.reference.tolist()
         self.size = np.array([len(text.split()) for text in refs]) if measure == "wer" else np.ones(len(refs))
         self.values = [_measure(table, shared.utt_id, refs, measure) for table in (left, right)]  # [seeds, utterances]
-        self._merge_microphones(shared.utt_id)
+        if unit == "word":
+            self._merge(shared.speaker + "\t" + shared.reference)
+        else:
+            self._merge_microphones(shared.utt_id)
         self.seeds = [len(values) for values in self.values]
         means = [values.mean(0) for values in self.values]
         self.groups = [np.flatnonzero(self.speaker == name) for name in dict.fromkeys(self.speaker)]
@@ -106,13 +115,18 @@ class _Pair:
 
     def _merge_microphones(self, names: pd.Series) -> None:
         """Count the recordings of one utterance by several microphones as one utterance."""
-        places, utterances = pd.factorize(names.str.replace(SEVERAL_MICROPHONES, r"\1", regex=True))
-        if len(utterances) == len(names):
-            return
-        print(f"{len(names):,} recordings by several microphones are counted as {len(utterances):,} utterances")
+        if count := self._merge(names.str.replace(SEVERAL_MICROPHONES, r"\1", regex=True)):
+            print(f"{len(names):,} recordings by several microphones are counted as {count:,} utterances")
+
+    def _merge(self, names: pd.Series) -> int:
+        """Count the utterances of one name as one; returned is the number of names, 0 if all are different."""
+        places, different = pd.factorize(names)
+        if len(different) == len(names):
+            return 0
         self.values = [np.array([np.bincount(places, row) for row in values]) for values in self.values]
         self.size = np.bincount(places, self.size)
         self.speaker = self.speaker[np.unique(places, return_index=True)[1]]
+        return len(different)
 
     def verdict(self, holm_p: float, new_p: float, family: int) -> Verdict:
         """The verdict, from p-values corrected over a family of pairs."""
@@ -273,6 +287,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("systems", nargs="+", help="NAME=PATH: " + predictions.FORMATS)
     parser.add_argument("--decoder", default="greedy", help="column of hypotheses.csv")
     parser.add_argument("--measure", choices=MEASURES, default="wra")
+    parser.add_argument(
+        "--unit", choices=UNITS, default="utterance", help="word: a speaker's recordings of it together"
+    )
     parser.add_argument("--against", help="compare with this system only; by default each with every other")
     parser.add_argument("--references", type=Path, help="references of plain text files, one per line")
     parser.add_argument("--columns", default="", help="of a table: id=...,reference=...,hypothesis=...,speaker=...")
@@ -297,7 +314,7 @@ def compare_files(options: argparse.Namespace) -> list[Verdict]:
         name: collect(files, options.decoder, options.references, normaliser=options.normaliser, columns=columns)
         for name, files in paths.items()
     }
-    verdicts = compare(systems, against=options.against, measure=options.measure)
+    verdicts = compare(systems, against=options.against, measure=options.measure, unit=options.unit)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         verdict_frame(verdicts).to_csv(options.out / "verdicts.csv", index=False)

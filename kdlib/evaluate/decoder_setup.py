@@ -5,7 +5,7 @@ of its training speech alone; the one for scores outside any fold, on the traini
 is tuned on the fold's dev speaker; without one, the recipe's settings are used.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from kdlib.corpus.manifest import Utterance
 from kdlib.decode import beam, calibration
 from kdlib.decode.attention import AttentionDecoding
 from kdlib.decode.beam import BeamSearch
+from kdlib.decode.calibration import Calibrator
 from kdlib.decode.decoders import BEAM, DecoderSet
 from kdlib.decode.lexicon import Lexicon, Words
 from kdlib.evaluate.calibrate import Speech, calibrate
@@ -70,13 +71,23 @@ class DecoderSetup:
         return replace(self, language_model=None)
 
     def fitted(
-        self, decoders: DecoderSet, forward: Forward, speech: Speech, folder: Path, batch_size: int, on_dev: Forward
+        self, decoders: DecoderSet, forward: Forward, speech: Speech, folder: Path, batch_size: int
     ) -> DecoderSet:
         """Calibrate the closed lexicon on training speech, and tune beam search on dev speech."""
-        found = calibrate(decoders, forward, speech, self.calibration, on_dev)
+        found = calibrate(decoders, forward, speech, self.calibration)
+        return self.tuned(self._calibrated(decoders, found, folder), forward, speech.dev, folder, batch_size)
+
+    def fitted_as(
+        self, chosen: DecoderSet, decoders: DecoderSet, forward: Forward, speech: Speech, folder: Path
+    ) -> DecoderSet:
+        """The decoders of a like model: calibrated on its own outputs, with the settings chosen for the other one."""
+        found = calibrate(decoders, forward, speech, self.calibration, chosen=chosen.calibrators)
+        return self._calibrated(chosen, found, folder)
+
+    def _calibrated(self, decoders: DecoderSet, found: Mapping[str, Calibrator], folder: Path) -> DecoderSet:
         with atomic_write(folder / calibration.FILE) as partial:
             calibration.save(partial, found)
-        return self.tuned(decoders.calibrated(found), on_dev, speech.dev, folder, batch_size)
+        return decoders.calibrated(found)
 
     def tuned(
         self, decoders: DecoderSet, forward: Forward, dev: Sequence[Utterance], folder: Path, batch_size: int

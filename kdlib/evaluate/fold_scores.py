@@ -18,6 +18,8 @@ from kdlib.evaluate.score import About
 from kdlib.evaluate.transcribe import Evaluation, Forward
 from kdlib.settings.evaluation import Scoring
 
+DEV = "dev"  # folder of the dev speaker's scores
+
 
 @dataclass(frozen=True)
 class FoldScoring:
@@ -43,19 +45,21 @@ def score_fold(
 ) -> None:
     """Write the reports of a system; with `posteriors_ms`, frame posteriors of the held-out speech are stored.
 
-    `usable` are the training utterances that `forward` has outputs for, if not all; `dev_forward` gives the outputs on
-    dev speech, where these come from another model.
+    `usable` are the training utterances that `forward` has outputs for, if not all; `dev_forward` gives those of
+    the model for dev speech, if that is another one: it is calibrated by itself, and chooses the settings of both.
     """
     splits, setup, scoring = how.splits, how.setup, how.scoring
-    on_dev = dev_forward or forward
-    decoders = setup.fitted(decoders, forward, Speech.of(splits, usable), folder, scoring.batch_size, on_dev)
-    if scoring.transductive and CLOSED in decoders.calibrators:
-        decoders = decoders.with_more(TRANSDUCTIVE)
-    about = replace(about, settings=setup.record(decoders, (splits.settings.fold.dev or "") if splits.dev else ""))
-    for part, utterances in (("", splits.test), ("dev", splits.dev)):
+    speech, on_dev = Speech.of(splits, usable), dev_forward or forward
+    (folder / DEV).mkdir(exist_ok=True)
+    of_dev = setup.fitted(decoders, on_dev, speech, folder / DEV if dev_forward else folder, scoring.batch_size)
+    own = setup.fitted_as(of_dev, decoders, forward, speech, folder) if dev_forward else of_dev
+    if scoring.transductive and CLOSED in own.calibrators:
+        own, of_dev = own.with_more(TRANSDUCTIVE), of_dev.with_more(TRANSDUCTIVE)
+    about = replace(about, settings=setup.record(own, (splits.settings.fold.dev or "") if splits.dev else ""))
+    for part, utterances in (("", splits.test), (DEV, splits.dev)):
         if utterances:
-            what = f"{about.system}, {part or 'held-out'} speech"
-            evaluation = Evaluation(decoders, what, scoring, splits.corpus.level, seen or splits.seen, change=change)
+            used, what = of_dev if part else own, f"{about.system}, {part or 'held-out'} speech"
+            evaluation = Evaluation(used, what, scoring, splits.corpus.level, seen or splits.seen, change=change)
             its_about = replace(about, held_out="" if part else splits.settings.held_out)
             score_system(
                 on_dev if part else forward,

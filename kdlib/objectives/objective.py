@@ -56,7 +56,7 @@ class Learner(nn.Module):
                 )
             self.intermediate_head = None if shares_head else nn.Linear(student.encoder.width, student.heads.size)
         self.register_buffer("passes", torch.zeros(2, dtype=torch.long))  # forward, backward: utterances by the encoder
-        self.average = copy.deepcopy(student).requires_grad_(False) if averages else None
+        self.average = copy.deepcopy(student).requires_grad_(False).eval() if averages else None
         if averages:
             self.register_buffer("averaged", torch.zeros(()))  # steps
 

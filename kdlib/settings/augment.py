@@ -7,7 +7,7 @@ from pydantic import Field
 from kdlib.settings import Section
 
 Augmentation = Literal["none", "mask", "mask_and_tempo"]
-# mask_and_matched_tempo: as long as the same words by training speakers of the held-out speaker's level
+# mask_and_matched_tempo: as long as the same words by the training speakers most alike the held-out one in intelligibility
 StudentAugmentation = Literal[Augmentation, "mask_and_matched_tempo"]
 
 

@@ -29,6 +29,8 @@ class Scoring(Section):
     measure: Literal["wra", "wer"] = "wra"  # of tables and verdicts: word recognition accuracy, or WER for sentences
     # what counts as the same: homophones TO and TWO, RIGHT and WRITE, ...; PHOENIX's glosses
     normaliser: Literal["none", "homophones", "phoenix2014", "phoenix2014t"] = "none"
+    # what comparisons draw at random: utterances, or words with all recordings of them by a speaker (many repetitions)
+    unit: Literal["utterance", "word"] = "utterance"
     # decode the closed lexicon once more: the mean posterior of all scored speech is moved to the words' prior
     transductive: bool = False
     bootstrap: int = Field(1000, ge=100)

@@ -7,7 +7,7 @@ students and ensembles, and the verdict on each against its control over all fol
 
 import itertools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +26,10 @@ from kdlib.models import read_record
 from kdlib.objectives import terms
 from kdlib.params import Params
 from kdlib.pipeline import Fold
+from kdlib.settings.adaptation import UNLABELLED
 from kdlib.settings.evaluation import Scoring
 from kdlib.show import figures, format
+from kdlib.teachers.teacher_sets import student_teachers
 from kdlib.tokens import normalise
 
 DECODERS = ("greedy", "lexicon", "lexicon_plain", "lexicon_transductive", "beam")
@@ -65,7 +67,7 @@ def verdict(fold: Fold, seed: int, decoder: str) -> Verdict | None:
         run.params.variant: compare.collect([run.scores(seed)], decoder, normaliser=scoring.normaliser)
         for run in (fold, control)
     }
-    return compare.compare(systems, against=control.params.variant, measure=scoring.measure)[0]
+    return compare.compare(systems, against=control.params.variant, measure=scoring.measure, unit=scoring.unit)[0]
 
 
 def below_start(fold: Fold, seed: int) -> str:
@@ -73,7 +75,8 @@ def below_start(fold: Fold, seed: int) -> str:
 
     Compared are the closed lexicon (of words) and greedy decoding of the held-out speaker's speech.
     """
-    name, measure, folder = fold.params.variant, fold.params.scoring.measure, fold.start(seed)
+    name, scoring, folder = fold.params.variant, fold.params.scoring, fold.start(seed)
+    measure = scoring.measure
     if not folder:
         return ""
     worse, sign = [], -1 if measure == "wer" else 1
@@ -83,7 +86,7 @@ def below_start(fold: Fold, seed: int) -> str:
         if not all(decoder in decoders for decoders in known):
             continue
         systems = {name: compare.collect([scores], decoder), START: compare.collect([folder], decoder)}
-        found = compare.compare(systems, against=START, measure=measure)[0]
+        found = compare.compare(systems, against=START, measure=measure, unit=scoring.unit)[0]
         if sign * found.difference < 0:
             values = f"{format.percent(found.a_value):.1f} against {format.percent(found.b_value):.1f} %"
             shown = f"p = {found.p:.2g}" if found.verdict != NO_DIFFERENCE else NO_DIFFERENCE
@@ -155,7 +158,32 @@ def verdicts(
     compared = {*pairs, *pairs.values()}
     folded = {"normaliser": scoring.normaliser}
     systems = {name: compare.collect(paths, decoder, **folded) for name, paths in folders.items() if name in compared}
-    return compare.compare(systems, against=pairs, measure=scoring.measure)
+    return compare.compare(systems, against=pairs, measure=scoring.measure, unit=scoring.unit)
+
+
+def families(pairs: Mapping[str, str], adapted: Collection[str]) -> list[dict[str, str]]:
+    """The pairs that are corrected together: systems that are adapted on speech without transcripts, and the others."""
+    parts = [{a: b for a, b in pairs.items() if (a in adapted) == of_adapted} for of_adapted in (False, True)]
+    return [part for part in parts if part]
+
+
+def passes_table(fold: Fold, variants: Sequence[str], seed: int) -> pd.DataFrame:
+    """How many thousand utterances passed the encoder in the training of each student, and of what it begins with."""
+    rows = {}
+    for name in variants:
+        own = fold.of(name).params
+        taught = terms.uses_teachers(own.distill) and own.teacher.source == "students"
+        members = [member.split("/seed") for member in (student_teachers(own.teacher) if taught else [])]
+        if own.adapt:
+            members += [(own.adapt.start, seed), *own.adapt.members(seed)]
+        others = [_passes(fold, *member) for member in dict.fromkeys(map(tuple, members))]
+        rows[name] = {direction: _passes(fold, name, seed).get(direction) for direction in ("forward", "backward")}
+        rows[name]["of teachers and start"] = sum(sum(one.values()) for one in others)
+    return pd.DataFrame.from_dict(rows, orient="index").dropna() / 1000
+
+
+def _passes(fold: Fold, variant: str, seed: object) -> dict[str, int]:
+    return read_record(fold.layout.student(seed, variant)).get("passes", {})
 
 
 def _decoded(folds: Sequence[Mapping[tuple[str, object], Path]], decoders: set[str]) -> dict[str, list[Path]]:
@@ -177,7 +205,7 @@ def of_beam_search(folds: Sequence[Mapping[tuple[str, object], Path]], scoring: 
         for decoder in ("greedy", "beam")
     }
     pairs = {f"{name} (beam)": f"{name} (greedy)" for name in folders}
-    return compare.compare(systems, against=pairs, measure=scoring.measure) if pairs else []
+    return compare.compare(systems, against=pairs, measure=scoring.measure, unit=scoring.unit) if pairs else []
 
 
 def by_adaptation_words(
@@ -326,6 +354,11 @@ def compare_folds(
     for fold, name, seed in itertools.product(folds, variants, seeds):
         if why := below_start(fold.of(name), seed):
             print(f"{fold.params.held_out}, {why}.")
+    if len(passes := passes_table(first, variants, seeds[0])):
+        print(f"Thousands of utterances that passed the encoder in training (fold {held_out[0]}, seed {seeds[0]}):")
+        print(passes.round(1).to_string())
+        with atomic_write(out / "passes.csv") as hidden:
+            passes.to_csv(hidden)
     members = {name: list(params.ensembles[name].variants) for name in groups}
     control |= {name: of[0] if of[0] in variants else BASELINE for name, of in members.items()}
     if params.pretrained == "none":
@@ -338,11 +371,13 @@ def compare_folds(
         with atomic_write(out / "beam_against_greedy.csv") as hidden:
             verdict_frame(of_beam).to_csv(hidden, index=False)
     few = {name for name in variants if first.of(name).params.labels}
+    adapted = {name for name in variants if (how := first.of(name).params.adapt) and how.targets in UNLABELLED}
     for decoder in (name for name in DECODERS if not (sentences and "lexicon" in name)):
         pairs = control
         if decoder == "beam" or params.pretrained == "from_corpus":  # the baseline's was trained on all transcripts
             pairs = {a: b for a, b in control.items() if a not in few or b != BASELINE}
-        rows += [(decoder, result) for result in verdicts(folders, pairs, decoder, params.scoring)]
+        for family in families(pairs, adapted):
+            rows += [(decoder, result) for result in verdicts(folders, family, decoder, params.scoring)]
     if not rows:
         print("No two of these systems share a decoder: there is nothing to compare.")
         return
@@ -350,7 +385,8 @@ def compare_folds(
     table = format.verdict_table(results)
     table.insert(2, "decoder", decoders)
     print(table.drop(columns="measure").to_string(index=False))
-    print("Holm's correction is over the pairs of a decoder.")
+    apart = ", those adapted on speech without transcripts and the others apart" if adapted else ""
+    print(f"Holm's correction is over the pairs of a decoder{apart}.")
     for decoder, result in rows:
         if result.b != BASELINE:
             print(f"{decoder}: {result.text}")

@@ -183,7 +183,7 @@ def _verdicts(first: Fold, folders: Sequence[Mapping[tuple, Path]]) -> pd.DataFr
                 controls = dict.fromkeys(path for found in both for _, path in found)  # pretrained: one for all seeds
                 tables[for_a], against[a] = compare.collect(list(controls), decoder, **folded), for_a
         if against:
-            found = compare.compare(tables, against=against, measure=params.scoring.measure)
+            found = compare.compare(tables, against=against, measure=params.scoring.measure, unit=params.scoring.unit)
             frames.append(verdict_frame([replace(one, b=pairs[one.a]) for one in found]).assign(decoder=decoder))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
