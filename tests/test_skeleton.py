@@ -135,6 +135,13 @@ def test_a_comparison_says_what_beam_search_alone_gives(recipe, capsys):
     assert "hard (beam)" in capsys.readouterr().out
 
 
+def test_the_given_split_is_compared_by_itself(recipe, monkeypatch):
+    folds = []
+    monkeypatch.setattr(comparison, "_compare", lambda recipe, names, *_, folder="": folds.append((names, folder)))
+    comparison.compare_folds(str(recipe), ["S01", "given", "S02"], ["hard"], [1], [])
+    assert folds == [(["S01", "S02"], ""), (["given"], "given")]
+
+
 def phoenix(folder, rows=10, signers=3):
     """A tree of the published layout: annotations, and an array per video."""
     (folder / "annotations" / "manual").mkdir(parents=True)

@@ -7,7 +7,7 @@ from pydantic import Field
 from kdlib.settings import Section
 
 Augmentation = Literal["none", "mask", "mask_and_tempo"]
-# mask_and_matched_tempo: as long as the same words by the training speakers most alike the held-out one in intelligibility
+# mask_and_matched_tempo: as long as the same words by the training speakers of the nearest intelligibility
 StudentAugmentation = Literal[Augmentation, "mask_and_matched_tempo"]
 
 

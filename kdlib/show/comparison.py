@@ -24,7 +24,7 @@ from kdlib.graph import named_folds
 from kdlib.io import atomic_write, read_json
 from kdlib.models import read_record
 from kdlib.objectives import terms
-from kdlib.params import Params
+from kdlib.params import GIVEN, Params
 from kdlib.pipeline import Fold
 from kdlib.settings.adaptation import UNLABELLED
 from kdlib.settings.evaluation import Scoring
@@ -325,10 +325,27 @@ def compare_folds(
     recipe: str, held_out: Sequence[str], variants: Sequence[str], seeds: Sequence[int], groups: Sequence[str]
 ) -> None:
     """Tables of the folds, verdicts over them, their figure; by default all that a recipe compares."""
-    held_out = named_folds(recipe, held_out)
+    names = named_folds(recipe, held_out)
+    speakers = [name for name in names if name != GIVEN]
+    if speakers:
+        _compare(recipe, speakers, variants, seeds, groups)
+    if GIVEN in names:
+        if speakers:
+            print("\nThe corpus's own split, by itself: its test speech is also that of single speakers.")
+        _compare(recipe, [GIVEN], variants, seeds, groups, folder=GIVEN if speakers else "")
+
+
+def _compare(
+    recipe: str,
+    held_out: Sequence[str],
+    variants: Sequence[str],
+    seeds: Sequence[int],
+    groups: Sequence[str],
+    folder: str = "",
+) -> None:
     folds = [Fold.load(recipe, name) for name in held_out]
     first, params = folds[0], folds[0].params
-    variants, seeds, out = variants or params.compare, seeds or params.seeds, first.layout.compare
+    variants, seeds, out = variants or params.compare, seeds or params.seeds, first.layout.compare / folder
     out.mkdir(parents=True, exist_ok=True)
     control = {name: first.of(name).params.distill.control for name in variants}
     variants = [*sorted(set(control.values()) - set(variants)), *variants]  # with the control of each
