@@ -191,7 +191,7 @@ def _compare_arguments(parser: Parser) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from kdlib.show.comparison import compare_folds
+    from kdlib.show.fold_comparison import compare_folds
 
     compare_folds(options.recipe, options.folds, options.variants, options.seeds, options.ensembles)
 

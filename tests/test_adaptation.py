@@ -20,7 +20,7 @@ from kdlib.io import read_json, repository_root
 from kdlib.models import Emissions
 from kdlib.pipeline import Fold
 from kdlib.settings.adaptation import Adaptation
-from kdlib.show import comparison
+from kdlib.show import comparison, fold_comparison
 from kdlib.targets.word_posteriors import WordTargets, agreement
 from kdlib.training.curves import read_curves
 
@@ -159,13 +159,13 @@ def test_words_that_the_adaptation_speech_does_not_hold_are_scored_apart(variant
         row.utt_id: "yes" if row.reference in spoken else "no" for row in rows
     }
     folders = {("hard", 1): fold.of("hard").scores(1), ("adapted_words", 1): fold.scores(1)}
-    table = comparison.by_adaptation_words(folders, "M08")
+    table = fold_comparison.by_adaptation_words(folders, "M08")
     for system in ("hard", "adapted_words"):
         part = table[(table.system == system) & (table.decoder == "greedy")]
         assert part.n.sum() == len(rows)
-    assert comparison.by_adaptation_words({("hard", 1): fold.of("hard").scores(1)}, "M08").empty
+    assert fold_comparison.by_adaptation_words({("hard", 1): fold.of("hard").scores(1)}, "M08").empty
     first = {("test_time", 1): variant("adapted_entropy").scores(1)} | folders  # adapted to the scored speech itself
-    assert len(comparison.by_adaptation_words(first, "M08")) > len(table)
+    assert len(fold_comparison.by_adaptation_words(first, "M08")) > len(table)
 
 
 def test_a_killed_adaptation_ends_with_the_same_weights(variant, recipe, tmp_path):

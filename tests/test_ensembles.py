@@ -10,7 +10,7 @@ from kdlib.errors import UserError
 from kdlib.io import read_json, repository_root
 from kdlib.models import averaging
 from kdlib.pipeline import Fold
-from kdlib.show import comparison, format
+from kdlib.show import comparison, fold_comparison, format
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_the_command_prints_tables_and_verdicts_and_draws_them(hard, outputs, tm
     settings = {"extends": str(repository_root() / "params/smoke.yaml"), "outputs": str(outputs)}
     settings |= {"student": {"keep_checkpoints": 2, "validations_per_epoch": 2}}
     recipe.write_text(json.dumps(settings | {"ensembles": {"two": {"variants": ["hard"], "seeds": [1, 2]}}}))
-    comparison.compare_folds(str(recipe), ["M08"], ["hard"], [1, 2], ["two"])
+    fold_comparison.compare_folds(str(recipe), ["M08"], ["hard"], [1, 2], ["two"])
     printed = capsys.readouterr().out
     assert "greedy: two and hard: no difference shown" in printed
     assert "One speaker allows no inference to new speakers" in printed

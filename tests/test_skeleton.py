@@ -12,7 +12,7 @@ from kdlib.errors import UserError
 from kdlib.io import repository_root
 from kdlib.pipeline import Fold
 from kdlib.settings.corpus import Skeleton
-from kdlib.show import comparison
+from kdlib.show import fold_comparison
 
 SMALL = Skeleton(signers=3, glosses=8, sentences=4)
 
@@ -126,7 +126,7 @@ def test_a_given_split_trains_on_all_signers(recipe):
 def test_a_comparison_says_what_beam_search_alone_gives(recipe, capsys):
     fold = Fold.load(recipe, "given", "hard")
     scores = json.loads((fold.scores(1) / "scores.json").read_text())["decoders"]
-    comparison.compare_folds(str(recipe), ["given"], ["hard"], [1], [])
+    fold_comparison.compare_folds(str(recipe), ["given"], ["hard"], [1], [])
     table = pd.read_csv(fold.layout.compare / "beam_against_greedy.csv")
     assert list(table.a) == ["hard (beam)"]
     by_signer = [scores[name]["by"]["speaker"].values() for name in ("beam", "greedy")]
@@ -137,8 +137,8 @@ def test_a_comparison_says_what_beam_search_alone_gives(recipe, capsys):
 
 def test_the_given_split_is_compared_by_itself(recipe, monkeypatch):
     folds = []
-    monkeypatch.setattr(comparison, "_compare", lambda recipe, names, *_, folder="": folds.append((names, folder)))
-    comparison.compare_folds(str(recipe), ["S01", "given", "S02"], ["hard"], [1], [])
+    monkeypatch.setattr(fold_comparison, "_compare", lambda recipe, names, *_, folder="": folds.append((names, folder)))
+    fold_comparison.compare_folds(str(recipe), ["S01", "given", "S02"], ["hard"], [1], [])
     assert folds == [(["S01", "S02"], ""), (["given"], "given")]
 
 

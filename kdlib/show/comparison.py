@@ -1,13 +1,8 @@
-"""Compare students: the baseline, the hard-label run of the same steps and seed, and the distilled students.
-
-`compare_folds` (`make compare`) prints the scores of each fold's
-students and ensembles, and the verdict on each against its control over all folds; both are written to
-`outputs/<recipe>/compare/`.
-"""
+"""Compare students: the baseline, the hard-label run of the same steps and seed, and the distilled students."""
 
 import itertools
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,20 +11,16 @@ import pandas as pd
 from kdlib.errors import UserError
 from kdlib.evaluate import compare
 from kdlib.evaluate.hypotheses import read_hypotheses
-from kdlib.evaluate.normalisers import NORMALISERS
 from kdlib.evaluate.rounding import percent
 from kdlib.evaluate.score import tidy
-from kdlib.evaluate.verdict import NO_DIFFERENCE, Verdict, verdict_frame
-from kdlib.graph import named_folds
-from kdlib.io import atomic_write, read_json
+from kdlib.evaluate.verdict import NO_DIFFERENCE, Verdict
+from kdlib.io import read_json
 from kdlib.models import read_record
 from kdlib.objectives import terms
-from kdlib.params import GIVEN, Params
+from kdlib.params import Params
 from kdlib.pipeline import Fold
-from kdlib.settings.adaptation import UNLABELLED
 from kdlib.settings.evaluation import Scoring
-from kdlib.show import figures, format
-from kdlib.teachers.teacher_sets import student_teachers
+from kdlib.show import format
 from kdlib.tokens import normalise
 
 DECODERS = ("greedy", "lexicon", "lexicon_plain", "lexicon_transductive", "beam")
@@ -161,31 +152,6 @@ def verdicts(
     return compare.compare(systems, against=pairs, measure=scoring.measure, unit=scoring.unit)
 
 
-def families(pairs: Mapping[str, str], adapted: Collection[str]) -> list[dict[str, str]]:
-    """The pairs that are corrected together: systems that are adapted on speech without transcripts, and the others."""
-    parts = [{a: b for a, b in pairs.items() if (a in adapted) == of_adapted} for of_adapted in (False, True)]
-    return [part for part in parts if part]
-
-
-def passes_table(fold: Fold, variants: Sequence[str], seed: int) -> pd.DataFrame:
-    """How many thousand utterances passed the encoder in the training of each student, and of what it begins with."""
-    rows = {}
-    for name in variants:
-        own = fold.of(name).params
-        taught = terms.uses_teachers(own.distill) and own.teacher.source == "students"
-        members = [member.split("/seed") for member in (student_teachers(own.teacher) if taught else [])]
-        if own.adapt:
-            members += [(own.adapt.start, seed), *own.adapt.members(seed)]
-        others = [_passes(fold, *member) for member in dict.fromkeys(map(tuple, members))]
-        rows[name] = {direction: _passes(fold, name, seed).get(direction) for direction in ("forward", "backward")}
-        rows[name]["of teachers and start"] = sum(sum(one.values()) for one in others)
-    return pd.DataFrame.from_dict(rows, orient="index").dropna() / 1000
-
-
-def _passes(fold: Fold, variant: str, seed: object) -> dict[str, int]:
-    return read_record(fold.layout.student(seed, variant)).get("passes", {})
-
-
 def _decoded(folds: Sequence[Mapping[tuple[str, object], Path]], decoders: set[str]) -> dict[str, list[Path]]:
     """The folders of scores of each system, where it was decoded with all of these."""
     folders: dict[str, list[Path]] = {}
@@ -206,29 +172,6 @@ def of_beam_search(folds: Sequence[Mapping[tuple[str, object], Path]], scoring: 
     }
     pairs = {f"{name} (beam)": f"{name} (greedy)" for name in folders}
     return compare.compare(systems, against=pairs, measure=scoring.measure, unit=scoring.unit) if pairs else []
-
-
-def by_adaptation_words(
-    folders: Mapping[tuple[str, object], Path], fold: str, normaliser: str = "none"
-) -> pd.DataFrame:
-    """Shares of right words of every system, apart for words that the adaptation speech of a fold holds or does not."""
-    contents = {key: read_json(folder / "scores.json") for key, folder in folders.items()}
-    same = NORMALISERS[normaliser]
-    tables = {key: read_hypotheses(folder / "hypotheses.csv") for key, folder in folders.items()}
-    adapted = [tables[key] for key, scores in contents.items() if scores.get("seen_in")]
-    marked = next((rows for rows in adapted if any(row.seen == "no" for row in rows)), None)
-    if marked is None:  # without adaptation, or to the scored speech itself
-        return pd.DataFrame()
-    held = {row.utt_id: row.seen for row in marked}
-    rows = []
-    for (system, seed), hypotheses in tables.items():
-        for decoder in (name for name in DECODERS if name in contents[system, seed]["decoders"]):
-            for kind in ("yes", "no"):
-                part = [row for row in hypotheses if held[row.utt_id] == kind]
-                right = [same(getattr(row, decoder)) == same(row.reference) for row in part]
-                about = {"fold": fold, "system": system, "seed": seed, "decoder": decoder, "held": kind}
-                rows.append(about | {"value": np.mean(right) if right else np.nan, "n": len(right)})
-    return pd.DataFrame(rows)
 
 
 def changed_utterances(before: Path, after: Path, decoder: str = "greedy") -> pd.DataFrame:
@@ -319,95 +262,3 @@ def _steps(params: Params, *, whole: bool) -> dict:
     student = params.student.model_dump(exclude={"resume"}, include=None if whole else STEPS)
     heads = params.distill.model_dump(include={"heads", "ctc_weight", "label_smoothing"})
     return params.model_dump(include=shared) | student | heads | {"resumes": bool(params.student.resume)}
-
-
-def compare_folds(
-    recipe: str, held_out: Sequence[str], variants: Sequence[str], seeds: Sequence[int], groups: Sequence[str]
-) -> None:
-    """Tables of the folds, verdicts over them, their figure; by default all that a recipe compares."""
-    names = named_folds(recipe, held_out)
-    speakers = [name for name in names if name != GIVEN]
-    if speakers:
-        _compare(recipe, speakers, variants, seeds, groups)
-    if GIVEN in names:
-        if speakers:
-            print("\nThe corpus's own split, by itself: its test speech is also that of single speakers.")
-        _compare(recipe, [GIVEN], variants, seeds, groups, folder=GIVEN if speakers else "")
-
-
-def _compare(
-    recipe: str,
-    held_out: Sequence[str],
-    variants: Sequence[str],
-    seeds: Sequence[int],
-    groups: Sequence[str],
-    folder: str = "",
-) -> None:
-    folds = [Fold.load(recipe, name) for name in held_out]
-    first, params = folds[0], folds[0].params
-    variants, seeds, out = variants or params.compare, seeds or params.seeds, first.layout.compare / folder
-    out.mkdir(parents=True, exist_ok=True)
-    control = {name: first.of(name).params.distill.control for name in variants}
-    variants = [*sorted(set(control.values()) - set(variants)), *variants]  # with the control of each
-    control = {name: control[name] if control.get(name, name) != name else BASELINE for name in variants}
-    folders = [score_folders(fold, variants, seeds, groups) for fold in folds]
-    scores = pd.concat([fold_scores(found, name) for name, found in zip(held_out, folders, strict=True)])
-    with atomic_write(out / "scores.csv") as hidden:
-        scores.drop(columns="column").to_csv(hidden, index=False)
-    table = format.fold_table(scores, params.scoring.measure)
-    print(table.drop(columns="remark", errors="ignore").dropna(axis=1, how="all").to_string(na_rep="-"))
-    if "remark" in table:
-        for (speaker, name, seed), remark in table.remark.dropna().items():
-            print(f"{speaker}, {name} {seed}: {remark}")
-    normaliser = params.scoring.normaliser
-    pairs = zip(held_out, folders, strict=True)
-    apart = pd.concat([by_adaptation_words(found, name, normaliser) for name, found in pairs])
-    if len(apart):
-        print("Words that the adaptation speech holds (yes) and does not hold (no), WRA:")
-        shown = apart.pivot_table(index=["system", "held"], columns="decoder", values="value", sort=False)
-        print(percent(shown).to_string(na_rep="-"))
-        with atomic_write(out / "adaptation_words.csv") as hidden:
-            apart.to_csv(hidden, index=False)
-    for fold, name, seed in itertools.product(folds, variants, seeds):
-        if why := below_start(fold.of(name), seed):
-            print(f"{fold.params.held_out}, {why}.")
-    if len(passes := passes_table(first, variants, seeds[0])):
-        print(f"Thousands of utterances that passed the encoder in training (fold {held_out[0]}, seed {seeds[0]}):")
-        print(passes.round(1).to_string())
-        with atomic_write(out / "passes.csv") as hidden:
-            passes.to_csv(hidden)
-    members = {name: list(params.ensembles[name].variants) for name in groups}
-    control |= {name: of[0] if of[0] in variants else BASELINE for name, of in members.items()}
-    if params.pretrained == "none":
-        control = {name: of for name, of in control.items() if of != BASELINE}
-    rows: list[tuple[str, Verdict]] = []
-    sentences = params.scoring.measure == "wer"  # the closed lexicon then has the test sentences themselves
-    if sentences and (of_beam := of_beam_search(folders, params.scoring)):
-        print("Beam search, its settings chosen on dev speech, against greedy decoding of the same outputs:")
-        print("\n".join(result.text for result in of_beam))
-        with atomic_write(out / "beam_against_greedy.csv") as hidden:
-            verdict_frame(of_beam).to_csv(hidden, index=False)
-    few = {name for name in variants if first.of(name).params.labels}
-    adapted = {name for name in variants if (how := first.of(name).params.adapt) and how.targets in UNLABELLED}
-    for decoder in (name for name in DECODERS if not (sentences and "lexicon" in name)):
-        pairs = control
-        if decoder == "beam" or params.pretrained == "from_corpus":  # the baseline's was trained on all transcripts
-            pairs = {a: b for a, b in control.items() if a not in few or b != BASELINE}
-        for family in families(pairs, adapted):
-            rows += [(decoder, result) for result in verdicts(folders, family, decoder, params.scoring)]
-    if not rows:
-        print("No two of these systems share a decoder: there is nothing to compare.")
-        return
-    decoders, results = zip(*rows, strict=True)
-    table = format.verdict_table(results)
-    table.insert(2, "decoder", decoders)
-    print(table.drop(columns="measure").to_string(index=False))
-    apart = ", those adapted on speech without transcripts and the others apart" if adapted else ""
-    print(f"Holm's correction is over the pairs of a decoder{apart}.")
-    for decoder, result in rows:
-        if result.b != BASELINE:
-            print(f"{decoder}: {result.text}")
-    frame = verdict_frame(results).assign(decoder=decoders)
-    with atomic_write(out / "verdicts.csv") as hidden:
-        frame.to_csv(hidden, index=False)
-    figures.save(figures.differences(frame), out, "differences")

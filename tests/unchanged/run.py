@@ -14,7 +14,7 @@ from kdlib.logits import importing
 from kdlib.logits.store import Header
 from kdlib.models import export
 from kdlib.pipeline import Fold
-from kdlib.show import comparison, examination_page, format
+from kdlib.show import examination_page, fold_comparison, format
 from kdlib.tokens import Tokens
 
 # The columns of a table that was written as it was shown.
@@ -52,7 +52,7 @@ def run(out: Path) -> Path:
     recipe = out / "unchanged.yaml"
     recipe.write_text(f"extends: {Path('params/unchanged.yaml').resolve()}\noutputs: {out}\n")
     groups = list(fold.params.ensembles)
-    comparison.compare_folds(str(recipe), [HELD_OUT], ["hard", "ctc_kd", "half"], [1], groups)
+    fold_comparison.compare_folds(str(recipe), [HELD_OUT], ["hard", "ctc_kd", "half"], [1], groups)
     scores = pd.read_csv(fold.layout.compare / "scores.csv", keep_default_na=False)
     scores["column"] = scores.speech.map({"held out": "", "dev": "dev "}) + scores.decoder
     scores["value"], scores["seed"] = scores.value.astype(float), scores.seed.map(lambda s: int(s) if s == "1" else s)
