@@ -126,7 +126,7 @@ collapse: $(READY)
 verdict: $(READY)
 	@$(KDLIB) verdict $(SYSTEMS) $(call option,DECODER,--decoder) $(call option,MEASURE,--measure) \
 	  $(call option,AGAINST,--against) $(call option,REFERENCES,--references) $(call option,NORMALISER,--normaliser) \
-	  $(call option,COLUMNS,--columns)
+	  $(call option,COLUMNS,--columns) $(call option,UNIT,--unit)
 
 evaluate: $(READY)
 	@$(KDLIB) evaluate "$(CHECKPOINT)" "$(MANIFEST)" $(call option,TOKENIZER,--tokenizer) \

@@ -3,9 +3,8 @@
 A step is the forward and backward pass on 24 sequences of 150 frames of 512 features, 1,229 tokens, gradient clipping
 and AdamW's update. The peer is plain PyTorch of the same layers: a linear projection, a convolution of stride 2,
 residual `nn.LSTM` layers on packed sequences, each normalised before, a linear head, `F.ctc_loss`. The hybrid step is
-that of seed 002: KL to the stored outputs of a teacher of 5 layers of 384, CTC, and two hidden layers matched with
-stored ones.
-Weights are random, on which time does not depend.
+that of `params/bilstm.yaml`: KL to the stored outputs of a teacher of 5 layers of 384, CTC, and two hidden layers
+matched with stored ones. Weights are random, on which time does not depend.
 """
 
 import tempfile

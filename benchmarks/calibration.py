@@ -5,7 +5,7 @@ once: a calibration is fitted on random utterances of the fold's training speake
 is chosen on the dev speaker, and it is scored on the held-out speaker's block B2. Nothing is trained.
 
 Figures are WRA in per cent, the mean over the speakers: of all, by published intelligibility, of words with and without
-training speech. Then the speakers that are better and worse than plain, the p of their sign test, the largest loss in
+training speech. Then the speakers that are better and worse than plain, the p of their sign test, the smallest gain in
 points, and the expected calibration error in per cent over all utterances, with the temperature that the dev speaker
 chooses. "30 of 60 words" means: fitted on speech of one half of the words, used with the other half as its lexicon.
 """
@@ -190,7 +190,7 @@ def summary(way: Way, found: dict, plain: dict, levels: dict[str, str]) -> dict:
     }
     row |= {"trained words": among(True), "new words": among(False), "better": better, "worse": worse}
     if way.settings:
-        row |= {"p": float(binomtest(better, better + worse).pvalue) if better + worse else 1.0, "worst": gain.min()}
+        row |= {"p": float(binomtest(better, better + worse).pvalue) if better + worse else 1.0, "least gain": gain.min()}
         row |= {"ECE": 100 * expected_calibration_error(confidence, right)}
     return row
 

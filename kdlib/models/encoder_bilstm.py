@@ -30,7 +30,7 @@ SAMPLE = 1000  # utterances that mean and deviation are estimated on
 
 @dataclass(frozen=True)
 class BiLSTMShape:
-    """The sizes of an encoder; the defaults are seed 002's student."""
+    """The sizes of an encoder; the defaults are those of `params/bilstm.yaml`."""
 
     inputs: int = 512
     d_model: int = 256  # H, of one direction

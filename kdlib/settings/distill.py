@@ -12,7 +12,7 @@ Layer = Annotated[int, Field(ge=1)]  # of an encoder, the first is 1
 
 
 class PseudoLabelTerm(Section):
-    """Cross-entropy with the teachers' best token, in frames of high confidence (seed 001's `PL CE`)."""
+    """Cross-entropy with the teachers' best token, in frames of high confidence (the original study's `PL CE`)."""
 
     weight: Weight = constant(0.0)
     confidence: float = Field(0.5, ge=0, le=1)  # minimum probability of the best token

@@ -125,7 +125,7 @@ def families(pairs: Mapping[str, str], adapted: Collection[str]) -> list[dict[st
 
 
 def passes_table(fold: Fold, variants: Sequence[str], seed: int) -> pd.DataFrame:
-    """How many thousand utterances passed the encoder in the training of each student, and of what it begins with."""
+    """How many thousand utterances passed the encoder in the training of each student, and of those it learns from."""
     rows = {}
     for name in variants:
         own = fold.of(name).params
@@ -135,7 +135,7 @@ def passes_table(fold: Fold, variants: Sequence[str], seed: int) -> pd.DataFrame
             members += [(own.adapt.start, seed), *own.adapt.members(seed)]
         others = [_passes(fold, *member) for member in dict.fromkeys(map(tuple, members))]
         rows[name] = {direction: _passes(fold, name, seed).get(direction) for direction in ("forward", "backward")}
-        rows[name]["of teachers and start"] = sum(sum(one.values()) for one in others)
+        rows[name]["of other students"] = sum(sum(one.values()) for one in others)
     return pd.DataFrame.from_dict(rows, orient="index").dropna() / 1000
 
 

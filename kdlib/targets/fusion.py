@@ -1,4 +1,4 @@
-"""Learned fusion of teachers (seed 003): a weight per teacher and frame, by attention or by a transformer over time.
+"""Learned fusion of teachers: a weight per teacher and frame, by attention or by a transformer over time.
 
 A fusion reads the inputs of the teachers' CTC heads and is trained on the fold's dev speaker, whom no teacher was
 trained on: on training speech every speaker's own teacher would win by overfitting. It starts as the plain mean.
