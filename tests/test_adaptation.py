@@ -164,6 +164,14 @@ def test_words_that_the_adaptation_speech_does_not_hold_are_scored_apart(variant
         part = table[(table.system == system) & (table.decoder == "greedy")]
         assert part.n.sum() == len(rows)
     assert fold_comparison.by_adaptation_words({("hard", 1): fold.of("hard").scores(1)}, "M08").empty
+    pairs = {"hard": "baseline", "adapted_words": "adapted_control", "two": "hard"}
+    assert fold_comparison.families(pairs, {"adapted_words"}) == [
+        {"hard": "baseline", "two": "hard"},
+        {"adapted_words": "adapted_control"},
+    ]
+    passes = fold_comparison.passes_table(fold, ["hard", "adapted_words"], 1)
+    own, taught_by = (read_json(fold.layout.student(seed, "hard") / "run.json")["passes"] for seed in (1, 2))
+    assert passes["of other students"]["adapted_words"] == (sum(own.values()) + sum(taught_by.values())) / 1000
     first = {("test_time", 1): variant("adapted_entropy").scores(1)} | folders  # adapted to the scored speech itself
     assert len(fold_comparison.by_adaptation_words(first, "M08")) > len(table)
 

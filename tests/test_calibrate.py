@@ -109,6 +109,25 @@ def test_only_training_speech_is_fitted_on_and_only_dev_speech_chooses(decoders,
     assert alone.own == found.own
 
 
+def test_a_like_model_takes_what_was_chosen_for_the_other_and_is_fitted_on_its_own_outputs(
+    fitted, decoders, tokens, speech
+):
+    seen, other = [], unsure(tokens, noise=2.0)
+    chosen = {"lexicon": fitted["lexicon"].at(0.75, 1.7)}
+    found = calibrate(
+        decoders,
+        lambda batch: seen.extend(utt.speaker for utt in batch) or other(batch),
+        speech,
+        Calibration(),
+        chosen=chosen,
+    )["lexicon"]
+    assert (found.strength, found.temperature) == (0.75, 1.7)
+    assert set(seen) == {"A"}  # no dev speech
+    assert found.own != fitted["lexicon"].own
+    alone = calibrate(decoders, other, replace(speech, dev=()), Calibration())["lexicon"]
+    assert found.own == alone.own
+
+
 def test_plain_scores_stay_beside_the_calibrated_ones(fitted, decoders, tokens, speech):
     outputs = unsure(tokens)(speech.dev[:20])
     plain, off = decoders(outputs), decoders.calibrated({"lexicon": fitted["lexicon"].at(0.0)})

@@ -51,6 +51,33 @@ def test_mcnemar_and_the_sign_flip_test_agree():
     assert "One speaker allows no inference to new speakers" in result.text
 
 
+def repeated(seed, speakers=2, words=24, recordings=8):
+    """Two models as good as each other, each of which knows other words, and so nearly all recordings of them."""
+    rng, tables = np.random.default_rng(seed), {}
+    for name in "ab":
+        rows = []
+        for speaker, word in np.ndindex(speakers, words):
+            share = rng.choice([0.1, 0.9])
+            rows += [
+                (f"{speaker} {word} {k}", f"S{speaker}", f"W{word}", f"W{word}" if rng.random() < share else "NO", 0)
+                for k in range(recordings)
+            ]
+        tables[name] = pd.DataFrame(rows, columns=["utt_id", "speaker", "reference", "hypothesis", "seed"])
+    return tables
+
+
+def test_many_recordings_of_a_word_are_no_independent_evidence():
+    found = {unit: [compare.compare(repeated(k), unit=unit)[0] for k in range(30)] for unit in compare.UNITS}
+    covered = {unit: sum(one.these_low <= 0 <= one.these_high for one in some) for unit, some in found.items()}
+    assert covered["word"] >= 26
+    assert covered["utterance"] < covered["word"] - 5
+    for one, other in zip(*found.values(), strict=True):
+        assert one.difference == pytest.approx(other.difference)
+    assert found["word"][0].utterances == 48
+    with pytest.raises(UserError, match="unit: expected one of utterance, word, found 'sentence'"):
+        compare.compare(repeated(0), unit="sentence")
+
+
 def test_a_clear_difference_is_better_in_one_direction_and_worse_in_the_other():
     a, b = system({"A": [1] * 30, "B": [1] * 30}), system({"A": [0] * 20 + [1] * 10, "B": [0] * 22 + [1] * 8})
     forth, back = compare.compare({"a": a, "b": b})[0], compare.compare({"b": b, "a": a})[0]

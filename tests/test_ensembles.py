@@ -110,5 +110,8 @@ def test_the_command_prints_tables_and_verdicts_and_draws_them(hard, outputs, tm
     lines = printed.split("fold system")[1].splitlines()[1:6]
     rows = [[word for word in line.split() if "." not in word and word != "-"] for line in lines]
     assert rows == [["M08", "baseline"], ["hard", "1"], ["2"], ["two", "ensemble"], ["hard", "mean"]]
+    passes = pd.read_csv(out / "passes.csv", index_col=0).loc["hard"]
+    assert passes.forward == passes.backward > 0
+    assert passes["of other students"] == 0
     verdicts = pd.read_csv(out / "verdicts.csv")
     assert set(zip(verdicts.a, verdicts.b, strict=True)) == {("hard", "baseline"), ("two", "hard")}

@@ -51,6 +51,21 @@ def test_a_student_waits_for_its_control_which_waits_for_the_baseline(graph):
     assert run.before_student("M08", "hard", "1") == [run.notebook("M08", "01_baseline")]
 
 
+def test_the_members_of_ensembles_are_trained_too(graph):
+    group = {
+        "ensembles": {"five": {"variants": ["hard", "ctc_kd"], "seeds": [1, 2]}},
+        "compare": ["hard"],
+        "seeds": [1],
+    }
+    assert graph(group, folds="M08").students("M08") == graph(group, folds="M08", ensembles="").students("M08")
+    run = graph(group, folds="M08", ensembles="five")
+    pairs = [("hard", 1), ("hard", 2), ("ctc_kd", 1), ("ctc_kd", 2)]
+    assert run.students("M08") == [run.student("M08", *pair) for pair in pairs]
+    assert set(run.marks("outputs", "M08")) <= set(run.before_student("M08", "ctc_kd", "2"))
+    with pytest.raises(UserError, match="unknown ensemble 'fiv'"):
+        graph(group, folds="M08", ensembles="fiv")
+
+
 def test_students_that_teach_come_first(graph):
     born_again = {"teacher": {"source": "students", "students": ["hard"], "student_seeds": [1, 2]}}
     run = graph({"variants": {"again": born_again}, "compare": ["again"]}, folds="M08")

@@ -16,7 +16,6 @@ from kdlib.evaluate.rounding import percent
 from kdlib.evaluate.verdict import Verdict, verdict_frame
 from kdlib.graph import named_folds
 from kdlib.io import atomic_write, read_json
-from kdlib.models import read_record
 from kdlib.objectives import terms
 from kdlib.params import GIVEN
 from kdlib.pipeline import Fold
@@ -140,7 +139,7 @@ def passes_table(fold: Fold, variants: Sequence[str], seed: int) -> pd.DataFrame
 
 
 def _passes(fold: Fold, variant: str, seed: object) -> dict[str, int]:
-    return read_record(fold.layout.student(seed, variant)).get("passes", {})
+    return read_json(fold.layout.student(seed, variant) / "run.json").get("passes", {})
 
 
 def by_adaptation_words(
