@@ -58,7 +58,7 @@ help:
 # $(call option,NAME,--flag): --flag "value" where the variable NAME has a value
 option = $(if $($1),$2 "$($1)")
 # the variants and seeds of the command line: for the graph, and for a command
-NAMED = $(foreach name,VARIANTS SEEDS,$(if $(filter command,$(origin $(name))),$(name)))
+NAMED = $(foreach name,VARIANTS SEEDS,$(if $(filter command environment,$(origin $(name))),$(name)))
 CHOSEN = $(if $(filter VARIANTS,$(NAMED)),variants="$(VARIANTS)") $(if $(filter SEEDS,$(NAMED)),seeds="$(SEEDS)")
 CHOSEN_OPTIONS = $(if $(filter VARIANTS,$(NAMED)),--variants "$(VARIANTS)") $(if $(filter SEEDS,$(NAMED)),--seeds "$(SEEDS)")
 FLOW = $(SNAKEMAKE) --config recipe="$(RECIPE)" until="$(UNTIL)"
@@ -66,12 +66,12 @@ FLOW = $(SNAKEMAKE) --config recipe="$(RECIPE)" until="$(UNTIL)"
 UP_TO_DATE = echo "Everything is up to date: executed notebooks, tables and figures are in the recipe's folder below outputs/."
 
 demo: $(READY)
-	@$(FLOW) folds="$(HELD_OUT),"
+	@$(FLOW) folds="$(HELD_OUT)," $(CHOSEN)
 	@$(UP_TO_DATE)
 
 folds: $(READY)
-	@$(FLOW) folds="$(FOLDS),"
-	@$(if $(UNTIL),$(UP_TO_DATE),$(KDLIB) compare "$(RECIPE)" "$(FOLDS)")
+	@$(FLOW) folds="$(FOLDS)," $(CHOSEN)
+	@$(if $(UNTIL),$(UP_TO_DATE),$(KDLIB) compare "$(RECIPE)" "$(FOLDS)" $(CHOSEN_OPTIONS))
 
 folds-for: $(READY)
 	@$(KDLIB) folds-for "$(RECIPE)"
@@ -91,19 +91,20 @@ cluster: $(READY)
 	@$(if $(UNTIL),$(UP_TO_DATE),$(KDLIB) compare "$(RECIPE)" "$(FOLDS)" $(CHOSEN_OPTIONS))
 
 report: $(READY)
-	@$(FLOW) folds="$(FOLDS)," --report outputs/report.html
+	@$(FLOW) folds="$(FOLDS)," $(CHOSEN) --report outputs/report.html
 
 COMPARED = $(if $(filter file default,$(origin FOLDS)),$(HELD_OUT),$(FOLDS))
 compare: $(READY)
 	@$(FLOW) folds="$(COMPARED)," variants="$(VARIANTS)" seeds="$(SEEDS)" ensembles="$(ENSEMBLES)"
-	@$(KDLIB) compare "$(RECIPE)" "$(COMPARED)" --variants "$(VARIANTS)" --seeds "$(SEEDS)" --ensembles "$(ENSEMBLES)"
+	@$(if $(UNTIL),$(UP_TO_DATE),$(KDLIB) compare "$(RECIPE)" "$(COMPARED)" --variants "$(VARIANTS)" --seeds "$(SEEDS)" \
+	  --ensembles "$(ENSEMBLES)")
 
 # its own folds, or FOLDS=A,B; the cost is printed first, and a run beyond BUDGET_H hours refused
 ABLATION = $(if $(filter file,$(origin RECIPE)),params/ablations/$(or $(SET),temperature).yaml,$(RECIPE))
 OWN_FOLDS = $(if $(filter file default,$(origin FOLDS)),,$(FOLDS))
 ablations: $(READY)
 	@$(KDLIB) ablations "$(ABLATION)" $(OWN_FOLDS) --plan $(call option,BUDGET_H,--budget)
-	@$(SNAKEMAKE) ablations --config recipe="$(ABLATION)" folds="$(OWN_FOLDS)"
+	@$(SNAKEMAKE) ablations --config recipe="$(ABLATION)" folds="$(OWN_FOLDS)$(if $(OWN_FOLDS),$(comma))"
 	@$(KDLIB) ablations "$(ABLATION)" $(OWN_FOLDS)
 
 # the same command again continues, also in a second terminal beside the first

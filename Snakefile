@@ -8,6 +8,7 @@ Snakemake removes outputs before a job, and artefacts must survive that. Saving 
 nothing: its code cells count, not its date. What a job waits for is in kdlib/graph.py.
 """
 
+import json
 import os
 import sys
 import time
@@ -31,6 +32,7 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 # A job's output is filtered; its warnings are kept for the end of the run.
 FOLLOW = f" 2>&1 | {KDLIB} follow {{params.label:q}} --warnings {{log}}.warnings"
+FOLLOW_COMMAND = FOLLOW + " --traceback {log}"
 END = FOLLOW + f" || {{{{ {KDLIB} explain {{log}}; exit 1; }}}}; cp {{log}} {{output.notebook}}"
 NOTEBOOK = (f"papermill {{input.notebook}} {{log}} --cwd notebooks --no-progress-bar --log-output --log-level INFO"
             f" -r recipe {RUN.recipe!r} -r held_out ")
@@ -70,7 +72,7 @@ rule ablation_notebook:
         label="06_ablations",
         settings=lambda wildcards: RUN.settings_of("all"),
         code=RUN.code_of("06_ablations"),
-        folds=f"folds: [{', '.join(RUN.folds)}]",
+        folds=f"folds: {json.dumps(RUN.folds)}",
     shell:
         NOTEBOOK.replace(" -r held_out ", " -y {params.folds:q}") + END
 
@@ -123,7 +125,7 @@ for name, (command, _) in COMMANDS.items():
             settings=lambda wildcards: RUN.settings_of(wildcards.owner),
             code=RUN.code,
         shell:
-            f"{KDLIB} {{params.command}} {RUN.recipe!r} {{params.folds:q}} {{params.share}}" + FOLLOW
+            f"{KDLIB} {{params.command}} {RUN.recipe!r} {{params.folds:q}} {{params.share}}" + FOLLOW_COMMAND
 
 
 for name, (folder, figures, rank) in FOLD_STAGES.items():
@@ -191,7 +193,7 @@ rule some_students:
         settings=lambda wildcards: RUN.settings_of(wildcards.held_out),
         code=RUN.code,
     shell:
-        f"{KDLIB} students {RUN.recipe!r} {{wildcards.held_out:q}} --share {{wildcards.part}}/{len(RUN.parts)}" + FOLLOW
+        f"{KDLIB} students {RUN.recipe!r} {{wildcards.held_out:q}} --share {{wildcards.part}}/{len(RUN.parts)}" + FOLLOW_COMMAND
 
 
 def end():

@@ -144,7 +144,9 @@ def _train_process_arguments(parser: Parser) -> None:
 def _train_process(options: argparse.Namespace) -> None:
     from kdlib.params import Params
     from kdlib.pipeline import Fold
+    from kdlib.runtime import end_with_parent
 
+    end_with_parent()
     params = Params.model_validate_json((options.folder / "params.json").read_text(encoding="utf-8"))
     Fold(params).train_student(options.folder, options.seed, alone=True)
 
@@ -309,12 +311,13 @@ def _export(options: argparse.Namespace) -> None:
 def _follow_arguments(parser: Parser) -> None:
     parser.add_argument("label")
     parser.add_argument("--warnings", type=Path, required=True)
+    parser.add_argument("--traceback", type=Path, help="file for that of a job that is no notebook")
 
 
 def _follow(options: argparse.Namespace) -> None:
     from kdlib.console import follow
 
-    follow(options.label, sys.stdin, options.warnings)
+    follow(options.label, sys.stdin, options.warnings, options.traceback)
 
 
 def _explain_arguments(parser: Parser) -> None:

@@ -192,8 +192,12 @@ def filter_log(lines: Iterable[str], prefix: str) -> Iterator[str]:
             yield f"{prefix} | {line.rstrip()}"
 
 
-def follow(label: str, lines: Iterable[str], kept: Path) -> None:
-    """Print the filtered log of a job, and keep its warnings in a file for the end of the run."""
+def follow(label: str, lines: Iterable[str], kept: Path, traceback: Path | None = None) -> None:
+    """Print the filtered log of a job, and keep its warnings in a file for the end of the run.
+
+    Of a job that is no notebook the last line of an exception is printed, and the rest is kept in the file `traceback`.
+    """
+    lines = iter(lines)
     kept.parent.mkdir(parents=True, exist_ok=True)
     with kept.open("w", encoding="utf-8") as file:
         for line in filter_log(lines, label):
@@ -201,8 +205,10 @@ def follow(label: str, lines: Iterable[str], kept: Path) -> None:
             if line.removeprefix(f"{label} | ").startswith(WARNINGS):
                 file.write(f"{line}\n")
                 file.flush()
-    for _ in lines:  # a program whose output nobody reads would be killed
-        pass
+    rest = list(lines)  # a program whose output nobody reads would be killed
+    if traceback and (said := [line.rstrip() for line in rest if line.strip()]):
+        traceback.write_text("".join(rest), encoding="utf-8")
+        print(f"{label} | {said[-1]}\n{label} | the traceback is in {short_path(traceback)}", flush=True)
 
 
 def warnings_since(folder: Path, start: float) -> list[str]:

@@ -136,9 +136,15 @@ class Graph:
         if params.adapt:
             pairs = dict.fromkeys([(params.adapt.start, int(seed)), *params.adapt.members(int(seed))])
             before += [self.student(held_out, *pair) for pair in pairs]
+        if self.is_student(params.student.resume):
+            before += [self.student(held_out, params.student.resume, seed)]
         if params.distill.control != variant:
             before += [self.student(held_out, params.distill.control, seed)]
         return before
+
+    def is_student(self, resume: str | None) -> bool:
+        """True if what a student resumes from is another of the recipe's, not a folder."""
+        return bool(resume) and all(part in self.first.variants for part in resume.split("+"))
 
     def _taught(self, variant: str) -> bool:
         """True if a variant uses the teachers of 02 and 03; with fewer labels it has its own."""

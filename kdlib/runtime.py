@@ -2,6 +2,8 @@
 
 import os
 import random
+import threading
+import time
 from typing import TYPE_CHECKING
 
 from kdlib.errors import UserError
@@ -33,6 +35,18 @@ def torch_device(setting: str) -> "torch.device":
 def is_main_process() -> bool:
     """True for the process that writes: the first of several that train one model."""
     return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
+
+
+def end_with_parent(every_s: float = 0.5) -> None:
+    """End this process soon after the one that started it: a killed run must not go on beside the one that resumes."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(every_s)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def seed_everything(seed: int) -> None:

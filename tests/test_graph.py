@@ -66,6 +66,14 @@ def test_the_members_of_ensembles_are_trained_too(graph):
         graph(group, folds="M08", ensembles="fiv")
 
 
+def test_a_student_waits_for_the_one_that_it_continues(graph):
+    more = {"variants": {"more": {"student": {"resume": "hard"}}}, "compare": ["more"]}
+    run = graph(more, folds="M08")
+    assert run.student("M08", "hard", 2) in run.before_student("M08", "more", "2")
+    assert not run.is_student("outputs/demo/M08/students/hard/seed1")
+    assert not run.is_student(None)
+
+
 def test_students_that_teach_come_first(graph):
     born_again = {"teacher": {"source": "students", "students": ["hard"], "student_seeds": [1, 2]}}
     run = graph({"variants": {"again": born_again}, "compare": ["again"]}, folds="M08")

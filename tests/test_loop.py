@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from kdlib.errors import UserError
+from kdlib.training.curves import read_curves
 from kdlib.training.loop import EpochData, Run, Task, Validations, fit
 from kdlib.training.schedules import cosine
 
@@ -130,6 +131,35 @@ def test_the_start_is_validated_first_and_kept_where_training_makes_it_worse(tmp
     assert seen[-1] < 1.9
     assert float(model.weight.detach()) == 2.0  # the best weights are those of the start
     assert fitted(tmp_path / "second", initial=False)["best_step"] == 3
+
+
+def test_a_run_that_stops_in_its_last_validation_makes_it_when_it_resumes(tmp_path):
+    """With a validation every two epochs, the last is after training."""
+
+    def fitted(folder, fails_at=0):
+        model, seen = torch.nn.Linear(1, 1, bias=False), []
+        torch.nn.init.constant_(model.weight, 0.0)
+
+        def validate():
+            seen.append(float(model.weight.detach()))
+            if len(seen) == fails_at:
+                raise RuntimeError("stopped")
+            return {"dev_score": -abs(seen[-1] - 2)}
+
+        folder.mkdir(exist_ok=True)
+        epochs = EpochData(lambda epoch: [torch.ones(1, 1)] * 2, torch.clone)
+        step = lambda batch: {"loss": ((model(batch) - 2) ** 2).mean()}  # noqa: E731
+        return fit(
+            task(step, model), epochs, Run(folder, "test", steps=6, seed=1), Validations(validate, every=2, patience=9)
+        )
+
+    whole = fitted(tmp_path / "whole")
+    assert whole["best_step"] == 6
+    with pytest.raises(RuntimeError, match="stopped"):
+        fitted(tmp_path / "stopped", fails_at=3)
+    assert fitted(tmp_path / "stopped") == whole
+    curves = [read_curves(tmp_path / name / "tensorboard") for name in ("whole", "stopped")]
+    assert [table[table.name == "dev_score"].step.max() for table in curves] == [6, 6]
 
 
 class Numbers(list):

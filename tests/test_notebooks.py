@@ -10,7 +10,7 @@ import pytest
 import yaml
 from graph import BIN, ENVIRONMENT, papermill, snakemake
 
-from kdlib.console import explain_failure
+from kdlib.console import explain_failure, follow
 from kdlib.io import atomic_write, repository_root
 
 NOTEBOOKS = sorted((repository_root() / "notebooks").glob("*.ipynb"))
@@ -230,6 +230,21 @@ def test_a_notebook_shows_a_user_error_without_a_traceback(tmp_path):
     assert len(errors[0].traceback) == 1
     assert "params/none.yaml: no such file; recipes there:" in errors[0].traceback[0]
     assert "no such file" in explain_failure(tmp_path / "out.ipynb")
+
+
+def test_the_reason_of_a_job_that_is_no_notebook_is_its_last_line(tmp_path, capsys):
+    log = [
+        "teachers: 1 of 4\n",
+        "Traceback (most recent call last):\n",
+        '  File "a.py", line 3\n',
+        "KeyError: 'M04'\n",
+        "\n",
+    ]
+    follow("teachers 1/2", log, tmp_path / "warnings", tmp_path / "log")
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[:2] == ["teachers 1/2 | teachers: 1 of 4", "teachers 1/2 | KeyError: 'M04'"]
+    assert printed[2].startswith("teachers 1/2 | the traceback is in ")
+    assert "a.py" in (tmp_path / "log").read_text()
 
 
 def test_a_fold_file_can_be_given_to_papermill(demo, recipe, tmp_path):

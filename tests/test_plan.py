@@ -87,6 +87,27 @@ def test_what_was_used_stands_beside_the_estimate(records, tmp_path):
         plan.cost(graph, measured=measured).require(0.001)
 
 
+def test_what_is_left_is_that_of_the_runs_that_are_not_done(records):
+    record(records / "demo/M08/students/hard/seed1", 60.0, student(), steps=600)
+    rows = {row.stage: row for row in plan.cost(graph_of(records), measured=Measured.here(records)).rows}
+    assert rows["students"].left_s == pytest.approx(120.0)  # ctc_kd, not the mean of the two
+    assert rows["students"].longest_s == pytest.approx(120.0)
+
+
+def test_what_a_fold_has_of_its_own_is_counted_for_every_fold(records):
+    recipe = records / "own.yaml"
+    text = f"extends: {repository_root() / 'params/demo.yaml'}\noutputs: {records}\nteacher: {{parent: from_corpus}}\n"
+    recipe.write_text(text)
+    found = {}
+    for folds in ("M08,", "M08,M05,M16,"):
+        cost = plan.cost(Graph({"recipe": str(recipe), "folds": folds}), measured=Measured.here(records))
+        shared = {row.stage: row.runs for row in cost.rows}["shared"]
+        found[folds] = shared, cost.jobs.loc["half of the teachers"].minutes
+    (one, minutes), (three, same) = found.values()
+    assert three == one + 2  # two more base models
+    assert same == minutes  # each fold has jobs of its own
+
+
 def test_records_of_the_same_recipe_come_first(records):
     record(records / "demo/M08/students/hard/seed1", 300.0, student(), steps=600)
     measured = Measured.here(records, "demo")

@@ -50,11 +50,9 @@ class Row:
     memory_mb: float  # of one
     how: str  # where the times were measured
     used_s: float  # by those that are done
-
-    @property
-    def left_s(self) -> float:
-        """Seconds of the runs that are not done."""
-        return self.seconds * (self.runs - self.done) / max(1, self.runs)
+    left_s: float  # of those that are not done
+    left_mb: float
+    longest_s: float  # of one
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ class Cost:
     @property
     def gb(self) -> float:
         """Bytes of what is not done."""
-        return sum(row.mb * (row.runs - row.done) / max(1, row.runs) for row in self.rows) / 1000
+        return sum(row.left_mb for row in self.rows) / 1000
 
     @property
     def text(self) -> str:
@@ -122,9 +120,10 @@ class Cost:
         each = count["notebooks"].seconds / max(1, count["notebooks"].runs)
         for name, stages in JOBS.items():
             rows = [count[one] for one in stages]
-            share = {"half of the teachers": self.parts, "a student": count["students"].runs}.get(name, 1)
+            share = self.parts if name == "half of the teachers" else 1
             if any(row.runs for row in rows):
-                minutes = SPARE * (sum(row.seconds for row in rows) / max(1, share) + each) / 60
+                longest = sum(row.longest_s if name == "a student" else row.seconds / share for row in rows)
+                minutes = SPARE * (longest + each) / 60
                 memory = SPARE * max(row.memory_mb for row in rows) / 1000
                 found[name] = {"memory (GB)": math.ceil(memory), "minutes": max(5, math.ceil(minutes))}
         return pd.DataFrame.from_dict(found, orient="index").rename_axis("a job of")
@@ -140,16 +139,20 @@ class Cost:
 def cost(graph: Graph, cores: int = 2, measured: Measured | None = None) -> Cost:
     """What a run of the graph of stages costs, and what is done of it."""
     known = measured or Measured.here(repository_root() / graph.first.outputs, graph.first.name)
-    counted = _Counted(known, {stage: [0, 0, 0.0, 0.0, 0.0, HERE] for stage in STAGES})
+    counted = _Counted(known, {stage: [0, 0, 0.0, 0.0, 0.0, HERE, 0.0, 0.0, 0.0] for stage in STAGES})
     first, layout, teachers = graph.first, Layout(graph.first), {}
+    layouts = [Layout(graph.settings[fold]) for fold in graph.folds]
     counted.add("corpus", layout.corpus)
-    counted.add("tokens", layout.tokens)
+    for folder in dict.fromkeys(one.tokens for one in layouts):
+        counted.add("tokens", folder)
     if first.pretrained not in ("from_corpus", "none"):
         counted.add("zero-shot scores", layout.zero_shot)
     if first.pretrained in ("controls", "from_corpus"):
-        counted.add("pretraining", layout.pretrained)
+        for folder in dict.fromkeys(one.pretrained for one in layouts):
+            counted.add("pretraining", folder)
     if graph.with_teachers and first.teacher.parent in ("controls", "from_corpus") and not first.teacher.imported:
-        counted.add("base model", layout.base_model, first.teacher.base_training.steps, of_params("base model", first))
+        for folder in dict.fromkeys(one.base_model for one in layouts):
+            counted.add("base model", folder, first.teacher.base_training.steps, of_params("base model", first))
     if graph.with_teachers and first.teacher.of_speakers:
         counted.add("speaker features", layout.speaker_features)
     counted.notebook(f"{graph.out}/corpus/00_corpus.ipynb")
@@ -181,7 +184,7 @@ def cost(graph: Graph, cores: int = 2, measured: Measured | None = None) -> Cost
         counted.add("outputs", logits / "analysis")
         counted.add("teacher scores", root / "scores")
         counted.add("parent scores", root / "parent")
-    return Cost(counted.rows(), cores, len(graph.parts))
+    return Cost(counted.rows(), cores, len(graph.parts) * len(graph.owners))
 
 
 def probe(graph: Graph, measured: Measured) -> None:
@@ -239,14 +242,17 @@ class _Counted(NamedTuple):
         row[0], row[1] = row[0] + 1, row[1] + (used is not None)
         row[2], row[3] = row[2] + seconds, row[3] + self.measured.size(kind)
         row[4] += used or 0.0
+        if used is None:
+            row[6], row[7] = row[6] + seconds, row[7] + self.measured.size(kind)
+        row[8] = max(row[8], seconds)
         row[5] = max(row[5], how, key=(HERE, ELSEWHERE, ASSUMED).index)
 
     def rows(self) -> list[Row]:
         """The rows of the table."""
         memory = self.measured.memory
         return [
-            Row(name, runs, done, seconds, mb, memory.get(name) or MEMORY_MB, how, used)
-            for name, (runs, done, seconds, mb, used, how) in self.stages.items()
+            Row(name, runs, done, seconds, mb, memory.get(name) or MEMORY_MB, how, used, *of_others)
+            for name, (runs, done, seconds, mb, used, how, *of_others) in self.stages.items()
         ]
 
 
@@ -270,6 +276,8 @@ def _students(graph: Graph, fold: str, variants: dict[str, Params]) -> list[tupl
             waiting += [(variant, int(number)) for variant, number in taught_by]
         if params.adapt:
             waiting += [(params.adapt.start, seed), *params.adapt.members(seed)]
+        if graph.is_student(params.student.resume):
+            waiting.append((params.student.resume, seed))
         waiting.append((params.distill.control, seed))
     return list(found)
 

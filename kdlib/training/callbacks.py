@@ -55,8 +55,8 @@ class _Validate(pl.Callback):
         if (trainer.current_epoch + 1) % self.every == 0:
             self._run_validation(trainer, module)
 
-    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if self.validated_at < trainer.global_step:
+    def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if self.validated_at < trainer.global_step:  # also in a run that was killed during its last validation
             self._run_validation(trainer, module)
 
     def _run_validation(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:

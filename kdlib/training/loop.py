@@ -5,7 +5,9 @@ killed and resumes from its last checkpoint ends with the same weights as an und
 `fit` after the other, each in its own folder: a finished one is not run again.
 """
 
+import itertools
 import logging
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +17,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning_utilities.core import rank_zero
 
 from kdlib.errors import DivergedError, UserError
@@ -89,7 +92,7 @@ class Task(pl.LightningModule):
 
 
 class EpochData(pl.LightningDataModule):
-    """The batches of each epoch, computed from its number."""
+    """The batches of each epoch, computed from its number; of several processes each has every n-th of them."""
 
     def __init__(self, batches: Callable[[int], Iterable[Any]], load: Callable[[Any], Any]) -> None:
         super().__init__()
@@ -97,7 +100,10 @@ class EpochData(pl.LightningDataModule):
 
     def train_dataloader(self) -> torch.utils.data.DataLoader:
         """The batches of the trainer's current epoch, in order."""
-        batches = list(self.batches(self.trainer.current_epoch))
+        batches, world = list(self.batches(self.trainer.current_epoch)), self.trainer.world_size
+        if world > 1 and batches:  # all processes make as many steps: the first batches fill up the last step
+            full = itertools.islice(itertools.cycle(batches), -(-len(batches) // world) * world)
+            batches = list(full)[self.trainer.global_rank :: world]
         return torch.utils.data.DataLoader(batches, batch_size=None, shuffle=False, collate_fn=self.load)
 
 
@@ -186,6 +192,8 @@ def fit(
         gradient_clip_val=run.clip,
         accumulate_grad_batches=run.accumulate,
         reload_dataloaders_every_n_epochs=1,
+        use_distributed_sampler=False,  # it would shuffle the batches
+        plugins=_processes(run.devices),
         num_sanity_val_steps=0,
     )
     with warnings.catch_warnings():
@@ -205,6 +213,12 @@ def fit(
                 "2). The last checkpoint is kept"
             ) from error
     return _restore(task, folder, bool(validators))
+
+
+def _processes(devices: int) -> list[LightningEnvironment]:
+    """Lightning starts the processes itself, also in a job of a cluster, unless torchrun or srun has started them."""
+    by_srun = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+    return [LightningEnvironment()] if devices > 1 and not by_srun and not TorchElasticEnvironment.detect() else []
 
 
 def _restore(task: Task, folder: Path, best: bool) -> dict[str, float]:
