@@ -25,6 +25,7 @@ from kdlib.io import short_path
 
 BEAT_S = 15.0
 STALE_S = float(os.environ.get("KDLIB_LOCK_STALE_S", 120))  # beats that a busy file server may lose
+NAMELESS_S = 3.0  # a file without a name: one that is being written, or of an earlier version, which locked otherwise
 POLL_S = (0.2, 3.0)  # between tries, at first and at last
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # of a file system without hard links
 _held: dict[Path, str] = {}  # this process's locks and their tokens, which its heartbeat renews
@@ -53,8 +54,6 @@ class Holder:
     @property
     def is_gone(self) -> bool:
         """True if its process was one of this machine, and is not there any more."""
-        if not self.host:
-            return True  # a file that says nothing: of an earlier version, which locked otherwise
         if not self.is_here:
             return False
         if self.pid == os.getpid():
@@ -134,9 +133,9 @@ class Lock:
         while True:  # the right to the lock, or to the right of one that died having it
             right = right.with_name(f"{right.name}.{other.token}")
             rights.append(right)
-            if self._link(mine, right):
+            made, other = self._link(mine, right), _holder_of(right)
+            if made or (other and other.token == self.own.token):  # NFS may make a link and answer that it was there
                 break
-            other = _holder_of(right)
             if other is None or not self._is_lost(right, other):
                 return False
         try:
@@ -151,7 +150,8 @@ class Lock:
 
     def _is_lost(self, path: Path, other: Holder) -> bool:
         """True if the holder of a file is gone: by its process, or seen without heartbeat for `STALE_S`."""
-        if other.is_gone or other.is_here:
+        named, after_s = bool(other.host), STALE_S if other.host else NAMELESS_S
+        if named and (other.is_gone or other.is_here):
             return other.is_gone
         try:
             changed = path.stat().st_mtime_ns
@@ -161,7 +161,7 @@ class Lock:
         if known is None or known[0] != changed:
             self._seen[path] = (changed, time.monotonic())
             return False
-        return time.monotonic() - known[1] > STALE_S
+        return time.monotonic() - known[1] > after_s
 
     @staticmethod
     def _link(mine: Path, path: Path) -> bool:

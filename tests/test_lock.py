@@ -63,6 +63,28 @@ def lock_of(folder: Path, other: Holder, age_s: float = 0.0) -> Path:
     return path
 
 
+def test_a_file_without_a_name_may_be_one_that_is_being_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "NAMELESS_S", 0.3)
+    path = tmp_path / ".folder.lock"
+    path.write_text("")
+    mine = lock.Lock(path)
+    assert not mine._try()
+    time.sleep(0.4)
+    assert mine._try()
+    mine.release()
+
+
+def test_a_right_that_was_made_although_the_answer_was_lost_is_had(tmp_path, monkeypatch):
+    """As on NFS: the link is there, and the call says that it was there before."""
+    path, link = tmp_path / ".folder.lock", lock.Lock._link
+    lock_of(tmp_path / "folder", holder(host=lock.this_host(), pid=1, started=1))
+    monkeypatch.setattr(lock.Lock, "_link", staticmethod(lambda mine, to: link(mine, to) and to == path))
+    mine = lock.Lock(path)
+    assert mine._try()
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]
+    mine.release()
+
+
 def test_two_hosts_make_each_of_thirty_stages_once(tmp_path):
     running = [start(STAGES, tmp_path, host, host=host) for host in ("one", "two")]
     assert [process.wait(120) for process in running] == [0, 0]
