@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -127,3 +128,9 @@ def test_recordings_that_have_no_other_with_as_many_tokens_are_not_judged():
     assert not found.means_nothing
     nothing = spikes.timing({"A": [], "B": []}, [], 40.0)  # no utterance that all teachers have
     assert nothing.remark == ""
+
+
+def test_teachers_of_their_own_recordings_alone_are_not_compared():
+    pairs = pd.DataFrame({"mean_ms": [np.nan], "other_ms": [np.nan], "within_a_frame": [np.nan]})
+    assert spikes.describe_times(pairs) == "no two teachers have outputs on one recording: nothing to compare"
+    assert spikes.simultaneous({"A": None, "B": None}, []).isna().all()

@@ -132,6 +132,8 @@ def describe_times(pairs: pd.DataFrame) -> str:
     """Summarise `compare_times` in one sentence."""
     if pairs.empty:
         return "only one teacher: nothing to compare"
+    if pairs.mean_ms.isna().all():
+        return "no two teachers have outputs on one recording: nothing to compare"
     return (
         f"{len(pairs)} pairs of teachers: their tokens are {pairs.mean_ms.mean():.0f} ms apart on average, "
         f"{100 * pairs.within_a_frame.mean():.0f} % of them within a frame"
@@ -145,7 +147,8 @@ def simultaneous(stores: Mapping[str, LogitStore], utterances: Sequence[Utteranc
         spikes = [(store.logits(utt.utt_id).argmax(-1) != BLANK).numpy() for store in stores.values()]
         counts += np.bincount(np.sum(spikes, axis=0), minlength=len(counts))
     counts = counts[1:]
-    return pd.Series(counts / max(1, counts.sum()), index=range(1, len(counts) + 1), name="share of spiking frames")
+    shares = counts / counts.sum() if counts.any() else np.full(len(counts), np.nan)
+    return pd.Series(shares, index=range(1, len(counts) + 1), name="share of spiking frames")
 
 
 def nonblank(logits: torch.Tensor) -> np.ndarray:
