@@ -105,7 +105,7 @@ def test_a_student_below_its_start_is_named_with_what_to_try(tmp_path):
 
     def remark(start, student):
         fold = SimpleNamespace(
-            params=SimpleNamespace(variant="hard", scoring=SimpleNamespace(measure="wra")),
+            params=SimpleNamespace(variant="hard", scoring=SimpleNamespace(measure="wra", unit="utterance")),
             start=lambda seed: start,
             scores=lambda seed: student,
         )
