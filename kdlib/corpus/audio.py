@@ -43,14 +43,12 @@ def load(utt: Utterance, rate_hz: int = RATE_HZ) -> np.ndarray:
 
 def batches(utterances: Sequence[Utterance], size: int, *, seed: int | None = None) -> Iterator[list[Utterance]]:
     """Batches of similar length: shuffled batch by batch with a seed, longest first without one."""
-    utterances = list(utterances)
     if seed is None:
-        utterances.sort(key=lambda utt: (-utt.duration_s, utt.utt_id))
+        order = sorted(range(len(utterances)), key=lambda row: (-utterances[row].duration_s, utterances[row].utt_id))
     else:
         rng = random.Random(seed)
-        lengths = [utt.duration_s * rng.uniform(0.9, 1.1) for utt in utterances]
-        utterances = [utterances[place] for place in np.argsort(lengths, kind="stable")]
-    groups = [utterances[start : start + size] for start in range(0, len(utterances), size)]
+        order = np.argsort([utt.duration_s * rng.uniform(0.9, 1.1) for utt in utterances], kind="stable").tolist()
+    groups = [[utterances[row] for row in order[start : start + size]] for start in range(0, len(order), size)]
     if seed is not None:
         rng.shuffle(groups)
     yield from groups
