@@ -194,4 +194,4 @@ def _check_stage(until: str) -> None:
 
 
 def _names(text: object) -> list[str]:
-    return [name for name in str(text).split(",") if name]
+    return [name for name in str(text or "").split(",") if name]  # of an empty one Snakemake makes None

@@ -62,6 +62,9 @@ def test_the_members_of_ensembles_are_trained_too(graph):
     pairs = [("hard", 1), ("hard", 2), ("ctc_kd", 1), ("ctc_kd", 2)]
     assert run.students("M08") == [run.student("M08", *pair) for pair in pairs]
     assert set(run.marks("outputs", "M08")) <= set(run.before_student("M08", "ctc_kd", "2"))
+    assert (
+        graph(group, folds="M08", variants=None, seeds=None, ensembles=None).students("M08") == run.students("M08")[:1]
+    )
     with pytest.raises(UserError, match="unknown ensemble 'fiv'"):
         graph(group, folds="M08", ensembles="fiv")
 
