@@ -190,7 +190,8 @@ def summary(way: Way, found: dict, plain: dict, levels: dict[str, str]) -> dict:
     }
     row |= {"trained words": among(True), "new words": among(False), "better": better, "worse": worse}
     if way.settings:
-        row |= {"p": float(binomtest(better, better + worse).pvalue) if better + worse else 1.0, "least gain": gain.min()}
+        p = float(binomtest(better, better + worse).pvalue) if better + worse else 1.0
+        row |= {"p": p, "least gain": gain.min()}
         row |= {"ECE": 100 * expected_calibration_error(confidence, right)}
     return row
 
