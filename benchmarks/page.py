@@ -38,8 +38,8 @@ TITLES = {  # in the order of the page
 NEEDS = {"explorer": " It needs a browser, Debian's `chromium`.", "gpu_step": " It needs a CUDA GPU."}
 INTRODUCTION = (
     "`make bench` measures what the machine allows and writes this page anew. Every benchmark answers one question. "
-    "Where it is about speed, kdlib and its named peers take turns for several rounds in one process: times are medians over "
-    "the rounds, and a ratio, to the first row of its kind, is the median of the ratios within each round."
+    "Where it is about speed, kdlib and its named peers take turns for several rounds in one process: times are "
+    "medians over the rounds, and a ratio, to the first row of its kind, is the median of the ratios within each round."
 )
 
 
