@@ -61,7 +61,8 @@ option = $(if $($1),$2 "$($1)")
 NAMED = $(foreach name,VARIANTS SEEDS,$(if $(filter command environment,$(origin $(name))),$(name)))
 CHOSEN = $(if $(filter VARIANTS,$(NAMED)),variants="$(VARIANTS)") $(if $(filter SEEDS,$(NAMED)),seeds="$(SEEDS)")
 CHOSEN_OPTIONS = $(if $(filter VARIANTS,$(NAMED)),--variants "$(VARIANTS)") $(if $(filter SEEDS,$(NAMED)),--seeds "$(SEEDS)")
-FLOW = $(SNAKEMAKE) --config recipe="$(RECIPE)" until="$(UNTIL)"
+COMPARE = $(KDLIB) compare "$(RECIPE)" "$(FOLDS)" $(CHOSEN_OPTIONS) $(call option,ENSEMBLES,--ensembles)
+FLOW = $(SNAKEMAKE) --config recipe="$(RECIPE)" until="$(UNTIL)" ensembles="$(ENSEMBLES)"
 
 UP_TO_DATE = echo "Everything is up to date: executed notebooks, tables and figures are in the recipe's folder below outputs/."
 
@@ -71,7 +72,7 @@ demo: $(READY)
 
 folds: $(READY)
 	@$(FLOW) folds="$(FOLDS)," $(CHOSEN)
-	@$(if $(UNTIL),$(UP_TO_DATE),$(KDLIB) compare "$(RECIPE)" "$(FOLDS)" $(CHOSEN_OPTIONS))
+	@$(if $(UNTIL),$(UP_TO_DATE),$(COMPARE))
 
 folds-for: $(READY)
 	@$(KDLIB) folds-for "$(RECIPE)"
@@ -85,17 +86,17 @@ cost: $(READY)
 
 # on a Slurm cluster; the same command again continues
 ON_CLUSTER = $(BIN)/snakemake --profile profiles/$(or $(PROFILE),slurm) $(if $(UNTIL),--until $(UNTIL)) \
-  --config recipe="$(RECIPE)" until="$(UNTIL)"
+  --config recipe="$(RECIPE)" until="$(UNTIL)" ensembles="$(ENSEMBLES)"
 cluster: $(READY)
 	@$(ON_CLUSTER) folds="$(FOLDS)," $(CHOSEN)
-	@$(if $(UNTIL),$(UP_TO_DATE),$(KDLIB) compare "$(RECIPE)" "$(FOLDS)" $(CHOSEN_OPTIONS))
+	@$(if $(UNTIL),$(UP_TO_DATE),$(COMPARE))
 
 report: $(READY)
 	@$(FLOW) folds="$(FOLDS)," $(CHOSEN) --report outputs/report.html
 
 COMPARED = $(if $(filter file default,$(origin FOLDS)),$(HELD_OUT),$(FOLDS))
 compare: $(READY)
-	@$(FLOW) folds="$(COMPARED)," variants="$(VARIANTS)" seeds="$(SEEDS)" ensembles="$(ENSEMBLES)"
+	@$(FLOW) folds="$(COMPARED)," variants="$(VARIANTS)" seeds="$(SEEDS)"
 	@$(if $(UNTIL),$(UP_TO_DATE),$(KDLIB) compare "$(RECIPE)" "$(COMPARED)" --variants "$(VARIANTS)" --seeds "$(SEEDS)" \
 	  --ensembles "$(ENSEMBLES)")
 

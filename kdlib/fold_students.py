@@ -230,8 +230,7 @@ class StudentObjects(AdaptationObjects):
         name, variants = self.params.student.resume, self.params.variants
         if not name:
             return None
-        is_variant = all(part in variants for part in name.split("+"))
-        folder = self.layout.student(seed, name) if is_variant else resolve_path(name)
+        folder = self.layout.student(seed, name) if self.params.resumes_variant else resolve_path(name)
         if not (folder / setup.LATEST).is_file():
             raise UserError(
                 f"student.resume: there is no student in {folder} (no {setup.LATEST}); train it first, or name a "

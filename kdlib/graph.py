@@ -17,7 +17,6 @@ from kdlib.models.nemo_files import SHIPPED_MODEL
 from kdlib.objectives import terms
 from kdlib.params import GIVEN, fold_names, load, load_recipe
 from kdlib.settings.corpus import CorpusSettings
-from kdlib.teachers.teacher_sets import student_teachers
 
 COMMANDS = {  # job -> its command of kdlib, and the job before it; those in SHARED are split into parts
     "prepare": ("prepare", "corpus"),
@@ -127,24 +126,13 @@ class Graph:
         """What a student's notebook waits for: the baseline, teachers or students that teach, and its control."""
         params = self.of_variant.get(variant) or load(self.recipe, held_out, variant=variant)
         before = [self.notebook(held_out, "01_baseline")]
-        if terms.uses_teachers(params.distill) and params.teacher.source == "students":
-            taught_by = (name.split("/seed") for name in student_teachers(params.teacher))
-            before += [self.student(held_out, *pair) for pair in taught_by]
-        elif variant in self.of_variant and self._taught(variant):
+        before += [self.student(held_out, *pair) for pair in params.learns_from(int(seed))]
+        if variant in self.of_variant and self._taught(variant):
             selects = params.aggregation.method == "auto"  # by the report of 03, which is made once
             before += [self.notebook(held_out, "03_logits")] if selects else self.marks("outputs", held_out)
-        if params.adapt:
-            pairs = dict.fromkeys([(params.adapt.start, int(seed)), *params.adapt.members(int(seed))])
-            before += [self.student(held_out, *pair) for pair in pairs]
-        if self.is_student(params.student.resume):
-            before += [self.student(held_out, params.student.resume, seed)]
         if params.distill.control != variant:
             before += [self.student(held_out, params.distill.control, seed)]
         return before
-
-    def is_student(self, resume: str | None) -> bool:
-        """True if what a student resumes from is another of the recipe's, not a folder."""
-        return bool(resume) and all(part in self.first.variants for part in resume.split("+"))
 
     def _taught(self, variant: str) -> bool:
         """True if a variant uses the teachers of 02 and 03; with fewer labels it has its own."""

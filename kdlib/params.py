@@ -5,6 +5,7 @@ refused before any work, with the file, the name and the nearest name. Paths are
 """
 
 import functools
+import itertools
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -118,8 +119,24 @@ class Params(CorpusSettings, SplitSettings, PretrainedSettings):
     def scoring_identity(self) -> dict:
         """The settings that scores depend on, as stages record them."""
         sections = {"scoring": self.scoring, "search": self.search, "calibration": self.calibration}
-        of_comparisons = {"unit"}
-        return {name: section.model_dump(mode="json", exclude=of_comparisons) for name, section in sections.items()}
+        return {name: section.model_dump(mode="json", exclude={"unit"}) for name, section in sections.items()}
+
+    @property
+    def resumes_variant(self) -> bool:
+        """True if the student continues one of another variant, and not that of a folder."""
+        name = self.student.resume
+        return bool(name) and all(part in self.variants for part in name.split("+"))
+
+    def learns_from(self, seed: int) -> list[tuple[str, int]]:
+        """The students, by variant and seed, that teach one of this seed or that it continues."""
+        pairs: list[tuple[str, int]] = []
+        if terms.uses_teachers(self.distill) and self.teacher.source == "students":
+            pairs += itertools.product(self.teacher.students, self.teacher.student_seeds)
+        if self.adapt:
+            pairs += [(self.adapt.start, seed), *self.adapt.members(seed)]
+        if self.resumes_variant:
+            pairs.append((self.student.resume, seed))
+        return list(dict.fromkeys(pairs))
 
     def ensemble(self, name: str) -> EnsembleMembers:
         """The settings of an ensemble that the recipe names."""

@@ -73,8 +73,10 @@ def test_a_student_waits_for_the_one_that_it_continues(graph):
     more = {"variants": {"more": {"student": {"resume": "hard"}}}, "compare": ["more"]}
     run = graph(more, folds="M08")
     assert run.student("M08", "hard", 2) in run.before_student("M08", "more", "2")
-    assert not run.is_student("outputs/demo/M08/students/hard/seed1")
-    assert not run.is_student(None)
+    more["variants"]["more"]["student"]["resume"] = "outputs/demo/M08/students/hard/seed1"
+    params = graph(more, folds="M08").of_variant["more"]
+    assert not params.resumes_variant
+    assert params.learns_from(2) == []
 
 
 def test_students_that_teach_come_first(graph):

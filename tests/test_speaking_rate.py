@@ -53,8 +53,10 @@ def test_factors_lead_to_the_tempo_of_the_most_alike():
     assert factors["A"] == pytest.approx([1.0, 1.0, 1.0, 0.5])
 
 
-def test_a_level_stands_for_an_unknown_share(smoke):
-    assert speaking_rate.most_alike(smoke.corpus, ["M04", "M08"], "M08") == ["M04", "M08"]
+def test_a_level_stands_for_an_unknown_share():
+    corpus = known(**SHARES)
+    people = {**corpus.people, "G": Speaker("G", level="LOW")}  # at most 50 %
+    assert speaking_rate.most_alike(replace(corpus, people=people), "ABCDEF", "G") == ["B", "C", "D", "E"]
 
 
 def test_without_intelligibility_nothing_is_matched():

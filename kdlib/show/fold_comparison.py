@@ -16,13 +16,11 @@ from kdlib.evaluate.rounding import percent
 from kdlib.evaluate.verdict import Verdict, verdict_frame
 from kdlib.graph import named_folds
 from kdlib.io import atomic_write, read_json
-from kdlib.objectives import terms
 from kdlib.params import GIVEN
 from kdlib.pipeline import Fold
 from kdlib.settings.adaptation import UNLABELLED
 from kdlib.show import figures, format
 from kdlib.show.comparison import BASELINE, DECODERS, below_start, fold_scores, of_beam_search, score_folders, verdicts
-from kdlib.teachers.teacher_sets import student_teachers
 
 
 def compare_folds(
@@ -124,21 +122,24 @@ def families(pairs: Mapping[str, str], adapted: Collection[str]) -> list[dict[st
 
 
 def passes_table(fold: Fold, variants: Sequence[str], seed: int) -> pd.DataFrame:
-    """How many thousand utterances passed the encoder in the training of each student, and of those it learns from."""
+    """How many thousand utterances passed the encoder in the training of each student, and of those it learns from.
+
+    Those that these have learnt from are among them; teachers that are no students are not.
+    """
     rows = {}
     for name in variants:
-        own = fold.of(name).params
-        taught = terms.uses_teachers(own.distill) and own.teacher.source == "students"
-        members = [member.split("/seed") for member in (student_teachers(own.teacher) if taught else [])]
-        if own.adapt:
-            members += [(own.adapt.start, seed), *own.adapt.members(seed)]
-        others = [_passes(fold, *member) for member in dict.fromkeys(map(tuple, members))]
+        others, waiting = {}, fold.of(name).params.learns_from(seed)
+        while waiting:
+            one = waiting.pop()
+            if one not in others:
+                others[one] = sum(_passes(fold, *one).values())
+                waiting += fold.of(one[0]).params.learns_from(one[1])
         rows[name] = {direction: _passes(fold, name, seed).get(direction) for direction in ("forward", "backward")}
-        rows[name]["of other students"] = sum(sum(one.values()) for one in others)
+        rows[name]["of other students"] = sum(others.values())
     return pd.DataFrame.from_dict(rows, orient="index").dropna() / 1000
 
 
-def _passes(fold: Fold, variant: str, seed: object) -> dict[str, int]:
+def _passes(fold: Fold, variant: str, seed: int) -> dict[str, int]:
     return read_json(fold.layout.student(seed, variant) / "run.json").get("passes", {})
 
 

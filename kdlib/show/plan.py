@@ -26,7 +26,6 @@ from kdlib.params import Params, fold_names, load
 from kdlib.pipeline import Fold
 from kdlib.settings.student import Phase
 from kdlib.show.measured import ASSUMED, ELSEWHERE, HERE, KINDS, MEMORY_MB, STAGES, Measured, of_params, wall_s
-from kdlib.teachers.teacher_sets import student_teachers
 
 PROBE = (2, 5, 25)  # steps of three trainings: the first warms up, the difference of the others is measured
 SPARE = 1.5  # memory and minutes that a cluster's job asks for, times what it takes
@@ -139,7 +138,7 @@ class Cost:
 def cost(graph: Graph, cores: int = 2, measured: Measured | None = None) -> Cost:
     """What a run of the graph of stages costs, and what is done of it."""
     known = measured or Measured.here(repository_root() / graph.first.outputs, graph.first.name)
-    counted = _Counted(known, {stage: [0, 0, 0.0, 0.0, 0.0, HERE, 0.0, 0.0, 0.0] for stage in STAGES})
+    counted = _Counted(known, {stage: [] for stage in STAGES})
     first, layout, teachers = graph.first, Layout(graph.first), {}
     layouts = [Layout(graph.settings[fold]) for fold in graph.folds]
     counted.add("corpus", layout.corpus)
@@ -218,11 +217,20 @@ def table(graph: Graph) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("variant")
 
 
+class _Run(NamedTuple):
+    """A run of a stage: what it takes, where that was measured, and the seconds that it has used, if it is done."""
+
+    seconds: float
+    mb: float
+    how: str
+    used: float | None
+
+
 class _Counted(NamedTuple):
-    """The runs of every stage: all, done; seconds and MB of all, seconds used; and where times were measured."""
+    """The runs of every stage."""
 
     measured: Measured
-    stages: dict[str, list]
+    stages: dict[str, list[_Run]]
 
     def add(self, kind: str, folder: Path, steps: int = 0, training: tuple = ()) -> None:
         """A run: of a training, by the time of its steps."""
@@ -238,22 +246,29 @@ class _Counted(NamedTuple):
         self._count("notebook", seconds, how, seconds if (repository_root() / path).is_file() else None)
 
     def _count(self, kind: str, seconds: float, how: str, used: float | None) -> None:
-        row = self.stages[KINDS[kind].stage]
-        row[0], row[1] = row[0] + 1, row[1] + (used is not None)
-        row[2], row[3] = row[2] + seconds, row[3] + self.measured.size(kind)
-        row[4] += used or 0.0
-        if used is None:
-            row[6], row[7] = row[6] + seconds, row[7] + self.measured.size(kind)
-        row[8] = max(row[8], seconds)
-        row[5] = max(row[5], how, key=(HERE, ELSEWHERE, ASSUMED).index)
+        self.stages[KINDS[kind].stage].append(_Run(seconds, self.measured.size(kind), how, used))
 
     def rows(self) -> list[Row]:
         """The rows of the table."""
-        memory = self.measured.memory
-        return [
-            Row(name, runs, done, seconds, mb, memory.get(name) or MEMORY_MB, how, used, *of_others)
-            for name, (runs, done, seconds, mb, used, how, *of_others) in self.stages.items()
-        ]
+        rows = []
+        for name, runs in self.stages.items():
+            left = [run for run in runs if run.used is None]
+            rows.append(
+                Row(
+                    stage=name,
+                    runs=len(runs),
+                    done=len(runs) - len(left),
+                    seconds=sum(run.seconds for run in runs),
+                    mb=sum(run.mb for run in runs),
+                    memory_mb=self.measured.memory.get(name) or MEMORY_MB,
+                    how=max((run.how for run in runs), key=(HERE, ELSEWHERE, ASSUMED).index, default=HERE),
+                    used_s=sum(run.used or 0.0 for run in runs),
+                    left_s=sum(run.seconds for run in left),
+                    left_mb=sum(run.mb for run in left),
+                    longest_s=max((run.seconds for run in runs), default=0.0),
+                )
+            )
+        return rows
 
 
 def _students(graph: Graph, fold: str, variants: dict[str, Params]) -> list[tuple[str, int]]:
@@ -270,15 +285,7 @@ def _students(graph: Graph, fold: str, variants: dict[str, Params]) -> list[tupl
         found[name, seed] = None
         if name not in variants:
             variants[name] = load(graph.recipe, fold, variant=name)
-        params = variants[name]
-        if terms.uses_teachers(params.distill) and params.teacher.source == "students":
-            taught_by = (one.split("/seed") for one in student_teachers(params.teacher))
-            waiting += [(variant, int(number)) for variant, number in taught_by]
-        if params.adapt:
-            waiting += [(params.adapt.start, seed), *params.adapt.members(seed)]
-        if graph.is_student(params.student.resume):
-            waiting.append((params.student.resume, seed))
-        waiting.append((params.distill.control, seed))
+        waiting += [*variants[name].learns_from(seed), (variants[name].distill.control, seed)]
     return list(found)
 
 
