@@ -18,10 +18,9 @@ from pathlib import Path
 
 import report
 import torch
-from step import stored
+from step import drawn, stored
 
 from kdlib.corpus.inputs import Batch
-from kdlib.corpus.manifest import Utterance
 from kdlib.models.augment import SpecAugment
 from kdlib.models.encoder_cache import FeatureCache
 from kdlib.models.encoder_conformer import Conformer, ConformerShape
@@ -76,7 +75,7 @@ def main() -> None:
     set_threads()
     torch.manual_seed(0)
     students, seconds, tokens, count, utterances, steps, rounds = SMOKE if run.smoke else FULL
-    device, samples = torch_device("auto"), int(16_000 * seconds)
+    device = torch_device("auto")
     shape = TINY if run.smoke else {}
     teachers = [Hybrid(Conformer(ConformerShape(**shape)), Heads(tokens, layers=0)) for _ in range(count)]
     rows = []
@@ -85,16 +84,11 @@ def main() -> None:
         for (name, (sizes, size)), (precision, half) in itertools.product(students.items(), PRECISIONS.items()):
             forms = steps_of(conformer_config(**sizes), tokens, ensemble, device, half)
 
-            def batch(number: int, size: int = size) -> Batch:
-                generator = torch.Generator().manual_seed(number)
-                names = [f"u{int(one)}" for one in torch.randint(utterances, (size,), generator=generator)]
-                listed = [Utterance(one, "S", Path(f"{one}.wav"), seconds, "") for one in names]
-                inputs = torch.randn(size, samples, generator=generator) / 10
-                loaded = [inputs.to(device), torch.full((size,), samples, device=device)]
-                return Batch(listed, [[5, 6, 7, 8]] * size, device=device, loaded=loaded)
-
-            memory = {form: bytes_beyond(lambda step=step: step(batch(0))) for form, step in forms.items()}
-            given = [[batch(number * steps + one) for one in range(steps)] for number in range(rounds + 1)]
+            given = [
+                [drawn(number * steps + one, size, seconds, utterances, device) for one in range(steps)]
+                for number in range(rounds + 1)
+            ]
+            memory = {form: bytes_beyond(lambda step=step, one=given[0][0]: step(one)) for form, step in forms.items()}
             repeated = {form: lambda batches, step=step: in_a_row(step, batches) for form, step in forms.items()}
             found = report.against(report.interleaved(repeated, rounds, given.__getitem__), PEER)
             rows += [

@@ -45,6 +45,16 @@ def stored(folder: Path, teachers: list[Hybrid], frames: int, utterances: int) -
     return TeacherEnsemble(stores, Weighting())
 
 
+def drawn(number: int, size: int, seconds: float, utterances: int, device: torch.device | str = "cpu") -> Batch:
+    """A batch of random speech, of some of the utterances that have stored outputs."""
+    generator, samples = torch.Generator().manual_seed(number), int(16_000 * seconds)
+    names = [f"u{int(one)}" for one in torch.randint(utterances, (size,), generator=generator)]
+    listed = [Utterance(name, "S", Path(f"{name}.wav"), seconds, "") for name in names]
+    inputs = torch.randn(size, samples, generator=generator) / 10
+    loaded = [inputs.to(device), torch.full((size,), samples, device=device)]
+    return Batch(listed, [[5, 6, 7, 8]] * size, device=device, loaded=loaded)
+
+
 def main() -> None:
     run = report.start(__file__, __doc__)
     set_threads()
@@ -58,13 +68,6 @@ def main() -> None:
         frames = int(student.eval()(torch.randn(1, samples), torch.tensor([samples])).lengths[0])
     student.train()
     optimiser = torch.optim.AdamW(student.parameters(), lr=1e-5, fused=True)
-
-    def batch(number: int) -> Batch:
-        generator = torch.Generator().manual_seed(number)
-        names = [f"u{int(one)}" for one in torch.randint(utterances, (size,), generator=generator)]
-        listed = [Utterance(name, "S", Path(f"{name}.wav"), seconds, "") for name in names]
-        inputs = torch.randn(size, samples, generator=generator) / 10
-        return Batch(listed, [[50, 60, 70, 80]] * size, loaded=[inputs, torch.full((size,), samples)])
 
     def step(objective: Objective, one: Batch) -> None:
         optimiser.zero_grad()
@@ -85,7 +88,9 @@ def main() -> None:
             )
         }
         forms = {name: lambda one, objective=objective: step(objective, one) for name, objective in objectives.items()}
-        found = report.against(report.interleaved(forms, rounds, batch), PEER)
+        found = report.against(
+            report.interleaved(forms, rounds, lambda number: drawn(number, size, seconds, utterances)), PEER
+        )
     run.save([{"step with": name, "s": taken, "ratio of times": ratio} for name, (taken, ratio) in found.items()])
 
 
