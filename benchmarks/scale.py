@@ -3,11 +3,12 @@
 The unit is UA-Speech by one microphone: 15 speakers of 765 utterances, 455 words, 13 teachers. Each form of work is
 done at 1, 3.2 and 10 times its unit, in a process of its own, and at 100 times where that takes less than a minute;
 else its time there is extrapolated, and said to be. The exponent is the slope of time against size, both in
-logarithms: 1 is proportional. Memory is what the process has more at its highest
-than before, at the largest size that was run.
+logarithms: 1 is proportional. Memory is what the process has more at its highest than before, at the largest size that
+was run.
 
 Work that a training does at every step - a batch, its targets - is timed for as many steps, whatever the size of the
-corpus: its exponent is to be 0. The peer of each is proportional growth.
+corpus: its exponent is to be 0. The peer of each is proportional growth. The list of utterances itself (row `manifest`)
+is held in memory, as it is in SpeechBrain and NeMo; a training reads audio, batches and targets as it needs them.
 """
 
 import json
@@ -139,11 +140,17 @@ def teachers(scale: float, folder: Path) -> Callable[[], object]:
 
 
 def planning(scale: float, folder: Path) -> Callable[[], object]:
-    """The batches of an epoch."""
+    """The order of an epoch."""
     from kdlib.corpus import audio
 
     known = list(corpus(scale))
-    return lambda: list(audio.batches(known, BATCH, seed=1))
+    return lambda: audio.batches(known, BATCH, seed=1)
+
+
+def drawing(scale: float, folder: Path) -> Callable[[], object]:
+    """The batches of some steps of an epoch."""
+    epoch = planning(scale, folder)()
+    return lambda: [epoch[number % len(epoch)] for number in range(10 * STEPS)]
 
 
 def lexicon(scale: float, folder: Path) -> Callable[[], object]:
@@ -202,7 +209,8 @@ def exploring(scale: float, folder: Path) -> Callable[[], object]:
 FORMS: dict[str, tuple[Callable, str]] = {  # what grows
     "manifest": (importing, "speakers"),
     "splits of a fold": (splits, "speakers"),
-    "batches of an epoch": (planning, "speakers"),
+    "order of an epoch": (planning, "speakers"),
+    "batches of 300 steps": (drawing, "speakers"),
     "index of a store": (opening, "speakers"),
     "targets of 300 steps": (reading, "speakers"),
     "targets of 30 steps": (teachers, "teachers"),
@@ -210,7 +218,7 @@ FORMS: dict[str, tuple[Callable, str]] = {  # what grows
     "verdicts of three systems": (comparing, "speakers"),
     "explorer's table": (exploring, "speakers"),
 }
-CONSTANT = ("targets of 300 steps",)
+CONSTANT = ("batches of 300 steps", "targets of 300 steps")
 
 
 def one(name: str, scale: float) -> dict:

@@ -1,6 +1,7 @@
 """The store: exact, small, resumable, and checked against damage and misuse."""
 
 import dataclasses
+import hashlib
 import json
 import multiprocessing
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from kdlib.errors import UserError
+from kdlib.logits import index
 from kdlib.logits.store import Header, LogitStore, Writer
 from kdlib.tokens import Tokens, train_tokenizer
 
@@ -111,7 +113,10 @@ def test_a_killed_and_resumed_writer_writes_the_same_bytes(tmp_path, tokens, act
             if utt_id not in resumed:
                 resumed.add(utt_id, hidden[utt_id])
     assert done == ["u0", "u1", "u2"]
-    for name in ("frames.bin", "index.csv", "header.json", "head.safetensors"):
+    names = {"frames.bin", "index.npy", "header.json", "head.safetensors"}
+    for folder in ("killed", "whole"):
+        assert {file.name for file in (tmp_path / folder).iterdir()} == names
+    for name in names:
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
@@ -139,6 +144,64 @@ def test_a_folder_with_other_outputs_is_never_continued(tmp_path, tokens, activa
         Writer(tmp_path, other, head, source)
     assert (tmp_path / "frames.bin").read_bytes() == before
     assert (tmp_path / "header.json").exists() == finished
+
+
+def test_an_utterance_is_found_on_disk_among_thousands(tmp_path, tokens):
+    """More rows than are read at once; written in another order than sorted, ids of several lengths, non-ASCII too."""
+    names = [f"{prefix}{number}" for number in range(700) for prefix in ("b", "É", "aa_")]
+    with Writer(tmp_path, header(tokens, "dense32"), None) as writer:
+        for number, name in enumerate(names):
+            writer.add(name, torch.full((1 + number % 2, V), float(number)))
+    store = LogitStore(tmp_path)
+    assert list(store) == sorted(names, key=str.encode)
+    assert len(store) == len(names)
+    for number, name in enumerate(names):
+        assert store.hidden(name)[:, 0].tolist() == [number] * (1 + number % 2)
+        assert not any(other in store for other in (name + "0x", "0", "zz", name[:-1] + "!"))
+
+
+def test_an_empty_store_has_no_utterance(tmp_path, tokens):
+    with Writer(tmp_path, header(tokens, "dense32"), None):
+        pass
+    assert (len(LogitStore(tmp_path)), list(LogitStore(tmp_path)), "u0" in LogitStore(tmp_path)) == (0, [], False)
+
+
+def test_a_store_of_the_last_version_is_read(tmp_path, tokens, activations):
+    """Schema 3 kept its index as text."""
+    store = write(tmp_path, tokens, activations)
+    rows = index.read_rows(tmp_path)
+    index.start_journal(tmp_path, rows).close()
+    (tmp_path / "index.npy").unlink()
+    content = json.loads((tmp_path / "header.json").read_text())
+    sums = content.pop("checksums")
+    content["schema"] = 3
+    sums["header"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    sums["index"] = hashlib.sha256((tmp_path / "index.csv").read_bytes()).hexdigest()
+    (tmp_path / "header.json").write_text(json.dumps(content | {"checksums": sums}))
+    old = LogitStore(tmp_path)
+    assert list(old) == list(store)
+    for utt_id in activations[0]:
+        assert torch.equal(old.hidden(utt_id), store.hidden(utt_id))
+
+
+@pytest.mark.parametrize("left", [("index.csv", "begun.json"), ("index.csv", "begun.json", "header.json"), ()])
+def test_a_writer_killed_while_it_closes_loses_nothing(tmp_path, tokens, activations, left):
+    """Killed with the index written, with the header written too, and none of both: after it reopened a store."""
+    hidden, head = activations
+    write(tmp_path, tokens, activations)
+    about = json.loads((tmp_path / "header.json").read_text())
+    sums = about.pop("checksums")
+    if "index.csv" in left:
+        index.start_journal(tmp_path, index.read_rows(tmp_path)).close()
+    (tmp_path / "begun.json").write_text(json.dumps(about | {name: sums[name] for name in ("head", "source")}))
+    if "header.json" not in left:
+        (tmp_path / "header.json").unlink()
+    with Writer(tmp_path, header(tokens), head) as again:
+        assert all(utt_id in again for utt_id in hidden)
+        again.add("u9", hidden["u3"])
+    store = LogitStore(tmp_path)
+    assert len(store) == 6
+    assert torch.equal(store.hidden("u9"), store.hidden("u3"))
 
 
 def test_an_error_while_writing_leaves_no_header(tmp_path, tokens, activations):
@@ -173,8 +236,9 @@ DAMAGE = {
     "a bit of a frame": (flip_bit("frames.bin", 3), "u0 is damaged"),
     "a bit of the last frame": (flip_bit("frames.bin", -1), "u4 is damaged"),
     "a bit of the head": (flip_bit("head.safetensors", -1), r"head\.safetensors is missing or damaged"),
-    "a bit of the index": (flip_bit("index.csv", -4), r"index\.csv has changed"),
-    "another schema": (edit_header(schema=7), "schema 7, expected 3"),
+    "a bit of the index": (flip_bit("index.npy", -4), r"index\.npy is missing or has changed"),
+    "no index": (lambda folder: (folder / "index.npy").unlink(), r"index\.npy is missing"),
+    "another schema": (edit_header(schema=7), "schema 7, expected 4"),
     "a letter of a training speaker": (edit_header(train_speakers=["CM01", "M11"]), r"header\.json has changed"),
     "half of the header": (
         lambda folder: (folder / "header.json").write_bytes((folder / "header.json").read_bytes()[:90]),

@@ -7,18 +7,15 @@ is kept with its size and date, so that a second check, or one after a kill, ope
 
 import functools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
 import numpy as np
 import soundfile
 
 from kdlib.corpus.manifest import Utterance
 from kdlib.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 RATE_HZ = 16_000
 SHARPNESS = 32  # of resampling, in zero crossings: the default of 6 mirrors the upper end of the old band into the new
@@ -41,17 +38,33 @@ def load(utt: Utterance, rate_hz: int = RATE_HZ) -> np.ndarray:
     return _resampler(file_hz, rate_hz)(torch.from_numpy(samples)).numpy()
 
 
-def batches(utterances: Sequence[Utterance], size: int, *, seed: int | None = None) -> Iterator[list[Utterance]]:
+@dataclass(frozen=True)
+class Batches(Sequence[list[Utterance]]):
+    """Batches of utterances, put together when they are asked for: a large corpus is read in no order."""
+
+    utterances: Sequence[Utterance]
+    rows: list[np.ndarray]  # of each batch
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place):
+        if isinstance(place, slice):
+            return Batches(self.utterances, self.rows[place])
+        return [self.utterances[row] for row in self.rows[place].tolist()]
+
+
+def batches(utterances: Sequence[Utterance], size: int, *, seed: int | None = None) -> Batches:
     """Batches of similar length: shuffled batch by batch with a seed, longest first without one."""
     if seed is None:
         order = sorted(range(len(utterances)), key=lambda row: (-utterances[row].duration_s, utterances[row].utt_id))
     else:
         rng = random.Random(seed)
-        order = np.argsort([utt.duration_s * rng.uniform(0.9, 1.1) for utt in utterances], kind="stable").tolist()
-    groups = [[utterances[row] for row in order[start : start + size]] for start in range(0, len(order), size)]
+        order = np.argsort([utt.duration_s * rng.uniform(0.9, 1.1) for utt in utterances], kind="stable")
+    rows = [np.asarray(order[start : start + size], np.intp) for start in range(0, len(order), size)]
     if seed is not None:
-        rng.shuffle(groups)
-    yield from groups
+        rng.shuffle(rows)
+    return Batches(utterances, rows)
 
 
 def read_samples(file: soundfile.SoundFile, utt: Utterance) -> np.ndarray:

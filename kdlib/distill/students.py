@@ -20,6 +20,7 @@ import torch
 
 from kdlib.corpus import audio, labels
 from kdlib.corpus.inputs import Batch
+from kdlib.corpus.manifest import Utterance
 from kdlib.decode.calibration import towards_prior, word_prior
 from kdlib.decode.greedy import greedy
 from kdlib.decode.lexicon import Lexicon
@@ -155,7 +156,7 @@ class _Training:
                 encoder.spec_augment.done = task.global_step / steps  # of the phase, as the learning rate's warm-up
             return objective(batch, now)
 
-        def batches(part: int) -> list:
+        def batches(part: int) -> Sequence[list[Utterance]]:
             pool, each = data.train, plan.epoch_steps / plan.parts
             if settings.curriculum:
                 done = (earlier_steps + part * each) / sum(plan.steps)

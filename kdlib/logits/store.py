@@ -4,17 +4,16 @@ The head of a CTC or attention model is linear, so its logits over V tokens have
 these activations (`fp16`, or `int8` with one scale per frame) and once the head's weights: 2 d bytes per frame instead
 of 4 V. `dense16` and `dense32` store logits as they are, for those without a head. A folder contains
 
-    header.json   format, teacher and permitted use           frames.bin   [frames, width], memory-mapped
-    index.csv     utterance -> frames, checksum               head.safetensors   weight [V, d], bias [V]
+    header.json   format, teacher and permitted use           frames.bin   [frames, width]
+    index.npy     utterance -> frames, checksum               head.safetensors   weight [V, d], bias [V]
 
-Utterances are appended one by one and enter the index when they are complete: after a kill the writer resumes behind
-the last one. Every read is checked against its checksum.
+Utterances are appended one by one and enter a journal, index.csv, when they are complete: after a kill the writer
+resumes behind the last one. Every read is checked against its checksum. Frames and index are read as they are asked
+for: memory does not grow with the corpus.
 """
 
-import csv
 import dataclasses
 import hashlib
-import io
 import json
 import os
 import zlib
@@ -29,12 +28,12 @@ from safetensors.torch import load_file, save
 from kdlib.corpus.inputs import Batch
 from kdlib.errors import UserError, nearest
 from kdlib.io import read_json, sha256, write_json
+from kdlib.logits import index
 from kdlib.tokens import Tokens
 
-SCHEMA = 3  # of the header: schema 1 had other names, schema 2 no checksum of its own
+SCHEMA, READ = 4, (3, 4)  # of the header: 1 had other names, 2 no checksum of its own, 3 an index in text
 ENCODINGS = {"fp16": np.float16, "int8": np.int8, "dense16": np.float16, "dense32": np.float32}
 BEGUN = "begun.json"  # in the folder of a store that is being written
-INDEX = ("utt_id", "start", "frames", "crc32")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,11 +87,11 @@ class Writer:
             head = {"weight": weight, "bias": bias}
         self._claim(head, source)
         self._frames = (folder / "frames.bin").open("ab")
-        self._index = (folder / "index.csv").open("a", newline="", encoding="utf-8")
-        self._done = _complete_rows(folder / "index.csv")
+        self._done = {row[0]: row for row in index.read_rows(folder)}
         self._rows = sum(frames for _, _, frames, _ in self._done.values())
         self._frames.truncate(self._rows * header.row.itemsize)  # drops what a killed writer had begun
-        self._rewrite_index()
+        self._journal = index.start_journal(folder, self._done.values())
+        (folder / index.FILE).unlink(missing_ok=True)
 
     def _claim(self, head: dict[str, torch.Tensor] | None, source: str) -> None:
         """Refuse a folder that has other outputs; else note in it whose outputs it will have."""
@@ -120,7 +119,7 @@ class Writer:
             header = read_json(self.folder / "header.json")
             sums = header.pop("checksums", {})
             return header | {name: sums.get(name) for name in self._sums}
-        return {} if (self.folder / "index.csv").is_file() else None
+        return {} if (self.folder / index.JOURNAL).is_file() else None
 
     def __contains__(self, utt_id: str) -> bool:
         return utt_id in self._done
@@ -148,13 +147,13 @@ class Writer:
         content = rows.tobytes()
         self._frames.write(content)
         row = (utt_id, self._rows, len(values), zlib.crc32(content))
-        csv.writer(self._index, lineterminator="\n").writerow([*row, "."])
+        index.append(self._journal, row)
         self._done[utt_id] = row
         self._rows += len(values)
 
     def flush(self) -> None:
         """Write added utterances to disk: frames first, so that the index never lists a missing one."""
-        for file in (self._frames, self._index):
+        for file in (self._frames, self._journal):
             file.flush()
             os.fsync(file.fileno())
 
@@ -162,19 +161,14 @@ class Writer:
         """Close the files; only a complete store gets its header, without which it cannot be opened."""
         self.flush()
         self._frames.close()
-        self._index.close()
+        self._journal.close()
         if complete:
+            index.write(self.folder, self._done.values())
             header = dataclasses.asdict(self.header)
-            sums = {"header": _sum_of(header), "index": sha256(self.folder / "index.csv")} | self._sums
+            sums = {"header": _sum_of(header), "index": sha256(self.folder / index.FILE)} | self._sums
             write_json(self.folder / "header.json", header | {"checksums": sums})
-            (self.folder / BEGUN).unlink()
-
-    def _rewrite_index(self) -> None:
-        self._index.truncate(0)
-        writer = csv.writer(self._index, lineterminator="\n")
-        writer.writerow([*INDEX, "whole"])
-        writer.writerows([*row, "."] for row in self._done.values())
-        self.flush()
+            for name in (index.JOURNAL, BEGUN):
+                (self.folder / name).unlink()
 
 
 class LogitStore:
@@ -183,40 +177,42 @@ class LogitStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.header, sums = _read_header(folder)
-        if sha256(folder / "index.csv") != sums["index"]:
-            raise UserError(f"{folder}/index.csv has changed since the store was finished; extract it again")
-        self._rows = _complete_rows(folder / "index.csv")
-        expected = sum(frames for _, _, frames, _ in self._rows.values()) * self.header.row.itemsize
+        name = index.FILE if self.header.schema > 3 else index.JOURNAL
+        if not (folder / name).is_file() or sha256(folder / name) != sums["index"]:
+            raise UserError(f"{folder}/{name} is missing or has changed since the store was finished; extract it again")
+        self._index = index.Index(folder)
+        expected = self._index.frames * self.header.row.itemsize
         found = (folder / "frames.bin").stat().st_size if (folder / "frames.bin").is_file() else 0
         if found != expected:
             raise UserError(
                 f"{folder}/frames.bin has {found:,} bytes, expected {expected:,}: it was truncated; extract it again"
             )
-        self._frames = np.memmap(folder / "frames.bin", self.header.row, "r") if expected else None
+        self._frames = (folder / "frames.bin").open("rb", buffering=0) if expected else None
         self.head = None if self.header.encoding.startswith("dense") else _read_head(folder, sums["head"])
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._index)
 
     def __contains__(self, utt_id: str) -> bool:
-        return utt_id in self._rows
+        return self._index.find(utt_id) is not None
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._rows)
+        return iter(self._index)
 
     def frames(self, utt_id: str) -> int:
         """Number of rows of an utterance."""
-        return self._row(utt_id)[2]
+        return self._row(utt_id)[1]
 
     def hidden(self, utt_id: str) -> torch.Tensor:
         """Stored activations of an utterance, or its logits where they are dense: [T, width], float32."""
-        _, start, frames, checksum = self._row(utt_id)
+        start, frames, checksum = self._row(utt_id)
         if frames == 0:
             return torch.zeros(0, self.header.width)
-        rows = np.ascontiguousarray(self._frames[start : start + frames])
-        if zlib.crc32(rows.view(np.uint8)) != checksum:
+        size = self.header.row.itemsize
+        content = os.pread(self._frames.fileno(), frames * size, start * size)
+        if zlib.crc32(content) != checksum:
             raise UserError(f"{self.folder}: {utt_id} is damaged (its checksum differs); extract the store again")
-        return torch.from_numpy(_decode(rows, self.header))
+        return torch.from_numpy(_decode(np.frombuffer(content, self.header.row), self.header))
 
     def logits(self, utt_id: str) -> torch.Tensor:
         """Logits of an utterance, [T, V]."""
@@ -250,13 +246,12 @@ class LogitStore:
         if training and header.purpose != "training":
             raise UserError(f"{self.folder}: made for analysis of a held-out speaker; it is no training target")
 
-    def _row(self, utt_id: str) -> tuple[str, int, int, int]:
-        try:
-            return self._rows[utt_id]
-        except KeyError:
-            close = nearest(utt_id, list(self._rows)) if len(self._rows) < 50_000 else ""
-            hint = close if "did you mean" in close else ""
-            raise UserError(f"{self.folder}: no utterance {utt_id!r} among its {len(self._rows)}{hint}") from None
+    def _row(self, utt_id: str) -> tuple[int, int, int]:
+        if (found := self._index.find(utt_id)) is not None:
+            return found
+        close = nearest(utt_id, list(self)) if len(self) < 50_000 else ""
+        hint = close if "did you mean" in close else ""
+        raise UserError(f"{self.folder}: no utterance {utt_id!r} among its {len(self)}{hint}")
 
 
 def _encode(values: np.ndarray, header: Header) -> np.ndarray:
@@ -285,17 +280,6 @@ def _refuse_probabilities(values: np.ndarray, teacher: str, utt_id: str) -> None
         )
 
 
-def _complete_rows(path: Path) -> dict[str, tuple[str, int, int, int]]:
-    """Rows of the index, in order and without gaps; a row that a killed writer left incomplete is dropped."""
-    rows: dict[str, tuple[str, int, int, int]] = {}
-    expected = 0
-    for row in csv.reader(io.StringIO(path.read_text(encoding="utf-8"))):
-        if len(row) == 5 and row[4] == "." and int(row[1]) == expected:
-            rows[row[0]] = (row[0], int(row[1]), int(row[2]), int(row[3]))
-            expected += int(row[2])
-    return rows
-
-
 def _read_header(folder: Path) -> tuple[Header, dict]:
     path = folder / "header.json"
     if not path.is_file():
@@ -306,7 +290,7 @@ def _read_header(folder: Path) -> tuple[Header, dict]:
         schema = content["schema"]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path} is damaged; extract the store again") from None
-    if schema != SCHEMA:
+    if schema not in READ:
         raise UserError(
             f"{folder}: written by another version of kdlib (schema {schema}, expected {SCHEMA}); extract the store "
             "again"

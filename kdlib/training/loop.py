@@ -5,12 +5,11 @@ killed and resumes from its last checkpoint ends with the same weights as an und
 `fit` after the other, each in its own folder: a finished one is not run again.
 """
 
-import itertools
 import logging
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,16 +93,16 @@ class Task(pl.LightningModule):
 class EpochData(pl.LightningDataModule):
     """The batches of each epoch, computed from its number; of several processes each has every n-th of them."""
 
-    def __init__(self, batches: Callable[[int], Iterable[Any]], load: Callable[[Any], Any]) -> None:
+    def __init__(self, batches: Callable[[int], Sequence[Any]], load: Callable[[Any], Any]) -> None:
         super().__init__()
         self.batches, self.load = batches, load
 
     def train_dataloader(self) -> torch.utils.data.DataLoader:
         """The batches of the trainer's current epoch, in order."""
-        batches, world = list(self.batches(self.trainer.current_epoch)), self.trainer.world_size
+        batches, world = self.batches(self.trainer.current_epoch), self.trainer.world_size
         if world > 1 and batches:  # all processes make as many steps: the first batches fill up the last step
-            full = itertools.islice(itertools.cycle(batches), -(-len(batches) // world) * world)
-            batches = list(full)[self.trainer.global_rank :: world]
+            rows = [row % len(batches) for row in range(-(-len(batches) // world) * world)]
+            batches = torch.utils.data.Subset(batches, rows[self.trainer.global_rank :: world])
         return torch.utils.data.DataLoader(batches, batch_size=None, shuffle=False, collate_fn=self.load)
 
 

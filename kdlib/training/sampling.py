@@ -6,6 +6,8 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from kdlib.corpus import audio
 from kdlib.corpus.manifest import Utterance
 from kdlib.settings.student import Curriculum
@@ -27,15 +29,15 @@ class BatchPlan:
     epoch_steps: int
     steps: list[int]
 
-    def part(self, utterances: Sequence[Utterance], number: int, seed: int) -> list[list[Utterance]]:
+    def part(self, utterances: Sequence[Utterance], number: int, seed: int) -> Sequence[list[Utterance]]:
         """The batches of a part; `number` counts parts over all epochs."""
         epoch, part = divmod(number, self.parts)
-        groups: list[list[Utterance]] = []
-        while len(groups) < self.groups:
-            shuffle = seed * 1009 + epoch + 1_000_003 * len(groups)
-            groups += audio.batches(utterances, self.batch_size, seed=shuffle)
+        rows: list[np.ndarray] = []
+        while len(rows) < self.groups:
+            shuffle = seed * 1009 + epoch + 1_000_003 * len(rows)
+            rows += audio.batches(utterances, self.batch_size, seed=shuffle).rows
         size = math.ceil(self.groups / self.parts)
-        return groups[: self.groups][part * size : (part + 1) * size]
+        return audio.Batches(utterances, rows[: self.groups][part * size : (part + 1) * size])
 
 
 def easiest(
