@@ -103,7 +103,11 @@ def test_the_command_prints_tables_and_verdicts_and_draws_them(hard, outputs, tm
     assert "greedy: two and hard: no difference shown" in printed
     assert "One speaker allows no inference to new speakers" in printed
     out = outputs / "smoke" / "compare"
-    assert {"scores.csv", "verdicts.csv", "differences.png", "differences.pdf"} <= {path.name for path in out.iterdir()}
+    files = {path.name for path in out.iterdir()}
+    assert {"scores.csv", "verdicts.csv", "differences.png", "differences.pdf", "gains.png"} <= files
+    calibrated = pd.read_csv(out / "lexicon_against_lexicon_plain.csv")
+    assert set(calibrated.a) == {"baseline (lexicon)", "hard (lexicon)", "two (lexicon)"}
+    assert "What calibration gives, its settings chosen on dev speech" in printed
     scores = pd.read_csv(out / "scores.csv")
     assert set(scores.fold) == {"M08"}
     assert scores.drop_duplicates(["system", "seed"]).system.tolist() == ["baseline", "hard", "hard", "two"]
@@ -115,3 +119,6 @@ def test_the_command_prints_tables_and_verdicts_and_draws_them(hard, outputs, tm
     assert passes["of other students"] == 0
     verdicts = pd.read_csv(out / "verdicts.csv")
     assert set(zip(verdicts.a, verdicts.b, strict=True)) == {("hard", "baseline"), ("two", "hard")}
+    assert set(zip(verdicts.speech, verdicts.level, strict=True)) == {("held out", "all"), ("dev", "all")}
+    assert verdicts.groupby("speech").size().nunique() == 1  # the same pairs and decoders
+    assert "Dev speakers, by whose speech settings and checkpoints were chosen:" in printed

@@ -19,6 +19,7 @@ from kdlib.models import read_record
 from kdlib.objectives import terms
 from kdlib.params import Params
 from kdlib.pipeline import Fold
+from kdlib.settings.adaptation import UNLABELLED
 from kdlib.settings.evaluation import Scoring
 from kdlib.show import format
 from kdlib.tokens import normalise
@@ -162,16 +163,42 @@ def _decoded(folds: Sequence[Mapping[tuple[str, object], Path]], decoders: set[s
     return folders
 
 
-def of_beam_search(folds: Sequence[Mapping[tuple[str, object], Path]], scoring: Scoring) -> list[Verdict]:
-    """Test the beam search of each system against its greedy decoding: what the language model alone gives."""
-    folders = _decoded(folds, {"greedy", "beam"})
+def of_decoders(
+    folds: Sequence[Mapping[tuple[str, object], Path]], decoder: str, against: str, scoring: Scoring
+) -> list[Verdict]:
+    """Test a decoder of each system against another of the same outputs: what a language model or calibration gives."""
+    folders = _decoded(folds, {decoder, against})
     systems = {
-        f"{name} ({decoder})": compare.collect(paths, decoder, normaliser=scoring.normaliser)
+        f"{name} ({how})": compare.collect(paths, how, normaliser=scoring.normaliser)
         for name, paths in folders.items()
-        for decoder in ("greedy", "beam")
+        for how in (decoder, against)
     }
-    pairs = {f"{name} (beam)": f"{name} (greedy)" for name in folders}
+    pairs = {f"{name} ({decoder})": f"{name} ({against})" for name in folders}
     return compare.compare(systems, against=pairs, measure=scoring.measure, unit=scoring.unit) if pairs else []
+
+
+def on_dev(folds: Sequence[Mapping[tuple[str, object], Path]]) -> list[dict[tuple[str, object], Path]]:
+    """The folders of scores on dev speech; of several folds with one dev speaker, those of the first."""
+    found, speakers = [], set()
+    for fold in folds:
+        parts = {key: folder / "dev" for key, folder in fold.items() if (folder / "dev" / "scores.json").is_file()}
+        speaker = read_json(next(iter(parts.values())) / "scores.json")["held_out"] if parts else None
+        found += [parts] if parts and speaker not in speakers else []
+        speakers.add(speaker)
+    return found
+
+
+def means(fold: Fold) -> str:
+    """What a variant has that its control has not."""
+    params, active = fold.params, terms.active(fold.params.distill)
+    if params.adapt:
+        return "unlabelled speech" if params.adapt.targets in UNLABELLED else "more training"
+    if terms.uses_teachers(params.distill):
+        return "teacher"
+    if "average" in active:
+        return "averaging"
+    changed = params.student.augment != fold.control.params.student.augment
+    return "augmentation" if changed or "consistency" in active else "objective"
 
 
 def changed_utterances(before: Path, after: Path, decoder: str = "greedy") -> pd.DataFrame:

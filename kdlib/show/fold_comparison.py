@@ -4,7 +4,7 @@ They are printed, and written to `outputs/<recipe>/compare/`.
 """
 
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,21 @@ from kdlib.params import GIVEN
 from kdlib.pipeline import Fold
 from kdlib.settings.adaptation import UNLABELLED
 from kdlib.show import figures, format
-from kdlib.show.comparison import BASELINE, DECODERS, below_start, fold_scores, of_beam_search, score_folders, verdicts
+from kdlib.show.comparison import (
+    BASELINE,
+    DECODERS,
+    below_start,
+    fold_scores,
+    means,
+    of_decoders,
+    on_dev,
+    score_folders,
+    verdicts,
+)
+
+Folders = Mapping[tuple[str, object], Path]  # of the scores of a fold, by system and seed
+CALIBRATION = "calibration", "lexicon", "lexicon_plain"
+BEAM = "beam search", "beam", "greedy"  # of sentences: a closed lexicon has the test sentences themselves
 
 
 def compare_folds(
@@ -82,37 +96,69 @@ def _compare(
     control |= {name: of[0] if of[0] in variants else BASELINE for name, of in members.items()}
     if params.pretrained == "none":
         control = {name: of for name, of in control.items() if of != BASELINE}
-    rows: list[tuple[str, Verdict]] = []
-    sentences = params.scoring.measure == "wer"  # the closed lexicon then has the test sentences themselves
-    if sentences and (of_beam := of_beam_search(folders, params.scoring)):
-        print("Beam search, its settings chosen on dev speech, against greedy decoding of the same outputs:")
-        print("\n".join(result.text for result in of_beam))
-        with atomic_write(out / "beam_against_greedy.csv") as hidden:
-            verdict_frame(of_beam).to_csv(hidden, index=False)
-    few = {name for name in variants if first.of(name).params.labels}
-    adapted = {name for name in variants if (how := first.of(name).params.adapt) and how.targets in UNLABELLED}
-    for decoder in (name for name in DECODERS if not (sentences and "lexicon" in name)):
-        pairs = control
-        if decoder == "beam" or params.pretrained == "from_corpus":  # the baseline's was trained on all transcripts
-            pairs = {a: b for a, b in control.items() if a not in few or b != BASELINE}
-        for family in families(pairs, adapted):
-            rows += [(decoder, result) for result in verdicts(folders, family, decoder, params.scoring)]
-    if not rows:
+    kind, decoder, plain = BEAM if params.scoring.measure == "wer" else CALIBRATION
+    of_decoding = of_decoders(folders, decoder, plain, params.scoring)
+    if of_decoding:
+        print(f"What {kind} gives, its settings chosen on dev speech, with the same outputs:")
+        print("\n".join(result.text for result in of_decoding))
+        with atomic_write(out / f"{decoder}_against_{plain}.csv") as hidden:
+            verdict_frame(of_decoding).to_csv(hidden, index=False)
+    verdict_rows = _decide(first, folders, control)
+    if not verdict_rows:
         print("No two of these systems share a decoder: there is nothing to compare.")
         return
+    frame = _show_verdicts(verdict_rows, "")
+    for how, result in verdict_rows:
+        if result.b != BASELINE:
+            print(f"{how}: {result.text}")
+    parts = {("held out", "all"): frame}
+    levels = {fold.params.held_out: fold.corpus.level(fold.params.held_out) for fold in folds}
+    for level in dict.fromkeys(levels.values()) if len(set(levels.values())) > 1 else ():
+        of_level = [found for name, found in zip(levels, folders, strict=True) if levels[name] == level]
+        parts["held out", level] = _show_verdicts(_decide(first, of_level, control), f"Speakers of level {level}")
+    if dev := _decide(first, on_dev(folders), control):
+        parts["dev", "all"] = _show_verdicts(dev, "Dev speakers, by whose speech settings and checkpoints were chosen")
+    with atomic_write(out / "verdicts.csv") as hidden:
+        pd.concat([part.assign(speech=of[0], level=of[1]) for of, part in parts.items()]).to_csv(hidden, index=False)
+    figures.save(figures.differences(frame), out, "differences")
+    compared = frame[frame.b != BASELINE]
+    of_controls = {f"{name} ({decoder})" for name in control.values()}
+    decoding = verdict_frame([result for result in of_decoding if result.a in of_controls])
+    if len(compared):
+        kinds = {name: "averaging" if name in groups else means(first.of(name)) for name in compared.a}
+        gains = [decoding.assign(means=kind, decoder=decoder), compared.assign(means=compared.a.map(kinds))]
+        gains = pd.concat([part for part in gains if len(part)])
+        figures.save(figures.gains(gains, (decoder, "greedy")), out, "gains")
+
+
+def _decide(fold: Fold, folders: Sequence[Folders], control: Mapping[str, str]) -> list[tuple[str, Verdict]]:
+    """Every decoder's verdicts, each system against its control."""
+    params, rows = fold.params, []
+    for decoder in DECODERS:
+        if params.scoring.measure == "wer" and "lexicon" in decoder:
+            continue  # it has the test sentences themselves
+        pairs = control
+        if decoder == "beam" or params.pretrained == "from_corpus":  # the baseline's was trained on all transcripts
+            few = {name for name in control if name in params.variants and fold.of(name).params.labels}
+            pairs = {a: b for a, b in control.items() if a not in few or b != BASELINE}
+        for family in families(pairs, _adapted(fold, control)):
+            rows += [(decoder, result) for result in verdicts(folders, family, decoder, params.scoring)]
+    return rows
+
+
+def _adapted(fold: Fold, names: Iterable[str]) -> set[str]:
+    """The variants that are adapted on speech without transcripts."""
+    known = {name: fold.of(name).params.adapt for name in names if name in fold.params.variants}
+    return {name for name, adapt in known.items() if adapt and adapt.targets in UNLABELLED}
+
+
+def _show_verdicts(rows: Sequence[tuple[str, Verdict]], speech: str) -> pd.DataFrame:
     decoders, results = zip(*rows, strict=True)
     table = format.verdict_table(results)
     table.insert(2, "decoder", decoders)
+    print(f"\n{speech}:" if speech else "")
     print(table.drop(columns="measure").to_string(index=False))
-    apart = ", those adapted on speech without transcripts and the others apart" if adapted else ""
-    print(f"Holm's correction is over the pairs of a decoder{apart}.")
-    for decoder, result in rows:
-        if result.b != BASELINE:
-            print(f"{decoder}: {result.text}")
-    frame = verdict_frame(results).assign(decoder=decoders)
-    with atomic_write(out / "verdicts.csv") as hidden:
-        frame.to_csv(hidden, index=False)
-    figures.save(figures.differences(frame), out, "differences")
+    return verdict_frame(results).assign(decoder=decoders)
 
 
 def families(pairs: Mapping[str, str], adapted: Collection[str]) -> list[dict[str, str]]:
