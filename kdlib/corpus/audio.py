@@ -60,7 +60,8 @@ def batches(utterances: Sequence[Utterance], size: int, *, seed: int | None = No
         order = sorted(range(len(utterances)), key=lambda row: (-utterances[row].duration_s, utterances[row].utt_id))
     else:
         rng = random.Random(seed)
-        order = np.argsort([utt.duration_s * rng.uniform(0.9, 1.1) for utt in utterances], kind="stable")
+        lengths = (utt.duration_s * rng.uniform(0.9, 1.1) for utt in utterances)
+        order = np.argsort(np.fromiter(lengths, float, len(utterances)))
     rows = [np.asarray(order[start : start + size], np.intp) for start in range(0, len(order), size)]
     if seed is not None:
         rng.shuffle(rows)

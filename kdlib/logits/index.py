@@ -5,6 +5,7 @@ them. Stores of schema 3 have no such file: their index is sorted when they are 
 """
 
 import csv
+import functools
 import io
 import os
 from bisect import bisect_left, bisect_right
@@ -32,6 +33,7 @@ class Index:
         self._held = None if self._file else rows
         self._row, self._count = rows.dtype, len(rows)
         self._offset = path.stat().st_size - rows.nbytes if self._file else 0
+        self.find = functools.lru_cache(STEP)(self._find)  # start, frames and checksum of an utterance, or None
         self._firsts, self.frames = [], 0
         for number in range(-(-self._count // STEP)):
             part = self._rows(number)
@@ -45,8 +47,7 @@ class Index:
         for number in range(len(self._firsts)):
             yield from (name.decode() for name in self._rows(number)["utt_id"].tolist())
 
-    def find(self, utt_id: str) -> tuple[int, int, int] | None:
-        """The start, number of frames and checksum of an utterance; None if it is not in the store."""
+    def _find(self, utt_id: str) -> tuple[int, int, int] | None:
         name = utt_id.encode()
         number = bisect_right(self._firsts, name) - 1
         if number < 0:
