@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 
 from kdlib.errors import UserError
@@ -61,6 +62,26 @@ def test_spreads_are_estimated_from_results():
     assert (found.folds, found.utterances) == (3, 60)
     with pytest.raises(UserError, match="power: expected systems with controls, found none"):
         power.spreads(systems, {"b": "b"}, SMALL)
+
+
+def test_recordings_of_a_word_count_as_few():
+    """Eight copies of each utterance of a word decide no more than one; eight different utterances count as eight."""
+    systems = power.simulate(replace(SMALL, utterances=200), 0.05, power.np.random.default_rng(3))
+    words = {name: table.assign(reference=table.utt_id.str.split("_").str[1]) for name, table in systems.items()}
+    for name, table in words.items():
+        right = systems[name].hypothesis == "WORD"
+        words[name] = table.assign(hypothesis=power.np.where(right, table.reference, "OTHER"))
+    copies = {
+        name: pd.concat([table.assign(utt_id=table.utt_id + f"_{copy}") for copy in range(8)])
+        for name, table in words.items()
+    }
+    assert power.spreads(words, {"a": "b"}, SMALL, "word").alike == pytest.approx(1, abs=1e-9)
+    found = power.spreads(copies, {"a": "b"}, SMALL, "word")
+    assert found.alike == pytest.approx(8)
+    assert power.spreads(copies, {"a": "b"}, SMALL).alike == 1
+    plan = replace(found, utterances=1600)
+    assert plan.independent == 200
+    assert "1600 utterances (as many as 200 of different words)" in Power(plan, 0.1, None, 0.1).text
 
 
 def test_the_command_prints_a_row_per_plan(monkeypatch, capsys):

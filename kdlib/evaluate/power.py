@@ -36,6 +36,12 @@ class Plan:
     differing: float = 0.15  # utterances that one system recognises and the other does not
     of_speakers: float = 0.03  # standard deviation of the difference between speakers
     of_seeds: float = 0.02  # and between trainings
+    alike: float = 1.0  # recordings that count as one, where several are of one word (`scoring: {unit: word}`)
+
+    @property
+    def independent(self) -> int:
+        """How many utterances without repeated words would decide as much."""
+        return max(1, round(self.utterances / self.alike))
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,10 @@ class Power:
     def text(self) -> str:
         """In sentences."""
         plan = self.plan
-        size = f"{plan.folds} folds of {plan.utterances} utterances and {plan.seeds} seed{'s' * (plan.seeds > 1)}"
+        many = f"{plan.utterances} utterances"
+        if plan.alike > 1:
+            many += f" (as many as {plan.independent} of different words)"
+        size = f"{plan.folds} folds of {many} and {plan.seeds} seed{'s' * (plan.seeds > 1)}"
         corrected = f", {plan.pairs} comparisons" if plan.pairs > 1 else ""
         return f"{size}{corrected}: {self._these}. {self._new}."
 
@@ -72,9 +81,11 @@ class Power:
         return f"For new speakers one of {100 * self.new:.1f} points is"
 
 
-def spreads(systems: Mapping[str, pd.DataFrame], against: Mapping[str, str], plan: Plan) -> Plan:
+def spreads(
+    systems: Mapping[str, pd.DataFrame], against: Mapping[str, str], plan: Plan, unit: str = "utterance"
+) -> Plan:
     """A plan with the spreads that earlier results show: systems and their controls, tables from `compare.collect`."""
-    accuracy, differing, of_speakers, of_seeds = [], [], [], []
+    accuracy, differing, of_speakers, of_seeds, alike = [], [], [], [], []
     for name, control in against.items():
         if name == control:
             continue
@@ -85,7 +96,10 @@ def spreads(systems: Mapping[str, pd.DataFrame], against: Mapping[str, str], pla
         differing.append(float((a.to_numpy() != b.to_numpy()).mean()))
         by_speaker = (a - b).groupby(level=0).mean()  # [speakers, seeds]
         count = a.groupby(level=0).size().to_numpy()
-        noise = differing[-1] / count.mean()  # variance of a speaker's difference by the choice of utterances
+        alike.append(_alike(a - b, systems[name]) if unit == "word" else 1.0)
+        noise = (
+            differing[-1] / count.mean() * alike[-1]
+        )  # of a speaker's difference, by the choice of words
         if len(by_speaker) > 1:
             of_speakers.append(by_speaker.mean(axis=1).var(ddof=1) - noise / seeds)
         if seeds > 1:
@@ -98,7 +112,17 @@ def spreads(systems: Mapping[str, pd.DataFrame], against: Mapping[str, str], pla
         differing=float(np.mean(differing)),
         of_speakers=_sd(of_speakers, plan.of_speakers),
         of_seeds=_sd(of_seeds, plan.of_seeds),
+        alike=max(1.0, float(np.mean(alike))),
     )
+
+
+def _alike(differences: pd.DataFrame, system: pd.DataFrame) -> float:
+    """How much larger the variance of a mean difference is with words drawn than with recordings (design effect)."""
+    reference = system.drop_duplicates("utt_id").set_index("utt_id").reference
+    speakers = differences.index.get_level_values(0)
+    centred = differences - differences.groupby(level=0).transform("mean")
+    words = centred.groupby([speakers, reference[differences.index.get_level_values(1)].to_numpy()]).sum()
+    return float((words**2).to_numpy().sum() / max((centred**2).to_numpy().sum(), 1e-9))
 
 
 def power(plan: Plan, seed: int = 0, studies: int = STUDIES) -> Power:
@@ -120,6 +144,7 @@ def shown(plan: Plan, difference: float, seed: int = 0, studies: int = STUDIES) 
 def simulate(plan: Plan, difference: float, rng: np.random.Generator) -> dict[str, pd.DataFrame]:
     """A study of a system `a` that differs from its control `b`, as tables like those of `compare.collect`."""
     right: dict[str, list[np.ndarray]] = {"a": [], "b": []}
+    count = plan.independent
     for speaker in range(plan.folds):
         accuracy = plan.accuracy[speaker % len(plan.accuracy)]
         of_speaker = difference + plan.of_speakers * rng.standard_normal()
@@ -127,14 +152,14 @@ def simulate(plan: Plan, difference: float, rng: np.random.Generator) -> dict[st
             true = float(np.clip(of_speaker + plan.of_seeds * rng.standard_normal(), -accuracy, 1 - accuracy))
             differing = max(plan.differing, abs(true))
             gained, lost = min((differing + true) / 2, 1 - accuracy), min((differing - true) / 2, accuracy)
-            drawn, of_b = rng.random(plan.utterances), np.arange(plan.utterances) < round(accuracy * plan.utterances)
+            drawn, of_b = rng.random(count), np.arange(count) < round(accuracy * count)
             # of the words that b recognises a share is lost, of the others a share is gained
             change = np.where(of_b, drawn < lost / max(accuracy, 1e-9), drawn < gained / max(1 - accuracy, 1e-9))
             right["b"].append(of_b)
             right["a"].append(of_b ^ change)
-    speakers = np.repeat([f"S{speaker}" for speaker in range(plan.folds)], plan.seeds * plan.utterances)
-    seeds = np.tile(np.repeat(np.arange(plan.seeds), plan.utterances), plan.folds)
-    places = np.tile(np.arange(plan.utterances), plan.folds * plan.seeds)
+    speakers = np.repeat([f"S{speaker}" for speaker in range(plan.folds)], plan.seeds * count)
+    seeds = np.tile(np.repeat(np.arange(plan.seeds), count), plan.folds)
+    places = np.tile(np.arange(count), plan.folds * plan.seeds)
     shared = pd.DataFrame({"speaker": speakers, "reference": "WORD", "seed": seeds})
     shared["utt_id"] = shared.speaker + "_" + pd.Series(places).astype(str)
     return {

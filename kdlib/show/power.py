@@ -35,7 +35,7 @@ def of_recipe(recipe: str | Path, plan: Plan, decoder: str = "lexicon") -> tuple
         if variant in systems and its in systems:
             control[variant] = its
     used = {a: b for a, b in control.items() if a != b}
-    found = power.spreads(systems, used, plan)
+    found = power.spreads(systems, used, plan, params.scoring.unit)
     about = f"{', '.join(used)} against {', '.join(dict.fromkeys(used.values()))}, {len(folds)} folds, {decoder}"
     return found, about
 
