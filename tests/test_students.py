@@ -266,6 +266,9 @@ def test_every_kind_of_student_trains_and_is_scored(variant, settings):
     record = read_json(fold.layout.student(3) / "model.json")
     assert record["encoder"] == fold.params.student.encoder
     assert record["steps"] > 0
+    shown = fold.loss_view(3).terms["after training"]
+    assert shown.notna().any()
+    assert shown.isna().get("consistency", True)  # two views are of training alone
 
 
 def test_two_processes_train_one_student(variant):

@@ -46,9 +46,8 @@ def view(setup: StudentSetup, folder: Path, count: int = 4) -> LossView:
         name: {
             "side": term.side,
             "weight": objective.weight(name, START),
-            "before training": first.get(name, math.nan),
+            "before training": math.nan if "views" in term.needs else first.get(name, math.nan),
             "weight at the end": objective.weight(name, END),
-            # the layers that only training needs are not saved
             "after training": math.nan if _needs_more(term) else last.get(name, math.nan),
         }
         for name, term in objective.terms.items()
@@ -68,8 +67,8 @@ def view(setup: StudentSetup, folder: Path, count: int = 4) -> LossView:
 
 
 def _needs_more(term: Term) -> bool:
-    """True if the term uses a layer that only training has."""
-    return "layer" in term.needs or term.setting == "gamma"
+    """True if the term uses what only training has: a layer that is not saved, or several views by masks."""
+    return bool({"layer", "views"} & term.needs) or term.setting == "gamma"
 
 
 def _sample(setup: StudentSetup, count: int) -> list[Utterance]:
