@@ -147,11 +147,11 @@ def _sizes_and_times(folder: Path) -> str:
     return " ".join(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in found)
 
 
-def resources(job: str) -> dict[str, Callable[..., int]]:
-    """The resources of a job as Snakemake takes them: of the first attempt, and of later ones."""
+def resources(job: str, processes: int = 1) -> dict[str, Callable[..., int]]:
+    """The resources of a job as Snakemake takes them, of the first attempt and of later ones; memory by process."""
     memory, minutes = RESOURCES[job]
     return {
-        "mem_mb": lambda wildcards, attempt: memory * attempt,
+        "mem_mb": lambda wildcards, attempt: memory * processes * attempt,
         "runtime": lambda wildcards, attempt: minutes * attempt,
     }
 

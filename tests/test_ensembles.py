@@ -110,6 +110,7 @@ def test_the_command_prints_tables_and_verdicts_and_draws_them(hard, outputs, tm
     assert "What calibration gives, its settings chosen on dev speech" in printed
     scores = pd.read_csv(out / "scores.csv")
     assert set(scores.fold) == {"M08"}
+    assert scores.revision.str.len().min() >= 7  # of the code that scored each system
     assert scores.drop_duplicates(["system", "seed"]).system.tolist() == ["baseline", "hard", "hard", "two"]
     lines = printed.split("fold system")[1].splitlines()[1:6]
     rows = [[word for word in line.split() if "." not in word and word != "-"] for line in lines]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kdlib.errors import UserError
-from kdlib.graph import Graph
+from kdlib.graph import Graph, resources
 from kdlib.io import repository_root
 from kdlib.show import plan
 from kdlib.show.measured import Measured
@@ -42,10 +42,10 @@ def records(tmp_path) -> Path:
     return tmp_path
 
 
-def graph_of(records: Path, **config: str) -> Graph:
+def graph_of(records: Path, more: str = "", **config: str) -> Graph:
     """The demo's graph, with its records in a folder."""
     recipe = records / "demo.yaml"
-    recipe.write_text(f"extends: {repository_root() / 'params/demo.yaml'}\noutputs: {records}\n")
+    recipe.write_text(f"extends: {repository_root() / 'params/demo.yaml'}\noutputs: {records}\n{more}")
     return Graph({"recipe": str(recipe), "folds": "M08,", **config})
 
 
@@ -64,6 +64,14 @@ def test_a_run_costs_what_its_steps_took_elsewhere(records):
     assert found.frame.loc["students", "measured in"] == "other recipes"
     assert found.jobs.loc["a student", "memory (GB)"] == 3  # half as much again as 1.8
     assert 5 <= found.jobs.loc["half of the teachers", "minutes"] <= 10
+
+
+def test_each_process_of_a_student_takes_its_memory(records):
+    graph = graph_of(records, "student: {devices: 2}\n")
+    found = plan.cost(graph, measured=Measured.here(records, "demo"))
+    assert found.jobs.loc["a student", "memory (GB)"] == 6  # half as much again as twice 1.8
+    asked = [resources("students", count)["mem_mb"](None, attempt) for count in (1, 2) for attempt in (1, 2)]
+    assert asked == [6000, 12000, 12000, 24000]
 
 
 def test_seeds_folds_and_variants_multiply_what_is_trained(records):

@@ -97,9 +97,7 @@ def spreads(
         by_speaker = (a - b).groupby(level=0).mean()  # [speakers, seeds]
         count = a.groupby(level=0).size().to_numpy()
         alike.append(_alike(a - b, systems[name]) if unit == "word" else 1.0)
-        noise = (
-            differing[-1] / count.mean() * alike[-1]
-        )  # of a speaker's difference, by the choice of words
+        noise = differing[-1] / count.mean() * alike[-1]  # of a speaker's difference, by the choice of words
         if len(by_speaker) > 1:
             of_speakers.append(by_speaker.mean(axis=1).var(ddof=1) - noise / seeds)
         if seeds > 1:

@@ -124,6 +124,8 @@ def fold_scores(folders: Mapping[tuple[str, object], Path], fold: str = "") -> p
     """Tidy scores of the systems of a fold, on the held-out and on the dev speaker; shares unrounded."""
     rows = []
     for (system, seed), folder in folders.items():
+        run = folder / "run.json"
+        revision = read_json(run)["revision"] if run.is_file() else ""
         for speech, part in (("held out", folder), ("dev", folder / "dev")):
             if not (part / "scores.json").is_file():
                 continue
@@ -132,7 +134,7 @@ def fold_scores(folders: Mapping[tuple[str, object], Path], fold: str = "") -> p
             for row in ordered:
                 column = row["decoder"] if speech == "held out" else f"dev {row['decoder']}"
                 more = {"fold": fold, "system": system, "seed": seed, "speech": speech, "column": column}
-                rows.append(row | more | {"remark": scores.get("remark")})
+                rows.append(row | more | {"revision": revision, "remark": scores.get("remark")})
     return pd.DataFrame(rows)
 
 

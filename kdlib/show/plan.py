@@ -138,7 +138,7 @@ class Cost:
 def cost(graph: Graph, cores: int = 2, measured: Measured | None = None) -> Cost:
     """What a run of the graph of stages costs, and what is done of it."""
     known = measured or Measured.here(repository_root() / graph.first.outputs, graph.first.name)
-    counted = _Counted(known, {stage: [] for stage in STAGES})
+    counted = _Counted(known, {stage: [] for stage in STAGES}, graph.first.student.devices)
     first, layout, teachers = graph.first, Layout(graph.first), {}
     layouts = [Layout(graph.settings[fold]) for fold in graph.folds]
     counted.add("corpus", layout.corpus)
@@ -231,6 +231,7 @@ class _Counted(NamedTuple):
 
     measured: Measured
     stages: dict[str, list[_Run]]
+    devices: int  # of a student: each has a process, whose memory was measured
 
     def add(self, kind: str, folder: Path, steps: int = 0, training: tuple = ()) -> None:
         """A run: of a training, by the time of its steps."""
@@ -260,7 +261,8 @@ class _Counted(NamedTuple):
                     done=len(runs) - len(left),
                     seconds=sum(run.seconds for run in runs),
                     mb=sum(run.mb for run in runs),
-                    memory_mb=self.measured.memory.get(name) or MEMORY_MB,
+                    memory_mb=(self.measured.memory.get(name) or MEMORY_MB)
+                    * (self.devices if name == "students" else 1),
                     how=max((run.how for run in runs), key=(HERE, ELSEWHERE, ASSUMED).index, default=HERE),
                     used_s=sum(run.used or 0.0 for run in runs),
                     left_s=sum(run.seconds for run in left),
