@@ -104,7 +104,7 @@ def test_the_command_prints_tables_and_verdicts_and_draws_them(hard, outputs, tm
     assert "One speaker allows no inference to new speakers" in printed
     out = outputs / "smoke" / "compare"
     files = {path.name for path in out.iterdir()}
-    assert {"scores.csv", "verdicts.csv", "differences.png", "differences.pdf", "gains.png"} <= files
+    assert {"scores.csv", "verdicts.csv", "differences.png", "differences.pdf"} <= files
     calibrated = pd.read_csv(out / "lexicon_against_lexicon_plain.csv")
     assert set(calibrated.a) == {"baseline (lexicon)", "hard (lexicon)", "two (lexicon)"}
     assert "What calibration gives, its settings chosen on dev speech" in printed

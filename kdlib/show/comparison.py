@@ -19,7 +19,6 @@ from kdlib.models import read_record
 from kdlib.objectives import terms
 from kdlib.params import Params
 from kdlib.pipeline import Fold
-from kdlib.settings.adaptation import UNLABELLED
 from kdlib.settings.evaluation import Scoring
 from kdlib.show import format
 from kdlib.tokens import normalise
@@ -188,19 +187,6 @@ def on_dev(folds: Sequence[Mapping[tuple[str, object], Path]]) -> list[dict[tupl
         found += [parts] if parts and speaker not in speakers else []
         speakers.add(speaker)
     return found
-
-
-def means(fold: Fold) -> str:
-    """What a variant has that its control has not."""
-    params, active = fold.params, terms.active(fold.params.distill)
-    if params.adapt:
-        return "unlabelled speech" if params.adapt.targets in UNLABELLED else "more training"
-    if terms.uses_teachers(params.distill):
-        return "teacher"
-    if "average" in active:
-        return "averaging"
-    changed = params.student.augment != fold.control.params.student.augment
-    return "augmentation" if changed or "consistency" in active else "objective"
 
 
 def changed_utterances(before: Path, after: Path, decoder: str = "greedy") -> pd.DataFrame:

@@ -7,7 +7,6 @@ and an axis says what that is: `order` is the corpus's `speaker_order`.
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -203,53 +202,6 @@ def aggregates(table: pd.DataFrame, measure: str = "wra") -> Figure:
         return figure
 
 
-VERDICT_COLOURS = {"better": "C2", "worse": "C3", "no difference shown": "0.45"}
-
-
-def _draw_difference(axes: Axes, place: float, row: NamedTuple) -> None:
-    """A verdict's difference with its intervals, for these speakers (thick) and for new ones (thin)."""
-    colour = VERDICT_COLOURS[row.verdict]
-    for low, high, width in ((row.new_low, row.new_high, 0.8), (row.these_low, row.these_high, 2.4)):
-        if not np.isnan(low):
-            axes.plot([100 * low, 100 * high], [place, place], color=colour, linewidth=width)
-    axes.plot(100 * row.difference, place, "o", color=colour, markersize=4)
-
-
-def _verdict_legend(figure: Figure) -> None:
-    handles = [plt.Line2D([], [], color=colour, marker="o", markersize=4) for colour in VERDICT_COLOURS.values()]
-    outside_legend(figure, handles, list(VERDICT_COLOURS))
-
-
-def gains(table: pd.DataFrame, decoders: Sequence[str]) -> Figure:
-    """What each means gives over its control, a panel for each decoder.
-
-    Columns: those of `differences`, and means.
-    """
-    with plt.rc_context(style()):
-        order = ["calibration", "beam search", "objective", "augmentation", "averaging", "teacher", "more training"]
-        kinds = [*order, *sorted(set(table.means) - set(order))]
-        rows = table[table.decoder.isin(decoders)].drop_duplicates(["a", "b"])
-        names = [
-            (row.a, f"{kind}: {row.a} - {row.b}") for kind in kinds for row in rows[rows.means == kind].itertuples()
-        ]
-        names = names[::-1]
-        figure, panels = plt.subplots(1, len(decoders), figsize=(WIDTH_IN, 0.9 + 0.2 * len(names)), sharey=True)
-        for axes, decoder in zip(panels, decoders, strict=True):
-            found = {row.a: row for row in table[table.decoder == decoder].itertuples()}
-            for place, (name, _) in enumerate(names):
-                if name in found:
-                    _draw_difference(axes, place, found[name])
-            axes.axvline(0, color="black", linewidth=0.7)
-            axes.set_title(decoder, loc="left")
-        panels[0].set_ylim(-0.6, len(names) - 0.4)
-        row_names(panels[0], [name for _, name in names])
-        what = f"difference in {table.measure.iloc[0].upper()} (points)"
-        size = plt.rcParams["axes.labelsize"]
-        figure.supxlabel(f"{what}\n95 %: thick for these speakers, thin for new ones", fontsize=size)
-        _verdict_legend(figure)
-        return figure
-
-
 def differences(table: pd.DataFrame) -> Figure:
     """Differences between systems with their intervals, for these speakers (thick) and for new ones (thin).
 
@@ -258,8 +210,13 @@ def differences(table: pd.DataFrame) -> Figure:
     with plt.rc_context(style()):
         rows = table.iloc[::-1]
         figure, axes = plt.subplots(figsize=(WIDTH_IN, 0.9 + 0.2 * len(rows)))
+        colours = {"better": "C2", "worse": "C3", "no difference shown": "0.45"}
         for place, row in enumerate(rows.itertuples()):
-            _draw_difference(axes, place, row)
+            colour = colours[row.verdict]
+            for low, high, width in ((row.new_low, row.new_high, 0.8), (row.these_low, row.these_high, 2.4)):
+                if not np.isnan(low):
+                    axes.plot([100 * low, 100 * high], [place, place], color=colour, linewidth=width)
+            axes.plot(100 * row.difference, place, "o", color=colour, markersize=4)
         axes.axvline(0, color="black", linewidth=0.7)
         axes.set_ylim(-0.6, len(rows) - 0.4)
         decoders = list(dict.fromkeys(table.decoder))
@@ -268,7 +225,8 @@ def differences(table: pd.DataFrame) -> Figure:
         row_names(axes, names)
         what = f"{table.measure.iloc[0].upper()}{f', {decoders[0]}' if one else ''} (points)"
         axes.set_xlabel(f"difference in {what}\n95 %: thick for these speakers, thin for new ones")
-        _verdict_legend(figure)
+        handles = [plt.Line2D([], [], color=colour, marker="o", markersize=4) for colour in colours.values()]
+        outside_legend(figure, handles, list(colours))
         return figure
 
 

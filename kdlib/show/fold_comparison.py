@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
@@ -25,7 +26,6 @@ from kdlib.show.comparison import (
     DECODERS,
     below_start,
     fold_scores,
-    means,
     of_decoders,
     on_dev,
     score_folders,
@@ -120,15 +120,9 @@ def _compare(
         parts["dev", "all"] = _show_verdicts(dev, "Dev speakers, by whose speech settings and checkpoints were chosen")
     with atomic_write(out / "verdicts.csv") as hidden:
         pd.concat([part.assign(speech=of[0], level=of[1]) for of, part in parts.items()]).to_csv(hidden, index=False)
-    figures.save(figures.differences(frame), out, "differences")
-    compared = frame[frame.b != BASELINE]
-    of_controls = {f"{name} ({decoder})" for name in control.values()}
-    decoding = verdict_frame([result for result in of_decoding if result.a in of_controls])
-    if len(compared):
-        kinds = {name: "averaging" if name in groups else means(first.of(name)) for name in compared.a}
-        gains = [decoding.assign(means=kind, decoder=decoder), compared.assign(means=compared.a.map(kinds))]
-        gains = pd.concat([part for part in gains if len(part)])
-        figures.save(figures.gains(gains, (decoder, "greedy")), out, "gains")
+    figure = figures.differences(frame)
+    figures.save(figure, out, "differences")
+    plt.close(figure)
 
 
 def _decide(fold: Fold, folders: Sequence[Folders], control: Mapping[str, str]) -> list[tuple[str, Verdict]]:
