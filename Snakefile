@@ -169,7 +169,7 @@ rule students:
     log:
         f"{LOGS}/04_distill_{{held_out}}_{{variant}}_{{seed}}.ipynb",
     resources:
-        **resources("students", RUN.first.student.devices),
+        **resources("students", lambda wildcards: RUN.processes(wildcards.variant)),
     params:
         label=lambda wildcards: f"{wildcards.held_out}/04_distill {wildcards.variant} {wildcards.seed}",
         settings=lambda wildcards: RUN.settings_of(wildcards.held_out),
@@ -187,7 +187,7 @@ rule some_students:
     log:
         f"{LOGS}/students_{{held_out}}_{{part}}",
     resources:
-        **resources("students", RUN.first.student.devices),
+        **resources("students", lambda wildcards: RUN.processes()),
     params:
         label=lambda wildcards: f"students {wildcards.held_out} {wildcards.part}/{len(RUN.parts)}",
         settings=lambda wildcards: RUN.settings_of(wildcards.held_out),

@@ -7,6 +7,7 @@ import itertools
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from kdlib import source_code, stage
 from kdlib.corpus import prepare
@@ -134,6 +135,11 @@ class Graph:
             before += [self.student(held_out, params.distill.control, seed)]
         return before
 
+    def processes(self, variant: str = "") -> int:
+        """How many processes train a student: one for each device; by default the most of the run's students."""
+        known = [self.of_variant[variant]] if variant in self.of_variant else self.of_variant.values()
+        return max(1 if params.adapt else params.student.devices for params in known)
+
     def _taught(self, variant: str) -> bool:
         """True if a variant uses the teachers of 02 and 03; with fewer labels it has its own."""
         params = self.of_variant[variant]
@@ -147,11 +153,11 @@ def _sizes_and_times(folder: Path) -> str:
     return " ".join(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in found)
 
 
-def resources(job: str, processes: int = 1) -> dict[str, Callable[..., int]]:
+def resources(job: str, processes: Callable[[Any], int] = lambda wildcards: 1) -> dict[str, Callable[..., int]]:
     """The resources of a job as Snakemake takes them, of the first attempt and of later ones; memory by process."""
     memory, minutes = RESOURCES[job]
     return {
-        "mem_mb": lambda wildcards, attempt: memory * processes * attempt,
+        "mem_mb": lambda wildcards, attempt: memory * processes(wildcards) * attempt,
         "runtime": lambda wildcards, attempt: minutes * attempt,
     }
 

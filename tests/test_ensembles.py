@@ -122,4 +122,17 @@ def test_the_command_prints_tables_and_verdicts_and_draws_them(hard, outputs, tm
     assert set(zip(verdicts.a, verdicts.b, strict=True)) == {("hard", "baseline"), ("two", "hard")}
     assert set(zip(verdicts.speech, verdicts.level, strict=True)) == {("held out", "all"), ("dev", "all")}
     assert verdicts.groupby("speech").size().nunique() == 1  # the same pairs and decoders
-    assert "Dev speakers, by whose speech settings and checkpoints were chosen:" in printed
+    assert "Dev speakers, by whose speech checkpoints and decoders were chosen:" in printed
+
+
+def test_dev_speech_of_every_fold_counts_once(tmp_path):
+    """Folds may have one dev speaker; the recordings of two are no two trainings."""
+    for name in ("M08", "M05", "M16"):
+        (tmp_path / name / "dev").mkdir(parents=True)
+        (tmp_path / name / "dev" / "scores.json").write_text("{}")
+    folds = {"M10": {("hard", 1): tmp_path / "M08"}, "M11": {("hard", 1): tmp_path / "M05", ("none", 1): tmp_path}}
+    assert comparison.on_dev(folds) == [
+        {("hard", 1): tmp_path / "M08" / "dev"},
+        {("hard", 1): tmp_path / "M05" / "dev"},
+    ]
+    assert comparison.on_dev({"M10": {("hard", 1): tmp_path}}) == []

@@ -36,7 +36,7 @@ xxxxxxxxxxxxxxxxxxxxxxxxxxx  corpus/audio.py corpus/audio_checks.py corpus/embed
 ..x.xxxx...x.xxxxxxxxxxxx.x  pretrained/pieces.py
 ...xxxxxx.xx.xxxxxxxxxx....  decode/beam.py decode/calibration.py decode/lexicon.py decode/lm.py decode/trie.py
                              settings/evaluation.py
-.........xxx.xxxxxxxxxxxxxx  logits/store.py
+.........xxx.xxxxxxxxxxxxxx  logits/index.py logits/store.py
 ......xxx.xx.xxxxxxx.x.xxxx  settings/reference_loss.py settings/schedule.py
 ......xxx..x.xxxxxxx...xxxx  settings/teacher.py
 .........xxx.xxxxxxx...xxxx  logits/extract.py

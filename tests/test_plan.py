@@ -70,8 +70,11 @@ def test_each_process_of_a_student_takes_its_memory(records):
     graph = graph_of(records, "student: {devices: 2}\n")
     found = plan.cost(graph, measured=Measured.here(records, "demo"))
     assert found.jobs.loc["a student", "memory (GB)"] == 6  # half as much again as twice 1.8
-    asked = [resources("students", count)["mem_mb"](None, attempt) for count in (1, 2) for attempt in (1, 2)]
-    assert asked == [6000, 12000, 12000, 24000]
+    asked = resources("students", lambda _: graph.processes())["mem_mb"]
+    assert [asked(None, attempt) for attempt in (1, 2)] == [12000, 24000]
+    assert resources("students")["mem_mb"](None, 1) == 6000
+    of_one = graph_of(records, "variants: {ctc_kd: {student: {devices: 2}}, hard: {student: {devices: 2}}}\n")
+    assert (of_one.first.student.devices, of_one.processes("hard"), of_one.processes()) == (1, 2, 2)
 
 
 def test_seeds_folds_and_variants_multiply_what_is_trained(records):

@@ -77,11 +77,30 @@ def test_recordings_of_a_word_count_as_few():
     }
     assert power.spreads(words, {"a": "b"}, SMALL, "word").alike == pytest.approx(1, abs=1e-9)
     found = power.spreads(copies, {"a": "b"}, SMALL, "word")
-    assert found.alike == pytest.approx(8)
+    assert found.alike == pytest.approx(8, rel=0.01)
     assert power.spreads(copies, {"a": "b"}, SMALL).alike == 1
-    plan = replace(found, utterances=1600)
+    plan = replace(found, utterances=1600, alike=8.0)
     assert plan.independent == 200
     assert "1600 utterances (as many as 200 of different words)" in Power(plan, 0.1, None, 0.1).text
+
+
+def test_what_all_trainings_share_is_no_spread_between_them():
+    """Words that every training of a system knows vary its mean difference, and not its difference between seeds."""
+    true = Plan(folds=40, utterances=200, seeds=4, of_speakers=0.0, of_seeds=0.04, accuracy=(0.6,), shared=0.8)
+    systems = power.simulate(true, 0.05, power.np.random.default_rng(3))
+    found = power.spreads(systems, {"a": "b"}, SMALL)
+    assert found.shared == pytest.approx(0.8, abs=0.1)
+    assert found.of_seeds == pytest.approx(0.04, abs=0.01)
+    assert found.of_speakers == pytest.approx(0.0, abs=0.02)
+    one = power.spreads({name: table[table.seed == 0] for name, table in systems.items()}, {"a": "b"}, SMALL)
+    assert one.shared == SMALL.shared  # one training cannot tell
+
+
+def test_a_system_under_two_names_tells_no_spread():
+    systems = power.simulate(Plan(folds=4, utterances=200, seeds=2), 0.05, power.np.random.default_rng(3))
+    found = power.spreads(systems | {"c": systems["b"]}, {"a": "b", "c": "b"}, SMALL, "utterance")
+    alone = power.spreads(systems, {"a": "b"}, SMALL, "utterance")
+    assert (found.alike, found.shared, found.of_seeds) == (alone.alike, alone.shared, alone.of_seeds)
 
 
 def test_the_command_prints_a_row_per_plan(monkeypatch, capsys):

@@ -182,6 +182,10 @@ def test_a_store_of_the_last_version_is_read(tmp_path, tokens, activations):
     assert list(old) == list(store)
     for utt_id in activations[0]:
         assert torch.equal(old.hidden(utt_id), store.hidden(utt_id))
+    with Writer(tmp_path, header(tokens), activations[1]) as writer:  # continued as one of this version
+        writer.add("u9", activations[0]["u3"])
+    assert LogitStore(tmp_path).header.schema == 4
+    assert list(LogitStore(tmp_path)) == [*store, "u9"]
 
 
 @pytest.mark.parametrize("left", [("index.csv", "begun.json"), ("index.csv", "begun.json", "header.json"), ()])
@@ -202,6 +206,27 @@ def test_a_writer_killed_while_it_closes_loses_nothing(tmp_path, tokens, activat
     store = LogitStore(tmp_path)
     assert len(store) == 6
     assert torch.equal(store.hidden("u9"), store.hidden("u3"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "index.npy").write_bytes(b""), r"index\.npy is missing or has changed"),
+        (lambda folder: (folder / "index.npy").unlink(), r"index\.npy is missing or has changed"),
+        (lambda folder: (folder / "frames.bin").write_bytes(b"1"), r"frames\.bin has 1 bytes, expected at least"),
+        (
+            lambda folder: ((folder / "header.json").unlink(), (folder / "index.npy").write_bytes(b"")),
+            r"index\.npy is damaged",
+        ),
+    ],
+)
+def test_a_writer_never_shortens_a_damaged_store(tmp_path, tokens, activations, damage, message):
+    write(tmp_path, tokens, activations)
+    damage(tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(UserError, match=message):
+        Writer(tmp_path, header(tokens), activations[1])
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 def test_an_error_while_writing_leaves_no_header(tmp_path, tokens, activations):

@@ -19,6 +19,7 @@ from kdlib.evaluate import score
 from kdlib.evaluate.hypotheses import Hypothesis
 from kdlib.evaluate.score import About
 from kdlib.io import repository_root
+from kdlib.settings.evaluation import Scoring
 from kdlib.show import latex, thesis, thesis_figures, thesis_tables
 from kdlib.show.drawing import fit_texts
 from kdlib.show.thesis_tables import Results
@@ -114,11 +115,11 @@ def test_what_each_step_gives_is_compared_where_every_fold_has_it(tmp_path):
         ("hard_words", 1): scored("hard_words", (36, 20), both),
         ("masks", 1): scored("masks", (30,), ("greedy",)),
     }
-    table = thesis_tables._gains([fold], "none").set_index("a")
+    table = thesis_tables._gains([fold], Scoring()).set_index("a")
     assert list(table.index) == ["calibration: hard (lexicon)", "objective: hard_words"]
     assert table.difference.round(3).tolist() == [0.5, 0.15]
     assert table.b.tolist() == ["hard (lexicon_plain)", "hard"]
-    assert thesis_tables._gains([fold, {("hard", 1): fold["hard", 1]}], "none").a.tolist() == [
+    assert thesis_tables._gains([fold, {("hard", 1): fold["hard", 1]}], Scoring()).a.tolist() == [
         "calibration: hard (lexicon)"
     ]
     results = replace(study(), gains=table.reset_index())

@@ -38,7 +38,7 @@ def load(utt: Utterance, rate_hz: int = RATE_HZ) -> np.ndarray:
     return _resampler(file_hz, rate_hz)(torch.from_numpy(samples)).numpy()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batches(Sequence[list[Utterance]]):
     """Batches of utterances, put together when they are asked for: a large corpus is read in no order."""
 

@@ -37,6 +37,7 @@ class Plan:
     of_speakers: float = 0.03  # standard deviation of the difference between speakers
     of_seeds: float = 0.02  # and between trainings
     alike: float = 1.0  # recordings that count as one, where several are of one word (`scoring: {unit: word}`)
+    shared: float = 0.0  # share of an utterance's chance that all trainings have in common
 
     @property
     def independent(self) -> int:
@@ -85,7 +86,8 @@ def spreads(
     systems: Mapping[str, pd.DataFrame], against: Mapping[str, str], plan: Plan, unit: str = "utterance"
 ) -> Plan:
     """A plan with the spreads that earlier results show: systems and their controls, tables from `compare.collect`."""
-    accuracy, differing, of_speakers, of_seeds, alike = [], [], [], [], []
+    found: dict[str, list[float]] = {name: [] for name in ("differing", "of_speakers", "of_seeds", "alike", "shared")}
+    accuracy: list[float] = []
     for name, control in against.items():
         if name == control:
             continue
@@ -93,34 +95,50 @@ def spreads(
         seeds = min(table.shape[1] for table in right)
         a, b = (table.iloc[:, :seeds] for table in right)
         accuracy += b.mean(axis=1).groupby(level=0).mean().tolist()
-        differing.append(float((a.to_numpy() != b.to_numpy()).mean()))
+        found["differing"].append(float((a.to_numpy() != b.to_numpy()).mean()))
+        if not found["differing"][-1]:
+            continue  # one system under two names
+        words = _words(a.index, systems[name]) if unit == "word" else None
+        drawn, of_mean = (_drawn(part, words) for part in (a - b, (a - b).mean(axis=1).to_frame()))
+        common = (seeds * of_mean - drawn) / (seeds - 1) if seeds > 1 else plan.shared * drawn  # to all trainings
+        common = min(max(0.0, common), drawn)
+        found["alike"].append(drawn / _drawn(a - b, None))
+        found["shared"].append(common / drawn)
         by_speaker = (a - b).groupby(level=0).mean()  # [speakers, seeds]
-        count = a.groupby(level=0).size().to_numpy()
-        alike.append(_alike(a - b, systems[name]) if unit == "word" else 1.0)
-        noise = differing[-1] / count.mean() * alike[-1]  # of a speaker's difference, by the choice of words
-        if len(by_speaker) > 1:
-            of_speakers.append(by_speaker.mean(axis=1).var(ddof=1) - noise / seeds)
+        trainings = max(0.0, by_speaker.var(axis=1, ddof=1).mean() - (drawn - common)) if seeds > 1 else 0.0
         if seeds > 1:
-            of_seeds.append(by_speaker.var(axis=1, ddof=1).mean() - noise)
+            found["of_seeds"].append(trainings)
+        if len(by_speaker) > 1:
+            noise = common + (drawn - common + trainings) / seeds
+            found["of_speakers"].append(by_speaker.mean(axis=1).var(ddof=1) - noise)
     if not accuracy:
         raise UserError("power: expected systems with controls, found none; train some first, or give the spreads")
     return replace(
         plan,
         accuracy=tuple(accuracy),
-        differing=float(np.mean(differing)),
-        of_speakers=_sd(of_speakers, plan.of_speakers),
-        of_seeds=_sd(of_seeds, plan.of_seeds),
-        alike=max(1.0, float(np.mean(alike))),
+        differing=float(np.mean(found["differing"])),
+        of_speakers=_sd(found["of_speakers"], plan.of_speakers),
+        of_seeds=_sd(found["of_seeds"], plan.of_seeds),
+        alike=max(1.0, float(np.mean(found["alike"] or [plan.alike]))),
+        shared=float(np.mean(found["shared"] or [plan.shared])),
     )
 
 
-def _alike(differences: pd.DataFrame, system: pd.DataFrame) -> float:
-    """How much larger the variance of a mean difference is with words drawn than with recordings (design effect)."""
+def _words(utterances: pd.MultiIndex, system: pd.DataFrame) -> np.ndarray:
+    """The word of each utterance."""
     reference = system.drop_duplicates("utt_id").set_index("utt_id").reference
+    return reference[utterances.get_level_values(1)].to_numpy()
+
+
+def _drawn(differences: pd.DataFrame, words: np.ndarray | None) -> float:
+    """The variance of a speaker's mean difference by the choice of utterances, or of words with all recordings."""
     speakers = differences.index.get_level_values(0)
     centred = differences - differences.groupby(level=0).transform("mean")
-    words = centred.groupby([speakers, reference[differences.index.get_level_values(1)].to_numpy()]).sum()
-    return float((words**2).to_numpy().sum() / max((centred**2).to_numpy().sum(), 1e-9))
+    units = centred.groupby([speakers, differences.index.get_level_values(1) if words is None else words]).sum()
+    by_speaker = (units**2).groupby(level=0).agg(["sum", "size"]).swaplevel(axis=1)
+    size, count = by_speaker["size"], differences.groupby(level=0).size()
+    variances = by_speaker["sum"].mul(1 / count**2, axis=0) * size / (size - 1).clip(lower=1)
+    return float(variances.to_numpy().mean())
 
 
 def power(plan: Plan, seed: int = 0, studies: int = STUDIES) -> Power:
@@ -144,13 +162,14 @@ def simulate(plan: Plan, difference: float, rng: np.random.Generator) -> dict[st
     right: dict[str, list[np.ndarray]] = {"a": [], "b": []}
     count = plan.independent
     for speaker in range(plan.folds):
+        known, common = rng.random(count), rng.random(count) < plan.shared  # the same for all trainings
         accuracy = plan.accuracy[speaker % len(plan.accuracy)]
         of_speaker = difference + plan.of_speakers * rng.standard_normal()
         for _ in range(plan.seeds):
             true = float(np.clip(of_speaker + plan.of_seeds * rng.standard_normal(), -accuracy, 1 - accuracy))
             differing = max(plan.differing, abs(true))
             gained, lost = min((differing + true) / 2, 1 - accuracy), min((differing - true) / 2, accuracy)
-            drawn, of_b = rng.random(count), np.arange(count) < round(accuracy * count)
+            drawn, of_b = np.where(common, known, rng.random(count)), np.arange(count) < round(accuracy * count)
             # of the words that b recognises a share is lost, of the others a share is gained
             change = np.where(of_b, drawn < lost / max(accuracy, 1e-9), drawn < gained / max(1 - accuracy, 1e-9))
             right["b"].append(of_b)

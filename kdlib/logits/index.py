@@ -1,11 +1,11 @@
 """`Index`: where each utterance of a store lies, looked up on disk: memory does not grow with the corpus.
 
 Rows are sorted by utterance id. Of every 64th the id is kept in memory; a look-up reads the 64 rows behind one of
-them. Stores of schema 3 have no such file: their index is sorted when they are opened, and held in memory.
+them, unless they are those of the last one. Stores of schema 3 have no such file: their index is sorted when they are
+opened, and held in memory.
 """
 
 import csv
-import functools
 import io
 import os
 from bisect import bisect_left, bisect_right
@@ -15,6 +15,7 @@ from typing import IO
 
 import numpy as np
 
+from kdlib.errors import UserError
 from kdlib.io import atomic_write
 
 STEP = 64  # rows read at once
@@ -33,7 +34,7 @@ class Index:
         self._held = None if self._file else rows
         self._row, self._count = rows.dtype, len(rows)
         self._offset = path.stat().st_size - rows.nbytes if self._file else 0
-        self.find = functools.lru_cache(STEP)(self._find)  # start, frames and checksum of an utterance, or None
+        self._last: tuple[int, list[bytes], np.ndarray] = (-1, [], rows[:0])  # the rows that were read last
         self._firsts, self.frames = [], 0
         for number in range(-(-self._count // STEP)):
             part = self._rows(number)
@@ -47,13 +48,17 @@ class Index:
         for number in range(len(self._firsts)):
             yield from (name.decode() for name in self._rows(number)["utt_id"].tolist())
 
-    def _find(self, utt_id: str) -> tuple[int, int, int] | None:
+    def find(self, utt_id: str) -> tuple[int, int, int] | None:
+        """The start, number of frames and checksum of an utterance; None if it is not in the store."""
         name = utt_id.encode()
         number = bisect_right(self._firsts, name) - 1
         if number < 0:
             return None
-        rows = self._rows(number)
-        names = rows["utt_id"].tolist()
+        last, names, rows = self._last
+        if last != number:
+            rows = self._rows(number)
+            names = rows["utt_id"].tolist()
+            self._last = number, names, rows
         place = bisect_left(names, name)
         return rows[place].item()[1:] if place < len(names) and names[place] == name else None
 
@@ -70,6 +75,8 @@ def write(folder: Path, rows: Iterable[Row]) -> None:
     """Write the index of a complete store."""
     with atomic_write(folder / FILE) as hidden, hidden.open("wb") as file:
         np.save(file, _sorted(rows))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _sorted(rows: Iterable[Row]) -> np.ndarray:
@@ -85,8 +92,12 @@ def read_rows(folder: Path) -> list[Row]:
         return read_journal(folder / JOURNAL)
     if not (folder / FILE).is_file():
         return []
-    rows = np.load(folder / FILE)
-    return [(row[0].decode(), *row[1:]) for row in rows[np.argsort(rows["start"], kind="stable")].tolist()]
+    try:
+        rows = np.load(folder / FILE)
+    except (EOFError, ValueError, OSError):
+        raise UserError(f"{folder / FILE} is damaged; remove the folder, and extract the store again") from None
+    written = rows[np.lexsort((rows["frames"], rows["start"]))]  # utterances without frames before the next one
+    return [(row[0].decode(), *row[1:]) for row in written.tolist()]
 
 
 def read_journal(path: Path) -> list[Row]:

@@ -85,10 +85,10 @@ class Writer:
                 )
             weight = weight.half() if header.encoding == "int8" else weight  # as exact as the activations are
             head = {"weight": weight, "bias": bias}
+        self._done = {row[0]: row for row in _known_rows(folder)}
+        self._rows = sum(frames for _, _, frames, _ in self._done.values())
         self._claim(head, source)
         self._frames = (folder / "frames.bin").open("ab")
-        self._done = {row[0]: row for row in index.read_rows(folder)}
-        self._rows = sum(frames for _, _, frames, _ in self._done.values())
         self._frames.truncate(self._rows * header.row.itemsize)  # drops what a killed writer had begun
         self._journal = index.start_journal(folder, self._done.values())
         (folder / index.FILE).unlink(missing_ok=True)
@@ -100,11 +100,20 @@ class Writer:
         self._sums = {"head": hashlib.sha256(content).hexdigest() if head is not None else None, "source": source}
         mine = json.loads(json.dumps(dataclasses.asdict(self.header) | self._sums))  # tuples as lists
         held = self._held()
+        if held is not None and held.get("schema") in READ:
+            held["schema"] = SCHEMA  # what is written is the same
         if held is not None and held != mine:
             different = ", ".join(sorted(name for name in mine if held.get(name) != mine[name]))
             raise UserError(
                 f"{self.folder} holds outputs that were stored before, of other contents ({different}); name another "
                 "folder, or remove this one"
+            )
+        frames, expected = self.folder / "frames.bin", self._rows * self.header.row.itemsize
+        found = frames.stat().st_size if frames.is_file() else 0
+        if found < expected:
+            raise UserError(
+                f"{frames} has {found:,} bytes, expected at least {expected:,}: it was truncated; remove the folder, "
+                "and extract the store again"
             )
         write_json(self.folder / BEGUN, mine)
         if head is not None:
@@ -252,6 +261,18 @@ class LogitStore:
         close = nearest(utt_id, list(self)) if len(self) < 50_000 else ""
         hint = close if "did you mean" in close else ""
         raise UserError(f"{self.folder}: no utterance {utt_id!r} among its {len(self)}{hint}")
+
+
+def _known_rows(folder: Path) -> list[index.Row]:
+    """The rows of what was stored before, or an error that leaves it as it is if the index has changed since."""
+    if (folder / "header.json").is_file() and not (folder / index.JOURNAL).is_file():
+        sums = read_json(folder / "header.json").get("checksums", {})
+        if not (folder / index.FILE).is_file() or sha256(folder / index.FILE) != sums.get("index"):
+            raise UserError(
+                f"{folder / index.FILE} is missing or has changed since the store was finished; remove the folder, and "
+                "extract the store again"
+            )
+    return index.read_rows(folder)
 
 
 def _encode(values: np.ndarray, header: Header) -> np.ndarray:

@@ -124,7 +124,7 @@ def fold_scores(folders: Mapping[tuple[str, object], Path], fold: str = "") -> p
     rows = []
     for (system, seed), folder in folders.items():
         run = folder / "run.json"
-        revision = read_json(run)["revision"] if run.is_file() else ""
+        revision = read_json(run).get("revision", "") if run.is_file() else ""
         for speech, part in (("held out", folder), ("dev", folder / "dev")):
             if not (part / "scores.json").is_file():
                 continue
@@ -178,15 +178,13 @@ def of_decoders(
     return compare.compare(systems, against=pairs, measure=scoring.measure, unit=scoring.unit) if pairs else []
 
 
-def on_dev(folds: Sequence[Mapping[tuple[str, object], Path]]) -> list[dict[tuple[str, object], Path]]:
-    """The folders of scores on dev speech; of several folds with one dev speaker, those of the first."""
-    found, speakers = [], set()
-    for fold in folds:
-        parts = {key: folder / "dev" for key, folder in fold.items() if (folder / "dev" / "scores.json").is_file()}
-        speaker = read_json(next(iter(parts.values())) / "scores.json")["held_out"] if parts else None
-        found += [parts] if parts and speaker not in speakers else []
-        speakers.add(speaker)
-    return found
+def on_dev(folds: Mapping[str, Mapping[tuple[str, object], Path]]) -> list[dict[tuple[str, object], Path]]:
+    """The folders of scores on dev speech, by dev speaker."""
+    parts = [
+        {key: folder / "dev" for key, folder in fold.items() if (folder / "dev" / "scores.json").is_file()}
+        for fold in folds.values()
+    ]
+    return [part for part in parts if part]
 
 
 def changed_utterances(before: Path, after: Path, decoder: str = "greedy") -> pd.DataFrame:

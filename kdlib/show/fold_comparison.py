@@ -4,13 +4,15 @@ They are printed, and written to `outputs/<recipe>/compare/`.
 """
 
 import itertools
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from kdlib.corpus.manifest import LEVELS
 from kdlib.evaluate.hypotheses import read_hypotheses
 from kdlib.evaluate.normalisers import NORMALISERS
 from kdlib.evaluate.rounding import percent
@@ -20,6 +22,7 @@ from kdlib.io import atomic_write, read_json
 from kdlib.params import GIVEN
 from kdlib.pipeline import Fold
 from kdlib.settings.adaptation import UNLABELLED
+from kdlib.settings.evaluation import Scoring
 from kdlib.show import figures, format
 from kdlib.show.comparison import (
     BASELINE,
@@ -98,60 +101,78 @@ def _compare(
         control = {name: of for name, of in control.items() if of != BASELINE}
     kind, decoder, plain = BEAM if params.scoring.measure == "wer" else CALIBRATION
     of_decoding = of_decoders(folders, decoder, plain, params.scoring)
+    (out / f"{decoder}_against_{plain}.csv").unlink(missing_ok=True)
     if of_decoding:
         print(f"What {kind} gives, its settings chosen on dev speech, with the same outputs:")
         print("\n".join(result.text for result in of_decoding))
         with atomic_write(out / f"{decoder}_against_{plain}.csv") as hidden:
             verdict_frame(of_decoding).to_csv(hidden, index=False)
-    verdict_rows = _decide(first, folders, control)
-    if not verdict_rows:
+    pairs = _Pairs.of(first, control)
+    rows = pairs.verdicts(folders)
+    if not rows:
         print("No two of these systems share a decoder: there is nothing to compare.")
         return
-    frame = _show_verdicts(verdict_rows, "")
-    for how, result in verdict_rows:
+    frame = _show_verdicts(rows, "Held-out speakers")
+    apart = ", those adapted on speech without transcripts and the others apart" if pairs.adapted else ""
+    print(f"Holm's correction is over the pairs of a decoder{apart}; each table is corrected by itself.")
+    for how, result in rows:
         if result.b != BASELINE:
             print(f"{how}: {result.text}")
     parts = {("held out", "all"): frame}
-    levels = {fold.params.held_out: fold.corpus.level(fold.params.held_out) for fold in folds}
-    for level in dict.fromkeys(levels.values()) if len(set(levels.values())) > 1 else ():
-        of_level = [found for name, found in zip(levels, folders, strict=True) if levels[name] == level]
-        parts["held out", level] = _show_verdicts(_decide(first, of_level, control), f"Speakers of level {level}")
-    if dev := _decide(first, on_dev(folders), control):
-        parts["dev", "all"] = _show_verdicts(dev, "Dev speakers, by whose speech settings and checkpoints were chosen")
+    levels = [first.corpus.level(name) for name in held_out]
+    for level in sorted(set(levels) - {""}, key=LEVELS.index) if len(set(levels)) > 1 else ():
+        of_level = [found for found, its in zip(folders, levels, strict=True) if its == level]
+        parts["held out", level] = _show_verdicts(pairs.verdicts(of_level), f"Held-out speakers of level {level}")
+    dev = on_dev({fold.params.fold.dev: found for fold, found in reversed([*zip(folds, folders, strict=True)])})
+    what = "Dev speakers, by whose speech checkpoints and decoders were chosen"
+    parts["dev", "all"] = _show_verdicts(pairs.verdicts(dev), what)
     with atomic_write(out / "verdicts.csv") as hidden:
-        pd.concat([part.assign(speech=of[0], level=of[1]) for of, part in parts.items()]).to_csv(hidden, index=False)
+        known = [part.assign(speech=speech, level=level) for (speech, level), part in parts.items() if len(part)]
+        pd.concat(known).to_csv(hidden, index=False)
     figure = figures.differences(frame)
     figures.save(figure, out, "differences")
     plt.close(figure)
 
 
-def _decide(fold: Fold, folders: Sequence[Folders], control: Mapping[str, str]) -> list[tuple[str, Verdict]]:
-    """Every decoder's verdicts, each system against its control."""
-    params, rows = fold.params, []
-    for decoder in DECODERS:
-        if params.scoring.measure == "wer" and "lexicon" in decoder:
-            continue  # it has the test sentences themselves
-        pairs = control
-        if decoder == "beam" or params.pretrained == "from_corpus":  # the baseline's was trained on all transcripts
-            few = {name for name in control if name in params.variants and fold.of(name).params.labels}
-            pairs = {a: b for a, b in control.items() if a not in few or b != BASELINE}
-        for family in families(pairs, _adapted(fold, control)):
-            rows += [(decoder, result) for result in verdicts(folders, family, decoder, params.scoring)]
-    return rows
+@dataclass(frozen=True)
+class _Pairs:
+    """The systems of a comparison, each with its control."""
 
+    control: Mapping[str, str]
+    few: Collection[str]  # trained on a share of the transcripts
+    adapted: Collection[str]  # on speech without transcripts
+    pretrained: str
+    scoring: Scoring
 
-def _adapted(fold: Fold, names: Iterable[str]) -> set[str]:
-    """The variants that are adapted on speech without transcripts."""
-    known = {name: fold.of(name).params.adapt for name in names if name in fold.params.variants}
-    return {name for name, adapt in known.items() if adapt and adapt.targets in UNLABELLED}
+    @classmethod
+    def of(cls, fold: Fold, control: Mapping[str, str]) -> "_Pairs":
+        known = {name: fold.of(name).params for name in control if name in fold.params.variants}
+        few = {name for name, params in known.items() if params.labels}
+        adapted = {name for name, params in known.items() if params.adapt and params.adapt.targets in UNLABELLED}
+        return cls(control, few, adapted, fold.params.pretrained, fold.params.scoring)
+
+    def verdicts(self, folders: Sequence[Folders]) -> list[tuple[str, Verdict]]:
+        """Every decoder's verdicts."""
+        rows: list[tuple[str, Verdict]] = []
+        for decoder in DECODERS:
+            if self.scoring.measure == "wer" and "lexicon" in decoder:
+                continue  # it has the test sentences themselves
+            pairs = self.control
+            if decoder == "beam" or self.pretrained == "from_corpus":  # the baseline's was trained on all transcripts
+                pairs = {a: b for a, b in pairs.items() if a not in self.few or b != BASELINE}
+            for family in families(pairs, self.adapted):
+                rows += [(decoder, result) for result in verdicts(folders, family, decoder, self.scoring)]
+        return rows
 
 
 def _show_verdicts(rows: Sequence[tuple[str, Verdict]], speech: str) -> pd.DataFrame:
+    """Print a table of verdicts; returned with all their numbers."""
+    if not rows:
+        return pd.DataFrame()
     decoders, results = zip(*rows, strict=True)
     table = format.verdict_table(results)
     table.insert(2, "decoder", decoders)
-    print(f"\n{speech}:" if speech else "")
-    print(table.drop(columns="measure").to_string(index=False))
+    print(f"\n{speech}:\n{table.drop(columns='measure').to_string(index=False)}")
     return verdict_frame(results).assign(decoder=decoders)
 
 

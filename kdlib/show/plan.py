@@ -138,7 +138,7 @@ class Cost:
 def cost(graph: Graph, cores: int = 2, measured: Measured | None = None) -> Cost:
     """What a run of the graph of stages costs, and what is done of it."""
     known = measured or Measured.here(repository_root() / graph.first.outputs, graph.first.name)
-    counted = _Counted(known, {stage: [] for stage in STAGES}, graph.first.student.devices)
+    counted = _Counted(known, {stage: [] for stage in STAGES}, graph.processes())
     first, layout, teachers = graph.first, Layout(graph.first), {}
     layouts = [Layout(graph.settings[fold]) for fold in graph.folds]
     counted.add("corpus", layout.corpus)

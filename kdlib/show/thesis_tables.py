@@ -21,6 +21,7 @@ from kdlib.io import read_json, repository_root, short_path
 from kdlib.logits import teacher_scores
 from kdlib.params import fold_names, load_recipe
 from kdlib.pipeline import Fold
+from kdlib.settings.evaluation import Scoring
 from kdlib.show import comparison
 from kdlib.targets import target_report
 from kdlib.training.curves import TENSORBOARD, read_curves
@@ -110,7 +111,7 @@ def of_recipe(recipe: str | Path, held_out: Sequence[str] = ()) -> Results:
         _confidence(list(folders.values())),
         *(_read(out / name) for name in ("cells.csv", "effects.csv")),
         _of_notebooks(folds),
-        _gains(list(folders.values()), params.scoring.normaliser),
+        _gains(list(folders.values()), params.scoring),
         _hours(folders),
         _runs(folders),
         left_out,
@@ -278,7 +279,7 @@ def _confidence(folders: Sequence[Mapping[tuple, Path]]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
-def _gains(folders: Sequence[Mapping[tuple, Path]], normaliser: str) -> pd.DataFrame:
+def _gains(folders: Sequence[Mapping[tuple, Path]], scoring: Scoring) -> pd.DataFrame:
     """The verdict on every step of GAINS that was scored in all folds."""
     tables, against = {}, {}
     for step, (system, decoder, other, its_decoder) in GAINS.items():
@@ -287,12 +288,12 @@ def _gains(folders: Sequence[Mapping[tuple, Path]], normaliser: str) -> pd.DataF
             shown = decoder != its_decoder
             a = f"{step}: {system}" + f" ({decoder})" * shown
             b = other + f" ({its_decoder})" * shown + f", for {step}"
-            tables[a] = compare.collect(sides[0], decoder, normaliser=normaliser)
-            tables[b] = compare.collect(sides[1], its_decoder, normaliser=normaliser)
+            tables[a] = compare.collect(sides[0], decoder, normaliser=scoring.normaliser)
+            tables[b] = compare.collect(sides[1], its_decoder, normaliser=scoring.normaliser)
             against[a] = b
     if not against:
         return pd.DataFrame()
-    found = compare.compare(tables, against=against)
+    found = compare.compare(tables, against=against, measure=scoring.measure, unit=scoring.unit)
     return verdict_frame([replace(one, b=one.b.rpartition(", for ")[0]) for one in found]).assign(decoder="lexicon")
 
 
