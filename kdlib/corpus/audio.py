@@ -40,7 +40,7 @@ def load(utt: Utterance, rate_hz: int = RATE_HZ) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Batches(Sequence[list[Utterance]]):
-    """Batches of utterances, put together when they are asked for: a large corpus is read in no order."""
+    """Batches of utterances, put together when they are asked for: an epoch holds the numbers of their rows alone."""
 
     utterances: Sequence[Utterance]
     rows: list[np.ndarray]  # of each batch

@@ -95,9 +95,9 @@ def spreads(
         seeds = min(table.shape[1] for table in right)
         a, b = (table.iloc[:, :seeds] for table in right)
         accuracy += b.mean(axis=1).groupby(level=0).mean().tolist()
-        found["differing"].append(float((a.to_numpy() != b.to_numpy()).mean()))
-        if not found["differing"][-1]:
+        if not (differing := float((a.to_numpy() != b.to_numpy()).mean())):
             continue  # one system under two names
+        found["differing"].append(differing)
         words = _words(a.index, systems[name]) if unit == "word" else None
         drawn, of_mean = (_drawn(part, words) for part in (a - b, (a - b).mean(axis=1).to_frame()))
         common = (seeds * of_mean - drawn) / (seeds - 1) if seeds > 1 else plan.shared * drawn  # to all trainings
@@ -116,7 +116,7 @@ def spreads(
     return replace(
         plan,
         accuracy=tuple(accuracy),
-        differing=float(np.mean(found["differing"])),
+        differing=float(np.mean(found["differing"] or [plan.differing])),
         of_speakers=_sd(found["of_speakers"], plan.of_speakers),
         of_seeds=_sd(found["of_seeds"], plan.of_seeds),
         alike=max(1.0, float(np.mean(found["alike"] or [plan.alike]))),

@@ -187,8 +187,7 @@ class LogitStore:
         self.folder = folder
         self.header, sums = _read_header(folder)
         name = index.FILE if self.header.schema > 3 else index.JOURNAL
-        if not (folder / name).is_file() or sha256(folder / name) != sums["index"]:
-            raise UserError(f"{folder}/{name} is missing or has changed since the store was finished; extract it again")
+        _check_index(folder / name, sums["index"])
         self._index = index.Index(folder)
         expected = self._index.frames * self.header.row.itemsize
         found = (folder / "frames.bin").stat().st_size if (folder / "frames.bin").is_file() else 0
@@ -266,13 +265,16 @@ class LogitStore:
 def _known_rows(folder: Path) -> list[index.Row]:
     """The rows of what was stored before, or an error that leaves it as it is if the index has changed since."""
     if (folder / "header.json").is_file() and not (folder / index.JOURNAL).is_file():
-        sums = read_json(folder / "header.json").get("checksums", {})
-        if not (folder / index.FILE).is_file() or sha256(folder / index.FILE) != sums.get("index"):
-            raise UserError(
-                f"{folder / index.FILE} is missing or has changed since the store was finished; remove the folder, and "
-                "extract the store again"
-            )
+        _check_index(folder / index.FILE, read_json(folder / "header.json").get("checksums", {}).get("index"))
     return index.read_rows(folder)
+
+
+def _check_index(path: Path, checksum: str | None) -> None:
+    if not path.is_file() or sha256(path) != checksum:
+        raise UserError(
+            f"{path} is missing or has changed since the store was finished; remove the folder, and extract the store "
+            "again"
+        )
 
 
 def _encode(values: np.ndarray, header: Header) -> np.ndarray:
