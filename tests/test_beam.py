@@ -178,3 +178,19 @@ def test_a_word_is_found_by_any_of_its_spellings(tokens):
     beam = BeamSearch(tokens, {"FOUR": ["FOUR", "FOR"], "GO UP": ["GO UP"], "ONE": ["ONE"]}, None)
     assert list(beam.words) == ["FOUR", "GO", "ONE", "UP"]
     assert beam(spiking(tokens, ["FOR", "FOUR", "UP ONE FOR"])) == ["FOUR", "FOUR", "UP ONE FOUR"]
+
+
+def test_it_finds_the_same_wherever_its_hypotheses_lie_in_memory(tokens, tmp_path):
+    """Scores that tie at the margin of the beam were told apart by addresses: processes gave different texts."""
+    words = sorted(set(word_list().values()))
+    lm.write(lm.estimate(words, 2), tmp_path / "lm.arpa")
+    logits = torch.randn(60, 25, tokens.size, generator=torch.Generator().manual_seed(7))
+    logits[..., tokens.blank] += 2
+    emissions, runs = Emissions(logits, torch.full((60,), 25)), []
+    for seed in range(4):
+        blocks = [bytearray(size) for size in np.random.default_rng(seed).integers(16, 400, 20_000)]
+        del blocks[::2]
+        beam = BeamSearch(tokens, words, tmp_path / "lm.arpa", BeamSettings(1.5, 0.0, 20))
+        runs.append(beam.nbest(emissions, 20))
+    differing = [index for index, ranked in enumerate(zip(*runs, strict=True)) if ranked[1:] != ranked[:-1]]
+    assert not differing

@@ -4,8 +4,11 @@ It finds the words (or, without a lexicon, the pieces) that maximise
 log P_ctc + weight x log P_lm + bonus x (number of words), P_lm with the natural logarithm. Flashlight ends a word at
 the first frame of its last token, and has no alignment in which that token lasts. So every spelling is listed a second
 time, with a symbol of the same probability after it; as that allows too much (A for A, blank, A), the texts that the
-search finds are ranked by their exact CTC probability. Where the pieces are whole words, the search is over pieces.
-`tune` chooses weight, bonus and beam size on the dev speaker's speech, never on the speech that is reported.
+search finds are ranked by their exact CTC probability. A word that ends and the same word that could go on have equal
+scores in a search; at the margin of its beam flashlight keeps one of them by where they lie in memory, which differs
+from process to process. So the search has a bonus, too small to matter, for a word that has ended. Where the pieces
+are whole words, the search is over pieces. `tune` chooses weight, bonus and beam size on the dev speaker's speech,
+never on the speech that is reported.
 """
 
 import copy
@@ -34,6 +37,7 @@ from kdlib.tokens import Tokens, normalise
 NAMES = "names.txt"
 UNUSED = "<never>"  # flashlight requires a token for silence between words: one that no model outputs
 IMPOSSIBLE = -1e4  # its log-probability
+ENDED = 1e-3  # bonus, in the search alone, of a word that has ended
 LN10 = 2.302585092994046
 
 
@@ -201,7 +205,7 @@ class BeamSearch:
                 beam_size_token=min(self.tokens_at_once, len(names)),
                 beam_threshold=self.threshold,
                 lm_weight=self.setting.lm_weight * LN10,  # KenLM's logarithms are decimal
-                word_score=self.setting.word_bonus,
+                word_score=self.setting.word_bonus + (ENDED if self.words is not None else 0.0),
                 log_add=True,
                 blank_token=names[0],
                 sil_token=UNUSED,
