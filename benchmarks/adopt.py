@@ -19,7 +19,7 @@ import numpy as np
 import report
 import torch
 
-from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.utterances import Utterance
 from kdlib.logits import adopt, extract, found
 from kdlib.logits.store import LogitStore
 from kdlib.models.nemo_files import SHIPPED_MODEL, read_tokenizer

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from kdlib.corpus.inputs import Batch
-from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.utterances import Utterance
 from kdlib.logits.store import Header, LogitStore, Writer
 from kdlib.models.encoder_bilstm import BiLSTM, BiLSTMShape
 from kdlib.models.hybrid import Heads, Hybrid

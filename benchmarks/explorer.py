@@ -12,7 +12,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import lab  # with systems in tests/: PYTHONPATH=tests, as `make bench` has it
@@ -150,7 +149,7 @@ def main() -> None:
         fold = Fold.load(*settings[:2], overrides=settings[2])
         corpus, tokens = fold.corpus, fold.tokens
         copies = (
-            replace(utt, utt_id=f"{utt.utt_id}x{copy}") for copy in range(many // len(corpus) + 1) for utt in corpus
+            utt.replace(utt_id=f"{utt.utt_id}x{copy}") for copy in range(many // len(corpus) + 1) for utt in corpus
         )
         lists = {"usual": list(corpus)[:count], "many": list(itertools.islice(copies, many))}
         parts = {part: some for part, some in lists.items() if some}

@@ -7,8 +7,9 @@ logarithms: 1 is proportional. Memory is what the process has more at its highes
 was run.
 
 Work that a training does at every step - a batch, its targets - is timed for as many steps, whatever the size of the
-corpus: its exponent is to be 0. The peer of each is proportional growth. The list of utterances itself (row `manifest`)
-is held in memory, as it is in SpeechBrain and NeMo; a training reads audio, batches and targets as it needs them.
+corpus: its exponent is to be 0. The peer of each is proportional growth. Row `data of a training` is all that a
+training has of its corpus: manifest, splits, the order of an epoch, 300 batches. The utterances lie on disk; in memory
+are their places in the file, durations, and rows in the splits and the epoch.
 """
 
 import json
@@ -34,10 +35,11 @@ FRAMES, WIDTH, TOKENS, BATCH, STEPS = 40, 144, 200, 16, 30
 
 def corpus(scale: float):
     """A corpus with more speakers of 765 utterances."""
-    from kdlib.corpus.manifest import Corpus, Speaker, Utterance
+    from kdlib.corpus.manifest import Corpus, Speaker
+    from kdlib.corpus.utterances import Utterance
 
     speakers = [f"S{number:05}" for number in range(max(3, round(SPEAKERS * scale)))]
-    utterances = tuple(
+    utterances = (
         Utterance(
             f"{name}_B{1 + index % 3}_{index}",
             name,
@@ -113,7 +115,7 @@ def reading(scale: float, folder: Path) -> Callable[[], object]:
     import random
 
     from kdlib.corpus.inputs import Batch
-    from kdlib.corpus.manifest import Utterance
+    from kdlib.corpus.utterances import Utterance
     from kdlib.targets.aggregation import TeacherEnsemble, Weighting
 
     stores = written(scale, folder)
@@ -130,7 +132,7 @@ def reading(scale: float, folder: Path) -> Callable[[], object]:
 def teachers(scale: float, folder: Path) -> Callable[[], object]:
     """The targets of some steps, from more teachers."""
     from kdlib.corpus.inputs import Batch
-    from kdlib.corpus.manifest import Utterance
+    from kdlib.corpus.utterances import Utterance
     from kdlib.targets.aggregation import TeacherEnsemble, Weighting
 
     stores = written(1, folder, max(1, round(TEACHERS * scale)), utterances=64)
@@ -143,7 +145,7 @@ def planning(scale: float, folder: Path) -> Callable[[], object]:
     """The order of an epoch."""
     from kdlib.corpus import audio
 
-    known = list(corpus(scale))
+    known = corpus(scale).utterances
     return lambda: audio.batches(known, BATCH, seed=1)
 
 
@@ -151,6 +153,24 @@ def drawing(scale: float, folder: Path) -> Callable[[], object]:
     """The batches of some steps of an epoch."""
     epoch = planning(scale, folder)()
     return lambda: [epoch[number % len(epoch)] for number in range(10 * STEPS)]
+
+
+def training(scale: float, folder: Path) -> Callable[[], object]:
+    """All that a training has of its corpus."""
+    from kdlib.corpus import audio, manifest
+    from kdlib.corpus.speakers import Splits
+    from kdlib.settings.corpus import Fold, SplitSettings
+
+    path = folder / "corpus.csv"
+    manifest.write_speechbrain(corpus(scale), path, folder)
+    settings = SplitSettings(held_out="S00000", fold=Fold(dev="S00001"))
+
+    def data() -> None:
+        epoch = audio.batches(Splits(manifest.read(path), settings).train, BATCH, seed=1)
+        for number in range(10 * STEPS):
+            epoch[number % len(epoch)]
+
+    return data
 
 
 def lexicon(scale: float, folder: Path) -> Callable[[], object]:
@@ -211,6 +231,7 @@ FORMS: dict[str, tuple[Callable, str]] = {  # what grows
     "splits of a fold": (splits, "speakers"),
     "order of an epoch": (planning, "speakers"),
     "batches of 300 steps": (drawing, "speakers"),
+    "data of a training": (training, "speakers"),
     "index of a store": (opening, "speakers"),
     "targets of 300 steps": (reading, "speakers"),
     "targets of 30 steps": (teachers, "teachers"),

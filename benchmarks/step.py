@@ -12,7 +12,7 @@ import report
 import torch
 
 from kdlib.corpus.inputs import Batch
-from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.utterances import Utterance
 from kdlib.logits.store import Header, LogitStore, Writer
 from kdlib.models.encoder_conformer import Conformer, ConformerShape
 from kdlib.models.encoder_nemo import NeMoEncoder

@@ -15,7 +15,7 @@ from torch import nn
 from torchaudio.transforms import FrequencyMasking, TimeMasking
 
 from kdlib.corpus.inputs import Batch
-from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.utterances import Utterance
 from kdlib.models.augment import SpecAugment
 from kdlib.models.encoder_cache import FeatureCache
 from kdlib.models.encoder_nemo import NeMoEncoder

@@ -15,7 +15,7 @@ import torch
 
 from kdlib.corpus.embedded.synthetic import word_list
 from kdlib.corpus.inputs import Batch
-from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.utterances import Utterance
 from kdlib.decode.lexicon import Lexicon
 from kdlib.logits.store import Header, LogitStore, Writer
 from kdlib.models import Emissions, Outputs

@@ -15,7 +15,7 @@ from kdlib.source_code import lazy
 from kdlib.tokens import normalise
 
 if TYPE_CHECKING:
-    from kdlib.corpus.manifest import Utterance
+    from kdlib.corpus.utterances import Utterance
     from kdlib.distill.adaptation import AdaptationSetup
     from kdlib.models.hybrid import TrainedModel
     from kdlib.pretrained.start import Start

@@ -76,7 +76,7 @@ class FoldObjects:
         """The factors to the tempo of speakers as intelligible as the held-out one, by speaker of training speech."""
         if self.params.student.augment != "mask_and_matched_tempo":
             return {}
-        speech = [*self.splits.train, *self.splits.unlabelled]
+        speech = self.splits.train + self.splits.unlabelled
         return speaking_rate.matching_factors(self.corpus, speech, self.params.held_out)
 
     def frame_s(self, encoder: str) -> float:

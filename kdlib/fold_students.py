@@ -118,7 +118,7 @@ class StudentObjects(AdaptationObjects):
         def outputs() -> list[Path]:
             return [self.outputs(name, "training") for name in self.target_teachers(method)]
 
-        speech = [*self.splits.train, *self.splits.unlabelled]
+        speech = self.splits.train + self.splits.unlabelled
         return difficulty.of_speech(curriculum.by, speech, self.tokens, self.targets, outputs)
 
     @property

@@ -19,7 +19,7 @@ from kdlib.source_code import lazy
 from kdlib.teachers.teacher_sets import requested_teachers, shared_teachers
 
 if TYPE_CHECKING:
-    from kdlib.corpus.manifest import Utterance
+    from kdlib.corpus.utterances import Utterance
     from kdlib.corpus.views import View
     from kdlib.logits.extract import Purpose
     from kdlib.logits.store import LogitStore

@@ -344,7 +344,7 @@ class Fold(StudentResults):
         teacher = self.teacher(name)
 
         def build(partial: Path) -> None:
-            utterances = [*self.splits.train, *self.splits.unlabelled]
+            utterances = self.splits.train + self.splits.unlabelled
             if shared or purpose == "analysis":
                 utterances = self.splits.speech_of_all(test=purpose == "analysis")
             job, model = extract.Extraction(name, purpose, encoding), hybrid.TrainedModel(teacher, self.params.device)
@@ -366,7 +366,7 @@ class Fold(StudentResults):
         teacher, shared, blocks = self.teacher(name), not self.params.teachers_per_fold, self.params.blocks.train
 
         def build(partial: Path) -> None:
-            speech = self.splits.speech_of_all() if shared else [*self.splits.train, *self.splits.unlabelled]
+            speech = self.splits.speech_of_all() if shared else self.splits.train + self.splits.unlabelled
             job = extract.Extraction(name, "training", "dense16")
             model, layer = hybrid.TrainedModel(teacher, self.params.device), int(output.removeprefix(terms.LAYER))
             extract.extract_layer(partial, model, self.teacher_view(speech), layer, job)

@@ -126,7 +126,7 @@ def disguised(corpus, folder: Path, words: int = 20, repetitions: int = 6, clipp
 
 def utterances(*names, speakers=None, texts=None) -> list:
     """Utterances without recordings, all of the speaker S and without transcripts unless these are given."""
-    from kdlib.corpus.manifest import Utterance
+    from kdlib.corpus.utterances import Utterance
 
     known = zip(names, speakers or ["S"] * len(names), texts or [""] * len(names), strict=True)
     return [Utterance(name, speaker, Path(f"{name}.wav"), 1.0, text) for name, speaker, text in known]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.utterances import Utterance
 from kdlib.evaluate import score
 from kdlib.evaluate.hypotheses import Hypothesis
 from kdlib.evaluate.posteriors import PosteriorWriter

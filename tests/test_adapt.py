@@ -3,7 +3,6 @@
 import json
 import shutil
 import signal
-from dataclasses import replace
 
 import forks
 import pytest
@@ -69,7 +68,7 @@ def test_dev_utterances_are_not_trained_on(corpus):
 
 def test_other_microphones_follow_their_utterance(corpus):
     own = corpus.where(lambda utt: utt.speaker == "M04")
-    copies = [replace(utt, utt_id=f"{utt.utt_id}_M7", copy_of=utt.utt_id) for utt in own]
+    copies = [utt.replace(utt_id=f"{utt.utt_id}_M7", copy_of=utt.utt_id) for utt in own]
     data = set_aside([*own, *copies], 0.25, 1)
     dev = {utt.utt_id for utt in data.dev}
     assert not any(utt.copy_of for utt in data.dev)

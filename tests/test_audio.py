@@ -4,7 +4,8 @@ import soundfile
 
 from kdlib.corpus import audio, inputs
 from kdlib.corpus.audio_checks import ADVICE, CHECKED_FILES, UNREADABLE, _fault, check_recordings
-from kdlib.corpus.manifest import Corpus, Utterance
+from kdlib.corpus.manifest import Corpus
+from kdlib.corpus.utterances import Utterance
 from kdlib.errors import UserError
 from kdlib.settings.corpus import AudioChecks
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kdlib.corpus.embedded.synthetic import word_list
-from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.utterances import Utterance
 from kdlib.decode.beam import BeamSearch, BeamSettings
 from kdlib.decode.calibration import CalibratedLexicon
 from kdlib.decode.decoders import DecoderSet
@@ -148,7 +148,7 @@ def test_what_a_batch_is_decoded_to_is_what_the_calibrated_lexicon_says(form, de
 
 
 def test_without_words_of_the_lexicon_nothing_is_calibrated(decoders, tokens, capsys):
-    sentences = [replace(utt, text=f"{utt.text} {utt.text}") for utt in utterances(["GO", "TO"], 50, "A", 1)]
+    sentences = [utt.replace(text=f"{utt.text} {utt.text}") for utt in utterances(["GO", "TO"], 50, "A", 1)]
     few = sentences + utterances(["GO"], LEAST - 1, "B", 1)
     assert calibrate(decoders, unsure(tokens), Speech(few), Calibration()) == {}
     assert f"not calibrated: {LEAST - 1} of 59 training utterances are words of it" in capsys.readouterr().out

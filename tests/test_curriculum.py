@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kdlib.corpus.inputs import Batch
-from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.utterances import Utterance
 from kdlib.errors import UserError
 from kdlib.models import augment
 from kdlib.models.encoder_bilstm import BiLSTM, BiLSTMShape

@@ -4,8 +4,9 @@ import pytest
 import soundfile
 
 from kdlib.corpus import describe
-from kdlib.corpus.manifest import Corpus, Utterance
+from kdlib.corpus.manifest import Corpus
 from kdlib.corpus.speakers import published_speakers
+from kdlib.corpus.utterances import Utterance
 
 
 def utterance(path, speaker, seconds, text="ONE"):

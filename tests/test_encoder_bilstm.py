@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.utterances import Utterance
 from kdlib.errors import UserError
 from kdlib.models.encoder_bilstm import BiLSTM, BiLSTMShape, BothDirections, reversed_frames
 from kdlib.models.hybrid import Heads, Hybrid

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 import systems
 
-from kdlib.corpus.manifest import Corpus, Speaker, Utterance
+from kdlib.corpus.manifest import Corpus, Speaker
+from kdlib.corpus.utterances import Utterance
 from kdlib.errors import UserError
 from kdlib.evaluate import posteriors
 from kdlib.show import explorer_data, figures

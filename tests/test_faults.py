@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kdlib.corpus.inputs import Batch
-from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.utterances import Utterance
 from kdlib.diagnose import collapse_study
 from kdlib.distill import faults
 from kdlib.distill.checks import REFUSE, WARN

@@ -9,7 +9,8 @@ import torch
 import yaml
 
 from kdlib.corpus import feature_checks, features, inputs
-from kdlib.corpus.manifest import Corpus, Utterance
+from kdlib.corpus.manifest import Corpus
+from kdlib.corpus.utterances import Utterance
 from kdlib.errors import UserError
 from kdlib.io import repository_root
 from kdlib.params import load

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import soundfile
 
-from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.utterances import Utterance
 from kdlib.logits import spikes
 from kdlib.show import figures, live_curves
 

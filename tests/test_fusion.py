@@ -1,14 +1,13 @@
 """Learned fusion: starts as the mean, is trained to weight teachers, and is scored on speech it is not trained on."""
 
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from kdlib.corpus.inputs import Batch
-from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.utterances import Utterance
 from kdlib.errors import UserError
 from kdlib.logits.store import Header, LogitStore, Writer
 from kdlib.pipeline import Fold
@@ -152,7 +151,7 @@ def test_a_fusion_for_one_half_of_dev_speech_is_trained_on_words_of_that_half_al
         return fusion.new_fusion(kind, ensemble)
 
     monkeypatch.setattr(fusion, "fit_fusion", fit)
-    repeated = [*utterances, *(replace(utt, utt_id=f"{utt.utt_id}_again") for utt in utterances)]
+    repeated = [*utterances, *(utt.replace(utt_id=f"{utt.utt_id}_again") for utt in utterances)]
     mean = TeacherEnsemble(teachers, Weighting(missing="all"))
     monkeypatch.setattr(mean, "coverage", lambda names: Coverage(list(names), 0, {}))
     fusion.train_fusions(tmp_path, "attention", mean, repeated, Letters(), Training(1, 5))

@@ -55,7 +55,7 @@ def test_by_word_all_utterances_of_some_words_are_labelled():
 
 def test_other_microphones_go_with_their_utterance():
     corpus = all_speakers(("M04", "M08", "M10"))
-    copies = [replace(utt, utt_id=f"{utt.utt_id}_M6", copy_of=utt.utt_id) for utt in corpus]
+    copies = [utt.replace(utt_id=f"{utt.utt_id}_M6", copy_of=utt.utt_id) for utt in corpus]
     corpus = replace(corpus, utterances=(*corpus.utterances, *copies))
     ids = labelled_ids(corpus, few())
     assert len(ids) == 4
@@ -69,7 +69,7 @@ def test_with_every_label_nothing_changes():
 
 def test_a_corpus_without_blocks_keeps_the_references_of_dev_and_test_speakers():
     corpus = all_speakers()
-    corpus = replace(corpus, utterances=tuple(replace(utt, block="") for utt in corpus))
+    corpus = replace(corpus, utterances=tuple(utt.replace(block="") for utt in corpus))
     hidden = labels.hide_unknown(corpus, few())
     assert all(utt.text for utt in hidden if utt.speaker in ("M08", "M10"))
     assert Counter(bool(utt.text) for utt in hidden if utt.speaker == "M04") == {True: 3, False: 3}

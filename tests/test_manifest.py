@@ -5,7 +5,8 @@ import corpora
 import pytest
 
 from kdlib.corpus import manifest
-from kdlib.corpus.manifest import Corpus, Speaker, Utterance
+from kdlib.corpus.manifest import Corpus, Speaker
+from kdlib.corpus.utterances import Utterance
 from kdlib.errors import UserError
 
 HEAD = "ID,duration,wav,spk_id,wrd\n"

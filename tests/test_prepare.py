@@ -11,8 +11,8 @@ import soundfile
 
 from kdlib.corpus import audio, audio_checks, manifest, prepare
 from kdlib.corpus.audio_checks import UNREADABLE, FileInfo, _inspect
-from kdlib.corpus.manifest import Utterance
 from kdlib.corpus.speakers import Splits
+from kdlib.corpus.utterances import Utterance
 from kdlib.errors import UserError
 from kdlib.pipeline import Fold
 from kdlib.tokens import PER_WORD, Tokens, pieces_per_word, train_tokenizer
@@ -430,7 +430,7 @@ def test_paths_that_are_not_utf_8_are_left_out(own):
     soundfile.write(own / "data/odd.wav", np.ones(4000) / 3, 8000)
     (own / "data/odd.wav").rename(odd)
     corpus = own_fold(own).corpus
-    odd_corpus = replace(corpus, utterances=(*corpus.utterances, replace(corpus.utterances[0], utt_id="odd", wav=odd)))
+    odd_corpus = replace(corpus, utterances=(*corpus.utterances, corpus.utterances[0].replace(utt_id="odd", wav=odd)))
     kept, problems = prepare._check_paths(odd_corpus, own_fold(own).corpus_settings)
     assert (len(kept), [problem.reason for problem in problems]) == (40, ["its path is not UTF-8"])
 

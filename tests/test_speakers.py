@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from kdlib.corpus.manifest import Corpus, Speaker, Utterance
+from kdlib.corpus.manifest import Corpus, Speaker
 from kdlib.corpus.speakers import Splits, dev_speaker, published_speakers, speaker_info
+from kdlib.corpus.utterances import Utterance
 from kdlib.errors import UserError
 from kdlib.pipeline import Fold
 
@@ -148,7 +149,7 @@ def test_a_speaker_of_the_fold_who_is_not_in_the_corpus_is_named(role):
 
 def test_another_microphones_recordings_are_trained_on_and_never_tested_on():
     corpus = all_speakers(["M08", "M10", "M09"])
-    copies = tuple(replace(utt, utt_id=f"{utt.utt_id}_M3", copy_of=utt.utt_id) for utt in corpus)
+    copies = tuple(utt.replace(utt_id=f"{utt.utt_id}_M3", copy_of=utt.utt_id) for utt in corpus)
     before, after = (
         splits_of(corpus=data) for data in (corpus, replace(corpus, utterances=corpus.utterances + copies))
     )

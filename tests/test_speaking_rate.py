@@ -16,7 +16,7 @@ from kdlib.pipeline import Fold
 def spoken(speaker, slowness, words):
     """A speaker's utterances of words, each with its own length."""
     rows = utterances(*(f"{speaker}_{word}" for word in words), texts=list(words))
-    return [replace(utt, speaker=speaker, duration_s=slowness * len(utt.text)) for utt in rows]
+    return [utt.replace(speaker=speaker, duration_s=slowness * len(utt.text)) for utt in rows]
 
 
 def test_a_slow_speaker_is_slow_on_the_same_words():
@@ -30,7 +30,7 @@ def test_a_slow_speaker_is_slow_on_the_same_words():
 def known(**shares):
     """A corpus whose speakers have an intelligibility; without one, no share."""
     rows = [utt for name in shares for utt in spoken(name, 2.0 if (shares[name] or 0) < 50 else 1.0, ("GO", "NEVER"))]
-    rows = [replace(utt, utt_id=f"{utt.speaker}_{utt.text}") for utt in rows]
+    rows = [utt.replace(utt_id=f"{utt.speaker}_{utt.text}") for utt in rows]
     people = {name: Speaker(name, intelligibility_pct=share) for name, share in shares.items() if share is not None}
     return Corpus(tuple(rows), "made", people)
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.utterances import Utterance
 from kdlib.logits import spikes
 from kdlib.logits.store import Header, LogitStore, Writer
 from kdlib.models.nemo_files import SHIPPED_MODEL, read_tokenizer

@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from kdlib.corpus.manifest import Corpus, Utterance
+from kdlib.corpus.manifest import Corpus
 from kdlib.corpus.speakers import published_speakers
+from kdlib.corpus.utterances import Utterance
 from kdlib.evaluate import score, tables
 from kdlib.evaluate.hypotheses import Hypothesis
 from kdlib.evaluate.score import About

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.utterances import Utterance
 from kdlib.decode.calibration import Calibrator, Weight, towards_prior
 from kdlib.decode.decoders import TRANSDUCTIVE, DecoderSet
 from kdlib.decode.greedy import collapse_repeats

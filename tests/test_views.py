@@ -1,6 +1,5 @@
 """Teachers that get other recordings of the same utterances: clean ones, or another microphone's."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +59,7 @@ def test_teachers_get_the_clean_ones_and_the_student_is_taught_frame_by_frame(fo
 
 def test_a_recording_that_is_missing_is_named(fold, tmp_path):
     (utt,) = utterances("a", texts=["X"])
-    utt = replace(utt, wav=tmp_path / "audio" / "A" / "a.wav")
+    utt = utt.replace(wav=tmp_path / "audio" / "A" / "a.wav")
     with pytest.raises(UserError, match=r"there is no clean recording of a; .*synthetic: \{clean: true\}"):
         view_of(Corpus((utt,), "mine"), "clean")([utt])
     with pytest.raises(UserError, match=r"a has no recording by the microphone 'M6'"):
@@ -69,7 +68,7 @@ def test_a_recording_that_is_missing_is_named(fold, tmp_path):
 
 def test_another_microphone_s_recording_has_the_utterances_own_id():
     first, second = utterances("M08_B1_D1_M5", "M08_B1_D1_M6", texts=["ONE", "ONE"])
-    other = replace(second, copy_of=first.utt_id, wav=Path("m6.wav"))
+    other = second.replace(copy_of=first.utt_id, wav=Path("m6.wav"))
     (seen,) = view_of(Corpus((first, other), "mine"), "M6")([first])
     assert (seen.utt_id, seen.wav) == ("M08_B1_D1_M5", Path("m6.wav"))
     assert view_of(Corpus((first, other), "mine"), "same")([first]) == [first]

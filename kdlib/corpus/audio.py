@@ -14,7 +14,7 @@ from fractions import Fraction
 import numpy as np
 import soundfile
 
-from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.utterances import Utterance, Utterances
 from kdlib.errors import UserError
 
 RATE_HZ = 16_000
@@ -51,16 +51,17 @@ class Batches(Sequence[list[Utterance]]):
     def __getitem__(self, place):
         if isinstance(place, slice):
             return Batches(self.utterances, self.rows[place])
-        return [self.utterances[row] for row in self.rows[place].tolist()]
+        return [self.utterances[row] for row in self.rows[place]]
 
 
 def batches(utterances: Sequence[Utterance], size: int, *, seed: int | None = None) -> Batches:
     """Batches of similar length: shuffled batch by batch with a seed, longest first without one."""
     if seed is None:
-        order = sorted(range(len(utterances)), key=lambda row: (-utterances[row].duration_s, utterances[row].utt_id))
+        keys = [(-utt.duration_s, utt.utt_id) for utt in utterances]
+        order = sorted(range(len(keys)), key=keys.__getitem__)
     else:
         rng = random.Random(seed)
-        lengths = (utt.duration_s * rng.uniform(0.9, 1.1) for utt in utterances)
+        lengths = (duration_s * rng.uniform(0.9, 1.1) for duration_s in Utterances.of(utterances).durations)
         order = np.argsort(np.fromiter(lengths, float, len(utterances)))
     rows = [np.asarray(order[start : start + size], np.intp) for start in range(0, len(order), size)]
     if seed is not None:

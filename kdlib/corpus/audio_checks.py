@@ -16,7 +16,8 @@ import soundfile
 
 from kdlib.console import progress
 from kdlib.corpus.audio import MARGIN_S, QUIET_DB, RATE_HZ, loud_part, read_samples
-from kdlib.corpus.manifest import Corpus, Excluded, Utterance
+from kdlib.corpus.manifest import Corpus, Excluded
+from kdlib.corpus.utterances import Utterance
 from kdlib.errors import UserError
 from kdlib.io import atomic_write, sha256
 from kdlib.settings.corpus import AudioChecks
@@ -129,7 +130,7 @@ def check_recordings(
         if utt.duration_s and abs(utt.duration_s - info.duration_s) > max(0.1, 0.05 * info.duration_s):
             declared.append(utt)
         offset_s = None if utt.offset_s is None and not settings.trim_silence else (utt.offset_s or 0.0) + start_s
-        kept.append(replace(utt, duration_s=round(end_s - start_s, 4), offset_s=offset_s))
+        kept.append(utt.replace(duration_s=round(end_s - start_s, 4), offset_s=offset_s))
     if not kept:
         raise UserError(
             f"{corpus.source}: none of its {len(corpus)} audio files can be used; the first, "
@@ -142,7 +143,7 @@ def check_recordings(
         for utt in declared[:1]
     ]
     notes += _clipping_notes(clipped, Counter(utt.speaker for utt in kept))
-    return replace(corpus, utterances=tuple(kept)), AudioReport(len(corpus), problems, dict(formats), notes)
+    return replace(corpus, utterances=kept), AudioReport(len(corpus), problems, dict(formats), notes)
 
 
 def file_stamps(paths: Iterable[Path]) -> list[tuple[str, int, int]]:

@@ -8,8 +8,9 @@ import pandas as pd
 
 from kdlib.corpus import audio, features
 from kdlib.corpus.embedded.synthetic import published_durations
-from kdlib.corpus.manifest import Corpus, Utterance
+from kdlib.corpus.manifest import Corpus
 from kdlib.corpus.speakers import Splits
+from kdlib.corpus.utterances import Utterance
 
 
 def speaker_table(corpus: Corpus, labels: str = "published") -> pd.DataFrame:

@@ -9,7 +9,8 @@ import numpy as np
 from kdlib.console import progress
 from kdlib.corpus.audio_checks import AudioReport
 from kdlib.corpus.features import KINDS, is_file, read
-from kdlib.corpus.manifest import Corpus, Excluded, Utterance
+from kdlib.corpus.manifest import Corpus, Excluded
+from kdlib.corpus.utterances import Utterance
 from kdlib.errors import UserError
 from kdlib.settings.corpus import FeatureSequences
 
@@ -51,7 +52,7 @@ def check_features(corpus: Corpus, settings: FeatureSequences) -> tuple[Corpus, 
                 problems.append(Excluded(utt.utt_id, utt.speaker, str(utt.wav), reason))
                 continue
             still[utt.speaker] += constant > CONSTANT
-            kept.append(replace(utt, duration_s=round(frames * settings.stride_ms / 1000, 4), offset_s=None))
+            kept.append(utt.replace(duration_s=round(frames * settings.stride_ms / 1000, 4), offset_s=None))
     if not kept:
         raise UserError(
             f"{corpus.source}: none of its {len(corpus)} feature files can be used; the first, {problems[0].wav}: "
@@ -62,7 +63,7 @@ def check_features(corpus: Corpus, settings: FeatureSequences) -> tuple[Corpus, 
         f"{', '.join(f'{name} {times}' for name, times in still.most_common() if times)}"
         for _ in range(bool(+still))
     ]
-    return replace(corpus, utterances=tuple(kept)), AudioReport(len(corpus), problems, {}, notes, ADVICE)
+    return replace(corpus, utterances=kept), AudioReport(len(corpus), problems, {}, notes, ADVICE)
 
 
 def _inspect(utt: Utterance, settings: FeatureSequences) -> tuple[str, int, float]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from kdlib.corpus import audio
-from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.utterances import Utterance
 from kdlib.errors import UserError
 
 HDF5 = (".h5", ".hdf5")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from kdlib.corpus import audio, features
-from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.utterances import Utterance
 
 if TYPE_CHECKING:
     import numpy as np

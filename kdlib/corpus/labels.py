@@ -12,8 +12,9 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
 
-from kdlib.corpus.manifest import Corpus, Utterance
+from kdlib.corpus.manifest import Corpus
 from kdlib.corpus.speakers import in_blocks
+from kdlib.corpus.utterances import Utterance
 from kdlib.settings.corpus import SplitSettings
 
 
@@ -22,9 +23,7 @@ def hide_unknown(corpus: Corpus, settings: SplitSettings) -> Corpus:
     if not settings.labels:
         return corpus
     hidden = {utt.utt_id for utt in corpus if trainable(corpus, utt, settings)} - labelled(corpus, settings)
-    return replace(
-        corpus, utterances=tuple(replace(utt, text="") if utt.utt_id in hidden else utt for utt in corpus.utterances)
-    )
+    return replace(corpus, utterances=(utt.replace(text="") if utt.utt_id in hidden else utt for utt in corpus))
 
 
 def trainable(corpus: Corpus, utt: Utterance, settings: SplitSettings) -> bool:

@@ -1,4 +1,4 @@
-"""`Utterance`, `Speaker` and `Corpus`, and the manifests of SpeechBrain and NeMo that they are read from.
+"""`Speaker` and `Corpus`, and the manifests of SpeechBrain and NeMo that they are read from.
 
 Reads SpeechBrain CSV (columns by name, `$data_folder` replaced) and NeMo JSON lines; writes SpeechBrain CSV. A user's
 own corpus needs `ID,duration,wav,spk_id,wrd`; the columns of `OPTIONAL` are used where present.
@@ -11,10 +11,14 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
+from kdlib.corpus.utterances import Utterance, Utterances
 from kdlib.errors import UserError, nearest
 from kdlib.io import atomic_write
 
@@ -42,30 +46,6 @@ RESERVED |= {"compare", "speaker_features", "lm", "ablations", "benchmarks", "co
 
 
 @dataclass(frozen=True, slots=True)
-class Utterance:
-    """One recording of one word or sentence: a file, or a part of one where `offset_s` is given."""
-
-    utt_id: str
-    speaker: str
-    wav: Path
-    duration_s: float
-    text: str
-    block: str = ""
-    repetition: str = ""
-    word_type: str = ""
-    sha256: str = ""
-    offset_s: float | None = None  # start of the speech, which lasts `duration_s`; None: the whole file
-    features: str = ""  # made of the recording: "mels64x8x4"; a file of features is `wav` itself
-    copy_of: str = ""  # utterance id of which this is another microphone's recording: for training only
-    recording_of: str = ""  # what was said once, where each microphone's recording counts as an utterance
-
-    @property
-    def spoken(self) -> str:
-        """The utterance that was spoken, which several recordings may be of: they stay together in every draw."""
-        return self.copy_of or self.recording_of or self.utt_id
-
-
-@dataclass(frozen=True, slots=True)
 class Speaker:
     """Metadata of a speaker, all optional."""
 
@@ -85,13 +65,13 @@ class Speaker:
 class Corpus:
     """Checked utterances, in the manifest's order, and the metadata of their speakers."""
 
-    utterances: tuple[Utterance, ...]
+    utterances: Utterances  # or any iterable of them
     source: str = ""
     people: Mapping[str, Speaker] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        twice = [utt_id for utt_id, times in Counter(utt.utt_id for utt in self.utterances).items() if times > 1]
-        if twice:
+        object.__setattr__(self, "utterances", Utterances.of(self.utterances))  # frozen
+        if twice := _repeated_ids(self.utterances):
             more = f" (and {len(twice) - 1} more ids)" if len(twice) > 1 else ""
             raise UserError(f"{self.source}: utterance id {twice[0]!r} occurs twice{more}; ids must be unique")
         if not self.utterances:
@@ -103,7 +83,7 @@ class Corpus:
     def __iter__(self) -> Iterator[Utterance]:
         return iter(self.utterances)
 
-    @property
+    @cached_property
     def speakers(self) -> list[str]:
         """All speakers, sorted."""
         return sorted({utt.speaker for utt in self})
@@ -113,14 +93,14 @@ class Corpus:
         """The speakers that are not controls, sorted: those that can be held out."""
         return [name for name in self.speakers if not self.is_control(name)]
 
-    @property
+    @cached_property
     def lexicon(self) -> list[str]:
         """All distinct transcripts, sorted: the closed vocabulary of an isolated-word corpus."""
         return sorted({utt.text for utt in self if utt.text})
 
-    def where(self, condition: Callable[[Utterance], bool]) -> list[Utterance]:
+    def where(self, condition: Callable[[Utterance], object]) -> Utterances:
         """The utterances that satisfy `condition`."""
-        return [utt for utt in self if condition(utt)]
+        return self.utterances.where(condition)
 
     def person(self, speaker: str) -> Speaker:
         """The metadata of a speaker."""
@@ -206,15 +186,18 @@ def read(path: Path, data_folder: Path | None = None) -> Corpus:
     if not path.is_file():
         raise UserError(f"no manifest {path}: make the corpus first (notebook 00_corpus), or correct `manifest:`")
     reader = _read_nemo if path.suffix in (".json", ".jsonl") else _read_speechbrain
-    utterances: list[Utterance] = []
     faults: list[str] = []
     folder = os.path.abspath(data_folder or path.parent)
-    try:
+
+    def usable() -> Iterator[Utterance]:
         for number, fields in reader(path):
             try:
-                utterances.append(_utterance(fields, folder))
+                yield _utterance(fields, folder)
             except ValueError as error:
                 faults.append(f"line {number}: {error}")
+
+    try:
+        utterances = Utterances.of(usable())
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
     except csv.Error as error:
@@ -222,7 +205,17 @@ def read(path: Path, data_folder: Path | None = None) -> Corpus:
     if faults:
         more = f" (and {len(faults) - 3} more lines)" if len(faults) > 3 else ""
         raise UserError(f"{path}, {'; '.join(faults[:3])}{more}")
-    return Corpus(tuple(_add_ids(utterances, Path(folder))), str(path))
+    if any(not utt.utt_id for utt in utterances):
+        utterances = Utterances.of(_add_ids(utterances, Path(folder)))
+    return Corpus(utterances, str(path))
+
+
+def _repeated_ids(utterances: Utterances) -> list[str]:
+    """The ids that occur more than once."""
+    hashes = np.fromiter((hash(utt.utt_id) for utt in utterances), np.int64, len(utterances))
+    if len(np.unique(hashes)) == len(hashes):
+        return []
+    return [utt_id for utt_id, times in Counter(utt.utt_id for utt in utterances).items() if times > 1]
 
 
 def check_names(corpus: Corpus) -> None:
@@ -260,8 +253,7 @@ def write_speechbrain(utterances: Iterable[Utterance], path: Path, data_folder: 
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([*COLUMNS, *OPTIONAL])
         for utt in utterances:
-            wav = str(utt.wav)
-            wav = f"$data_folder/{wav.removeprefix(inside)}" if wav.startswith(inside) else wav
+            wav = f"$data_folder/{utt.path.removeprefix(inside)}" if utt.path.startswith(inside) else utt.path
             first = [utt.utt_id, f"{utt.duration_s:.4f}", wav, utt.speaker, utt.text]
             writer.writerow(first + [getattr(utt, name) for name in OPTIONAL])
 
@@ -342,19 +334,19 @@ def _utterance(fields: dict, data_folder: str) -> Utterance:
             f"the path {fields['wav']!r} leaves the data folder {data_folder}; correct it or data_folder, "
             "or write an absolute path"
         )
-    return Utterance(**{"utt_id": ""} | fields | times | {"wav": Path(wav)})
+    return Utterance(**{"utt_id": ""} | fields | times | {"wav": wav})
 
 
-def _add_ids(utterances: list[Utterance], data_folder: Path) -> Iterator[Utterance]:
+def _add_ids(utterances: Utterances, data_folder: Path) -> Iterator[Utterance]:
     """Add missing ids: the file's name, with its folders and offset where names are not unique."""
     stems = Counter(utt.wav.stem for utt in utterances if not utt.utt_id)
     for utt in utterances:
         if utt.utt_id:
             yield utt
         elif stems[utt.wav.stem] == 1:
-            yield replace(utt, utt_id=utt.wav.stem)
+            yield utt.replace(utt_id=utt.wav.stem)
         else:
             inside = utt.wav.relative_to(data_folder) if utt.wav.is_relative_to(data_folder) else utt.wav
             folders = [part for part in inside.with_suffix("").parts if part != inside.anchor]
             part = "" if utt.offset_s is None else f"_{utt.offset_s:.3f}"
-            yield replace(utt, utt_id="_".join(folders) + part)
+            yield utt.replace(utt_id="_".join(folders) + part)

@@ -19,8 +19,9 @@ from kdlib.corpus.audio_checks import CHECKED_FILES, check_recordings, file_stam
 from kdlib.corpus.embedded import skeleton, synthetic
 from kdlib.corpus.feature_checks import check_features
 from kdlib.corpus.importers import phoenix, torgo, uaspeech
-from kdlib.corpus.manifest import Corpus, Excluded, ImportResult, Utterance
+from kdlib.corpus.manifest import Corpus, Excluded, ImportResult
 from kdlib.corpus.speakers import speaker_info
+from kdlib.corpus.utterances import Utterance
 from kdlib.errors import UserError
 from kdlib.io import resolve_path
 from kdlib.settings.corpus import CorpusSettings
@@ -67,7 +68,7 @@ def read(folder: Path, settings: CorpusSettings) -> Corpus:
     corpus = manifest.read(folder / "manifest.csv", _data_folder(settings, folder))
     if settings.has_audio and settings.features.of_audio:
         made = f"{features.MELS}{settings.features.mels}x{settings.features.stack}x{settings.features.hop}"
-        corpus = replace(corpus, utterances=tuple(replace(utt, features=made) for utt in corpus))
+        corpus = replace(corpus, utterances=(utt.replace(features=made) for utt in corpus))
     return replace(corpus, people=speaker_info(settings, corpus.speakers))
 
 
@@ -143,10 +144,10 @@ def _normalise_transcripts(corpus: Corpus, settings: CorpusSettings) -> tuple[Co
     """Normalise every transcript, and label it as a word or a sentence where a corpus has both."""
     texts = {utt.text: _spell(utt.text, settings) for utt in corpus}
     corpus, problems = _filter(corpus, lambda utt: texts[utt.text] != "", "the transcript has no letters")
-    kept = [replace(utt, text=texts[utt.text]) for utt in corpus]
+    kept = [utt.replace(text=texts[utt.text]) for utt in corpus]
     if any(" " in utt.text for utt in kept) and any(" " not in utt.text for utt in kept):
-        kept = [replace(utt, word_type=utt.word_type or ("sentence" if " " in utt.text else "word")) for utt in kept]
-    return replace(corpus, utterances=tuple(kept)), problems
+        kept = [utt.replace(word_type=utt.word_type or ("sentence" if " " in utt.text else "word")) for utt in kept]
+    return replace(corpus, utterances=kept), problems
 
 
 def _spell(text: str, settings: CorpusSettings) -> str:
@@ -164,9 +165,7 @@ def _assign_blocks(corpus: Corpus, settings: CorpusSettings) -> Corpus:
             if not utt.copy_of:
                 times[utt.speaker, utt.text] += 1
                 blocks[utt.utt_id] = f"R{utt.repetition or times[utt.speaker, utt.text]}"
-        return replace(
-            corpus, utterances=tuple(replace(utt, block=blocks[utt.copy_of or utt.utt_id]) for utt in corpus)
-        )
+        return replace(corpus, utterances=(utt.replace(block=blocks[utt.copy_of or utt.utt_id]) for utt in corpus))
     without = [utt for utt in corpus if not utt.block]
     if without and len(without) < len(corpus):
         raise UserError(
@@ -204,7 +203,7 @@ def _remove_orphans(corpus: Corpus, settings: CorpusSettings) -> tuple[Corpus, l
 
 def _filter(corpus: Corpus, usable: Callable[[Utterance], bool], reason: str) -> tuple[Corpus, list[Excluded]]:
     problems = [Excluded(utt.utt_id, utt.speaker, str(utt.wav), reason) for utt in corpus if not usable(utt)]
-    return (replace(corpus, utterances=tuple(corpus.where(usable))), problems) if problems else (corpus, [])
+    return (replace(corpus, utterances=corpus.where(usable)), problems) if problems else (corpus, [])
 
 
 def _lexicon(corpus: Corpus, settings: CorpusSettings) -> dict[str, list[str]]:

@@ -12,7 +12,8 @@ from dataclasses import replace
 from importlib.resources import files
 
 from kdlib.console import warn
-from kdlib.corpus.manifest import LEVELS, Corpus, Speaker, Utterance
+from kdlib.corpus.manifest import LEVELS, Corpus, Speaker
+from kdlib.corpus.utterances import Utterance, Utterances
 from kdlib.errors import UserError, nearest
 from kdlib.settings.corpus import CorpusSettings, SplitSettings
 
@@ -105,8 +106,8 @@ class Splits:
         own = tuple(block for block in blocks.train if not (given and block in blocks.dev))
         among = frozenset(self.train_speakers)
         trainable = corpus.where(lambda utt: utt.speaker in among and in_blocks(utt, own))
-        self.train = [utt for utt in trainable if utt.text]
-        self.unlabelled = [utt for utt in trainable if not utt.text]  # training speech without transcripts
+        self.train = trainable.where(lambda utt: utt.text)
+        self.unlabelled = trainable.where(lambda utt: not utt.text)  # training speech without transcripts
         if settings.use_unlabelled_held_out:
             self.unlabelled += _unlabelled_held_out(corpus, settings)
         dev, dev_blocks = fold.dev, blocks.dev if given else blocks.test
@@ -122,12 +123,12 @@ class Splits:
         """True if the word of an utterance is in the training set."""
         return utt.text in self.train_words
 
-    def speech_of(self, speaker: str) -> list[Utterance]:
+    def speech_of(self, speaker: str) -> Utterances:
         """A speaker's labelled utterances in the training blocks: what their teacher is trained on."""
         blocks = self.settings.blocks.train
         return self.corpus.where(lambda utt: utt.text and utt.speaker == speaker and in_blocks(utt, blocks))
 
-    def speech_of_all(self, *, test: bool = False) -> list[Utterance]:
+    def speech_of_all(self, *, test: bool = False) -> Utterances:
         """The training blocks of all dysarthric speakers, the held-out one included; or the test blocks."""
         corpus, blocks = self.corpus, self.settings.blocks
         if test:
@@ -203,7 +204,7 @@ def _check_blocks(corpus: Corpus, settings: SplitSettings) -> None:
             raise UserError(f"{corpus.source}: blocks: there is no block {block!r} in this corpus; it has {named}")
 
 
-def _unlabelled_held_out(corpus: Corpus, settings: SplitSettings) -> list[Utterance]:
+def _unlabelled_held_out(corpus: Corpus, settings: SplitSettings) -> Utterances:
     """The held-out speaker's speech that is not test speech, without transcripts."""
     held_out, blocks = settings.held_out, settings.blocks.train
     more = corpus.where(lambda utt: utt.speaker == held_out and in_blocks(utt, blocks) and not utt.text)
@@ -225,7 +226,7 @@ def is_test(utt: Utterance, blocks: tuple[str, ...]) -> bool:
     return in_blocks(utt, blocks) and not utt.copy_of
 
 
-def adaptation_speech(corpus: Corpus, speaker: str, settings: SplitSettings, *, test: bool) -> list[Utterance]:
+def adaptation_speech(corpus: Corpus, speaker: str, settings: SplitSettings, *, test: bool) -> Utterances:
     """A speaker's training blocks less test speech or, with `test`, the test speech."""
     blocks = settings.blocks
     own = corpus.where(

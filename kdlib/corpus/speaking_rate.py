@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from kdlib.corpus.manifest import Corpus, Utterance
+from kdlib.corpus.manifest import Corpus
+from kdlib.corpus.utterances import Utterance
 from kdlib.errors import UserError
 from kdlib.tokens import normalise
 

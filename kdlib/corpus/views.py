@@ -5,26 +5,26 @@ microphone is its recording of the utterance, where the corpus has several.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
-from kdlib.corpus.manifest import Corpus, Utterance
+from kdlib.corpus.manifest import Corpus
+from kdlib.corpus.utterances import Utterance
 from kdlib.errors import UserError
 
 SAME, CLEAN = "same", "clean"
-View = Callable[[Sequence[Utterance]], list[Utterance]]
+View = Callable[[Sequence[Utterance]], Sequence[Utterance]]
 
 
 def view_of(corpus: Corpus, name: str) -> View:
     """What gives utterances their other recordings; the same utterances for `same`."""
     if name == SAME:
-        return list
-    copies = {utt.copy_of: utt for utt in corpus.utterances if utt.copy_of and utt.utt_id.endswith(f"_{name}")}
+        return lambda utterances: utterances
+    copies = {utt.copy_of: utt for utt in corpus if utt.copy_of and utt.utt_id.endswith(f"_{name}")}
 
     def other(utt: Utterance) -> Utterance:
         if name == CLEAN:
             path = utt.wav.parents[2] / CLEAN / utt.speaker / utt.wav.name
             if path.is_file():
-                return replace(utt, wav=path, sha256="")
+                return utt.replace(wav=path, sha256="")
             raise UserError(
                 f"teacher.input: there is no clean recording of {utt.utt_id}; the embedded corpus has them with "
                 "synthetic: {clean: true}"
@@ -35,6 +35,6 @@ def view_of(corpus: Corpus, name: str) -> View:
                 f"teacher.input: {utt.utt_id} has no recording by the microphone {name!r}; name one that the "
                 "corpus has of every utterance (uaspeech: {augment: [M6]}, torgo: {augment: true})"
             )
-        return replace(utt, wav=found.wav, offset_s=found.offset_s, sha256=found.sha256)
+        return utt.replace(wav=found.wav, offset_s=found.offset_s, sha256=found.sha256)
 
     return lambda utterances: [other(utt) for utt in utterances]

@@ -9,7 +9,7 @@ alarm that needs no transcripts watches how many different words are recognised 
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,8 +17,9 @@ import torch
 from kdlib.console import report
 from kdlib.corpus import audio, labels
 from kdlib.corpus.inputs import Batch
-from kdlib.corpus.manifest import Corpus, Utterance
+from kdlib.corpus.manifest import Corpus
 from kdlib.corpus.speakers import adaptation_speech
+from kdlib.corpus.utterances import Utterance
 from kdlib.decode import calibration
 from kdlib.decode.calibration import CalibratedLexicon, towards_prior, word_prior
 from kdlib.decode.greedy import greedy
@@ -124,7 +125,7 @@ def speech_of(corpus: Corpus, speaker: str, how: Adaptation, settings: SplitSett
     """A speaker's adaptation speech; transcripts are there only if they are targets."""
     own = adaptation_speech(corpus, speaker, settings, test=how.speech == "test")
     known = how.targets == "references"
-    return Speech(speaker, [utt if known else replace(utt, text="") for utt in own])
+    return Speech(speaker, [utt if known else utt.replace(text="") for utt in own])
 
 
 def recogniser(scores: Path, lexicon: Lexicon) -> StudentRecogniser:

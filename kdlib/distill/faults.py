@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.utterances import Utterance, Utterances
 from kdlib.decode.lexicon import Words
 from kdlib.errors import UserError
 from kdlib.io import resolve_path
@@ -87,13 +87,13 @@ def apply_faults(
     return TeacherEnsemble(stores, replace(ensemble.weighting, cut=cut), ensemble.excluded)
 
 
-def limit_words(faults: Faults, utterances: Sequence[Utterance], seed: int) -> list[Utterance]:
+def limit_words(faults: Faults, utterances: Utterances, seed: int) -> Utterances:
     """Restrict training speech to `faults.max_words` different words."""
     if not faults.max_words:
-        return list(utterances)
+        return utterances
     words = sorted({utt.text for utt in utterances if utt.text})
     kept = set(random.Random(seed).sample(words, min(faults.max_words, len(words))))
-    return [utt for utt in utterances if utt.text in kept]
+    return utterances.where(lambda utt: utt.text in kept)
 
 
 def text_decoder(faults: Faults, tokens: Tokens, lexicon: Words) -> Callable[[Iterable[int]], str] | None:

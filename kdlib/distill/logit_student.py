@@ -17,7 +17,7 @@ from torch import nn
 from kdlib.console import progress
 from kdlib.corpus import audio
 from kdlib.corpus.inputs import Batch
-from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.utterances import Utterance
 from kdlib.corpus.views import View
 from kdlib.decode.greedy import greedy
 from kdlib.evaluate.fold_scores import FoldScoring, score_fold

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from kdlib.corpus.inputs import Batch
-from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.utterances import Utterance
 from kdlib.distill.setup import StudentSetup
 from kdlib.models import hybrid
 from kdlib.objectives.objective import Objective

@@ -16,8 +16,8 @@ import torch
 
 from kdlib.corpus import audio
 from kdlib.corpus.inputs import Batch
-from kdlib.corpus.manifest import Utterance
 from kdlib.corpus.speakers import Splits
+from kdlib.corpus.utterances import Utterance
 from kdlib.corpus.views import View
 from kdlib.decode.greedy import greedy
 from kdlib.distill import checks

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 from kdlib.corpus import labels
 from kdlib.corpus.inputs import Batch
-from kdlib.corpus.manifest import Utterance
 from kdlib.corpus.speakers import Splits
+from kdlib.corpus.utterances import Utterance
 from kdlib.decode.beam import BeamSearch, BeamSettings
 from kdlib.decode.lexicon import Lexicon, Words
 from kdlib.distill.faults import limit_words
@@ -120,18 +120,16 @@ def select_data(
         parts = set_aside(splits.train, dev_share, seed)
         train, dev = parts.train, parts.dev
     train = limit_words(faults, train, seed)
-    labelled = [utt for utt in train if fits_frames(tokens.encode(utt.text), utt.duration_s, frame_s)]
+    labelled = train.where(lambda utt: fits_frames(tokens.encode(utt.text), utt.duration_s, frame_s))
     too_short = len(train) - len(labelled)
-    others = [utt for utt in splits.unlabelled if fits_frames([0], utt.duration_s, frame_s)]
-    train = labelled
-    if unlabelled:  # otherwise the loss has nothing for unlabelled speech
-        train, others = labelled + others, []
+    others = splits.unlabelled.where(lambda utt: fits_frames([0], utt.duration_s, frame_s))
+    train = labelled + others if unlabelled else labelled  # otherwise the loss has nothing for unlabelled speech
     if not train or not dev:
         raise UserError(
             f"student: {len(train)} training utterances and {len(dev)} dev utterances; check fold.dev, fold.train and "
             "blocks"
         )
-    return StudentData(train, dev, too_short, len(others))
+    return StudentData(train, dev, too_short, 0 if unlabelled else len(others))
 
 
 def initial_student(settings: Student, tokens: Tokens, start: Start, seed: int, faults: Faults) -> hybrid.Hybrid:

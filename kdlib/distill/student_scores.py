@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.utterances import Utterance
 from kdlib.evaluate import hypotheses
 from kdlib.evaluate.fold_scores import FoldScoring, score_fold
 from kdlib.evaluate.score import About

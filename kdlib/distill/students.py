@@ -20,7 +20,7 @@ import torch
 
 from kdlib.corpus import audio, labels
 from kdlib.corpus.inputs import Batch
-from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.utterances import Utterance
 from kdlib.decode.calibration import towards_prior, word_prior
 from kdlib.decode.greedy import greedy
 from kdlib.decode.lexicon import Lexicon

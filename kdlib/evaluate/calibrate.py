@@ -11,8 +11,8 @@ import torch
 
 from kdlib.console import progress, report
 from kdlib.corpus import audio
-from kdlib.corpus.manifest import Utterance
 from kdlib.corpus.speakers import Splits
+from kdlib.corpus.utterances import Utterance
 from kdlib.decode.calibration import CalibratedLexicon, Calibrator, choose_strength, places_of
 from kdlib.decode.calibration_fit import Collector, fit
 from kdlib.decode.decoders import CLOSED, DecoderSet

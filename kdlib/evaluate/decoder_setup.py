@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from kdlib.corpus import audio
-from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.utterances import Utterance
 from kdlib.decode import beam, calibration
 from kdlib.decode.attention import AttentionDecoding
 from kdlib.decode.beam import BeamSearch

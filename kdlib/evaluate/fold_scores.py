@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kdlib.corpus.manifest import Utterance
 from kdlib.corpus.speakers import Splits
+from kdlib.corpus.utterances import Utterance
 from kdlib.decode.decoders import CLOSED, TRANSDUCTIVE, DecoderSet
 from kdlib.evaluate.calibrate import Speech
 from kdlib.evaluate.decoder_setup import DecoderSetup

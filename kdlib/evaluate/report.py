@@ -7,7 +7,7 @@ sentences references.stm and hypotheses_<decoder>.ctm, and frame posteriors on r
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.utterances import Utterance
 from kdlib.evaluate import nist, score
 from kdlib.evaluate.hypotheses import Hypothesis
 from kdlib.evaluate.normalisers import NORMALISERS

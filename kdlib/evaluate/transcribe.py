@@ -13,7 +13,7 @@ import torch
 from kdlib.console import progress
 from kdlib.corpus import audio
 from kdlib.corpus.inputs import Batch
-from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.utterances import Utterance
 from kdlib.decode.calibration import CalibratedLexicon, towards_prior, word_prior
 from kdlib.decode.decoders import TRANSDUCTIVE, DecoderSet
 from kdlib.evaluate.hypotheses import Hypothesis

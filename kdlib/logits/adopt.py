@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from kdlib.console import report, warn
-from kdlib.corpus.manifest import Corpus, Utterance
+from kdlib.corpus.manifest import Corpus
+from kdlib.corpus.utterances import Utterance
 from kdlib.errors import UserError
 from kdlib.evaluate.rounding import percent
 from kdlib.io import resolve_path, write_json

@@ -21,7 +21,7 @@ import torch
 from kdlib.console import progress, report
 from kdlib.corpus import audio
 from kdlib.corpus.inputs import Batch
-from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.utterances import Utterance
 from kdlib.errors import UserError
 from kdlib.logits.store import Header, LogitStore, Writer
 from kdlib.models.decoder import teacher_forced

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 import torchaudio
 
-from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.utterances import Utterance
 from kdlib.logits.store import LogitStore
 from kdlib.tokens import BLANK, Tokens
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from kdlib.corpus.manifest import Corpus, Utterance
+from kdlib.corpus.manifest import Corpus
+from kdlib.corpus.utterances import Utterance
 from kdlib.evaluate.report import score_system
 from kdlib.evaluate.score import About
 from kdlib.evaluate.transcribe import Evaluation

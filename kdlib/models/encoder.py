@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from kdlib.corpus.inputs import Batch
-from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.utterances import Utterance
 from kdlib.errors import UserError
 from kdlib.models.augment import SpecAugment, mixed, stretch
 from kdlib.models.decoder import AttentionDecoder, Heads

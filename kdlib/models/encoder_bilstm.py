@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from kdlib.corpus import inputs as corpus_inputs
-from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.utterances import Utterance
 from kdlib.errors import UserError
 from kdlib.models.encoder import Encoded, Encoder
 from kdlib.models.masks import length_mask

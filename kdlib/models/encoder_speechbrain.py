@@ -13,7 +13,7 @@ from torch import nn
 
 from kdlib.corpus import inputs as corpus_inputs
 from kdlib.corpus.audio import RATE_HZ
-from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.utterances import Utterance
 from kdlib.errors import UserError
 from kdlib.models.decoder import AttentionDecoder, Heads
 from kdlib.models.encoder import Encoded, Encoder

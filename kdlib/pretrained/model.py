@@ -13,8 +13,9 @@ from pathlib import Path
 from kdlib.console import report
 from kdlib.corpus import audio
 from kdlib.corpus.inputs import Batch
-from kdlib.corpus.manifest import Corpus, Utterance
+from kdlib.corpus.manifest import Corpus
 from kdlib.corpus.speakers import Splits, in_blocks
+from kdlib.corpus.utterances import Utterance
 from kdlib.errors import UserError, nearest
 from kdlib.io import atomic_write, sha256, write_json
 from kdlib.models import Emissions

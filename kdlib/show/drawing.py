@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.textpath import TextPath
 
 from kdlib.corpus import audio, features
-from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.utterances import Utterance
 
 ROW_IN = 0.2  # height of a row whose name has one line
 ROW_NAMES = 0.42  # of a figure's width, at most, for the names of its rows

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 from rapidfuzz.distance import Levenshtein
 
-from kdlib.corpus.manifest import Corpus, Utterance
+from kdlib.corpus.manifest import Corpus
+from kdlib.corpus.utterances import Utterance
 from kdlib.decode.decoders import CLOSED
 from kdlib.errors import UserError, nearest
 from kdlib.evaluate import posteriors, predictions

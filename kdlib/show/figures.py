@@ -14,7 +14,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kdlib.corpus.manifest import LEVELS, Utterance
+from kdlib.corpus.manifest import LEVELS
+from kdlib.corpus.utterances import Utterance
 from kdlib.io import atomic_write
 from kdlib.show.drawing import Signal, fit_texts, outside_legend, row_names, short, speaker_ticks, tick_space
 

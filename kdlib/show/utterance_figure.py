@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kdlib.corpus import audio
-from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.utterances import Utterance
 from kdlib.errors import UserError
 from kdlib.evaluate.posteriors import Posteriors
 from kdlib.show.drawing import SILENT, TOP_HZ, Signal, short, text_width

@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 
 from kdlib.corpus.inputs import Batch
-from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.utterances import Utterance, Utterances
 from kdlib.errors import UserError
 from kdlib.logits.store import Header
 from kdlib.models import Emissions
@@ -100,17 +100,25 @@ class TeacherEnsemble:
 
     def coverage(self, utt_ids: Sequence[str]) -> Coverage:
         """Count the utterances that have a target."""
-        needed = {"strict": len(self.stores), "partial": min(self.weighting.min_teachers, len(self.stores)), "all": 1}
-        counts = {utt_id: sum(utt_id in store for store in self.stores.values()) for utt_id in utt_ids}
-        enough = needed[self.weighting.missing]
+        counts, enough = {utt_id: self._count(utt_id) for utt_id in utt_ids}, self._needed
         usable = [utt_id for utt_id, count in counts.items() if count >= enough]
         incomplete = sum(counts[utt_id] < len(self.stores) for utt_id in usable)
         return Coverage(usable, incomplete, {utt_id: count for utt_id, count in counts.items() if count < enough})
 
-    def covered(self, utterances: Sequence[Utterance]) -> list[Utterance]:
+    def covered(self, utterances: Sequence[Utterance]) -> Utterances:
         """The utterances that have a target."""
-        usable = set(self.coverage([utt.utt_id for utt in utterances]).usable)
-        return [utt for utt in utterances if utt.utt_id in usable]
+        needed = self._needed
+        return Utterances.of(utterances).where(lambda utt: self._count(utt.utt_id) >= needed)
+
+    @property
+    def _needed(self) -> int:
+        """How many teachers an utterance needs."""
+        few = min(self.weighting.min_teachers, len(self.stores))
+        return {"strict": len(self.stores), "partial": few, "all": 1}[self.weighting.missing]
+
+    def _count(self, utt_id: str) -> int:
+        """How many teachers have an utterance."""
+        return sum(utt_id in store for store in self.stores.values())
 
     @property
     def width(self) -> int:
@@ -119,10 +127,8 @@ class TeacherEnsemble:
 
     def rows(self, batch: Batch) -> list[int]:
         """The rows of a batch that have a target."""
-        new = [utt_id for utt_id in batch.utt_ids if utt_id not in self._usable]
-        if new:
-            usable = set(self.coverage(new).usable)
-            self._usable |= {utt_id: utt_id in usable for utt_id in new}
+        if any(utt_id not in self._usable for utt_id in batch.utt_ids):  # asked for several times in a step
+            self._usable = {utt_id: self._count(utt_id) >= self._needed for utt_id in batch.utt_ids}
         return [row for row, utt_id in enumerate(batch.utt_ids) if self._usable[utt_id]]
 
     def frames(self, batch: Batch) -> torch.Tensor:

@@ -18,7 +18,7 @@ import torch
 from kdlib.console import warn
 from kdlib.corpus import labels
 from kdlib.corpus.inputs import Batch
-from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.utterances import Utterance
 from kdlib.errors import UserError
 from kdlib.evaluate import hypotheses
 from kdlib.logits.extract import OUTPUTS, Purpose, read_outputs

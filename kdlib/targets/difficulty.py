@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from kdlib.corpus.inputs import Batch
-from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.utterances import Utterance
 from kdlib.logits.extract import OUTPUTS, read_outputs
 from kdlib.targets.aggregation import TeacherEnsemble
 from kdlib.tokens import Tokens

@@ -14,7 +14,7 @@ import torch
 
 from kdlib.corpus import audio
 from kdlib.corpus.inputs import Batch
-from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.utterances import Utterance
 from kdlib.decode.beam import BeamSearch
 from kdlib.decode.calibration import CalibratedLexicon, Calibrator
 from kdlib.decode.greedy import greedy

@@ -15,8 +15,9 @@ import pandas as pd
 import torch
 
 from kdlib.corpus import audio, features
-from kdlib.corpus.manifest import Corpus, Utterance
+from kdlib.corpus.manifest import Corpus
 from kdlib.corpus.speakers import in_blocks
+from kdlib.corpus.utterances import Utterance
 from kdlib.runtime import set_threads
 
 SAMPLE = 24  # recordings per speaker

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from kdlib.corpus.inputs import Batch
-from kdlib.corpus.manifest import Utterance
 from kdlib.corpus.speakers import Splits
+from kdlib.corpus.utterances import Utterance
 from kdlib.decode import calibration
 from kdlib.decode.decoders import CLOSED, DecoderSet
 from kdlib.errors import UserError

@@ -8,7 +8,7 @@ import torch
 
 from kdlib.corpus import audio
 from kdlib.corpus.inputs import Batch
-from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.utterances import Utterance
 from kdlib.decode.lexicon import Lexicon
 from kdlib.models import hybrid
 from kdlib.objectives.objective import Objective

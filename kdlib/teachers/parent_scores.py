@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from kdlib.console import warn
-from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.utterances import Utterance
 from kdlib.decode.lexicon import Words
 from kdlib.evaluate.decoder_setup import DecoderSetup
 from kdlib.evaluate.hypotheses import Hypothesis, read_hypotheses

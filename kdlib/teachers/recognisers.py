@@ -18,7 +18,8 @@ import torch
 
 from kdlib.console import progress
 from kdlib.corpus import audio, inputs
-from kdlib.corpus.manifest import CONTROL, LEVELS, Corpus, Utterance
+from kdlib.corpus.manifest import CONTROL, LEVELS, Corpus
+from kdlib.corpus.utterances import Utterance
 from kdlib.decode.calibration import best_temperature, posterior
 from kdlib.decode.trie import Trie
 from kdlib.errors import UserError

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from kdlib.corpus import audio, labels
 from kdlib.corpus.inputs import Batch
-from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.utterances import Utterance
 from kdlib.corpus.views import View
 from kdlib.errors import UserError
 from kdlib.settings.corpus import SplitSettings

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kdlib.corpus import audio
-from kdlib.corpus.manifest import Utterance
+from kdlib.corpus.utterances import Utterance, Utterances
 from kdlib.settings.student import Curriculum
 
 FRAME_S = 0.04  # of the outputs of encoders of audio
@@ -42,20 +42,20 @@ class BatchPlan:
 
 def easiest(
     utterances: Sequence[Utterance], difficulty: Mapping[str, float], curriculum: Curriculum, done: float
-) -> list[Utterance]:
+) -> Utterances:
     """The pool of a curriculum at a share of the training: the easiest utterances, in the order of the training."""
     share = min(1.0, curriculum.start + (1 - curriculum.start) * done / curriculum.until)
     ranked = sorted(utterances, key=lambda utt: (difficulty[utt.utt_id], utt.utt_id))
     kept = {utt.utt_id for utt in ranked[: math.ceil(share * len(ranked))]}
-    return [utt for utt in utterances if utt.utt_id in kept]
+    return Utterances.of(utterances).where(lambda utt: utt.utt_id in kept)
 
 
 @dataclass(frozen=True)
 class TrainingData:
     """The utterances that a model is trained on, and the dev utterances for early stopping."""
 
-    train: list[Utterance]
-    dev: list[Utterance]
+    train: Sequence[Utterance]
+    dev: Sequence[Utterance]
 
 
 def set_aside(utterances: Sequence[Utterance], share: float, seed: int) -> TrainingData:
@@ -67,8 +67,9 @@ def set_aside(utterances: Sequence[Utterance], share: float, seed: int) -> Train
     def is_dev(utt: Utterance) -> bool:
         return random.Random(f"{seed} {utt.spoken}").random() < share
 
-    dev = [utt for utt in utterances if is_dev(utt) and not utt.copy_of]
-    return TrainingData([utt for utt in utterances if not is_dev(utt)], dev)
+    speech = Utterances.of(utterances)
+    dev = speech.where(lambda utt: is_dev(utt) and not utt.copy_of)
+    return TrainingData(speech.where(lambda utt: not is_dev(utt)), dev)
 
 
 def fits_frames(ids: Sequence[int], duration_s: float, frame_s: float = FRAME_S) -> bool:

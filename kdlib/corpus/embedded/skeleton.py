@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kdlib.corpus.manifest import Corpus, Utterance
+from kdlib.corpus.manifest import Corpus
+from kdlib.corpus.utterances import Utterance
 from kdlib.settings.corpus import Skeleton
 
 BLOCKS = ("B1", "B2", "B3")
@@ -41,7 +42,7 @@ def generate(settings: Skeleton, folder: Path) -> Corpus:
                 np.save(path, values)
                 seconds = len(values) * STRIDE_MS / 1000
                 utterances.append(Utterance(utt_id, signer, path, seconds, " ".join(text), block=block))
-    return Corpus(tuple(utterances), "the embedded signers")
+    return Corpus(utterances, "the embedded signers")
 
 
 def sentence(settings: Skeleton, utt_id: str) -> list[str]:

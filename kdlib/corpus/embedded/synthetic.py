@@ -30,8 +30,9 @@ import numpy as np
 from kdlib.console import progress
 from kdlib.corpus.embedded import grammar
 from kdlib.corpus.importers.uaspeech import BLOCKS, KINDS, kind, word_list
-from kdlib.corpus.manifest import Corpus, Utterance
+from kdlib.corpus.manifest import Corpus
 from kdlib.corpus.speakers import published_speakers
+from kdlib.corpus.utterances import Utterance
 from kdlib.corpus.views import CLEAN
 from kdlib.errors import UserError, nearest
 from kdlib.io import atomic_write

@@ -9,7 +9,8 @@ Every row is an utterance, its block is its split; rows without features are cou
 
 from pathlib import Path
 
-from kdlib.corpus.manifest import Corpus, ImportResult, Utterance
+from kdlib.corpus.manifest import Corpus, ImportResult
+from kdlib.corpus.utterances import Utterance
 from kdlib.errors import UserError
 from kdlib.settings.corpus import Phoenix
 
@@ -44,7 +45,7 @@ def read(folder: Path, settings: Phoenix) -> ImportResult:
     note = ", ".join(f"{count:,} {split}" for split, count in counts.items())
     glosses = {word for utt in utterances for word in utt.text.split()}
     notes = [f"PHOENIX-2014, {settings.part}: {note} sentences, {len(signers)} signers, {len(glosses):,} glosses"]
-    return ImportResult(Corpus(tuple(utterances), f"PHOENIX-2014 in {folder}"), [], notes)
+    return ImportResult(Corpus(utterances, f"PHOENIX-2014 in {folder}"), [], notes)
 
 
 def _annotations(folder: Path, split: str, settings: Phoenix) -> Path:

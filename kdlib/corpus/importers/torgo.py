@@ -12,7 +12,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from kdlib.corpus.manifest import EMPTY_BYTES, Corpus, Excluded, ImportResult, Utterance, most_common, size
+from kdlib.corpus.manifest import EMPTY_BYTES, Corpus, Excluded, ImportResult, most_common, size
+from kdlib.corpus.utterances import Utterance
 from kdlib.errors import UserError
 from kdlib.settings.corpus import Torgo
 
@@ -59,7 +60,7 @@ def read(folder: Path, settings: Torgo) -> ImportResult:
         )
     notes = [f"{len(recoded)} prompts are not UTF-8, read as Windows-1252; first {recoded[0]}"] if recoded else []
     notes = [*notes, "TORGO; " + ", ".join(f"{times:,} recordings by {mic}" for mic, times in used.items())]
-    return ImportResult(Corpus(tuple(utterances), f"TORGO in {folder}"), problems, notes)
+    return ImportResult(Corpus(utterances, f"TORGO in {folder}"), problems, notes)
 
 
 def _sessions(folder: Path) -> Iterator[Path]:

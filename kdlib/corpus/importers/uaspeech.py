@@ -14,11 +14,11 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
-from kdlib.corpus.manifest import EMPTY_BYTES, Corpus, Excluded, ImportResult, Utterance, most_common, size
+from kdlib.corpus.manifest import EMPTY_BYTES, Corpus, Excluded, ImportResult, most_common, size
+from kdlib.corpus.utterances import Utterance
 from kdlib.errors import UserError
 from kdlib.settings.corpus import UASpeech
 from kdlib.tokens import normalise
@@ -88,10 +88,10 @@ def read(folder: Path, settings: UASpeech) -> ImportResult:
         if every:
             name = first.stem.rsplit("_", 1)[0]
             each = [path for _, path in sorted(by_mic.items())]
-            utterances += [replace(utt, utt_id=path.stem, wav=path, recording_of=name) for path in each]
+            utterances += [utt.replace(utt_id=path.stem, wav=path, recording_of=name) for path in each]
             continue
         copies = [path for mic, path in sorted(by_mic.items()) if path != first and _augments(mic, settings)]
-        utterances += [utt, *(replace(utt, utt_id=path.stem, wav=path, copy_of=first.stem) for path in copies)]
+        utterances += [utt, *(utt.replace(utt_id=path.stem, wav=path, copy_of=first.stem) for path in copies)]
         unused.update(mic for mic, path in by_mic.items() if path != first and not _augments(mic, settings))
     if unused:
         notes.append(
@@ -112,7 +112,7 @@ def read(folder: Path, settings: UASpeech) -> ImportResult:
     if not utterances:
         raise UserError(f"UA-Speech in {folder}: none of its recordings can be used{most_common(problems)}")
     notes += _incomplete(utterances)
-    return ImportResult(Corpus(tuple(utterances), f"UA-Speech in {folder}"), problems, notes)
+    return ImportResult(Corpus(utterances, f"UA-Speech in {folder}"), problems, notes)
 
 
 def _group_recordings(audio: Path) -> tuple[dict[tuple[str, str, str], dict[str, Path]], list[Excluded], list[str]]:
