@@ -113,7 +113,7 @@ def step(fold, device):
     setup = fold.student_setup(1)
     objective = setup.objective()
     objective.learner.eval().to(device)
-    speech = [*setup.data.train[:5], replace(setup.data.dev[0], text="")]  # one without transcript and teachers
+    speech = [*setup.data.train[:5], setup.data.dev[0].replace(text="")]  # one without transcript and teachers
     losses = objective(Batch.of(speech, setup.tokens).to(device))
     losses["loss"].backward()
     found = {name: float(loss) for name, loss in losses.items()}

@@ -1,7 +1,5 @@
 """Pseudo-labels: posteriors over words, and texts, without the use of references."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from corpora import utterances
@@ -141,8 +139,8 @@ def test_pooled_posteriors_are_the_mean_over_the_recordings_of_a_word(teachers):
     stores, vocab = teachers
     ensemble, lexicon = TeacherEnsemble(stores, Weighting(missing="all")), Lexicon(WORDS, vocab)
     alone = TeacherHypotheses(ensemble, lexicon, vocab).posterior(Batch([U1, U2]), 2.0)
-    one, other = replace(U1, text="ONE"), replace(U2, text="ONE")
+    one, other = U1.replace(text="ONE"), U2.replace(text="ONE")
     pooled = TeacherHypotheses(ensemble, lexicon, vocab, pooled=[one, other])
-    found = pooled.posterior(Batch([one, replace(U2, text="TWO"), replace(U2, text="")]), 2.0)
+    found = pooled.posterior(Batch([one, U2.replace(text="TWO"), U2.replace(text="")]), 2.0)
     assert torch.allclose(found[0], alone.mean(0), atol=1e-6)
     assert torch.allclose(found[1:], alone[1:].expand(2, -1), atol=1e-6)  # of words that are not pooled: its own
