@@ -7,8 +7,8 @@ two systems differ on a share of the utterances even where they are equally good
 earlier results (`spreads`), or assumed.
 """
 
-import functools
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +20,7 @@ from kdlib.evaluate.statistics import LEVEL, POWER
 from kdlib.evaluate.verdict import NO_DIFFERENCE
 
 STUDIES = 200  # simulated for each difference
+EARLY = (25, 50, 100)  # of these decide where three standard errors do not reach 80 %
 STEPS = 7  # of the bisection: to 0.4 points
 MOST = 0.5  # difference
 
@@ -144,17 +145,32 @@ def _drawn(differences: pd.DataFrame, words: np.ndarray | None) -> float:
 def power(plan: Plan, seed: int = 0, studies: int = STUDIES) -> Power:
     """The smallest differences that a plan shows with 80 % power."""
     least_p = 2.0 ** (1 - plan.folds)
-    found = functools.cache(lambda difference: shown(plan, difference, seed, studies))
-    these = _smallest(lambda difference: found(difference)[0])
-    new = _smallest(lambda difference: found(difference)[1]) if least_p < LEVEL else None
+    found: defaultdict[float, list[tuple[bool, bool]]] = defaultdict(list)  # verdicts of both kinds, by difference
+
+    def reaches(difference: float, kind: int) -> bool:
+        """Whether 80 % of the studies show a difference; where it is clear, after few of them."""
+        known = found[difference]
+        for count in (*(size for size in EARLY if size < studies), studies):
+            known += [_verdict(plan, difference, _rng(seed, number)) for number in range(len(known), count)]
+            share = float(np.mean([verdict[kind] for verdict in known[:count]]))
+            if abs(share - POWER) > 3 * np.sqrt(POWER * (1 - POWER) / count):
+                break
+        return share >= POWER
+
+    these = _smallest(lambda difference: reaches(difference, 0))
+    new = _smallest(lambda difference: reaches(difference, 1)) if least_p < LEVEL else None
     return Power(plan, these, new, least_p)
 
 
 def shown(plan: Plan, difference: float, seed: int = 0, studies: int = STUDIES) -> tuple[float, float]:
     """The share of simulated studies whose verdict shows a true difference: for these speakers, and for new ones."""
-    found = [_verdict(plan, difference, np.random.default_rng([seed, number])) for number in range(studies)]
+    found = [_verdict(plan, difference, _rng(seed, number)) for number in range(studies)]
     these, new = zip(*found, strict=True)
     return float(np.mean(these)), float(np.mean(new))
+
+
+def _rng(seed: int, number: int) -> np.random.Generator:
+    return np.random.default_rng([seed, number])
 
 
 def simulate(plan: Plan, difference: float, rng: np.random.Generator) -> dict[str, pd.DataFrame]:
@@ -192,14 +208,14 @@ def _verdict(plan: Plan, difference: float, rng: np.random.Generator) -> tuple[b
     return these, these and result.new_speakers != NO_DIFFERENCE and result.speakers_p * plan.pairs < LEVEL
 
 
-def _smallest(share) -> float | None:
+def _smallest(reaches: Callable[[float], bool]) -> float | None:
     """The smallest difference with 80 % power, by bisection."""
     low, high = 0.0, MOST
-    if share(high) < POWER:
+    if not reaches(high):
         return None
     for _ in range(STEPS):
         middle = (low + high) / 2
-        low, high = (low, middle) if share(middle) >= POWER else (middle, high)
+        low, high = (low, middle) if reaches(middle) else (middle, high)
     return high
 
 

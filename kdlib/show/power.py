@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from kdlib.console import progress
 from kdlib.evaluate import compare, power
 from kdlib.evaluate.power import Plan, Power
 from kdlib.evaluate.rounding import percent
@@ -65,9 +66,13 @@ def run(folds: Sequence[int], seeds: Sequence[int], plan: Plan, recipe: str = ""
     print(
         f"Spreads ({about}): two systems differ on {differing:.1f} % of the utterances; their difference has a "
         f"standard deviation of {speakers:.1f} points between speakers and {trainings:.1f} between trainings. "
-        f"{power.STUDIES} simulated studies for each difference."
+        f"Up to {power.STUDIES} simulated studies for each difference."
     )
-    found = [power.power(replace(plan, folds=a, seeds=b)) for a, b in itertools.product(folds, seeds)]
+    plans, found = [replace(plan, folds=a, seeds=b) for a, b in itertools.product(folds, seeds)], []
+    with progress(len(plans), "simulated studies", "plan") as bar:
+        for one in plans:
+            found.append(power.power(one))
+            bar.update(1)
     print(table(found).to_string(index=False))
     for one in found:
         print(one.text)
