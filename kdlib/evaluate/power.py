@@ -21,7 +21,7 @@ from kdlib.evaluate.verdict import NO_DIFFERENCE
 
 STUDIES = 200  # simulated for each difference
 EARLY = (25, 50, 100)  # of these decide where three standard errors do not reach 80 %
-STEPS = 7  # of the bisection: to 0.4 points
+STEPS = 9  # of the bisection: to 0.1 points
 MOST = 0.5  # difference
 
 
