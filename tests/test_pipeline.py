@@ -23,7 +23,8 @@ xxxxxxxxxxxxxxxxxxxxxxxxxxx  corpus/audio.py corpus/audio_checks.py corpus/embed
                              corpus/embedded/espeak.py corpus/embedded/grammar.py corpus/embedded/skeleton.py
                              corpus/embedded/synthetic.py corpus/feature_checks.py corpus/features.py
                              corpus/importers/phoenix.py corpus/importers/torgo.py corpus/importers/uaspeech.py
-                             corpus/labels.py corpus/manifest.py corpus/prepare.py corpus/speakers.py corpus/views.py
+                             corpus/labels.py corpus/manifest.py corpus/prepare.py corpus/speakers.py
+                             corpus/utterances.py corpus/views.py
                              data/speakers.csv data/uaspeech_words.json data/word_duration_ratios.csv
                              settings/corpus.py settings/encoder.py tokens.py
 .xx.xxxxxxxxxxxxxxxxxxxxxxx  runtime.py
