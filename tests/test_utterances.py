@@ -7,6 +7,7 @@ import pytest
 
 from kdlib.corpus import utterances
 from kdlib.corpus.utterances import Utterance, Utterances
+from kdlib.errors import UserError
 
 
 def made(count=3000):
@@ -67,3 +68,32 @@ def test_an_utterance_changes_its_fields():
     assert isinstance(Utterances.of([utt.replace(duration_s=np.float64(0.25))])[0].duration_s, float)
     with pytest.raises(TypeError, match="sound"):
         utt.replace(sound=1)
+
+
+def test_speakers_have_their_utterances(both):
+    plain, packed = both
+    spoken = packed.by_speaker()
+    assert list(spoken) == [f"S{number}" for number in range(7)]
+    assert spoken["S3"] == [utt for utt in plain if utt.speaker == "S3"]
+
+
+def test_repeated_ids_are_found_also_where_parts_are_joined(both):
+    _, packed = both
+    assert packed.repeated_ids() == packed.repeated_ids() == []
+    assert (packed + packed[5:7]).repeated_ids() == ["u5", "u6"]
+    assert Utterances.of([*packed, packed[3]]).repeated_ids() == ["u3"]
+
+
+def test_what_would_not_come_back_as_it_was_is_refused():
+    with pytest.raises(TypeError, match="fields must be str"):
+        Utterances.of([made(1)[0].replace(text=np.str_("EINS"))])
+
+
+def test_a_full_disk_is_one_sentence(monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(utterances, "IN_MEMORY", 1000)
+    monkeypatch.setattr(utterances.os, "write", full)
+    with pytest.raises(UserError, match=r"No space left on device.*TMPDIR"):
+        Utterances.of(made(100))

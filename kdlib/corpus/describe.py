@@ -2,6 +2,7 @@
 
 import statistics
 from collections import defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ def speaker_table(corpus: Corpus, labels: str = "published") -> pd.DataFrame:
 
     Columns without any value are omitted, except those that figures need.
     """
-    by_speaker = _by_speaker(corpus)
+    by_speaker = corpus.utterances.by_speaker()
     ratios, published = duration_ratios(corpus), published_durations()
     rows = []
     for name in corpus.by_intelligibility:
@@ -50,7 +51,7 @@ def duration_ratios(corpus: Corpus, count: int = 60) -> dict[str, float]:
     words = {utt.text for utt in corpus if not corpus.is_control(utt.speaker)}
     measured = {
         name: [(utt.text, spoken_s(utt)) for utt in _sample([u for u in utterances if u.text in words], count)]
-        for name, utterances in _by_speaker(corpus).items()
+        for name, utterances in corpus.utterances.by_speaker().items()
     }
     controls: dict[str, list[float]] = defaultdict(list)
     for name in filter(corpus.is_control, measured):
@@ -103,10 +104,8 @@ def example_speakers(people: pd.DataFrame) -> list[str]:
 
 def same_word(corpus: Corpus, names: list[str]) -> list[Utterance]:
     """Utterances of one word, of about seven letters, by all the named speakers."""
-    words = {
-        name: {utt.text: utt for utt in reversed(corpus.where(lambda utt, name=name: utt.speaker == name))}
-        for name in names
-    }
+    spoken = corpus.utterances.by_speaker()
+    words = {name: {utt.text: utt for utt in reversed(list(spoken[name]))} for name in names}
     common = sorted(set.intersection(*map(set, words.values())), key=lambda word: (abs(len(word) - 7), word))
     return [words[name][common[0]] for name in names] if common else []
 
@@ -117,12 +116,5 @@ def caption(corpus: Corpus, utt: Utterance) -> str:
     return f"{utt.speaker} ({level}): {utt.text}" if level else f"{utt.speaker}: {utt.text}"
 
 
-def _by_speaker(corpus: Corpus) -> dict[str, list[Utterance]]:
-    by_speaker: dict[str, list[Utterance]] = defaultdict(list)
-    for utt in corpus:
-        by_speaker[utt.speaker].append(utt)
-    return dict(sorted(by_speaker.items()))
-
-
-def _sample(utterances: list[Utterance], count: int) -> list[Utterance]:
+def _sample(utterances: Sequence[Utterance], count: int) -> Sequence[Utterance]:
     return utterances[:: max(1, len(utterances) // count)]

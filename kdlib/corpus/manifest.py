@@ -16,8 +16,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from kdlib.corpus.utterances import Utterance, Utterances
 from kdlib.errors import UserError, nearest
 from kdlib.io import atomic_write
@@ -71,7 +69,7 @@ class Corpus:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "utterances", Utterances.of(self.utterances))  # frozen
-        if twice := _repeated_ids(self.utterances):
+        if twice := self.utterances.repeated_ids():
             more = f" (and {len(twice) - 1} more ids)" if len(twice) > 1 else ""
             raise UserError(f"{self.source}: utterance id {twice[0]!r} occurs twice{more}; ids must be unique")
         if not self.utterances:
@@ -208,14 +206,6 @@ def read(path: Path, data_folder: Path | None = None) -> Corpus:
     if any(not utt.utt_id for utt in utterances):
         utterances = Utterances.of(_add_ids(utterances, Path(folder)))
     return Corpus(utterances, str(path))
-
-
-def _repeated_ids(utterances: Utterances) -> list[str]:
-    """The ids that occur more than once."""
-    hashes = np.fromiter((hash(utt.utt_id) for utt in utterances), np.int64, len(utterances))
-    if len(np.unique(hashes)) == len(hashes):
-        return []
-    return [utt_id for utt_id, times in Counter(utt.utt_id for utt in utterances).items() if times > 1]
 
 
 def check_names(corpus: Corpus) -> None:

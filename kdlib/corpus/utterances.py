@@ -10,15 +10,20 @@ from __future__ import annotations
 import marshal
 import os
 import tempfile
+import weakref
 from array import array
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from kdlib.errors import UserError
+
 IN_MEMORY = 4 * 2**20  # bytes of packed utterances up to which they need no file: some 20,000
 AT_ONCE = 1024  # rows that are read together
+FIELD_TYPES = frozenset({str, float, type(None)})
 
 
 class _Fields(NamedTuple):
@@ -84,18 +89,19 @@ class _Table:
 
     def __init__(self, utterances: Iterable[Utterance]) -> None:
         ends, durations, packed, written = array("q", [0]), array("d"), bytearray(), 0
-        self._file = None
+        self._file: int | None = None
+        self.unique = False  # whether its ids are known to differ
         for utt in utterances:
+            if not FIELD_TYPES.issuperset(map(type, utt)):  # of others marshal writes the bytes
+                raise TypeError(f"fields must be str, float or None: {utt}")
             packed += marshal.dumps(tuple(utt))
             ends.append(written + len(packed))
             durations.append(utt.duration_s)
             if len(packed) > IN_MEMORY:
-                self._file = self._file or tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the table
-                written += self._file.write(packed)
+                written += self._write(packed)
                 packed.clear()
-        if self._file:
-            self._file.write(packed)
-            self._file.flush()
+        if self._file is not None:
+            self._write(packed)
             packed.clear()
         self._packed, self._ends = bytes(packed), np.frombuffer(ends, np.int64)
         self.durations = np.frombuffer(durations, np.float64)
@@ -111,13 +117,33 @@ class _Table:
                 for begin, end in zip((begins - first).tolist(), (ends - first).tolist(), strict=True):
                     yield Utterance._make(marshal.loads(packed[begin:end]))
             else:  # far from each other
-                for begin, end in zip(begins.tolist(), ends.tolist(), strict=True):
-                    yield Utterance._make(marshal.loads(self._bytes(begin, end)))
+                yield from map(self.one, some.tolist())
+
+    def one(self, row: int) -> Utterance:
+        """The utterance of a row."""
+        return Utterance._make(marshal.loads(self._bytes(int(self._ends[row]), int(self._ends[row + 1]))))
 
     def _bytes(self, start: int, stop: int) -> bytes:
         if self._file is None:
             return self._packed[start:stop]
-        return os.pread(self._file.fileno(), stop - start, start)
+        return os.pread(self._file, stop - start, start)
+
+    def _write(self, packed: bytearray) -> int:
+        """Append to the file, which has no name and is gone with the table."""
+        try:
+            if self._file is None:
+                with tempfile.TemporaryFile() as file:
+                    self._file = os.dup(file.fileno())
+                weakref.finalize(self, os.close, self._file)
+            left = memoryview(packed)
+            while left:
+                left = left[os.write(self._file, left) :]
+        except OSError as error:
+            raise UserError(
+                f"{tempfile.gettempdir()}: the list of utterances cannot be written there ({error.strerror}); free "
+                "some space, or name another folder in the environment variable TMPDIR"
+            ) from None
+        return len(packed)
 
 
 class Utterances(Sequence[Utterance]):
@@ -147,6 +173,23 @@ class Utterances(Sequence[Utterance]):
         chosen = np.fromiter(map(bool, map(condition, self)), bool, len(self))
         return Utterances(self._table, self._rows[chosen])
 
+    def by_speaker(self) -> dict[str, Utterances]:
+        """The utterances of each speaker; speakers are sorted."""
+        rows: defaultdict[str, array] = defaultdict(lambda: array("i"))
+        for row, utt in zip(self._rows.tolist(), self, strict=True):
+            rows[utt.speaker].append(row)
+        return {name: Utterances(self._table, np.array(rows[name], np.int32)) for name in sorted(rows)}
+
+    def repeated_ids(self) -> list[str]:
+        """The ids that occur more than once."""
+        if self._table.unique and len(np.unique(self._rows)) == len(self):
+            return []
+        hashes = np.fromiter((hash(utt.utt_id) for utt in self), np.int64, len(self))
+        if len(np.unique(hashes)) == len(hashes):
+            self._table.unique |= len(self) == len(self._table.durations)
+            return []
+        return [utt_id for utt_id, times in Counter(utt.utt_id for utt in self).items() if times > 1]
+
     def __len__(self) -> int:
         return len(self._rows)
 
@@ -156,7 +199,7 @@ class Utterances(Sequence[Utterance]):
     def __getitem__(self, place):
         if isinstance(place, slice):
             return Utterances(self._table, self._rows[place])
-        return next(self._table.read(self._rows[[place]]))
+        return self._table.one(self._rows[place])
 
     def __add__(self, others: Iterable[Utterance]) -> Utterances:
         if isinstance(others, Utterances) and others._table is self._table:

@@ -172,8 +172,9 @@ class MixedPlan(BatchPlan):
         rest = self.batch_size - self.each
         while len(others) < len(mine):
             again = shuffle + 1_000_003 * (1 + len(others))
-            others += audio.batches(utterances, rest, seed=again) if rest else [[]] * len(mine)
-        return [[*own, *other] for own, other in zip(mine, others, strict=False)]
+            wanted = len(mine) - len(others)
+            others += audio.batches(utterances, rest, seed=again)[:wanted] if rest else [[]] * wanted
+        return [[*own, *other] for own, other in zip(mine, others, strict=True)]
 
 
 def _adapt(

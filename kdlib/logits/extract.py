@@ -10,7 +10,7 @@ bytes.
 import contextlib
 import csv
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -21,7 +21,7 @@ import torch
 from kdlib.console import progress, report
 from kdlib.corpus import audio
 from kdlib.corpus.inputs import Batch
-from kdlib.corpus.utterances import Utterance
+from kdlib.corpus.utterances import Utterance, Utterances
 from kdlib.errors import UserError
 from kdlib.logits.store import Header, LogitStore, Writer
 from kdlib.models.decoder import teacher_forced
@@ -64,7 +64,7 @@ def extract(
         writers = {name: stack.enter_context(Writer(partial / name, *headers[name])) for name in outputs}
         rows = stack.enter_context(OutputsFile(partial / OUTPUTS))
         bar = stack.enter_context(progress(len(utterances), f"{job.teacher} on {job.purpose} speech", "utt"))
-        for batch in (batch for part in _by_speaker(utterances) for batch in audio.batches(part, BATCH)):
+        for batch in _batches(utterances):
             sinks = {"rows": rows, **writers}
             if any(utt.utt_id not in sinks[name] for utt in batch for name in sinks if _has_output(utt, name)):
                 _extract_batch(model, batch, writers, rows, max_len)
@@ -86,7 +86,7 @@ def extract_layer(
         Writer(partial, header, None) as writer,
         progress(len(utterances), f"layer {layer} of {job.teacher}", "utt") as bar,
     ):
-        for batch in (batch for part in _by_speaker(utterances) for batch in audio.batches(part, BATCH)):
+        for batch in _batches(utterances):
             if any(utt.utt_id not in writer for utt in batch):
                 inputs = Batch(batch)
                 with torch.inference_mode():
@@ -154,9 +154,9 @@ def reference_losses(logits: torch.Tensor, lengths: torch.Tensor, ids: list[list
     return torch.where(sizes > 0, losses / sizes, torch.nan).tolist()
 
 
-def _by_speaker(utts: Sequence[Utterance]) -> list[list[Utterance]]:
-    """The utterances of each speaker, so that a killed run has complete speakers."""
-    return [[utt for utt in utts if utt.speaker == name] for name in sorted({utt.speaker for utt in utts})]
+def _batches(utterances: Sequence[Utterance]) -> Iterator[list[Utterance]]:
+    """Batches, speaker by speaker, so that a killed run has complete speakers."""
+    return (batch for own in Utterances.of(utterances).by_speaker().values() for batch in audio.batches(own, BATCH))
 
 
 def _header(teacher: TrainedModel, output: str, job: Extraction) -> tuple[Header, tuple[torch.Tensor, torch.Tensor]]:

@@ -15,7 +15,7 @@ from kdlib.corpus import audio
 from kdlib.corpus.inputs import Batch
 from kdlib.corpus.manifest import Corpus
 from kdlib.corpus.speakers import Splits, in_blocks
-from kdlib.corpus.utterances import Utterance
+from kdlib.corpus.utterances import Utterance, Utterances
 from kdlib.errors import UserError, nearest
 from kdlib.io import atomic_write, sha256, write_json
 from kdlib.models import Emissions
@@ -108,7 +108,8 @@ def train(
     model = build_model(tokenizer, settings)
     tokens = Tokens.for_nemo(tokenizer.read_bytes())
 
-    train = [utt for utt in data.train if fits_frames(tokens.encode(utt.text), utt.duration_s)]
+    speech = Utterances.of(data.train)
+    train = speech.where(lambda utt: fits_frames(tokens.encode(utt.text), utt.duration_s))
     if not train:
         raise UserError(f"{data.source}: every utterance has fewer frames of {FRAME_S * 1000:.0f} ms than tokens")
     if len(train) < len(data.train):

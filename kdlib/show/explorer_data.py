@@ -262,7 +262,11 @@ class ExplorerData:
         utt = self.utterance(utt_id)
         if utt is None or self.corpus is None:
             return {}
-        others = [row for row in self.corpus if row.text == utt.text and row.utt_id != utt_id and not row.copy_of]
+        others = [
+            row
+            for row in self._utterances.values()
+            if row.text == utt.text and row.utt_id != utt_id and not row.copy_of
+        ]
         sex, order = self.corpus.person(utt.speaker).sex, self._order
 
         def distance(row: Utterance) -> tuple:

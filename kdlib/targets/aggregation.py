@@ -24,6 +24,7 @@ from kdlib.models import Emissions
 MEANS = ("logprob_mean", "prob_mean")
 FUSED = "fusion"
 MISSING = ("strict", "partial", "all")
+REMEMBERED = 100_000  # utterances of which it is known whether they have a target
 MAX_DRIFT = 1  # frames by which two models of one stride may differ on one recording
 
 
@@ -127,8 +128,11 @@ class TeacherEnsemble:
 
     def rows(self, batch: Batch) -> list[int]:
         """The rows of a batch that have a target."""
-        if any(utt_id not in self._usable for utt_id in batch.utt_ids):  # asked for several times in a step
-            self._usable = {utt_id: self._count(utt_id) >= self._needed for utt_id in batch.utt_ids}
+        if len(self._usable) > REMEMBERED:
+            self._usable.clear()
+        for utt_id in batch.utt_ids:
+            if utt_id not in self._usable:
+                self._usable[utt_id] = self._count(utt_id) >= self._needed
         return [row for row, utt_id in enumerate(batch.utt_ids) if self._usable[utt_id]]
 
     def frames(self, batch: Batch) -> torch.Tensor:

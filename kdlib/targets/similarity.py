@@ -29,9 +29,9 @@ FILE = "speaker_features.csv"
 def build_features(partial: Path, corpus: Corpus, blocks: tuple[str, ...], seed: int) -> None:
     """Write one row per speaker: mean and deviation of every band."""
     set_threads()
-    rows = {}
+    rows, spoken = {}, corpus.utterances.by_speaker()
     for name in corpus.dysarthric:
-        train = corpus.where(lambda utt, name=name: utt.speaker == name and in_blocks(utt, blocks))
+        train = spoken[name].where(lambda utt: in_blocks(utt, blocks))
         sample = random.Random(f"{seed} {name}").sample(train, min(SAMPLE, len(train)))
         if sample:
             mels = np.concatenate([_bands(utt) for utt in sample], 1)

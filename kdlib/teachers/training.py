@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from kdlib.corpus import audio, labels
 from kdlib.corpus.inputs import Batch
-from kdlib.corpus.utterances import Utterance
+from kdlib.corpus.utterances import Utterance, Utterances
 from kdlib.corpus.views import View
 from kdlib.errors import UserError
 from kdlib.settings.corpus import SplitSettings
@@ -68,7 +68,8 @@ def train_teacher(partial: Path, start: InitialModel, data: TrainingData, how: T
     model, tokens = start.model, start.tokens
     encoder = model.encoder
     encoder.spec_augment = augment.SpecAugment.of(settings)
-    train = [utt for utt in how.view(data.train) if fits_frames(tokens.encode(utt.text), utt.duration_s, how.frame_s)]
+    speech = Utterances.of(how.view(data.train))
+    train = speech.where(lambda utt: fits_frames(tokens.encode(utt.text), utt.duration_s, how.frame_s))
     if not train:
         raise UserError(
             f"{how.what}: every utterance has fewer frames of {1000 * how.frame_s:.0f} ms than tokens; is it cut off?"
