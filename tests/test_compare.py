@@ -191,6 +191,12 @@ def test_equal_speakers_give_no_interval_for_new_speakers():
     assert result.new_speakers == "no difference shown"
 
 
+def test_two_speakers_who_differ_leave_no_impossible_interval():
+    a, b = system({"A": [1] * 4, "B": [0, 0, 1, 1]}), system({"A": [0] * 4, "B": [0, 0, 1, 1]})
+    (result,) = compare.compare({"a": a, "b": b}, against="b")
+    assert (result.new_low, result.new_high) == (-1.0, 1.0)
+
+
 def test_identical_systems_have_an_interval_wider_than_zero():
     """300 equal pairs rule out a share of 1.2 % and more: (1 - share) ** 300 = 2.5 %."""
     a = system({"A": [1] * 300})

@@ -187,7 +187,8 @@ class _Pair:
         if count < 2 or np.allclose(self.by_speaker, self.by_speaker[0]):  # the spread of speakers is unknown
             return float("nan"), float("nan")
         margin = student.ppf(1 - LEVEL / 2, count - 1) * self.by_speaker.std(ddof=1) / np.sqrt(count)
-        return float(self.difference - margin), float(self.difference + margin)
+        most = 1.0 if self.measure == "wra" else np.inf  # shares differ by no more
+        return float(max(self.difference - margin, -most)), float(min(self.difference + margin, most))
 
     def _by_seed(self) -> list[np.ndarray]:
         """Differences by utterance: seeds in pairs; where one system has more, each against the other's mean."""
