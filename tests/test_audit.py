@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from kdlib.corpus import manifest
+from kdlib.corpus.utterances import Utterance
 from kdlib.errors import UserError
 from kdlib.io import repository_root
 from kdlib.logits import audit, found
@@ -66,10 +67,7 @@ def study(tmp_path_factory, tokens):
 def test_the_original_layout_is_audited(study, tokens):
     folder, corpus = study
     known = manifest.Corpus(
-        tuple(
-            manifest.Utterance(row.ID, row.spk_id, folder, row.duration, row.wrd)
-            for row in pd.read_csv(corpus).itertuples()
-        )
+        Utterance(row.ID, row.spk_id, folder, row.duration, row.wrd) for row in pd.read_csv(corpus).itertuples()
     )
     result = audit.audit(folder, known, tokens)
     table = result.table.set_index("teacher")

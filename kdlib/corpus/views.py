@@ -14,10 +14,15 @@ SAME, CLEAN = "same", "clean"
 View = Callable[[Sequence[Utterance]], Sequence[Utterance]]
 
 
+def same(utterances: Sequence[Utterance]) -> Sequence[Utterance]:
+    """The utterances themselves."""
+    return utterances
+
+
 def view_of(corpus: Corpus, name: str) -> View:
     """What gives utterances their other recordings; the same utterances for `same`."""
     if name == SAME:
-        return lambda utterances: utterances
+        return same
     copies = {utt.copy_of: utt for utt in corpus if utt.copy_of and utt.utt_id.endswith(f"_{name}")}
 
     def other(utt: Utterance) -> Utterance:

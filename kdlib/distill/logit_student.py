@@ -18,7 +18,7 @@ from kdlib.console import progress
 from kdlib.corpus import audio
 from kdlib.corpus.inputs import Batch
 from kdlib.corpus.utterances import Utterance
-from kdlib.corpus.views import View
+from kdlib.corpus.views import View, same
 from kdlib.decode.greedy import greedy
 from kdlib.evaluate.fold_scores import FoldScoring, score_fold
 from kdlib.evaluate.score import About
@@ -44,7 +44,7 @@ class TeacherOutputs:
     training: TeacherEnsemble
     analysis: TeacherEnsemble | None = None
     models: Sequence[Hybrid] = ()
-    view: View = list  # the recordings that teachers get
+    view: View = same  # the recordings that teachers get
 
 
 class LogitStudent(nn.Module):

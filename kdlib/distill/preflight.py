@@ -18,7 +18,7 @@ from kdlib.corpus import audio
 from kdlib.corpus.inputs import Batch
 from kdlib.corpus.speakers import Splits
 from kdlib.corpus.utterances import Utterance
-from kdlib.corpus.views import View
+from kdlib.corpus.views import View, same
 from kdlib.decode.greedy import greedy
 from kdlib.distill import checks
 from kdlib.distill.checks import PASS, REFUSE, WARN, Check
@@ -66,7 +66,7 @@ class Teachers:
     on_dev: Callable[[], TeacherEnsemble] | None = None  # their outputs on dev speech, where there is any
     control_on_dev: float | None = None  # WRA, or 1 - WER, of the student without teachers
     measure: str = "wra"
-    view: View = list  # the recordings that teachers get
+    view: View = same  # the recordings that teachers get
 
 
 def require(results: Sequence[Check], allowed: Sequence[str], name: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from kdlib.corpus import audio, labels
 from kdlib.corpus.inputs import Batch
 from kdlib.corpus.utterances import Utterance, Utterances
-from kdlib.corpus.views import View
+from kdlib.corpus.views import View, same
 from kdlib.errors import UserError
 from kdlib.settings.corpus import SplitSettings
 from kdlib.settings.reference_loss import ReferenceLoss
@@ -48,7 +48,7 @@ class TeacherTraining:
     frame_s: float = FRAME_S  # of the encoder's outputs
     measure: str = "wra"  # that stops the training
     device: str = "auto"
-    view: View = list  # the recordings of utterances that teachers get
+    view: View = same  # the recordings of utterances that teachers get
 
 
 def train_teacher(partial: Path, start: InitialModel, data: TrainingData, how: TeacherTraining) -> None:
